@@ -1,0 +1,46 @@
+# Everything that can be done here; `make` alone lists it.
+VENV   ?= .venv
+PYTHON ?= python3
+RECIPE ?= smollm2-sentiment
+CONFIG ?=
+GPUS   ?=
+ARGS   ?=
+
+BIN   := $(VENV)/bin
+READY := $(VENV)/ready
+MODEL := models/SmolLM2-135M-Instruct/SHA256SUMS
+
+.DEFAULT_GOAL := help
+.PHONY: help list install train test lint embedded-data
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+list: $(READY) ## the recipes and the configs there are
+	@$(BIN)/python scripts/launch.py --list
+
+install: $(READY) ## set up .venv and the embedded model, and check the model's hashes
+	$(BIN)/python scripts/embedded_model.py
+
+train: $(READY) $(MODEL) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
+	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" -- $(ARGS)
+
+test: $(READY) $(MODEL) ## run the tests: ARGS="-k recipe" for some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+embedded-data: $(READY) $(MODEL) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
+	$(BIN)/python scripts/embedded_data.py $(ARGS)
+
+# Made anew when requirements.txt changes. VENV= names another environment, PYTHON= another Python.
+$(READY): requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: give it with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+$(MODEL): | $(READY)
+	$(BIN)/python scripts/embedded_model.py

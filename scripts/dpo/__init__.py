@@ -1,0 +1,1 @@
+"""What the entry scripts share: one idea per file."""

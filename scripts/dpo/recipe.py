@@ -1,0 +1,189 @@
+"""A recipe: one flat YAML file of TRL's own argument names, read strictly.
+
+Nothing heavy is imported at the top: the launcher reads recipes too, and answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+
+FOLDER = Path("recipes")
+
+
+@dataclass
+class RunArguments:
+    """This repository's own arguments: how a run is carried out, never what is learned."""
+
+    restart: bool = field(
+        default=False,
+        metadata={
+            "help": "Start over: an output folder that holds an earlier run is moved aside, never "
+            "deleted. Without it a run continues from its last whole checkpoint, and a finished "
+            "one is left alone."
+        },
+    )
+    reward_prompts: int = field(
+        default=128,
+        metadata={
+            "help": "Held-out prompts that the reference and the trained policy answer after "
+            "training, where the data names its true reward. Fewer is faster, and the interval "
+            "around the result wider."
+        },
+    )
+    reward_samples: int = field(
+        default=2, metadata={"help": "Answers that each of the two gives to each of them."}
+    )
+
+
+@dataclass
+class Recipe:
+    """A recipe and the flags given after it, parsed, checked and resolved.
+
+    `chosen` holds what the recipe and the flags state, by TRL's names; all else is a default.
+    """
+
+    name: str
+    path: Path
+    chosen: dict[str, Any]
+    script: ScriptArguments
+    training: DPOConfig
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+    run: RunArguments
+
+
+def names(folder: Path, suffix: str = ".yaml") -> list[str]:
+    """The names that may be given for RECIPE or CONFIG: the folder is the list."""
+    return sorted(path.stem for path in folder.glob(f"*{suffix}"))
+
+
+def choices(given: str, known: list[str]) -> str:
+    """The known names nearest to what was given, or all of a short list, for an error message."""
+    if len(known) <= 20:
+        return f"one of: {', '.join(known)}"
+    return f"did you mean: {', '.join(difflib.get_close_matches(given, known, 3, 0.4)) or 'none'}?"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing; this one refuses."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            if key in seen:
+                raise SystemExit(
+                    f"{self.name}: key {key!r} stands twice, in lines {seen[key]} and {line}: "
+                    "keep one"
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe's keys.
+
+    Raises:
+        SystemExit: the file is missing, is not YAML, is not a mapping, or repeats a key.
+    """
+    if not path.is_file():
+        raise SystemExit(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
+    with path.open(encoding="utf-8") as file:
+        loader = _StrictLoader(file)
+        try:
+            keys = loader.get_single_data()
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            raise SystemExit(f"{path}, line {line}: not YAML: {error.problem}") from error
+        finally:
+            loader.dispose()
+    if not isinstance(keys, dict):
+        raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
+    return keys
+
+
+def _as_flags(keys: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Split YAML keys into command-line flags and values that no flag can express.
+
+    Flags go through argparse's own type checks, so that `beta: high` in a file is refused just as
+    `--beta high` is.
+    """
+    flags: list[str] = []
+    rest: dict[str, Any] = {}
+    for key, value in keys.items():
+        if value is None or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
+            rest[key] = value
+        elif isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags, rest
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message: str):
+            raise SystemExit(f"{self.prog}: {message}")
+
+    return Parser(
+        (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments),
+        prog="train.py",
+        allow_abbrev=False,
+        description="Train a policy with DPO as a recipe says; flags after it win over it.",
+    )
+
+
+def parse(argv: list[str]) -> Recipe:
+    """Read `--config recipes/<name>.yaml`, then the flags after it.
+
+    Raises:
+        SystemExit: one line that names the file or flag, what is wrong with it and the choices.
+    """
+    parser = make_parser()
+    if "-h" in argv or "--help" in argv or "--config" not in argv[:-1]:
+        print("usage: train.py --config recipes/<name>.yaml [--<argument> <value> ...]\n")
+        parser.print_help()
+        raise SystemExit(0 if "-h" in argv or "--help" in argv else 2)
+    at = argv.index("--config")
+    path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
+
+    keys = read_yaml(path)
+    known = [action.dest for action in parser._actions if action.dest != "help"]
+    for key in keys:
+        if key not in known:
+            raise SystemExit(f"{path}: unknown key {key!r}: {choices(str(key), known)}")
+    defaults = {action.dest: action.default for action in parser._actions}
+    flags, rest = _as_flags(keys)
+    parser.set_defaults(**rest)
+    # Once alone, so that an error names the file; flags on the command line are checked below.
+    parser.prog = str(path)
+    parser.parse_known_args(flags)
+    parser.prog = "train.py"
+    namespace, unknown = parser.parse_known_args(flags + argv)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0]
+        raise SystemExit(f"unknown argument {unknown[0]!r}: {choices(name, known)}")
+    chosen = {
+        key: value
+        for key, value in vars(namespace).items()
+        if key in keys or value != defaults[key]
+    }
+    try:
+        parts = parser.parse_dict(vars(namespace))
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"{path}: {str(error).strip().splitlines()[0]}") from error
+    script, training, model, mixture, run = parts
+    return Recipe(path.stem, path, chosen, script, training, model, mixture, run)

@@ -1,0 +1,251 @@
+"""What a run ends with: report.json, a picture, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from dpo.output import REPORT, write_whole
+
+BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
+CHOSEN, REJECTED = "#1a7f37", "#cf222e"
+
+
+def curves(log_history: list[dict]) -> dict[str, list[dict]]:
+    """TRL's log, as one list of points for the training batches and one for the held-out pairs."""
+    names = {
+        "loss": "loss",
+        "margin": "rewards/margins",
+        "accuracy": "rewards/accuracies",
+        "chosen": "rewards/chosen",
+        "rejected": "rewards/rejected",
+    }
+    points = {"train": [], "held_out": []}
+    for entry in log_history:
+        prefix = "eval_" if "eval_loss" in entry else ""
+        if f"{prefix}loss" in entry and f"{prefix}rewards/margins" in entry:
+            points["held_out" if prefix else "train"].append(
+                {"step": entry["step"], **{k: entry[prefix + v] for k, v in names.items()}}
+            )
+    return points
+
+
+def draw(report: dict) -> Figure:
+    """The run in one picture: true reward if known, accuracy, loss, implicit rewards."""
+    train, held_out = report["curves"]["train"], report["curves"]["held_out"]
+    known = "true_reward" in report
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure, axes = plt.subplots(1, 3 + known, figsize=(3.4 * (3 + known), 3), layout="tight")
+    axes = list(axes)
+    if known:
+        draw_true_reward(axes.pop(0), report)
+
+    def line(axis, points: list[dict], key: str, **style) -> None:
+        axis.plot([p["step"] for p in points], [p[key] for p in points], **style)
+
+    accuracy, loss, rewards = axes
+    result = report["preference_accuracy"]
+    line(accuracy, train, "accuracy", color=NEUTRAL, label="training batches")
+    if result:
+        # The last point is the saved policy's, with its interval.
+        last = {"step": report["steps"], "accuracy": result["after"]}
+        start = {"step": 0, "accuracy": result["before"]}
+        inner = [point for point in held_out if point["step"] < report["steps"]]
+        line(accuracy, [start, *inner, last], "accuracy", color=AFTER, label="held-out pairs")
+        bar = [[result["after"] - result["low"]], [result["high"] - result["after"]]]
+        accuracy.errorbar(report["steps"], result["after"], bar, fmt="o", color=AFTER, capsize=3)
+        if result["ceiling"] is not None:
+            accuracy.axhline(result["ceiling"], color=INK, linestyle=":", label="label noise")
+    accuracy.set(title="Preference accuracy", xlabel="step", ylim=(0, 1.03))
+    accuracy.legend(frameon=False, loc="lower right")
+
+    line(loss, train, "loss", color=NEUTRAL, label="training batches")
+    line(loss, held_out, "loss", color=AFTER, marker="o", markersize=3, label="held-out pairs")
+    if report["loss_type"] == ["sigmoid"]:
+        loss.axhline(math.log(2), color=INK, linestyle=":", label="ln 2: the start")
+    loss.set(title="DPO loss", xlabel="step")
+    loss.legend(frameon=False)
+
+    line(rewards, train, "chosen", color=CHOSEN, label="chosen")
+    line(rewards, train, "rejected", color=REJECTED, label="rejected")
+    line(rewards, train, "margin", color=INK, linestyle="--", label="margin")
+    rewards.set(title="Implicit reward (training batches)", xlabel="step")
+    rewards.legend(frameon=False)
+    return figure
+
+
+def draw_true_reward(axis, report: dict) -> None:
+    answers, reward = report["answers"], report["true_reward"]
+    values = {name: np.ravel(answers[name]) for name in ("before", "after")}
+    axis.hist(
+        values.values(),
+        bins=10,
+        range=(-1, 1),
+        color=[BEFORE, AFTER],
+        label=[f"{name}: {reward[name]:+.2f}" for name in values],
+    )
+    for name, color in (("before", BEFORE), ("after", AFTER)):
+        axis.axvline(reward[name], color=color, linestyle="--", linewidth=1.5)
+    axis.set(title="True reward of held-out answers", xlabel=reward["name"], ylabel="answers")
+    axis.legend(frameon=False, loc="upper left")
+
+
+STYLE = """
+:root { color-scheme: light dark; --line: #d0d7de; --soft: #f6f8fa; --ink: #1f2328; --dim: #59636e;
+  --up: #1a7f37; --down: #cf222e; --page: #ffffff; }
+@media (prefers-color-scheme: dark) { :root { --line: #3d444d; --soft: #151b23; --ink: #f0f6fc;
+  --dim: #9198a1; --up: #3fb950; --down: #f85149; --page: #0d1117; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 68rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
+p.dim, td.dim, .tile small { color: var(--dim); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem;
+  margin: 1.5rem 0; }
+.tile { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
+.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.tile small { display: block; font-size: .82rem; }
+img { width: 100%; height: auto; background: white; border: 1px solid var(--line);
+  border-radius: .6rem; padding: .5rem; }
+.sample { border: 1px solid var(--line); border-radius: .6rem; margin: 0 0 .75rem;
+  overflow: hidden; }
+.sample h3 { margin: 0; padding: .5rem 1rem; font-size: .95rem; background: var(--soft); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
+.pair > div { padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.pair small { color: var(--dim); display: block; }
+.up { color: var(--up); } .down { color: var(--down); }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+td { border-top: 1px solid var(--line); padding: .3rem .5rem; vertical-align: top;
+  overflow-wrap: anywhere; }
+code { font-size: .9em; }
+"""
+
+
+def tile(name: str, value: str, note: str) -> str:
+    return (
+        f'<div class="tile"><small>{html.escape(name)}</small><b>{html.escape(value)}</b>'
+        f"<small>{html.escape(note)}</small></div>"
+    )
+
+
+def tiles(report: dict) -> list[tuple[str, str, str]]:
+    """The results as (name, value, what it is measured on); the page and the terminal show them."""
+    rows = []
+    if "true_reward" in report:
+        reward = report["true_reward"]
+        answers = reward["prompts"] * reward["answers_per_prompt"]
+        rows.append(
+            (
+                "True reward",
+                f"{reward['before']:+.2f} → {reward['after']:+.2f}",
+                f"difference {reward['difference']:+.3f}, 95% interval {reward['low']:+.3f} to "
+                f"{reward['high']:+.3f}; {answers} answers to {reward['prompts']} held-out prompts",
+            )
+        )
+    if accuracy := report["preference_accuracy"]:
+        ceiling = accuracy["ceiling"]
+        rows.append(
+            (
+                "Preference accuracy",
+                f"{accuracy['before']:.2f} → {accuracy['after']:.2f}",
+                f"95% interval {accuracy['low']:.2f} to {accuracy['high']:.2f}; "
+                + (f"label noise leaves {ceiling:.2f}; " if ceiling is not None else "")
+                + f"{accuracy['pairs']} held-out pairs",
+            )
+        )
+    if "true_reward" in report:
+        length = report["mean_tokens"]
+        rows += [
+            (
+                "KL from the reference",
+                f"{report['kl_nats_per_sequence']:.2f} nats",
+                "a sequence, on the policy's own answers",
+            ),
+            (
+                "Answer length",
+                f"{length['before']:.1f} → {length['after']:.1f}",
+                "tokens, mean, the end token counted",
+            ),
+        ]
+    seconds = report["seconds"]
+    rows.append(
+        (
+            "Time",
+            f"{(seconds['train'] + seconds['evaluate']) / 60:.1f} min",
+            f"training {seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s; "
+            f"peak memory {report['peak_memory_gb']:.1f} GB; {report['machine']}",
+        )
+    )
+    return rows
+
+
+def sample(row: dict) -> str:
+    def side(name: str, tone: str = "") -> str:
+        reward = row[f"reward_{name}"]
+        return (
+            f'<div><small>{name} <span class="{tone}">{reward:+.2f}</span></small>'
+            f"{html.escape(row[name])}</div>"
+        )
+
+    tone = "up" if row["reward_after"] > row["reward_before"] else "down"
+    return (
+        f'<div class="sample"><h3>{html.escape(row["prompt"])}</h3>'
+        f'<div class="pair">{side("before")}{side("after", tone)}</div></div>'
+    )
+
+
+def summary(report: dict) -> str:
+    data = report["data"]
+    return (
+        f"{report['model']} aligned by DPO on {data['name']} ({data['train']} pairs): "
+        f"{report['steps']} steps of {report['global_batch']} pairs, β = {report['beta']:g}. "
+        f"{report['finished']}"
+    )
+
+
+def page(report: dict, picture: bytes) -> str:
+    """The report as one HTML page that needs no network; whatever a model said is escaped."""
+    samples = "".join(map(sample, report.get("samples", [])))
+    facts = {**report["settings"], **report["versions"]}
+    rows = "".join(
+        f'<tr><td class="dim">{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>'
+        for key, value in facts.items()
+    )
+    results = "".join(tile(*row) for row in tiles(report))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(report["recipe"])}</title><style>{STYLE}</style></head><body>
+<h1>{html.escape(report["recipe"])}</h1>
+<p class="dim">{html.escape(summary(report))}</p>
+<div class="tiles">{results}</div>
+<img alt="True reward, preference accuracy, loss and implicit rewards of the run"
+ src="data:image/png;base64,{base64.b64encode(picture).decode()}">
+{f"<h2>The same prompts, before and after</h2>{samples}" if samples else ""}
+<h2>Settings and versions</h2><table>{rows}</table>
+</body></html>
+"""
+
+
+def write(report: dict, folder: Path) -> list[Path]:
+    """Write report.png, report.html and, last, report.json: it marks the run as finished."""
+    figure = draw(report)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    plt.close(figure)
+    write_whole(folder / "report.png", buffer.getvalue())
+    write_whole(folder / "report.html", page(report, buffer.getvalue()))
+    write_whole(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    return [folder / "report.html", folder / REPORT]

@@ -1,0 +1,73 @@
+"""The equations of the DPO paper (Rafailov et al. 2023, arXiv 2305.18290) as pure functions.
+
+Training computes them inside TRL; evaluation uses these. A test holds the two together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def completion_logps(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_mask: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Log-probability of each row's completion given its prompt, log π(y | x), in nats.
+
+    Args:
+        model: a causal language model.
+        input_ids: prompt followed by completion, padded right, shape (rows, length).
+        attention_mask: 1 on real tokens, same shape.
+        completion_mask: 1 on completion tokens, same shape.
+        temperature: of the distribution softmax(logits / temperature); 1 is the model's own.
+
+    Returns:
+        Shape (rows,), float32 whatever the model's dtype: the sum over the completion's tokens.
+    """
+    # The head is by far the widest layer: it runs from the first completion token of any row on.
+    first = max(int(completion_mask.argmax(dim=1).min()), 1)
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        use_cache=False,
+        logits_to_keep=input_ids.shape[1] - first + 1,
+    ).logits[:, :-1]
+    logps = (logits.float() / temperature).log_softmax(-1)
+    per_token = logps.gather(-1, input_ids[:, first:, None]).squeeze(-1)
+    return (per_token * completion_mask[:, first:]).sum(dim=1)
+
+
+def implicit_reward(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
+    """r̂(x, y) = β (log π(y | x) - log π_ref(y | x)), shape as given.
+
+    The reward that a policy implies, up to a constant of the prompt (equation 5, where β log Z(x)
+    is that constant).
+    """
+    return beta * (policy_logps - reference_logps)
+
+
+def bradley_terry(reward_a: Tensor, reward_b: Tensor | float) -> Tensor:
+    """Probability that a is preferred to b: σ(r_a - r_b) (equation 1)."""
+    return torch.sigmoid(reward_a - reward_b)
+
+
+def dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """Mean over pairs of -log σ(r̂(x, y_w) - r̂(x, y_l)) in nats (equation 7).
+
+    All four have shape (pairs,); returns a scalar.
+    """
+    chosen = implicit_reward(policy_chosen_logps, reference_chosen_logps, beta)
+    rejected = implicit_reward(policy_rejected_logps, reference_rejected_logps, beta)
+    return -F.logsigmoid(chosen - rejected).mean()

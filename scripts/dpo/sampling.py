@@ -1,0 +1,95 @@
+"""Completions sampled from a chat model, the same way for every model that is compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils.logging import tqdm
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+Messages = list[dict[str, str]]
+
+
+@dataclass
+class Completion:
+    """One sampled answer.
+
+    `token_ids` ends with the end token when `finished`; a completion that hit `max_new_tokens`
+    has none. `text` is without special tokens and surrounding blanks.
+    """
+
+    text: str
+    token_ids: list[int]
+    finished: bool
+
+
+_VADER = SentimentIntensityAnalyzer()
+
+
+def vader_score(text: str) -> float:
+    """Sentiment of a text, from -1 to 1: the compound score of VADER (Hutto and Gilbert 2014)."""
+    return _VADER.polarity_scores(text)["compound"]
+
+
+def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages) -> list[int]:
+    """The prompt as the model sees it, up to where the assistant begins to speak."""
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+
+
+@torch.no_grad()
+def sample_completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Messages],
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = 240,
+    desc: str = "Sampling",
+) -> list[list[Completion]]:
+    """`samples` completions for each of `prompts`, drawn from the model's whole distribution.
+
+    No top-k or top-p: what is drawn is softmax(logits / temperature) itself, so that its
+    log-probability, and with it the KL divergence, can be computed exactly.
+
+    Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
+    and two models get the same random numbers. The larger `batch_size`, the faster, and the more
+    memory: about 20 MB a row for a 135M model and 90 tokens.
+    """
+    rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
+    end = tokenizer.eos_token_id
+    completions: list[Completion] = []
+    was_training = model.training
+    model.eval()
+    with tqdm(total=len(rows), desc=desc, unit="answer") as progress:
+        for start in range(0, len(rows), batch_size):
+            set_seed(seed + start)
+            batch = tokenizer.pad(
+                {"input_ids": rows[start : start + batch_size]},
+                padding_side="left",
+                return_tensors="pt",
+            ).to(model.device)
+            output = model.generate(
+                **batch,
+                do_sample=True,
+                temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=end,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            for new_ids in output[:, batch["input_ids"].shape[1] :].tolist():
+                finished = end in new_ids
+                ids = new_ids[: new_ids.index(end) + 1] if finished else new_ids
+                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+                completions.append(Completion(text, ids, finished))
+                progress.update()
+    model.train(was_training)
+    return [completions[i : i + samples] for i in range(0, len(completions), samples)]

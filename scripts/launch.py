@@ -1,0 +1,118 @@
+"""Launch a recipe on what the machine has: `make train` runs this.
+
+    python scripts/launch.py --recipe smollm2-sentiment
+    python scripts/launch.py --recipe qwen-ultrafeedback --config zero2 --gpus 8 -- --beta 0.05
+    python scripts/launch.py --list
+
+Prints the `accelerate launch` command and runs it. Checks first what can be checked without
+loading anything: the names, the number of GPUs, and whether the run has ended already.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from dpo.recipe import FOLDER as RECIPES
+from dpo.recipe import choices, names, read_yaml
+
+CONFIGS = Path("accelerate_configs")
+ONE_PROCESS = ("cpu", "single_gpu")
+
+
+def gpus_here() -> int:
+    import torch  # late: a finished run or a wrong name is answered without it
+
+    return torch.cuda.device_count()
+
+
+def choose(config: str, gpus: str) -> tuple[str, int, bool]:
+    """Config, number of processes, and whether they run on the CPU.
+
+    Raises:
+        SystemExit: the machine cannot run what is asked for.
+    """
+    if gpus and not (gpus.isdigit() and int(gpus) > 0):
+        raise SystemExit(f"GPUS={gpus} is not a number of processes: give 1 or more")
+    here = gpus_here()
+    asked = int(gpus) if gpus else max(here, 1)
+    if not config:
+        config = "cpu" if not here else "single_gpu" if asked == 1 else "zero2"
+    if config in ONE_PROCESS and asked > 1 and gpus:
+        raise SystemExit(f"CONFIG={config} runs one process: for GPUS={gpus} choose zero2 or zero3")
+    if here and asked > here and config != "cpu":
+        raise SystemExit(f"GPUS={gpus}, but this machine has {here}")
+    if not here and config in ("single_gpu", "ddp"):
+        raise SystemExit(
+            f"CONFIG={config} needs a GPU and none is here: choose cpu, or zero2 or zero3, which "
+            "run several CPU processes"
+        )
+    return config, 1 if config in ONE_PROCESS else asked, not here or config == "cpu"
+
+
+def tell_if_finished(recipe: str, arguments: list[str]) -> None:
+    """Leave at once if the run went to its end and nothing asks for another."""
+    keys = read_yaml(RECIPES / f"{recipe}.yaml")
+    folder = Path(keys["output_dir"])
+    settings = folder / "recipe.yaml"
+    # With flags it takes the whole parser to know whether they ask for the same run: train.py does.
+    if arguments or not (folder / "report.json").is_file() or not settings.is_file():
+        return
+    if yaml.safe_load(settings.read_text(encoding="utf-8")) == {"recipe": recipe, **keys}:
+        print(
+            f"{recipe} is trained and evaluated: open {folder}/report.html\n"
+            'To train again: make train ARGS="--restart", which moves this run aside'
+        )
+        raise SystemExit(0)
+
+
+def title(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def show_choices() -> None:
+    for heading, folder in (("RECIPE", RECIPES), ("CONFIG", CONFIGS)):
+        print(heading)
+        for path in sorted(folder.glob("*.yaml")):
+            print(f"  {path.stem:<22} {title(path)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true", help="show the recipes and configs, and end")
+    parser.add_argument("--recipe", default="smollm2-sentiment", help="a file in recipes/")
+    parser.add_argument("--config", default="", help="a file in accelerate_configs/")
+    parser.add_argument("--gpus", default="", help="number of processes (default: all GPUs here)")
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
+    args = parser.parse_args()
+    if args.list:
+        return show_choices()
+    for what, given, folder in (
+        ("RECIPE", args.recipe, RECIPES),
+        ("CONFIG", args.config, CONFIGS),
+    ):
+        if given and given not in names(folder):
+            raise SystemExit(f"no {what} {given!r}: {choices(given, names(folder))}")
+    tell_if_finished(args.recipe, args.arguments)
+    config, processes, on_cpu = choose(args.config, args.gpus)
+
+    command = ["accelerate", "launch", "--config_file", f"{CONFIGS}/{config}.yaml"]
+    command += ["--num_processes", str(processes), "--num_machines", "1", "--quiet"]
+    if processes > 1:
+        command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
+    command += ["scripts/train.py", "--config", f"{RECIPES}/{args.recipe}.yaml", *args.arguments]
+    print(shlex.join(command), flush=True)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if on_cpu:
+        environment["ACCELERATE_USE_CPU"] = "true"
+    raise SystemExit(subprocess.run(command, env=environment).returncode)
+
+
+if __name__ == "__main__":
+    main()

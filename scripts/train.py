@@ -1,0 +1,172 @@
+"""Train a policy with DPO as a recipe says. One straight line:
+
+    recipe → data → policy + reference → DPOTrainer → evaluation → report
+
+    make train                                   # the embedded default, on any machine
+    make train RECIPE=qwen-ultrafeedback CONFIG=zero2 GPUS=8 ARGS="--beta 0.05"
+
+which launches, with the accelerate config of the machine,
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml scripts/train.py \\
+        --config recipes/smollm2-sentiment.yaml
+
+Flags after the recipe win over it. `--help` lists them all: TRL's, and at the end our own.
+"""
+
+import datetime
+import gc
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl import DPOTrainer
+
+from dpo import evaluation, output, report, tracking
+from dpo.preferences import check_model, load_preferences
+from dpo.recipe import Recipe, parse
+from dpo.trainer import hold_global_batch, make_trainer
+
+PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
+
+
+def device_name() -> str:
+    state = PartialState()
+    if state.device.type == "cuda":
+        return f"{state.num_processes} × {torch.cuda.get_device_name()}"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}), {state.num_processes} × {threads} threads"
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process held: of the GPU if it has one, else of the machine."""
+    if torch.cuda.is_available() and PartialState().device.type == "cuda":
+        return torch.cuda.max_memory_reserved() / 1e9
+    kilobyte = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte / 1e9
+
+
+def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
+    """Say what the run is about to do."""
+    args, model = recipe.training, trainer.accelerator.unwrap_model(trainer.model)
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    steps = args.max_steps if args.max_steps > 0 else None
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    pairs = len(trainer.train_dataset)
+    if steps is None:
+        steps = int(-(-pairs // batch) * args.num_train_epochs)
+    kind = f"LoRA r={recipe.model.lora_r}" if recipe.model.use_peft else "full fine-tuning"
+    held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
+    lines = {
+        "recipe": f"{recipe.name} ({recipe.path})",
+        "model": f"{recipe.model.model_name_or_path}, {parameters / 1e6:.1f}M parameters, "
+        f"{recipe.model.dtype}, {kind}",
+        "data": f"{pairs} pairs to train on, {held_out} held out",
+        "batch": f"{args.per_device_train_batch_size} pairs a device × "
+        f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes "
+        f"= {batch} pairs",
+        "steps": f"{steps} = {steps * batch / pairs:.2f} epochs; β {args.beta:g}, "
+        f"learning rate {args.learning_rate:g}",
+        "device": device_name(),
+        "output": args.output_dir,
+        "W&B": tracked or "off",
+    }
+    trainer.accelerator.print("\n" + "\n".join(f"{k:>8}  {v}" for k, v in lines.items()) + "\n")
+
+
+def train(recipe: Recipe, folder: Path, data: tuple[Dataset, Dataset | None], tracked: str | None):
+    """Train, or continue, or find that training had ended; save the policy.
+
+    Returns the tokenised held-out pairs (None without evaluation), the trainer's state, which
+    holds all that was logged, and the seconds that training took.
+    """
+    trainer = make_trainer(recipe, *data)
+    describe(recipe, trainer, tracked)
+    done = folder / "trainer_state.json"
+    started = time.monotonic()
+    if done.exists():
+        trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
+        trainer.state = TrainerState.load_from_json(str(done))
+    else:
+        checkpoint = recipe.training.resume_from_checkpoint or output.last_whole_checkpoint(folder)
+        if checkpoint:
+            trainer.accelerator.print(f"Continuing from {checkpoint}")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            for weights in folder.glob("*.safetensors"):
+                output.follow_umask(weights)
+            output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+    seconds = time.monotonic() - started
+    trainer.accelerator.end_training()  # no process waits for another from here on
+    return trainer.eval_dataset, trainer.state, seconds
+
+
+def show(results: dict, written: list[Path], folder: Path) -> None:
+    table = Table(title=results["recipe"], title_justify="left", show_header=False)
+    for row in report.tiles(results):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"Policy: {folder}\nReport: {' '.join(map(str, written))}", highlight=False)
+
+
+def main() -> None:
+    recipe = parse(sys.argv[1:])
+    check_model(recipe)
+    data = load_preferences(recipe)
+    batch = hold_global_batch(recipe)
+    state = PartialState()
+    folder = Path(recipe.training.output_dir)
+    if state.is_main_process:
+        output.claim(recipe)
+    state.wait_for_everyone()
+    if output.finished(folder):
+        print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
+        return
+    tracked = tracking.configure(recipe, folder)
+
+    held_out, trainer_state, seconds = train(recipe, folder, data, tracked)
+    if not state.is_main_process:
+        return
+    gc.collect()  # policy, reference and optimizer of the training are no longer needed
+    unset_hf_deepspeed_config()  # or ZeRO-3 would shard the models that are loaded next
+    started = time.monotonic()
+    results = {
+        "recipe": recipe.name,
+        "model": recipe.model.model_name_or_path,
+        "data": {"name": recipe.script.dataset_name, "train": len(data[0])},
+        "global_batch": batch,
+        "steps": trainer_state.global_step,
+        "beta": recipe.training.beta,
+        "loss_type": recipe.training.loss_type,
+        "preference_accuracy": None,
+        "curves": report.curves(trainer_state.log_history),
+        "settings": output.settings(recipe),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": device_name(),
+        "finished": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+    }
+    if held_out is not None:
+        results |= evaluation.evaluate(recipe, str(folder), held_out, str(state.device))
+    results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
+    results["peak_memory_gb"] = peak_memory_gb()
+    written = report.write(results, folder)
+    keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
+    tracking.finish({key: results[key] for key in keys if key in results})
+    show(results, written, folder)
+
+
+if __name__ == "__main__":
+    main()

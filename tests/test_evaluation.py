@@ -1,0 +1,136 @@
+"""Sampling and evaluation: exact where there is a closed form, honest where there is none."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dpo.evaluation import accuracy, bootstrap, compare, pair_rows, score
+from dpo.sampling import Completion, prompt_token_ids, sample_completions
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the long walk home?")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+def sample(model, tokenizer, prompts=PROMPTS, **changes):
+    settings = {"samples": 3, "temperature": 0.7, "max_new_tokens": 8, "seed": 1} | changes
+    return sample_completions(model, tokenizer, prompts, **settings)
+
+
+def test_samples_are_the_seeds(model, tokenizer):
+    first = sample(model, tokenizer)
+    assert [len(row) for row in first] == [3, 3]
+    assert first == sample(model, tokenizer)
+    assert first != sample(model, tokenizer, seed=2)
+    # A batch does not depend on those before it.
+    ahead = sample(model, tokenizer, prompts=[*PROMPTS, *PROMPTS], batch_size=6)
+    assert ahead[:2] == first
+    assert len({answer.text for row in first for answer in row}) > 1
+
+
+def test_samples_follow_the_models_distribution(model, tokenizer):
+    """First tokens of 4,000 samples against softmax(logits / temperature), the likeliest twenty."""
+    count, temperature = 4000, 0.5
+    prompt = PROMPTS[1]
+    (answers,) = sample(
+        *(model, tokenizer, [prompt]),
+        samples=count,
+        temperature=temperature,
+        max_new_tokens=1,
+        batch_size=count,
+    )
+    with torch.no_grad():
+        ids = torch.tensor([prompt_token_ids(tokenizer, prompt)])
+        expected = (model(ids).logits[0, -1] / temperature).softmax(-1)
+    drawn = torch.bincount(
+        torch.tensor([answer.token_ids[0] for answer in answers]), minlength=len(expected)
+    )
+    top = expected.topk(20).indices
+    deviation = (expected[top] * (1 - expected[top]) / count).sqrt()
+    assert ((drawn[top] / count - expected[top]).abs() < 4 * deviation).all()
+
+
+def test_an_answer_is_finished_when_it_has_its_end_token(model, tokenizer):
+    for row in sample(model, tokenizer, samples=40, max_new_tokens=3, temperature=4.0):
+        for answer in row:
+            assert answer.finished == (answer.token_ids[-1] == tokenizer.eos_token_id)
+            assert answer.finished or len(answer.token_ids) == 3
+            assert tokenizer.eos_token not in answer.text
+
+
+def test_scoring_does_not_depend_on_the_batch(model, tokenizer):
+    """Rows of all lengths, scored together and alone; padding and order change nothing."""
+    rows = [([5] * n, list(range(60, 60 + 2 * m))) for n in (3, 9) for m in range(1, 13)]
+    together = score(model, rows, tokenizer.pad_token_id, 1.0)
+    alone = [score(model, [row], tokenizer.pad_token_id, 1.0)[0] for row in rows]
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_kl_by_sampling_agrees_with_kl_by_sum(model, tokenizer, tiny_model):
+    """KL of one next-token distribution from another, both ways; 4,000 samples."""
+    other = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in other.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        prompt_ids = prompt_token_ids(tokenizer, PROMPTS[0])
+        p, q = (
+            (m(torch.tensor([prompt_ids])).logits[0, -1] / 0.7).log_softmax(-1)
+            for m in (other, model)
+        )
+    exact = (p.exp() * (p - q)).sum().item()
+    (answers,) = sample(
+        other, tokenizer, [PROMPTS[0]], samples=4000, max_new_tokens=1, batch_size=4000
+    )
+    rows = [(prompt_ids, answer.token_ids) for answer in answers]
+    ratios = score(other, rows, 2, 0.7) - score(model, rows, 2, 0.7)
+    assert exact > 0.05
+    assert abs(ratios.mean() - exact) < 4 * ratios.std() / math.sqrt(len(ratios))
+
+
+def test_the_interval_holds_the_mean_as_often_as_it_says():
+    """95% intervals of 400 samples of a known distribution: 91 to 99% of them hold its mean."""
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(400):
+        interval = bootstrap(rng.exponential(size=120), resamples=1000)
+        held += interval.low <= 1.0 <= interval.high
+    assert 0.91 < held / 400 < 0.99
+
+
+def test_a_tie_is_half_right():
+    assert accuracy(np.array([0.1, 0.0, -0.1])).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_pairs_are_cut_as_in_training():
+    held_out = {
+        "prompt_ids": [[1, 2, 3]],
+        "chosen_ids": [[4, 5, 6, 7]],
+        "rejected_ids": [[8]],
+    }
+    assert pair_rows(held_out, 5) == [([1, 2, 3], [4, 5]), ([1, 2, 3], [8])]
+    assert pair_rows(held_out, None)[0] == ([1, 2, 3], [4, 5, 6, 7])
+
+
+def test_true_reward_and_length_of_known_answers():
+    def answers(text: str, tokens: int):
+        return [[Completion(text, [7] * tokens, True)] * 2 for _ in PROMPTS]
+
+    result = compare(PROMPTS, answers("It was terrible.", 4), answers("I love it, great!", 6))
+    assert result["true_reward"]["before"] < -0.4 and result["true_reward"]["after"] > 0.8
+    assert result["true_reward"]["difference"] == pytest.approx(
+        result["true_reward"]["after"] - result["true_reward"]["before"]
+    )
+    assert result["mean_tokens"] == {"before": 4.0, "after": 6.0}
+    assert result["samples"][0]["prompt"] == "Hi"

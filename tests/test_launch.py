@@ -1,0 +1,92 @@
+"""What `make train` launches on which machine, and what it refuses."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT, launch, run
+
+import launch as launcher
+
+CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("gpus_here", "config", "gpus", "chosen"),
+    [
+        (0, "", "", ("cpu", 1, True)),
+        (1, "", "", ("single_gpu", 1, False)),
+        (8, "", "", ("zero2", 8, False)),
+        (8, "", "1", ("single_gpu", 1, False)),
+        (8, "zero3", "4", ("zero3", 4, False)),
+        (8, "single_gpu", "", ("single_gpu", 1, False)),
+        (8, "cpu", "", ("cpu", 1, True)),
+        (0, "zero3", "2", ("zero3", 2, True)),
+    ],
+)
+def test_the_config_is_what_the_machine_has(monkeypatch, gpus_here, config, gpus, chosen):
+    monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
+    assert launcher.choose(config, gpus) == chosen
+
+
+@pytest.mark.parametrize(
+    ("gpus_here", "config", "gpus", "words"),
+    [
+        (0, "", "many", "GPUS=many is not a number"),
+        (0, "", "0", "GPUS=0 is not a number"),
+        (0, "cpu", "2", "CONFIG=cpu runs one process"),
+        (0, "ddp", "2", "CONFIG=ddp needs a GPU and none is here"),
+        (0, "single_gpu", "", "CONFIG=single_gpu needs a GPU"),
+        (2, "zero2", "8", "GPUS=8, but this machine has 2"),
+    ],
+)
+def test_what_the_machine_cannot_run_is_refused(monkeypatch, gpus_here, config, gpus, words):
+    monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
+    with pytest.raises(SystemExit, match=words):
+        launcher.choose(config, gpus)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_load_and_state_no_value_twice(path):
+    config = load_config_from_file(str(path))
+    keys = yaml.safe_load(path.read_text())
+    # Precision and batch come from the recipe, the number of processes from make.
+    assert keys.keys() <= {"distributed_type", "use_cpu", "deepspeed_config"}
+    if "deepspeed_config" in keys:
+        plugin = config.deepspeed_config
+        assert plugin.keys() <= {"deepspeed_config_file", "zero3_init_flag"}
+        shards = json.loads((ROOT / plugin["deepspeed_config_file"]).read_text())
+        assert shards["zero_optimization"]["stage"] == int(path.stem[-1])
+        for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+            assert shards[key] == "auto"
+        assert shards["bf16"] == {"enabled": "auto"}
+
+
+def test_every_deepspeed_config_is_used():
+    used = {path.stem for path in CONFIGS if "deepspeed" in path.read_text()}
+    assert used == {path.stem for path in (ROOT / "deepspeed_configs").glob("*.json")}
+
+
+def test_a_finished_run_is_answered_at_once(tmp_path):
+    """`make train` in a copy where the default recipe has finished; nothing heavy is loaded."""
+    for name in ("scripts", "recipes", "accelerate_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    folder = tmp_path / "outputs/smollm2-sentiment"
+    folder.mkdir(parents=True)
+    keys = yaml.safe_load((ROOT / "recipes/smollm2-sentiment.yaml").read_text())
+    settings = yaml.safe_dump({"recipe": "smollm2-sentiment", **keys})
+    (folder / "recipe.yaml").write_text(settings)
+    (folder / "report.json").write_text("{}")
+    result = run("env", "-C", tmp_path, sys.executable, "-X", "importtime", "scripts/launch.py")
+    assert "| yaml" in result.stderr and "torch" not in result.stderr
+    assert result.returncode == 0 and "is trained and evaluated" in result.stdout
+    assert "accelerate launch" not in result.stdout
+
+
+def test_list_shows_every_recipe_and_config():
+    output = launch("--list").stdout
+    for folder in ("recipes", "accelerate_configs"):
+        for path in (ROOT / folder).glob("*.yaml"):
+            assert f"  {path.stem} " in output

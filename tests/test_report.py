@@ -1,0 +1,99 @@
+"""The page a run ends with: whole in one file, and nothing in it that a model said is markup."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from dpo import report
+from dpo.evaluation import compare
+from dpo.sampling import Completion
+
+
+@pytest.fixture
+def results() -> dict:
+    prompts = [[{"role": "user", "content": f"How was {i} <b>?"}] for i in range(12)]
+    evil = [[Completion("<script>alert(1)</script> & bad", [1, 2], True)] * 2 for _ in prompts]
+    good = [[Completion("I love it", [1, 2, 3], True)] * 2 for _ in prompts]
+    point = {"rewards/margins": 0.1, "rewards/accuracies": 0.6}
+    point |= {"rewards/chosen": 0.2, "rewards/rejected": 0.1}
+    log = [
+        {"step": 1, "loss": 0.69, **point},
+        {"step": 2, "eval_loss": 0.6, "eval_runtime": 1.0}
+        | {f"eval_{key}": value for key, value in point.items()},
+        {"step": 2, "train_runtime": 3.0, "train_loss": 0.6},
+    ]
+    return {
+        "recipe": "a<i>recipe",
+        "model": "model",
+        "data": {"name": "data", "train": 3},
+        "global_batch": 4,
+        "steps": 2,
+        "beta": 0.1,
+        "loss_type": ["sigmoid"],
+        "curves": report.curves(log),
+        "settings": {"note": "<img src=x onerror=alert(2)>"},
+        "versions": {"trl": "1"},
+        "machine": "CPU",
+        "finished": "now",
+        "preference_accuracy": {
+            **{"before": 0.5, "after": 0.7, "low": 0.6, "high": 0.8},
+            **{"ceiling": 0.9, "pairs": 128},
+        },
+        "kl_nats_per_sequence": 3.0,
+        "seconds": {"train": 60.0, "evaluate": 30.0},
+        "peak_memory_gb": 3.0,
+        **compare(prompts, evil, good),
+    }
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escaped(results, tmp_path):
+    report.write(results, tmp_path)
+    page = Tags()
+    page.feed((tmp_path / "report.html").read_text())
+    tags = [tag for tag, _ in page.seen]
+    assert "script" not in tags and "i" not in tags and tags.count("img") == 1
+    assert not any("onerror" in attrs for _, attrs in page.seen)
+    links = [a[key] for _, a in page.seen for key in ("src", "href") if key in a]
+    assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
+    assert "<script>alert(1)</script> & bad" in page.text  # shown as the text that it is
+    assert page.text.count("How was") == 10  # ten samples side by side
+    for words in ("True reward", "Preference accuracy", "KL from the reference", "3.00 nats"):
+        assert words in page.text
+
+
+def test_a_run_without_known_reward_or_held_out_pairs_has_a_page_too(results, tmp_path):
+    for key in ("true_reward", "answers", "samples", "kl_nats_per_sequence", "mean_tokens"):
+        del results[key]
+    results["preference_accuracy"] = None
+    results["curves"]["held_out"] = []
+    report.write(results, tmp_path)
+    assert "<small>True reward</small>" not in (tmp_path / "report.html").read_text()
+
+
+def test_curves_keep_training_and_held_out_points_apart(results):
+    assert results["curves"] == {
+        "train": [
+            {
+                **{"step": 1, "loss": 0.69, "margin": 0.1, "accuracy": 0.6},
+                **{"chosen": 0.2, "rejected": 0.1},
+            }
+        ],
+        "held_out": [
+            {
+                **{"step": 2, "loss": 0.6, "margin": 0.1, "accuracy": 0.6},
+                **{"chosen": 0.2, "rejected": 0.1},
+            }
+        ],
+    }

@@ -1,0 +1,175 @@
+"""A whole run as a user starts it, with a tiny model: what it leaves and how it resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, launch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tiny_data, tmp_path_factory):
+    """A finished run: its folder, its flags and what it printed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    flags = run_flags(tiny_model, tiny_data, folder)
+    result = launch("--config", "cpu", "--", *flags, WANDB_MODE="")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, flags, result
+
+
+def run_flags(model: Path, data: Path, folder: Path) -> list[str]:
+    return [
+        *(f"--model_name_or_path={model}", f"--dataset_name={data}", f"--output_dir={folder}"),
+        *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=2", "--max_steps=4"),
+        *("--logging_steps=1", "--eval_steps=2", "--save_steps=2", "--save_total_limit=9"),
+        *("--reward_prompts=4", "--learning_rate=0.001"),
+    ]
+
+
+def test_it_says_what_it_is_about_to_do(finished):
+    folder, _, result = finished
+    output = result.stdout
+    assert output.startswith("accelerate launch --config_file accelerate_configs/cpu.yaml")
+    assert "scripts/train.py --config recipes/smollm2-sentiment.yaml" in output
+    assert "2 pairs a device × 2 accumulated × 1 processes = 4 pairs" in output
+    assert "16 pairs to train on, 8 held out" in output
+    assert "4 = 1.00 epochs" in output
+    assert str(folder) in output
+    assert "wandb sync" in output
+
+
+def test_it_ends_with_a_report(finished):
+    folder, _, result = finished
+    report = json.loads((folder / "report.json").read_text())
+    assert {"before", "after", "difference", "low", "high"} <= report["true_reward"].keys()
+    reward = report["true_reward"]
+    assert reward["difference"] == pytest.approx(reward["after"] - reward["before"])
+    assert reward["low"] <= reward["difference"] <= reward["high"]
+    accuracy = report["preference_accuracy"]
+    assert accuracy["before"] == 0.5 and accuracy["ceiling"] == 1.0  # no label in it is wrong
+    assert accuracy["low"] <= accuracy["after"] <= accuracy["high"]
+    assert report["kl_nats_per_sequence"] > 0
+    assert set(report["mean_tokens"]) == {"before", "after"}
+    assert report["seconds"]["train"] > 0 and report["seconds"]["evaluate"] > 0
+    assert 0.1 < report["peak_memory_gb"] < 8
+    assert [point["step"] for point in report["curves"]["train"]] == [1, 2, 3, 4]
+    assert [point["step"] for point in report["curves"]["held_out"]] == [2, 4]
+    assert report["curves"]["train"][0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert len(report["samples"]) == 4
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "data:image/png;base64," in page
+    assert 'src="http' not in page and "<script" not in page
+    assert "True reward" in result.stdout and str(folder / "report.html") in result.stdout
+
+
+def test_the_saved_policy_is_the_trained_one(finished, tiny_model):
+    folder, _, _ = finished
+    policy = AutoModelForCausalLM.from_pretrained(folder)
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    assert policy.dtype == torch.float32
+    moved = [
+        (a != b).any().item()
+        for a, b in zip(policy.parameters(), reference.parameters(), strict=True)
+    ]
+    assert all(moved)
+    assert (
+        folder / "model.safetensors"
+    ).stat().st_mode & 0o044  # readable by others, as umask says
+
+
+def test_wandb_keeps_the_run_offline_without_a_key(finished):
+    folder, _, _ = finished
+    (run,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    stored = run.read_bytes()
+    # What the run is filed under, and the last results, are in W&B's own record.
+    for word in (b"dpo-recipes", b"smollm2-sentiment", b"true_reward", b"rewards/margins"):
+        assert word in stored, word
+
+
+def test_a_finished_run_is_left_alone(finished):
+    folder, flags, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    result = launch("--config", "cpu", "--", *flags)
+    assert result.returncode == 0
+    assert "Trained and evaluated already" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_other_settings_do_not_overwrite_a_run(finished):
+    _, flags, _ = finished
+    result = launch("--config", "cpu", "--", *flags, "--beta", "0.5")
+    assert result.returncode != 0
+    assert "beta (None, now 0.5)" in result.stderr.splitlines()[-1]
+
+
+def test_restart_moves_the_run_aside(finished, tmp_path):
+    """`finished` comes last here: its folder is another one afterwards."""
+    folder, flags, _ = finished
+    weights = (folder / "model.safetensors").read_bytes()
+    result = launch("--config", "cpu", "--", *flags, "--restart")
+    assert result.returncode == 0, result.stderr[-3000:]
+    (aside,) = folder.parent.glob("run.*")
+    assert str(aside) in result.stdout
+    assert (aside / "model.safetensors").read_bytes() == weights
+    # The same seed, the same run, to the bit.
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny_data, tmp_path):
+    folder = tmp_path / "killed"
+    flags = run_flags(tiny_model, tiny_data, folder)
+    command = [sys.executable, "scripts/launch.py", "--config", "cpu", "--", *flags]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+    )
+    first = folder / "checkpoint-2" / "trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not first.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "report.json").exists()
+    # What a kill in the middle of a checkpoint leaves: a newer folder without its last file.
+    half = folder / "checkpoint-3"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+
+    result = launch("--config", "cpu", "--", *flags)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "checkpoint-3 is not whole" in result.stdout
+    assert f"Continuing from {folder}/checkpoint-" in result.stdout
+    whole, resumed = weights_of(finished[0]), weights_of(folder)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_two_sharded_processes_learn_what_one_learns(
+    config, finished, tiny_model, tiny_data, tmp_path
+):
+    """The global batch is the recipe's, however many processes share it."""
+    folder = tmp_path / "run"
+    flags = [*run_flags(tiny_model, tiny_data, folder), "--report_to=none", "--reward_prompts=1"]
+    result = launch("--config", config, "--gpus", "2", "--", *flags)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in result.stdout
+    one = json.loads((finished[0] / "report.json").read_text())["curves"]["train"]
+    two = json.loads((folder / "report.json").read_text())["curves"]["train"]
+    assert [p["loss"] for p in two] == pytest.approx([p["loss"] for p in one], abs=1e-5)
+    whole, sharded = weights_of(finished[0]), weights_of(folder)
+    for name in whole:
+        torch.testing.assert_close(sharded[name], whole[name], atol=1e-5, rtol=0)
