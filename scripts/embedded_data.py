@@ -150,11 +150,6 @@ def card(splits: dict[str, list[dict]], tokenizer) -> str:
     return f"""\
 ---
 license: apache-2.0
-configs:
-  - config_name: default
-    data_files:
-      - {{split: train, path: train.jsonl}}
-      - {{split: test, path: test.jsonl}}
 ---
 # Sentiment preferences of SmolLM2-135M-Instruct
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import datasets
@@ -72,6 +73,20 @@ def check_model(recipe: Recipe) -> None:
         check_reachable(name, "model")
 
 
+def content_cache(folder: Path) -> str:
+    """A cache folder of its own for each content of a local data folder.
+
+    `datasets` keys its cache of a folder that has a data card by the folder's name and the card:
+    with changed files, or with another folder of that name, it returns the old rows.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"
+
+
 def load_preferences(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     """The training pairs, and the held-out pairs if the recipe evaluates.
 
@@ -90,7 +105,10 @@ def load_preferences(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
             check_reachable(name, "dataset")
         try:
             data = datasets.load_dataset(
-                name, name=script.dataset_config, streaming=script.dataset_streaming
+                name,
+                name=script.dataset_config,
+                streaming=script.dataset_streaming,
+                cache_dir=content_cache(Path(name)) if Path(name).is_dir() else None,
             )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise SystemExit(f"cannot load the data set {name}: {first_line(error)}") from error

@@ -1,0 +1,101 @@
+"""What README says can be done is done here, as it says it."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+README = (ROOT / "README.md").read_text()
+# Run whole by CI, or by another test.
+ELSEWHERE = {
+    "make train": ".ci/run, cut short",
+    "make test": ".ci/run",
+    "make install": ".ci/run",
+    "make lint": ".ci/run",
+    "make embedded-data": "test_embedded_data.py, its first batch",
+    "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
+    return sorted({line for line in lines if line} - ELSEWHERE.keys())
+
+
+def make(*arguments: str):
+    return run("make", f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_runs(command, tiny_flags):
+    words = shlex.split(command)
+    assert words[0] == "make", f"{command}: no test runs it"
+    if words[1:2] == ["train"]:
+        given = next((word[5:] for word in words if word.startswith("ARGS=")), "")
+        words = [word for word in words if not word.startswith("ARGS=")]
+        words.append(f"ARGS={given} {shlex.join(tiny_flags)}")
+    result = make(*words[1:])
+    assert result.returncode == 0, result.stderr[-3000:]
+    if words[1:2] == ["train"]:
+        assert "report.html" in result.stdout
+
+
+def test_the_recipe_of_the_readme_trains(tmp_path, tiny_model, tiny_data, request):
+    """Written where the README says, under a name that no recipe has, and removed again."""
+    (text,) = blocks("yaml")
+    path = ROOT / "recipes/readme-example.yaml"
+    request.addfinalizer(lambda: path.unlink(missing_ok=True))
+    path.write_text(text)
+    flags = [
+        *(f"--model_name_or_path={tiny_model}", f"--dataset_name={tiny_data}", "--max_steps=2"),
+        *(f"--output_dir={tmp_path / 'run'}", "--reward_prompts=2", "--eval_steps=2"),
+        *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=1"),
+    ]
+    result = make("train", "RECIPE=readme-example", f"ARGS={shlex.join(flags)}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_the_python_of_the_readme_runs(tiny_model):
+    (code,) = blocks("python")
+    exec(code.replace("outputs/smollm2-sentiment", str(tiny_model)), {})
+
+
+def test_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    output = make().stdout
+    for target in phony.split():
+        assert f"  make {target} " in output, target
+        assert f"make {target}" in README, target
+
+
+def test_every_path_that_the_readme_names_is_there():
+    made_by_a_run = ("outputs", "models", ".venv")
+    names = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:md|txt|toml|yaml|py))`", README)
+    assert names
+    for name in names:
+        if not name.startswith(made_by_a_run):
+            assert (ROOT / name).exists(), name
+
+
+def test_the_layout_of_the_readme_is_the_layout():
+    (tree,) = [text for text in blocks("text") if "recipes/" in text]
+    for line in tree.splitlines():
+        name = line.split()[0]
+        assert (ROOT / name).exists() or (ROOT / "scripts/dpo" / name).exists(), name
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
+        if path.name != "__init__.py":
+            assert path.name in tree, path
+
+
+def test_the_picture_of_the_readme_is_there():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert Path(ROOT, picture).stat().st_size < 300_000
