@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import yaml
 
 from dpo.recipe import FOLDER as RECIPES
@@ -28,6 +29,12 @@ def gpus_here() -> int:
     import torch  # late: a finished run or a wrong name is answered without it
 
     return torch.cuda.device_count()
+
+
+def threads(processes: int) -> int:
+    """CPU threads for each process: the real cores, shared."""
+    cores = psutil.cpu_count(logical=False) or 1
+    return max(cores // processes, 1)
 
 
 def choose(config: str, gpus: str) -> tuple[str, int, bool]:
@@ -110,7 +117,8 @@ def main() -> None:
     print(shlex.join(command), flush=True)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     if on_cpu:
-        environment["ACCELERATE_USE_CPU"] = "true"
+        environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+        environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
     raise SystemExit(subprocess.run(command, env=environment).returncode)
 
 

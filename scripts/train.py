@@ -21,6 +21,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,6 +38,10 @@ from dpo import evaluation, output, report, tracking
 from dpo.preferences import check_model, load_preferences
 from dpo.recipe import Recipe, parse
 from dpo.trainer import hold_global_batch, make_trainer
+
+# About what TRL and transformers set themselves; nobody who runs a recipe can change it.
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated")
+warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
 
 PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
 
@@ -117,9 +122,8 @@ def show(results: dict, written: list[Path], folder: Path) -> None:
     table = Table(title=results["recipe"], title_justify="left", show_header=False)
     for row in report.tiles(results):
         table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(f"Policy: {folder}\nReport: {' '.join(map(str, written))}", highlight=False)
+    Console().print(table)
+    print(f"Policy: {folder}\nReport: {', '.join(map(str, written))}")
 
 
 def main() -> None:

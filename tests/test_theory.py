@@ -103,7 +103,7 @@ model_name_or_path: {tmp_path / "model"}
 output_dir: {tmp_path / "theory"}
 beta: {BETA}
 per_device_train_batch_size: 512
-num_train_epochs: 16
+num_train_epochs: 8
 learning_rate: 0.005
 lr_scheduler_type: cosine
 bf16: false
@@ -126,7 +126,7 @@ disable_tqdm: true
     optimum = normalise(reference_logps + reward / BETA)
     start, end = normalise(reference_logps), normalise(policy_logps)
     distance = 0.5 * np.abs(end - optimum).sum(axis=1)
-    assert (0.5 * np.abs(start - optimum).sum(axis=1) > 0.2).all()  # there was something to learn
+    assert 0.5 * np.abs(start - optimum).sum(axis=1).mean() > 0.2  # there was something to learn
     assert (distance < 0.05).all(), distance
 
     implicit = BETA * (policy_logps - reference_logps)

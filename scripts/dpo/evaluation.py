@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils.logging import tqdm
 
 from dpo.recipe import Recipe
 from dpo.rewards import completion_logps, implicit_reward
@@ -67,12 +67,16 @@ def load(recipe: Recipe, name: str, device: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def score(
-    model: PreTrainedModel, rows: list[tuple[list[int], list[int]]], pad: int, temperature: float
+    model: PreTrainedModel,
+    rows: list[tuple[list[int], list[int]]],
+    pad: int,
+    temperature: float = 1.0,
+    desc: str = "Scoring",
 ) -> np.ndarray:
     """log π(y | x) in nats of rows of (prompt ids, completion ids), shape (rows,)."""
     longest_first = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
     logps = np.zeros(len(rows))
-    for start in tqdm(range(0, len(rows), SCORING_ROWS), desc="Scoring", unit="batch"):
+    for start in tqdm(range(0, len(rows), SCORING_ROWS), desc=desc, unit="batch"):
         part = longest_first[start : start + SCORING_ROWS]
         width = max(sum(map(len, rows[i])) for i in part)
         input_ids = torch.full((len(part), width), pad)
@@ -142,19 +146,19 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
 
     # One model at a time: the larger of the two decides the memory, not their sum.
     policy = load(recipe, policy_folder, device)
-    policy_pairs = score(policy, pairs, pad, 1.0)
+    policy_pairs = score(policy, pairs, pad, desc="Held-out pairs under the policy")
     after = answer(policy, "Answers of the policy") if count else []
     own = [
         (prompt_token_ids(tokenizer, prompt), completion.token_ids)
         for prompt, row in zip(prompts, after, strict=True)
         for completion in row
     ]
-    policy_own = score(policy, own, pad, TEMPERATURE)
+    policy_own = score(policy, own, pad, TEMPERATURE, "KL, policy")
     del policy
     reference = load(recipe, recipe.model.model_name_or_path, device)
-    reference_pairs = score(reference, pairs, pad, 1.0)
+    reference_pairs = score(reference, pairs, pad, desc="Held-out pairs under the reference")
     before = answer(reference, "Answers of the reference") if count else []
-    reference_own = score(reference, own, pad, TEMPERATURE)
+    reference_own = score(reference, own, pad, TEMPERATURE, "KL, reference")
 
     rewards = implicit_reward(policy_pairs, reference_pairs, beta)
     chosen, rejected = np.split(rewards, 2)

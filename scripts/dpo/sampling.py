@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.utils.logging import tqdm
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 Messages = list[dict[str, str]]

@@ -14,7 +14,8 @@ def has_key() -> bool:
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
-    host = wandb.setup().settings.base_url
+    # wandb.setup() would read the environment for good, before `configure` has completed it.
+    host = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
     return bool(os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=host))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datasets import Dataset
+from tqdm.auto import tqdm
 from transformers import ProgressCallback
-from transformers.utils.logging import tqdm
 from trl import DPOTrainer, get_peft_config, get_quantization_config
 
 from dpo.recipe import Recipe
