@@ -117,9 +117,12 @@ def main() -> None:
     print(shlex.join(command), flush=True)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     if on_cpu:
-        environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+        environment["DS_ACCELERATOR"] = "cpu"
         environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
-    raise SystemExit(subprocess.run(command, env=environment).returncode)
+    try:
+        raise SystemExit(subprocess.run(command, env=environment).returncode)
+    except KeyboardInterrupt:  # the run was told as well, and has ended
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import datetime
 import gc
 import importlib.metadata
 import json
+import math
 import platform
 import resource
 import sys
@@ -37,7 +38,7 @@ from trl import DPOTrainer
 from dpo import evaluation, output, report, tracking
 from dpo.preferences import check_model, load_preferences
 from dpo.recipe import Recipe, parse
-from dpo.trainer import hold_global_batch, make_trainer
+from dpo.trainer import make_trainer
 
 # About what TRL and transformers set themselves; nobody who runs a recipe can change it.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated")
@@ -54,6 +55,11 @@ def device_name() -> str:
     return f"CPU ({platform.machine()}), {state.num_processes} × {threads} threads"
 
 
+def sharding(trainer: DPOTrainer) -> str:
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return f", ZeRO-{plugin.zero_stage}" if plugin else ""
+
+
 def peak_memory_gb() -> float:
     """The most memory that this process held: of the GPU if it has one, else of the machine."""
     if torch.cuda.is_available() and PartialState().device.type == "cuda":
@@ -66,11 +72,10 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
     """Say what the run is about to do."""
     args, model = recipe.training, trainer.accelerator.unwrap_model(trainer.model)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    steps = args.max_steps if args.max_steps > 0 else None
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    pairs = len(trainer.train_dataset)
-    if steps is None:
-        steps = int(-(-pairs // batch) * args.num_train_epochs)
+    pairs, batch = len(trainer.train_dataset), recipe.global_batch
+    steps = args.max_steps
+    if steps < 1:
+        steps = math.ceil(math.ceil(pairs / batch) * args.num_train_epochs)
     kind = f"LoRA r={recipe.model.lora_r}" if recipe.model.use_peft else "full fine-tuning"
     held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
     lines = {
@@ -83,7 +88,7 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
         f"= {batch} pairs",
         "steps": f"{steps} = {steps * batch / pairs:.2f} epochs; β {args.beta:g}, "
         f"learning rate {args.learning_rate:g}",
-        "device": device_name(),
+        "device": device_name() + sharding(trainer),
         "output": args.output_dir,
         "W&B": tracked or "off",
     }
@@ -130,7 +135,6 @@ def main() -> None:
     recipe = parse(sys.argv[1:])
     check_model(recipe)
     data = load_preferences(recipe)
-    batch = hold_global_batch(recipe)
     state = PartialState()
     folder = Path(recipe.training.output_dir)
     if state.is_main_process:
@@ -151,7 +155,7 @@ def main() -> None:
         "recipe": recipe.name,
         "model": recipe.model.model_name_or_path,
         "data": {"name": recipe.script.dataset_name, "train": len(data[0])},
-        "global_batch": batch,
+        "global_batch": recipe.global_batch,
         "steps": trainer_state.global_step,
         "beta": recipe.training.beta,
         "loss_type": recipe.training.loss_type,
@@ -160,7 +164,7 @@ def main() -> None:
         "settings": output.settings(recipe),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": device_name(),
-        "finished": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
     if held_out is not None:
         results |= evaluation.evaluate(recipe, str(folder), held_out, str(state.device))

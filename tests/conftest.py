@@ -85,21 +85,26 @@ def tiny_flags(tiny_model, tiny_data, tmp_path) -> list[str]:
         "--eval_steps=2",
         "--save_steps=2",
         "--reward_prompts=4",
+        "--bf16=false",
     ]
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command from the top of the repository, this Python's programs first on the path."""
+def run(*command: str, **changes: str | None) -> subprocess.CompletedProcess:
+    """Run a command from the top of the repository, this Python's programs first on the path.
+
+    `changes` are environment variables; None takes one away.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **changes}
     return subprocess.run(
         [*map(str, command)],
         cwd=ROOT,
-        env={**os.environ, "PATH": path, **environment},
+        env={name: value for name, value in environment.items() if value is not None},
         capture_output=True,
         text=True,
         timeout=600,
     )
 
 
-def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return run(sys.executable, "scripts/launch.py", *arguments, **environment)
+def launch(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+    return run(sys.executable, "scripts/launch.py", *arguments, **changes)

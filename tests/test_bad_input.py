@@ -11,8 +11,7 @@ from conftest import ROOT, launch
 from huggingface_hub import constants
 
 import train
-from dpo.recipe import parse
-from dpo.trainer import hold_global_batch
+from dpo.recipe import share_batch
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 
@@ -143,19 +142,13 @@ def test_unreachable_hub(monkeypatch, kind):
         assert word in message
 
 
-def test_processes_that_do_not_divide_the_batch(monkeypatch):
-    def batch_on(processes: int) -> tuple[int, int, int]:
-        flags = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
-        recipe = parse(["--config", str(RECIPE), *flags])
-        monkeypatch.setattr(type(recipe.training), "world_size", processes)
-        total, args = hold_global_batch(recipe), recipe.training
-        return args.per_device_train_batch_size, args.gradient_accumulation_steps, total
-
-    assert batch_on(1) == (4, 2, 8)
-    assert batch_on(2) == (4, 1, 8)  # first less accumulation
-    assert batch_on(8) == (1, 1, 8)  # then fewer pairs at a time
-    with pytest.raises(SystemExit, match=r"3 processes cannot share .* 8 pairs .* 1, 2, 4"):
-        batch_on(3)
+def test_processes_that_do_not_divide_the_batch():
+    assert share_batch(4, 2, 1) == (4, 2)
+    assert share_batch(4, 2, 2) == (4, 1)  # first less accumulation
+    assert share_batch(4, 2, 8) == (1, 1)  # then fewer pairs at a time
+    assert share_batch(3, 4, 2) == (3, 2)
+    with pytest.raises(SystemExit, match=r"3 processes cannot share .* 8 pairs .* 1, 2, 4, 8,"):
+        share_batch(4, 2, 3)
 
 
 def test_unknown_names_list_the_choices():

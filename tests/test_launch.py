@@ -9,6 +9,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, launch, run
 
 import launch as launcher
+from dpo import output
+from dpo.recipe import parse
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
@@ -75,9 +77,9 @@ def test_a_finished_run_is_answered_at_once(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     folder = tmp_path / "outputs/smollm2-sentiment"
     folder.mkdir(parents=True)
-    keys = yaml.safe_load((ROOT / "recipes/smollm2-sentiment.yaml").read_text())
-    settings = yaml.safe_dump({"recipe": "smollm2-sentiment", **keys})
-    (folder / "recipe.yaml").write_text(settings)
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml"])
+    settings = {"recipe": recipe.name, **output.settings(recipe)}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     (folder / "report.json").write_text("{}")
     result = run("env", "-C", tmp_path, sys.executable, "-X", "importtime", "scripts/launch.py")
     assert "| yaml" in result.stderr and "torch" not in result.stderr

@@ -97,3 +97,10 @@ def test_curves_keep_training_and_held_out_points_apart(results):
             }
         ],
     }
+
+
+def test_before_the_first_step_the_policy_has_no_view():
+    """TRL logs accuracy 0 where all implicit rewards are equal; the curve shows a half."""
+    entry = {f"rewards/{key}": 0.0 for key in ("margins", "accuracies", "chosen", "rejected")}
+    (point,) = report.curves([{"step": 1, "loss": 0.6931, **entry}])["train"]
+    assert point["accuracy"] == 0.5

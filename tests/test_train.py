@@ -20,7 +20,8 @@ def finished(tiny_model, tiny_data, tmp_path_factory):
     """A finished run: its folder, its flags and what it printed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     flags = run_flags(tiny_model, tiny_data, folder)
-    result = launch("--config", "cpu", "--", *flags, WANDB_MODE="")
+    no_key = {"WANDB_MODE": None, "WANDB_API_KEY": None, "NETRC": "/nowhere"}
+    result = launch("--config", "cpu", "--", *flags, **no_key)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, flags, result
 
@@ -167,6 +168,7 @@ def test_two_sharded_processes_learn_what_one_learns(
     result = launch("--config", config, "--gpus", "2", "--", *flags)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in result.stdout
+    assert f"2 × 1 threads, ZeRO-{config[-1]}" in result.stdout
     one = json.loads((finished[0] / "report.json").read_text())["curves"]["train"]
     two = json.loads((folder / "report.json").read_text())["curves"]["train"]
     assert [p["loss"] for p in two] == pytest.approx([p["loss"] for p in one], abs=1e-5)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 
 from dpo.recipe import Recipe
 
@@ -56,14 +57,14 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 def claim(recipe: Recipe) -> Path:
     """Make the output folder this recipe's own, and write the resolved recipe into it.
 
-    With `restart`, what is there is moved aside first.
+    With `restart`, an earlier run that is there is moved aside first.
 
     Raises:
         SystemExit: the folder cannot be written, or holds the run of another recipe, a run with
             other settings, or files of no run.
     """
     folder = Path(recipe.training.output_dir)
-    if recipe.run.restart and folder.exists():
+    if recipe.run.restart and (folder / SETTINGS).is_file():
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         aside = folder.with_name(f"{folder.name}.{stamp}")
         folder.rename(aside)
@@ -82,9 +83,11 @@ def claim(recipe: Recipe) -> Path:
         elif any(folder.iterdir()):
             raise SystemExit(
                 f"{folder} holds files that are no run of this repository: give another "
-                "--output_dir, or --restart to move them aside"
+                "--output_dir, or move them"
             )
-        write_whole(folder / SETTINGS, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True))
+        if not finished(folder):
+            text = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
+            write_whole(folder / SETTINGS, text)
     except OSError as error:
         raise SystemExit(f"cannot write the output folder {folder}: {error.strerror}") from error
     return folder
@@ -104,7 +107,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
-            print(f"{checkpoint} is not whole (the run was stopped while writing it): passed over")
+            PartialState().print(f"{checkpoint} is not whole, its writing was cut off: passed over")
             continue
         return checkpoint
     return None

@@ -25,7 +25,7 @@ def first_line(error: BaseException) -> str:
 
 def looks_local(name: str) -> bool:
     """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+    return name.startswith((".", "/", "~", "models/", "recipes/")) or name.count("/") > 1
 
 
 def check_reachable(name: str, repo_type: str) -> None:
@@ -64,7 +64,7 @@ def check_model(recipe: Recipe) -> None:
                 f"model folder {name} has no weights (*.safetensors): copy them there, or name "
                 "another folder with --model_name_or_path"
             )
-    elif looks_local(name) or name.startswith("models/"):
+    elif looks_local(name):
         raise SystemExit(
             f"no model folder {name}: `make install` makes the embedded one; name another folder "
             "or a hub model with --model_name_or_path"
@@ -100,7 +100,7 @@ def load_preferences(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     elif script.dataset_name:
         name = script.dataset_name
         if not Path(name).exists():
-            if looks_local(name) or name.startswith("recipes/"):
+            if looks_local(name):
                 raise SystemExit(f"no data at {name}: name another with --dataset_name")
             check_reachable(name, "dataset")
         try:

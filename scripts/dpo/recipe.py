@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,11 +51,13 @@ class Recipe:
     """A recipe and the flags given after it, parsed, checked and resolved.
 
     `chosen` holds what the recipe and the flags state, by TRL's names; all else is a default.
+    `global_batch` is the number of pairs of one optimizer step, over all processes.
     """
 
     name: str
     path: Path
     chosen: dict[str, Any]
+    global_batch: int
     script: ScriptArguments
     training: DPOConfig
     model: ModelConfig
@@ -130,6 +133,31 @@ def _as_flags(keys: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     return flags, rest
 
 
+def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int, int]:
+    """Keep a global batch on any number of processes.
+
+    As a recipe is written, per-device batch × accumulation is the batch of one optimizer step.
+    Several processes share it: they accumulate less, and where that is not enough take fewer pairs
+    at a time, so that what is learned stays the same.
+
+    Returns the per-device batch and the accumulation of each process.
+
+    Raises:
+        SystemExit: the processes do not divide the global batch.
+    """
+    batch = per_device * accumulation
+    if batch % processes:
+        divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
+        raise SystemExit(
+            f"{processes} processes cannot share a global batch of {batch} pairs evenly: run on "
+            f"{', '.join(divisors)}, or change per_device_train_batch_size × "
+            "gradient_accumulation_steps"
+        )
+    share = batch // processes
+    micro = max(n for n in range(1, min(per_device, share) + 1) if share % n == 0)
+    return micro, share // micro
+
+
 def make_parser() -> argparse.ArgumentParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
@@ -165,7 +193,13 @@ def parse(argv: list[str]) -> Recipe:
     for key in keys:
         if key not in known:
             raise SystemExit(f"{path}: unknown key {key!r}: {choices(str(key), known)}")
-    defaults = {action.dest: action.default for action in parser._actions}
+    # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
+    # would turn DeepSpeed off; without a backend its processes would not find each other.
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        parser.set_defaults(use_cpu=True)
+    if os.environ.get("DS_ACCELERATOR") == "cpu" and "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        parser.set_defaults(ddp_backend="gloo")
+    defaults = vars(parser.parse_known_args([])[0])
     flags, rest = _as_flags(keys)
     parser.set_defaults(**rest)
     # Once alone, so that an error names the file; flags on the command line are checked below.
@@ -181,9 +215,17 @@ def parse(argv: list[str]) -> Recipe:
         for key, value in vars(namespace).items()
         if key in keys or value != defaults[key]
     }
+    values = vars(namespace)
+    batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
+    values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
+        values["per_device_train_batch_size"],
+        values["gradient_accumulation_steps"],
+        int(os.environ.get("WORLD_SIZE", "1")),
+    )
     try:
-        parts = parser.parse_dict(vars(namespace))
+        parts = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
-        raise SystemExit(f"{path}: {str(error).strip().splitlines()[0]}") from error
+        hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
+        raise SystemExit(f"{path}: {str(error).strip().splitlines()[0]}{hint}") from error
     script, training, model, mixture, run = parts
-    return Recipe(path.stem, path, chosen, script, training, model, mixture, run)
+    return Recipe(path.stem, path, chosen, batch, script, training, model, mixture, run)

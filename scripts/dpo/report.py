@@ -35,9 +35,11 @@ def curves(log_history: list[dict]) -> dict[str, list[dict]]:
     for entry in log_history:
         prefix = "eval_" if "eval_loss" in entry else ""
         if f"{prefix}loss" in entry and f"{prefix}rewards/margins" in entry:
-            points["held_out" if prefix else "train"].append(
-                {"step": entry["step"], **{k: entry[prefix + v] for k, v in names.items()}}
-            )
+            point = {"step": entry["step"], **{k: entry[prefix + v] for k, v in names.items()}}
+            if point["margin"] == 0:
+                # Policy = reference. TRL counts such ties as wrong; they are half right.
+                point["accuracy"] = 0.5
+            points["held_out" if prefix else "train"].append(point)
     return points
 
 
@@ -46,8 +48,10 @@ def draw(report: dict) -> Figure:
     train, held_out = report["curves"]["train"], report["curves"]["held_out"]
     known = "true_reward" in report
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure, axes = plt.subplots(1, 3 + known, figsize=(3.4 * (3 + known), 3), layout="tight")
-    axes = list(axes)
+        rows, columns = (2, 2) if known else (1, 3)
+        size = (3.8 * columns, 2.7 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight")
+    axes = list(axes.flat)
     if known:
         draw_true_reward(axes.pop(0), report)
 
@@ -66,7 +70,9 @@ def draw(report: dict) -> Figure:
         bar = [[result["after"] - result["low"]], [result["high"] - result["after"]]]
         accuracy.errorbar(report["steps"], result["after"], bar, fmt="o", color=AFTER, capsize=3)
         if result["ceiling"] is not None:
-            accuracy.axhline(result["ceiling"], color=INK, linestyle=":", label="label noise")
+            accuracy.axhline(
+                result["ceiling"], color=INK, linestyle=":", label="ceiling: label noise"
+            )
     accuracy.set(title="Preference accuracy", xlabel="step", ylim=(0, 1.03))
     accuracy.legend(frameon=False, loc="lower right")
 
@@ -81,7 +87,7 @@ def draw(report: dict) -> Figure:
     line(rewards, train, "rejected", color=REJECTED, label="rejected")
     line(rewards, train, "margin", color=INK, linestyle="--", label="margin")
     rewards.set(title="Implicit reward (training batches)", xlabel="step")
-    rewards.legend(frameon=False)
+    rewards.legend(frameon=False, loc="lower left")
     return figure
 
 
@@ -112,7 +118,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
 p.dim, td.dim, .tile small { color: var(--dim); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .75rem;
   margin: 1.5rem 0; }
 .tile { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
 .tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }

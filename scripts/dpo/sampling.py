@@ -50,7 +50,7 @@ def sample_completions(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-    batch_size: int = 240,
+    batch_size: int = 256,
     desc: str = "Sampling",
 ) -> list[list[Completion]]:
     """`samples` completions for each of `prompts`, drawn from the model's whole distribution.

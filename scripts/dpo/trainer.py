@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import ProgressCallback
@@ -27,37 +29,14 @@ class StepLines(ProgressCallback):
         )
 
 
-def hold_global_batch(recipe: Recipe) -> int:
-    """Keep the recipe's global batch on any number of processes; return it in pairs.
-
-    As written, per-device batch × accumulation is the batch of one optimizer step. Several
-    processes share it: they accumulate less, and where that is not enough take fewer pairs at a
-    time, so that what is learned stays the same.
-
-    Raises:
-        SystemExit: the processes do not divide the global batch.
-    """
-    args = recipe.training
-    processes, largest = args.world_size, args.per_device_train_batch_size
-    batch = largest * args.gradient_accumulation_steps
-    if batch % processes:
-        divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
-        raise SystemExit(
-            f"{recipe.path}: {processes} processes cannot share a global batch of {batch} pairs "
-            f"evenly: run on {', '.join(divisors)}, or change per_device_train_batch_size × "
-            "gradient_accumulation_steps"
-        )
-    share = batch // processes
-    micro = max(n for n in range(1, min(largest, share) + 1) if share % n == 0)
-    args.per_device_train_batch_size = micro
-    args.gradient_accumulation_steps = share // micro
-    return batch
-
-
 def make_trainer(recipe: Recipe, train: Dataset, held_out: Dataset | None) -> DPOTrainer:
     """TRL's DPOTrainer with the recipe's model, reference and adapter.
 
     Policy and reference are loaded alike: same weights, same dtype, same attention.
+
+    Raises:
+        SystemExit: launched for DeepSpeed, and an argument keeps accelerate from using it. The
+            processes would train side by side, unsharded, and say nothing.
     """
     model, args = recipe.model, recipe.training
     args.model_init_kwargs = {
@@ -74,6 +53,11 @@ def make_trainer(recipe: Recipe, train: Dataset, held_out: Dataset | None) -> DP
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != launched:
+        raise SystemExit(f"{launched} processes were launched and do not see each other")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not trainer.is_deepspeed_enabled:
+        raise SystemExit("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
     trainer.remove_callback(ProgressCallback)
     if not args.disable_tqdm:
         trainer.add_callback(StepLines)
