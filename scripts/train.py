@@ -41,7 +41,7 @@ from dpo.recipe import Recipe, parse
 from dpo.trainer import make_trainer
 
 # About what TRL and transformers set themselves; nobody who runs a recipe can change it.
-warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated")
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers")
 warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
 
 PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
