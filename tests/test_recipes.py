@@ -78,7 +78,11 @@ def trl_dpo(recipe: Path, output: Path, *flags: str):
 
 
 def test_the_default_runs_unchanged_under_trl_dpo(tmp_path):
-    trl_dpo(ROOT / "recipes/smollm2-sentiment.yaml", tmp_path / "run", "--eval_strategy", "no")
+    trl_dpo(
+        ROOT / "recipes/smollm2-sentiment.yaml",
+        tmp_path / "run",
+        *("--eval_strategy", "no", "--per_device_train_batch_size", "1"),
+    )
 
 
 def test_qwen_ultrafeedback_runs_unchanged_under_trl_dpo(tmp_path, tiny_model, tiny_data):
