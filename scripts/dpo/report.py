@@ -121,7 +121,8 @@ p.dim, td.dim, .tile small { color: var(--dim); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .75rem;
   margin: 1.5rem 0; }
 .tile { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.35rem; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
 .tile small { display: block; font-size: .82rem; }
 img { width: 100%; height: auto; background: white; border: 1px solid var(--line);
   border-radius: .6rem; padding: .5rem; }
