@@ -1,13 +1,22 @@
 """W&B asks nothing: online with a key, offline without."""
 
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
 from dpo.tracking import configure
 
 RECIPE = "smollm2-sentiment"
+
+
+@pytest.fixture(autouse=True)
+def environment_put_back() -> Iterator[None]:
+    """`configure` sets the environment for good; here what it set goes when the test ends."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def decide(monkeypatch, tmp_path, report_to=("wandb",), **environment):
@@ -18,10 +27,6 @@ def decide(monkeypatch, tmp_path, report_to=("wandb",), **environment):
         monkeypatch.setenv(name, value)
     training = SimpleNamespace(report_to=list(report_to), run_name=None)
     line = configure(SimpleNamespace(name=RECIPE, training=training), tmp_path / "run")
-    # configure sets the environment for good; what it set must go when the test ends.
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.setenv(name, os.environ[name])
     return line, os.environ.get("WANDB_MODE"), training.run_name
 
 
