@@ -177,7 +177,6 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
             else None,
             "pairs": len(chosen),
         },
-        "margin": {"after": float((chosen - rejected).mean())},
     }
     if count:
         results |= compare(prompts, before, after)

@@ -65,9 +65,9 @@ class Recipe:
     run: RunArguments
 
 
-def names(folder: Path, suffix: str = ".yaml") -> list[str]:
+def names(folder: Path) -> list[str]:
     """The names that may be given for RECIPE or CONFIG: the folder is the list."""
-    return sorted(path.stem for path in folder.glob(f"*{suffix}"))
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def choices(given: str, known: list[str]) -> str:
