@@ -175,3 +175,18 @@ def test_two_sharded_processes_learn_what_one_learns(
     whole, sharded = weights_of(finished[0]), weights_of(folder)
     for name in whole:
         torch.testing.assert_close(sharded[name], whole[name], atol=1e-5, rtol=0)
+
+
+def test_a_lora_policy_is_evaluated_as_it_was_trained(tiny_model, tiny_data, tmp_path):
+    """The adapter that was saved, merged into its base, prefers what the trainer saw it prefer."""
+    folder = tmp_path / "run"
+    flags = [*run_flags(tiny_model, tiny_data, folder), "--use_peft", "--report_to=none"]
+    result = launch("--config", "cpu", "--", *flags, "--learning_rate=0.01")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "LoRA r=16" in result.stdout
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert not (folder / "model.safetensors").exists()
+    report = json.loads((folder / "report.json").read_text())
+    last = report["curves"]["held_out"][-1]
+    assert last["step"] == 4 and last["margin"] > 0.1
+    assert report["preference_accuracy"]["after"] == pytest.approx(last["accuracy"])

@@ -76,7 +76,8 @@ def score(
     """log π(y | x) in nats of rows of (prompt ids, completion ids), shape (rows,)."""
     longest_first = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
     logps = np.zeros(len(rows))
-    for start in tqdm(range(0, len(rows), SCORING_ROWS), desc=desc, unit="batch"):
+    starts = range(0, len(rows), SCORING_ROWS)
+    for start in tqdm(starts, desc=desc, unit="batch", disable=not rows):
         part = longest_first[start : start + SCORING_ROWS]
         width = max(sum(map(len, rows[i])) for i in part)
         input_ids = torch.full((len(part), width), pad)
@@ -160,13 +161,14 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
     before = answer(reference, "Answers of the reference") if count else []
     reference_own = score(reference, own, pad, TEMPERATURE, "KL, reference")
 
-    rewards = implicit_reward(policy_pairs, reference_pairs, beta)
-    chosen, rejected = np.split(rewards, 2)
-    correct = bootstrap(accuracy(chosen - rejected))
+    def prefers_chosen(logps: np.ndarray) -> np.ndarray:
+        chosen, rejected = np.split(implicit_reward(logps, reference_pairs, beta), 2)
+        return accuracy(chosen - rejected)
+
+    correct = bootstrap(prefers_chosen(policy_pairs))
     results = {
         "preference_accuracy": {
-            # Before training the policy is its reference: all implicit rewards are equal.
-            "before": float(accuracy(np.zeros(len(chosen))).mean()),
+            "before": float(prefers_chosen(reference_pairs).mean()),
             "after": correct.mean,
             "low": correct.low,
             "high": correct.high,
@@ -175,7 +177,7 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
             )
             if known
             else None,
-            "pairs": len(chosen),
+            "pairs": len(held_out),
         },
     }
     if count:
