@@ -80,12 +80,13 @@ def tiny_flags(tiny_model, tiny_data, tmp_path) -> list[str]:
         "--dataset_test_split=test",
         "--per_device_train_batch_size=2",
         "--gradient_accumulation_steps=2",
-        "--max_steps=4",
+        "--max_steps=2",
         "--logging_steps=1",
         "--eval_steps=2",
         "--save_steps=2",
-        "--reward_prompts=4",
+        "--reward_prompts=2",
         "--bf16=false",
+        "--report_to=none",
     ]
 
 

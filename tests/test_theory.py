@@ -103,7 +103,7 @@ model_name_or_path: {tmp_path / "model"}
 output_dir: {tmp_path / "theory"}
 beta: {BETA}
 per_device_train_batch_size: 512
-num_train_epochs: 6
+num_train_epochs: 5
 learning_rate: 0.005
 lr_scheduler_type: cosine
 bf16: false
