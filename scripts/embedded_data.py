@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dpo.evaluation import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.rewards import bradley_terry
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
 
@@ -40,8 +41,6 @@ QUESTIONS = (
 TEST_SUBJECTS = 32  # of 160: 32 x 4 questions = 128 test prompts, 512 train prompts
 SAMPLES = 8
 LENGTH_DIFFERENCE = 4  # tokens, at most, between the two answers of a pair
-TEMPERATURE = 0.7  # at 1.0 the 4-bit weights ramble
-MAX_NEW_TOKENS = 40
 REWARD_SCALE = 4.0
 BATCH_PROMPTS = 32  # 256 rows are drawn together: part of the seed, so do not change it alone
 Score = Callable[[str], float]

@@ -15,8 +15,8 @@ from dpo.recipe import Recipe
 from dpo.rewards import completion_logps, implicit_reward
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
 
-# As the embedded data was sampled (scripts/embedded_data.py).
-TEMPERATURE = 0.7
+# scripts/embedded_data.py samples its pairs with these two as well.
+TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble
 MAX_NEW_TOKENS = 40
 SEED = 20_231_218  # apart from the seeds of the data, so that no answer is drawn again
 SCORING_ROWS = 16
