@@ -5,16 +5,18 @@ RECIPE ?= smollm2-sentiment
 CONFIG ?=
 GPUS   ?=
 ARGS   ?=
+MODEL  ?=
+DEVICE ?=
 
-BIN   := $(VENV)/bin
-READY := $(VENV)/ready
-MODEL := models/SmolLM2-135M-Instruct/SHA256SUMS
+BIN      := $(VENV)/bin
+READY    := $(VENV)/ready
+EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train test lint embedded-data
+.PHONY: help list install train bench test test-architectures lint clean-cache embedded-data
 
 help: ## show this
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
 
 list: $(READY) ## the recipes and the configs there are
 	@$(BIN)/python scripts/launch.py --list
@@ -22,17 +24,26 @@ list: $(READY) ## the recipes and the configs there are
 install: $(READY) ## set up .venv and the embedded model, and check the model's hashes
 	$(BIN)/python scripts/embedded_model.py
 
-train: $(READY) $(MODEL) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
+train: $(READY) $(EMBEDDED) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" -- $(ARGS)
 
-test: $(READY) $(MODEL) ## run the tests: ARGS="-k recipe" for some of them
+bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 8"
+	$(BIN)/python scripts/bench.py $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
 	$(BIN)/python -m pytest $(ARGS)
+
+test-architectures: $(READY) ## prefix sharing on every architecture of transformers
+	$(BIN)/python -m pytest -m sweep -s $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-embedded-data: $(READY) $(MODEL) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
+clean-cache: ## forget the reference log-probabilities that runs keep in cache/reference
+	rm -rf cache/reference
+
+embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
 	$(BIN)/python scripts/embedded_data.py $(ARGS)
 
 # Made anew when requirements.txt changes. VENV= names another environment, PYTHON= another Python.
@@ -42,5 +53,5 @@ $(READY): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
 
-$(MODEL): | $(READY)
+$(EMBEDDED): | $(READY)
 	$(BIN)/python scripts/embedded_model.py

@@ -18,15 +18,12 @@ import gc
 import importlib.metadata
 import json
 import math
-import platform
-import resource
 import sys
 import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
@@ -36,6 +33,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOTrainer
 
 from dpo import evaluation, output, report, tracking
+from dpo.machine import device_name, peak_memory_gb
 from dpo.preferences import check_model, load_preferences
 from dpo.recipe import Recipe, parse
 from dpo.trainer import make_trainer
@@ -47,25 +45,9 @@ warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true"
 PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
 
 
-def device_name() -> str:
-    state = PartialState()
-    if state.device.type == "cuda":
-        return f"{state.num_processes} × {torch.cuda.get_device_name()}"
-    threads = torch.get_num_threads()
-    return f"CPU ({platform.machine()}), {state.num_processes} × {threads} threads"
-
-
 def sharding(trainer: DPOTrainer) -> str:
     plugin = trainer.accelerator.state.deepspeed_plugin
     return f", ZeRO-{plugin.zero_stage}" if plugin else ""
-
-
-def peak_memory_gb() -> float:
-    """The most memory that this process held: of the GPU if it has one, else of the machine."""
-    if torch.cuda.is_available() and PartialState().device.type == "cuda":
-        return torch.cuda.max_memory_reserved() / 1e9
-    kilobyte = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte / 1e9
 
 
 def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
@@ -88,6 +70,7 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
         f"= {batch} pairs",
         "steps": f"{steps} = {steps * batch / pairs:.2f} epochs; β {args.beta:g}, "
         f"learning rate {args.learning_rate:g}",
+        "sharing": trainer.sharing,
         "device": device_name() + sharding(trainer),
         "output": args.output_dir,
         "W&B": tracked or "off",
@@ -99,12 +82,12 @@ def train(recipe: Recipe, folder: Path, data: tuple[Dataset, Dataset | None], tr
     """Train, or continue, or find that training had ended; save the policy.
 
     Returns the tokenised held-out pairs (None without evaluation), the trainer's state, which
-    holds all that was logged, and the seconds that training took.
+    holds all that was logged, and the seconds that it took, loading and the reference included.
     """
+    started = time.monotonic()
     trainer = make_trainer(recipe, *data)
     describe(recipe, trainer, tracked)
     done = folder / "trainer_state.json"
-    started = time.monotonic()
     if done.exists():
         trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
         trainer.state = TrainerState.load_from_json(str(done))

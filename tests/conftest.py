@@ -8,7 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    set_seed,
+)
+from trl import DPOConfig, DPOTrainer
+
+from dpo.prefix_sharing import SharedPrefixCollator, stock_head
+from dpo.trainer import FastDPOTrainer
+from dpo.workload import any_tokenizer
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED_MODEL = ROOT / "models/SmolLM2-135M-Instruct"
@@ -19,6 +37,158 @@ os.environ["WANDB_MODE"] = "offline"  # whatever key the machine has, tests send
 def in_root(monkeypatch):
     """Recipes name their paths from the top of the repository."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def stock_again():
+    """Stock TRL is stock again after a test that switched something on for the whole process."""
+    yield
+    stock_head()
+
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # wide, so that attention matters
+    "pad_token_id": 0,
+}
+ARCHITECTURES = {
+    "llama": lambda: LlamaConfig(**SIZES),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=5),
+    "gemma3": lambda: Gemma3TextConfig(
+        **SIZES,
+        head_dim=8,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "mixtral": lambda: MixtralConfig(**SIZES, num_local_experts=4, sliding_window=None),
+}
+
+
+def random_model(name: str, seed: int = 0) -> PreTrainedModel:
+    set_seed(seed)
+    return AutoModelForCausalLM.from_config(ARCHITECTURES[name](), attn_implementation="sdpa")
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(2, 97, (count,), generator=draw).tolist()
+
+
+def edge_pairs() -> list[tuple[list[int], list[int], list[int]]]:
+    """(prompt, chosen, rejected) with everything that goes wrong easily."""
+    ids, alike = random_ids, random_ids(9, 99)
+    return [
+        (ids(7, 0), ids(12, 1), ids(5, 2)),
+        (ids(1, 3), ids(3, 4), ids(8, 5)),  # a prompt of one token
+        (ids(6, 6), alike[:4] + ids(2, 7), alike[:4] + ids(7, 8)),  # completions that begin alike
+        (ids(10, 9), alike, alike[:4]),  # the rejected begins the chosen
+        (ids(4, 10), alike[:3], alike),  # and the other way round
+        (ids(5, 11), alike, alike),  # identical
+        (ids(12, 12), ids(30, 13), ids(25, 14)),  # cut by max_length, both
+        (ids(20, 15), ids(2, 16), ids(9, 17)),
+    ]
+
+
+EDGE_PAIRS = edge_pairs()
+
+
+MAX_LENGTH = 24  # cuts the longest of EDGE_PAIRS
+LOGPS, GRADIENTS = 5e-5, 1e-4  # nats a token; relative to the norm of each gradient
+
+
+def batch_of(pairs, **settings) -> dict:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    return SharedPrefixCollator(pad_token_id=0, max_length=MAX_LENGTH, **settings)(rows)
+
+
+def scored(model, batch: dict, share: bool, backward: bool = True):
+    """Per-token log-probabilities as TRL's head gives them, and the gradients of a loss in which
+    every row weighs differently."""
+    model.zero_grad()
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if share:
+        inputs["shared_prefixes"] = batch["shared_prefixes"]
+    if hasattr(model.config, "output_router_logits"):
+        inputs["output_router_logits"] = True
+    outputs = model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
+    if not backward:
+        return outputs, {}
+    loss = (outputs.log_probs.sum(1) * torch.linspace(-1, 2, len(labels))).sum()
+    if outputs.aux_loss is not None:
+        loss = loss + outputs.aux_loss
+    loss.backward()
+    return outputs, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def trainer_of(
+    folder: Path,
+    name: str,
+    *,
+    fast: bool,
+    lora: bool = False,
+    attn_implementation: str = "sdpa",
+    share_prefix: bool = True,
+    cache: Path | None = None,
+    seed: int = 0,
+    **arguments,
+) -> DPOTrainer:
+    """Stock DPOTrainer or ours, on a random model of an architecture and rows of tokens.
+
+    The model lies in `folder`; with another `seed` it has other weights, at the same place.
+    """
+    random_model(name, seed).save_pretrained(folder / "model")
+    any_tokenizer().save_pretrained(folder / "model")
+    rows = [
+        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        for prompt, chosen, rejected in EDGE_PAIRS
+    ]
+    settings = {
+        "output_dir": str(folder / "run"),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 10,
+        "max_length": MAX_LENGTH,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "gradient_checkpointing": False,
+        "precompute_ref_log_probs": fast,
+        "model_init_kwargs": {"attn_implementation": attn_implementation},
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    # The rows are tokens already.
+    kind = type("Given", (FastDPOTrainer if fast else DPOTrainer,), {"_prepare_dataset": given})
+    ours = {"share_prefix": share_prefix, "reference_cache": cache or folder / "cache"}
+    return kind(
+        model=str(folder / "model"),
+        args=DPOConfig(**(settings | arguments)),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
+        **(ours if fast else {}),
+    )
+
+
+def given(self, dataset: Dataset, *args) -> Dataset:
+    return dataset
+
+
+def losses_of(trainer: DPOTrainer) -> list[float]:
+    """Train, and return the loss of every step."""
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +256,7 @@ def tiny_flags(tiny_model, tiny_data, tmp_path) -> list[str]:
         "--save_steps=2",
         "--reward_prompts=2",
         "--bf16=false",
+        f"--reference_cache={tmp_path / 'cache'}",
         "--report_to=none",
     ]
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, launch
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 import train
-from dpo.recipe import share_batch
+from dpo.preferences import check_model
+from dpo.recipe import parse, share_batch
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 
@@ -100,6 +102,20 @@ def test_model_folder_without_weights(monkeypatch, tmp_path, tiny_model):
     (folder / "model.safetensors").unlink()
     message = refusal(monkeypatch, f"--model_name_or_path={folder}")
     assert "has no weights" in message and str(folder) in message
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
+def test_weights_in_half_precision(monkeypatch, tmp_path, tiny_model, dtype):
+    folder = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype="bfloat16").save_pretrained(folder)
+    flags = [f"--model_name_or_path={folder}", f"--dtype={dtype}"]
+    message = refusal(monkeypatch, *flags)
+    assert f"dtype {dtype}" in message and "--use_peft" in message and "zero2" in message
+    # An adapter's weights are float32 whatever the base is in, and DeepSpeed keeps such copies.
+    recipe = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", *flags]
+    check_model(parse([*recipe, "--use_peft"]))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    check_model(parse(recipe))
 
 
 def other_run(folder, settings: str):

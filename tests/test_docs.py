@@ -1,4 +1,4 @@
-"""What README says can be done is done here, as it says it."""
+"""What README and docs say can be done is done here, as they say it."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, run
 
 README = (ROOT / "README.md").read_text()
+DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 # Run whole by CI, or by another test.
 ELSEWHERE = {
     "make train": ".ci/run, cut short",
@@ -16,12 +17,16 @@ ELSEWHERE = {
     "make install": ".ci/run",
     "make lint": ".ci/run",
     "make embedded-data": "test_embedded_data.py, its first batch",
+    "make bench": "test_bench.py, on the tiny model",
+    'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
+    "make test-architectures": ".ci/run",
+    "make clean-cache": "test_reference.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", README + DOCS, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -34,7 +39,7 @@ def make(*arguments: str):
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_readme_runs(command, tiny_flags):
+def test_every_command_of_the_docs_runs(command, tiny_flags):
     words = shlex.split(command)
     assert words[0] == "make", f"{command}: no test runs it"
     if words[1:2] == ["train"]:
@@ -78,8 +83,8 @@ def test_help_lists_every_target():
 
 
 def test_every_path_that_the_readme_names_is_there():
-    made_by_a_run = ("outputs", "models", ".venv")
-    names = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:md|txt|toml|yaml|py))`", README)
+    made_by_a_run = ("outputs", "models", "cache", ".venv")
+    names = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:md|txt|toml|yaml|py))`", README + DOCS)
     assert names
     for name in names:
         if not name.startswith(made_by_a_run):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import datasets
 from datasets import Dataset
 from huggingface_hub import HfApi, constants
+from transformers import AutoConfig
 from trl import get_dataset
 
 from dpo.recipe import Recipe
@@ -51,8 +53,8 @@ def check_model(recipe: Recipe) -> None:
     """Find the model before the data is prepared.
 
     Raises:
-        SystemExit: no name is given, the folder is missing or has no weights, or the hub does not
-            answer.
+        SystemExit: no name is given, the folder is missing or has no weights, the hub does not
+            answer, or the weights would hardly learn in the dtype asked for.
     """
     name = recipe.model.model_name_or_path
     if not name:
@@ -71,6 +73,27 @@ def check_model(recipe: Recipe) -> None:
         )
     else:
         check_reachable(name, "model")
+    check_master_weights(recipe)
+
+
+def check_master_weights(recipe: Recipe) -> None:
+    """Full fine-tuning needs weights in float32: at a learning rate of 5e-7 an update is smaller
+    than bfloat16 can tell from nothing. DeepSpeed keeps float32 copies of its own.
+
+    Raises:
+        SystemExit: the recipe trains half-precision weights, and nothing keeps better ones.
+    """
+    model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    dtype = model.dtype
+    if dtype == "auto":
+        revision = model.model_revision
+        dtype = AutoConfig.from_pretrained(model.model_name_or_path, revision=revision).dtype
+    if not kept and not model.use_peft and str(dtype).endswith(("float16", "bfloat16")):
+        raise SystemExit(
+            f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
+            "dtype out: bf16 computes in half precision and keeps float32 weights; or choose "
+            "--use_peft, or CONFIG=zero2, which keeps float32 weights itself"
+        )
 
 
 def content_cache(folder: Path) -> str:

@@ -33,6 +33,22 @@ class RunArguments:
             "one is left alone."
         },
     )
+    share_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the prompt of a pair once and no padding, score completion tokens "
+            "only, and deal the pairs of a batch to processes by length: the same losses, sooner. "
+            "With false, and precompute_ref_log_probs false, the run is stock TRL."
+        },
+    )
+    reference_cache: str = field(
+        default="cache/reference",
+        metadata={
+            "help": "Folder that keeps the reference's log-probabilities for later runs; "
+            "`make clean-cache` empties it. --precompute_ref_log_probs false keeps the reference "
+            "in memory and scores as it trains."
+        },
+    )
     reward_prompts: int = field(
         default=128,
         metadata={
@@ -199,6 +215,7 @@ def parse(argv: list[str]) -> Recipe:
         parser.set_defaults(use_cpu=True)
     if os.environ.get("DS_ACCELERATOR") == "cpu" and "ACCELERATE_USE_DEEPSPEED" in os.environ:
         parser.set_defaults(ddp_backend="gloo")
+    parser.set_defaults(precompute_ref_log_probs=True)
     defaults = vars(parser.parse_known_args([])[0])
     flags, rest = _as_flags(keys)
     parser.set_defaults(**rest)
@@ -216,6 +233,9 @@ def parse(argv: list[str]) -> Recipe:
         if key in keys or value != defaults[key]
     }
     values = vars(namespace)
+    # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
+    if values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]:
+        values["precompute_ref_log_probs"] = False
     batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],

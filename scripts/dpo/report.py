@@ -246,13 +246,17 @@ def page(report: dict, picture: bytes) -> str:
 """
 
 
-def write(report: dict, folder: Path) -> list[Path]:
-    """Write report.png, report.html and, last, report.json: it marks the run as finished."""
-    figure = draw(report)
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     plt.close(figure)
-    write_whole(folder / "report.png", buffer.getvalue())
-    write_whole(folder / "report.html", page(report, buffer.getvalue()))
+    return buffer.getvalue()
+
+
+def write(report: dict, folder: Path) -> list[Path]:
+    """Write report.png, report.html and, last, report.json: it marks the run as finished."""
+    picture = png(draw(report))
+    write_whole(folder / "report.png", picture)
+    write_whole(folder / "report.html", page(report, picture))
     write_whole(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
     return [folder / "report.html", folder / REPORT]

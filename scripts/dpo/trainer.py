@@ -3,13 +3,101 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import numpy as np
+from accelerate.utils import is_peft_model
 from datasets import Dataset
+from torch.utils.data import BatchSampler, DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback
 from trl import DPOTrainer, get_peft_config, get_quantization_config
 
+from dpo import prefix_sharing, reference, shared_attention
+from dpo.batching import COMPOSITION_MATTERS, DealtSampler
+from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.recipe import Recipe
+
+
+def innermost(loader: DataLoader) -> BatchSampler:
+    """The batch sampler that still goes by row numbers, beneath those by which accelerate gives
+    each process its batches."""
+    batches = loader.batch_sampler
+    while hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    return batches
+
+
+class FastDPOTrainer(DPOTrainer):
+    """TRL's DPOTrainer with the pieces of this repository plugged in, each exact.
+
+    With `share_prefix`, and where the model allows it: prompts computed once and no padding
+    (prefix_sharing.py), and with it the head on completion tokens only and pairs dealt by length
+    (batching.py). With `precompute_ref_log_probs`: the reference scored once (reference.py).
+    """
+
+    def __init__(self, *args, share_prefix: bool, reference_cache: str, **kwargs):
+        self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
+        self.sharing = "off"
+        super().__init__(*args, **kwargs)
+        self._share_prefixes()
+
+    def _share_prefixes(self) -> None:
+        if not self.share_prefix or isinstance(self.data_collator, SharedPrefixCollator):
+            return
+        prefix_sharing.head_on_completions(self.accelerator.device)
+        models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
+        if self.ref_model is not None:
+            models.append(self.accelerator.unwrap_model(self.ref_model))
+        reason = prefix_sharing.obstacle(models[0])
+        if self._is_vision_dataset:
+            reason = "the data has images"
+        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
+            reason = "the adapter puts virtual tokens before the prompt"
+        if reason:
+            self.sharing = f"off, since {reason}"
+            return
+        for model in models:
+            prefix_sharing.share_prefixes(model)
+        self.data_collator = SharedPrefixCollator(**vars(self.data_collator))
+        half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
+        self.sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+
+    # TRL scores here, at the end of its __init__, when the models are built.
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        self._share_prefixes()
+        rows = self._rows_of_the_run(super().get_train_dataloader()) if name == "train" else None
+        return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
+
+    def _rows_of_the_run(self, loader: DataLoader) -> np.ndarray:
+        """The rows that will be trained on: all, or the first of a run shorter than an epoch."""
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        steps = max(self.args.max_steps, 0) or len(self.train_dataset)
+        order = [*innermost(loader).sampler]
+        return np.array(order[: steps * batch * self.args.world_size])
+
+    # accelerate puts its own seeded sampler in place of any that it is given, so that ours goes
+    # around that one.
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        args = self.args
+        if self.precompute_ref_logps:
+            scored = np.array(self.train_dataset["ref_chosen_logps"])
+            if np.isnan(scored[self._rows_of_the_run(loader)]).any():
+                raise RuntimeError("the run has pairs that the reference did not score")
+        micro_batch = args.train_batch_size
+        batch = micro_batch * args.gradient_accumulation_steps * args.world_size
+        if self.deals_by_length and batch > micro_batch:
+            lengths = reference.shared_lengths(self.train_dataset, args.max_length)
+            batches = innermost(loader)
+            batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
+        return loader
+
+    @property
+    def deals_by_length(self) -> bool:
+        """Whether pairs may change micro-batch. A router's balance is taken over a micro-batch."""
+        shares = isinstance(self.data_collator, SharedPrefixCollator)
+        return shares and not self.aux_loss_enabled and not COMPOSITION_MATTERS & {*self.loss_types}
 
 
 class StepLines(ProgressCallback):
@@ -35,8 +123,9 @@ def make_trainer(recipe: Recipe, train: Dataset, held_out: Dataset | None) -> DP
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: launched for DeepSpeed, and an argument keeps accelerate from using it. The
-            processes would train side by side, unsharded, and say nothing.
+        SystemExit: processes do not see each other; or they were launched for DeepSpeed, and an
+            argument keeps accelerate from using it. They would train side by side, unsharded, and
+            say nothing.
     """
     model, args = recipe.model, recipe.training
     args.model_init_kwargs = {
@@ -45,7 +134,11 @@ def make_trainer(recipe: Recipe, train: Dataset, held_out: Dataset | None) -> DP
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
-    trainer = DPOTrainer(
+    if {"image", "images"} & {*(train.column_names or ())}:
+        args.precompute_ref_log_probs = False  # TRL prepares images as it trains
+    trainer = FastDPOTrainer(
+        share_prefix=recipe.run.share_prefix,
+        reference_cache=recipe.run.reference_cache,
         model=model.model_name_or_path,
         args=args,
         train_dataset=train,

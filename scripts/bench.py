@@ -1,0 +1,296 @@
+"""How much faster than stock TRL, and where it comes from: one step added at a time.
+
+    make bench                                  # this machine: a GPU if there is one, else its CPU
+    make bench MODEL=Qwen3-0.6B DEVICE=cuda     # one model
+    make bench ARGS="--pairs 4 --lengths 50,50,50"
+
+Every variant is a real trainer in a process of its own, so that peak memory is its own; all train
+the same model on the same pairs in the same dtype, and they take turns, so that a machine that
+slows down slows them all. Pairs are random tokens of real lengths: those of UltraFeedback
+(recipes/data/ultrafeedback-lengths.csv, 1,200 pairs, Qwen's tokenizer). Steps are timed from their
+first batch to their last update; loading, and scoring the reference beforehand, are not in them.
+
+Writes bench.json, bench.md and bench.png to outputs/bench.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from dpo.machine import device_name, peak_memory_gb
+from dpo.prefix_sharing import head_on_completions
+from dpo.speed_table import write
+from dpo.trainer import FastDPOTrainer
+from dpo.workload import (
+    LENGTHS,
+    MAX_LENGTH,
+    SHAPES,
+    any_tokenizer,
+    config_of,
+    dealing,
+    draw_lengths,
+    matmul_peak,
+    repeats_and_padding,
+    useful_flops,
+)
+
+LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
+
+
+@dataclass
+class Variant:
+    """One row: what is switched on beside TRL's DPOTrainer."""
+
+    name: str
+    checkpointing: bool = False
+    head: bool = False
+    share: bool = False
+    cached: bool = False
+
+
+VARIANTS = [
+    Variant("TRL's defaults: activation checkpointing", checkpointing=True),
+    Variant("stock TRL: no activation checkpointing"),
+    Variant("+ head on completion tokens only", head=True),
+    Variant("+ prompts once, no padding", head=True, share=True),
+    Variant("+ reference scored once: everything", head=True, share=True, cached=True),
+    Variant("prompts once, activation checkpointing", True, head=True, share=True),
+    Variant("everything, activation checkpointing", True, head=True, share=True, cached=True),
+]
+BASELINE = VARIANTS[1].name
+
+
+@dataclass
+class Job:
+    """What every variant of one table has in common."""
+
+    model: str
+    device: str
+    pairs: int
+    steps: int
+    lengths: str
+    seed: int
+
+
+class GivenRows:
+    """The rows are tokens already."""
+
+    def _prepare_dataset(self, dataset, *args):
+        return dataset
+
+
+class Stock(GivenRows, DPOTrainer):
+    pass
+
+
+class Ours(GivenRows, FastDPOTrainer):
+    pass
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds of each optimizer step, waiting for the GPU at both ends."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_step_begin(self, *args, **kwargs):
+        self.start = self.now()
+
+    def on_step_end(self, *args, **kwargs):
+        self.seconds.append(self.now() - self.start)
+
+
+def warm_up_lengths(job: Job) -> np.ndarray:
+    """A short step on a CPU; on a GPU three of the real thing, for its kernels to be chosen."""
+    if job.device == "cpu":
+        return np.full((job.pairs, 3), 16)
+    return draw_lengths(job.lengths, 3 * job.pairs, job.seed + 1)
+
+
+def timed_lengths(job: Job) -> np.ndarray:
+    return draw_lengths(job.lengths, job.pairs * job.steps, job.seed)
+
+
+def work(variant: Variant, job: Job) -> dict:
+    """Train one variant in this process: seconds of each timed step, and peak memory in GB."""
+    lengths = np.concatenate([warm_up_lengths(job), timed_lengths(job)])
+    config = config_of(job.model)
+    draw = np.random.default_rng(0)
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows = [
+        {
+            name: draw.integers(2, config.vocab_size, n).tolist()
+            for name, n in zip(names, row, strict=True)
+        }
+        for row in lengths
+    ]
+    torch.manual_seed(0)
+    with torch.device(job.device):
+        if job.model in SHAPES:
+            large = useful_flops(config, np.array([[1, 0, 0]])) / 6 > LORA_FROM
+            dtype = torch.bfloat16 if large else torch.float32
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            large, model = False, AutoModelForCausalLM.from_pretrained(job.model, dtype="float32")
+    live = not variant.cached and not large  # with LoRA the reference is the policy without it
+    watch = Stopwatch()
+    if variant.head:
+        head_on_completions(torch.device(job.device))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = {
+            "model": model,
+            "ref_model": copy.deepcopy(model) if live else None,
+            "train_dataset": Dataset.from_list(rows),
+            "processing_class": any_tokenizer(),
+            "peft_config": LoraConfig(r=64, target_modules="all-linear") if large else None,
+            "callbacks": [watch],
+            "args": DPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=job.pairs,
+                max_steps=len(rows) // job.pairs,
+                max_length=MAX_LENGTH,
+                gradient_checkpointing=variant.checkpointing,
+                precompute_ref_log_probs=variant.cached,
+                train_sampling_strategy="sequential",
+                bf16=job.device == "cuda",
+                use_cpu=job.device == "cpu",
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+            ),
+        }
+        if variant.share:
+            trainer = Ours(share_prefix=True, reference_cache=folder, **arguments)
+        else:
+            trainer = Stock(**arguments)
+        trainer.train()
+    return {"seconds": watch.seconds[-job.steps :], "peak_memory_gb": peak_memory_gb()}
+
+
+def work_elsewhere(variant: Variant, job: Job) -> dict:
+    """`work` in a process of its own; `{"out_of_memory": True}` if it did not fit."""
+    command = [sys.executable, __file__, "--work", json.dumps([asdict(variant), asdict(job)])]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode == 0:
+        return json.loads(result.stdout.splitlines()[-1])
+    if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
+        return {"out_of_memory": True}
+    raise SystemExit(f"{variant.name}: {result.stderr[-3000:]}")
+
+
+def measure(job: Job, rounds: int, peak: float) -> list[dict]:
+    """The rows of one table. In each round every variant takes its turn, on pairs of that round."""
+    seconds: dict[str, float] = {variant.name: 0.0 for variant in VARIANTS}
+    memory = dict.fromkeys(seconds, 0.0)
+    bar = tqdm(total=rounds * len(VARIANTS), unit="run")
+    lengths = []
+    for number in range(rounds):
+        turn = Job(**asdict(job) | {"seed": job.seed + 2 * number})
+        lengths.append(timed_lengths(turn))
+        for variant in VARIANTS if number % 2 == 0 else VARIANTS[::-1]:
+            bar.set_description(f"{job.model}, {job.pairs} pairs: {variant.name}")
+            got = work_elsewhere(variant, turn) if memory[variant.name] is not None else {}
+            if "seconds" in got:
+                seconds[variant.name] += sum(got["seconds"])
+                memory[variant.name] = max(memory[variant.name], got["peak_memory_gb"])
+            else:
+                memory[variant.name] = None
+            bar.update()
+    bar.close()
+    lengths = np.concatenate(lengths)
+    rows = []
+    for variant in VARIANTS:
+        row = {
+            "name": variant.name,
+            "model": job.model,
+            "pairs_per_micro_batch": job.pairs,
+            "lengths": Path(job.lengths).stem,
+            "stock_tokens_per_token": repeats_and_padding(lengths, job.pairs),
+            **dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "ratio_to_stock")),
+            "peak_memory_gb": memory[variant.name],
+        }
+        if row["peak_memory_gb"] is not None:
+            spent = seconds[variant.name]
+            row["pairs_per_second"] = len(lengths) / spent
+            row["tokens_per_second"] = int(lengths.sum()) / spent
+            row["mfu"] = useful_flops(config_of(job.model), lengths) / spent / peak
+            if memory[BASELINE] is not None:
+                row["ratio_to_stock"] = seconds[BASELINE] / spent
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=here)
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        help=f"{', '.join(SHAPES)} (random weights of that shape), or a model's folder; default: "
+        "SmolLM2-135M on a CPU, the other two on a GPU",
+    )
+    parser.add_argument(
+        "--pairs", nargs="+", type=int, help="pairs a micro-batch (default: 4; on a GPU 4 and 8)"
+    )
+    parser.add_argument("--steps", type=int, help="timed steps a turn (default: 1; on a GPU 10)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of every variant (default: 2)")
+    parser.add_argument(
+        "--lengths",
+        default=str(LENGTHS),
+        help="a table of prompt, chosen and rejected tokens, or three numbers: 50,50,50",
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/bench"), help="folder")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        variant, job = json.loads(args.work)
+        print(json.dumps(work(Variant(**variant), Job(**job))))
+        return
+    on_cpu = args.device == "cpu"
+    PartialState(cpu=on_cpu)
+    peak = matmul_peak(args.device)
+    rows = []
+    for model in args.model or (["SmolLM2-135M"] if on_cpu else [*SHAPES][1:]):
+        if model not in SHAPES and not Path(model).is_dir():
+            raise SystemExit(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
+        for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
+            steps = args.steps or (1 if on_cpu else 10)
+            job = Job(model, args.device, pairs, steps, args.lengths, seed=0)
+            rows += measure(job, args.rounds, peak)
+    results = {
+        "machine": device_name(),
+        "dtype": "float32" if on_cpu else "bfloat16 autocast",
+        "torch": torch.__version__,
+        "matmul_peak_tflops": peak / 1e12,
+        "dealing": dealing(),
+        "rows": rows,
+    }
+    written = write(results, args.output)
+    print(f"Written: {', '.join(map(str, written))}")
+
+
+if __name__ == "__main__":
+    main()

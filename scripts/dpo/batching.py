@@ -1,0 +1,60 @@
+"""Which pairs go into which micro-batch. The optimizer steps see the same pairs as ever.
+
+A step waits for its slowest process, and a process that was dealt the long pairs is slow. So the
+pairs of one global batch are dealt out by length: longest first, to each micro-batch in turn and
+back again (snake order). Every micro-batch keeps its number of pairs, so the mean over pairs, and
+with it the objective, is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+# These take their mean over the tokens of a micro-batch, or sort within it: for them it matters
+# which pairs come together.
+COMPOSITION_MATTERS = {"sft", "aot", "aot_unpaired"}
+
+
+def deal(pairs: list[int], lengths: np.ndarray, micro_batch: int) -> list[int]:
+    """Reorder `pairs` so that each run of `micro_batch` of them has about the same length in sum.
+
+    Args:
+        pairs: row numbers of one global batch, a multiple of `micro_batch`.
+        lengths: tokens of every row of the data set, shape (rows,).
+    """
+    hands: list[list[int]] = [[] for _ in range(len(pairs) // micro_batch)]
+    longest_first = sorted(pairs, key=lambda row: -lengths[row])
+    for turn in range(micro_batch):
+        dealt = longest_first[turn * len(hands) : (turn + 1) * len(hands)]
+        for hand, row in zip(hands, dealt[:: -1 if turn % 2 else 1], strict=True):
+            hand.append(row)
+    return [row for hand in hands for row in hand]
+
+
+class DealtSampler(Sampler[int]):
+    """The order of another sampler, with each global batch dealt out by length.
+
+    The first global batch and an incomplete last one stay as they are: accelerate fills up the
+    last with the first pairs of the epoch, which must then be the same ones.
+    """
+
+    def __init__(self, order: Sampler[int], lengths: np.ndarray, micro_batch: int, batch: int):
+        self.order, self.lengths = order, lengths
+        self.micro_batch, self.batch = micro_batch, batch
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.order, "set_epoch"):  # the order of the rows themselves has no epochs
+            self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = list(self.order)
+        for start in range(0, len(rows), self.batch):
+            pairs = rows[start : start + self.batch]
+            whole = len(pairs) == self.batch
+            yield from deal(pairs, self.lengths, self.micro_batch) if start and whole else pairs

@@ -1,0 +1,209 @@
+"""Log-probabilities of the pairs under the reference: scored once, kept on disk by content.
+
+The reference never changes, so every epoch, every β and every learning rate asks it the same
+question. What TRL keeps is found again by a hash of its own configuration, so that a sweep scores
+anew at every point, and of the model as it lies in this process's memory, where ZeRO-3 leaves
+nothing: another checkpoint of the same architecture is then taken for this one.
+
+Here an entry bears the name of what decides the answer: the tokenised rows, the weights, the
+model's configuration, dtype and attention, and how rows are cut. Whenever an entry is found, a few
+of its rows are scored again; if they differ, it is set aside and all are scored anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import broadcast_object_list, send_to_device, tqdm
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from trl import DPOTrainer
+from trl.models import prepare_deepspeed
+
+from dpo.output import write_whole
+
+ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
+CHECKED_ROWS = 4
+# How far the same row may come out apart in another batch, or on another number of threads.
+NATS_PER_TOKEN = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+def with_logps(
+    trainer: DPOTrainer,
+    dataset: Dataset,
+    split: str,
+    batch_size: int,
+    folder: Path,
+    rows: np.ndarray | None = None,
+) -> Dataset:
+    """The data set with the columns `ref_chosen_logps` and `ref_rejected_logps`, in nats.
+
+    Args:
+        trainer: built, and not yet training: its policy is still the reference, or its adapter
+            can be disabled.
+        dataset: tokenised by TRL.
+        split: its name, for messages.
+        batch_size: pairs scored at a time on each process.
+        folder: where entries are kept. Several processes and several runs may share it.
+        rows: row numbers that the run needs; None for all. Others may come out as NaN.
+    """
+    accelerator = trainer.accelerator
+    wanted = np.arange(len(dataset)) if rows is None else rows
+    name, found = [None], [None]
+    if accelerator.is_main_process:
+        about = content(trainer, dataset)
+        name = [hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]]
+        found = [read(folder / f"{name[0]}.safetensors", len(dataset))]
+    broadcast_object_list(name)
+    broadcast_object_list(found)
+    path, logps = folder / f"{name[0]}.safetensors", found[0]
+    said = f"Reference log-probabilities of {len(wanted)} {split} pairs: "
+
+    if logps is not None and not agrees(trainer, dataset, logps):
+        logps = None
+    if logps is None:
+        if accelerator.is_main_process and path.exists():
+            os.replace(path, aside := path.with_suffix(".set-aside"))
+            print(f"{path} is damaged or does not agree with the reference: moved to {aside.name}")
+        logps = np.full((2, len(dataset)), np.nan, dtype=np.float32)
+    missing = wanted[np.isnan(logps[:, wanted]).any(axis=0)]
+    if len(missing):
+        logps[:, missing] = score(trainer, dataset.select(missing), split, batch_size)
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, save(dict(zip(COLUMNS, logps, strict=True)), metadata=about))
+            size = path.stat().st_size / 1000
+            print(f"{said}{len(missing)} scored, and kept in {path} ({size:,.0f} kB)")
+        accelerator.wait_for_everyone()
+    elif accelerator.is_main_process:
+        print(f"{said}all found in {path}; {CHECKED_ROWS} scored again agree")
+    for column, values in zip(COLUMNS, logps, strict=True):
+        dataset = dataset.add_column(column, values)
+    return dataset
+
+
+def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:
+    """All that the log-probabilities depend on, and nothing else: no β, learning rate, seed,
+    output folder or number of processes."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    # Where the weights lie and whether activations are recomputed change no log-probability.
+    config = model.config.to_dict() | {"_name_or_path": None, "use_cache": None}
+    return {
+        "rows": digest_of_rows(dataset),
+        "weights": digest_of_weights(model),
+        "config": json.dumps(config, sort_keys=True, default=str),
+        "dtype": str(model.dtype),
+        "autocast": trainer.accelerator.mixed_precision,
+        "attention": model.config._attn_implementation,
+        "max_length": str(args.max_length),
+        "truncation_mode": args.truncation_mode,
+        "ld_alpha": str(args.ld_alpha),
+        "template": str(trainer.processing_class.chat_template),
+    }
+
+
+def digest_of_rows(dataset: Dataset) -> str:
+    """Hash of the token ids of all rows, in order; the integer type they are kept in is nothing."""
+    digest = hashlib.sha256()
+    for table in dataset.select_columns(ROWS).with_format("arrow").iter(batch_size=1000):
+        for name in ROWS:
+            column = table[name].combine_chunks()
+            for numbers in (pc.list_value_length(column), column.flatten()):
+                digest.update(numbers.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_weights(model: PreTrainedModel) -> str:
+    """The commit of a hub model, or a hash of a folder's weight files.
+
+    From where the weights came and not from memory: ZeRO-3 has no process hold them all.
+    """
+    folder, digest = Path(model.config._name_or_path), hashlib.sha256()
+    if not folder.is_dir():
+        return model.config._commit_hash
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read(path: Path, rows: int) -> np.ndarray | None:
+    """Chosen and rejected log-probabilities, shape (2, rows), NaN where a row was never needed;
+    None if the entry is not there, or not whole."""
+    try:
+        with safe_open(path, framework="np") as file:
+            logps = np.stack([file.get_tensor(column) for column in COLUMNS])
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return logps if logps.shape == (2, rows) else None
+
+
+def reference_model(trainer: DPOTrainer) -> torch.nn.Module:
+    """The model to score with. Before training, DeepSpeed has not placed or gathered the weights:
+    an inference engine does, the one that TRL itself would use."""
+    if trainer.ref_model is not None or not trainer.is_deepspeed_enabled:
+        return trainer.ref_model or trainer.model
+    if trainer._precompute_engine is None:
+        trainer._precompute_engine = prepare_deepspeed(trainer.model, trainer.accelerator)
+    return trainer._precompute_engine
+
+
+def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
+    """Whether a few rows, scored again, come out as kept. Every process scores the same ones."""
+    (kept,) = np.nonzero(~np.isnan(logps).any(axis=0))
+    rows = kept[np.linspace(0, len(kept) - 1, CHECKED_ROWS).astype(int)]
+    batch = trainer.data_collator(list(dataset.select(rows).select_columns(ROWS)))
+    batch = send_to_device(batch, trainer.accelerator.device)
+    again = torch.stack(trainer.compute_ref_log_probs(reference_model(trainer), batch))
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = half.get(trainer.accelerator.mixed_precision, trainer.model.dtype)
+    allowed = NATS_PER_TOKEN[dtype] * batch["completion_mask"].sum(1).view(2, -1).cpu().numpy()
+    same = [bool((np.abs(logps[:, rows] - again.float().cpu().numpy()) <= allowed).all())]
+    broadcast_object_list(same)
+    return same[0]
+
+
+def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) -> np.ndarray:
+    """Chosen and rejected log-probabilities of every row under the reference, shape (2, rows).
+
+    Longest pairs first: a batch that does not fit in memory fails in the first second.
+    """
+    accelerator, model = trainer.accelerator, reference_model(trainer)
+    order = np.argsort(-shared_lengths(dataset, trainer.args.max_length), kind="stable")
+    loader = accelerator.prepare(
+        DataLoader(
+            dataset.select(order).select_columns(ROWS),
+            batch_size=batch_size,
+            collate_fn=trainer.data_collator,
+            num_workers=trainer.args.dataloader_num_workers,
+            pin_memory=trainer.args.dataloader_pin_memory,
+        )
+    )
+    parts = []
+    for batch in tqdm(loader, desc=f"Reference on {split} pairs", unit="batch"):
+        pair = trainer.compute_ref_log_probs(model, batch)
+        parts.append(torch.stack(accelerator.gather_for_metrics(pair)).float().cpu().numpy())
+    logps = np.empty((2, len(dataset)), dtype=np.float32)
+    logps[:, order] = np.concatenate(parts, axis=1)
+    return logps
+
+
+def shared_lengths(dataset: Dataset, max_length: int | None) -> np.ndarray:
+    """Tokens of each pair with its prompt counted once, cut as in training, shape (rows,)."""
+    table = dataset.select_columns(ROWS).with_format("arrow")[:]
+    prompt, chosen, rejected = (
+        pc.list_value_length(table[name]).to_numpy().astype(int) for name in ROWS
+    )
+    most = np.inf if max_length is None else max_length
+    both = np.minimum(prompt + chosen, most) + np.minimum(prompt + rejected, most)
+    return both - np.minimum(prompt, most)

@@ -1,0 +1,134 @@
+"""Attention of a packed row with shared prefixes (prefix_sharing.py), on a CPU and on a GPU.
+
+The packed row of a batch holds, pair by pair, prefix, chosen and rejected tokens. It is attended
+to in two branches a pair: prefix and chosen, causally; then rejected, which sees the prefix and
+itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from dpo.prefix_sharing import SharedPrefixes
+
+IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
+UNKNOWN = ("softcap", "s_aux", "position_bias")  # options of attention functions that bend it
+
+
+def teach(implementation: str) -> None:
+    """Teach one of transformers' attention functions to go by the plan when there is one."""
+    plain = ALL_ATTENTION_FUNCTIONS[implementation]
+    if getattr(plain, "shares_prefixes", False):
+        return
+
+    def attention(module, query, key, value, attention_mask, shared_prefixes=None, **kwargs):
+        if shared_prefixes is None:
+            return plain(module, query, key, value, attention_mask, **kwargs)
+        window = _window(module, kwargs)
+        dtype = _dtype(query)
+        size = query.shape[-1]
+        fits = key.shape == value.shape and size % 8 == 0 and size <= 256
+        if fits and not kwargs.get("dropout") and uses_flash(query.device, dtype.itemsize < 4):
+            return _flash(query, key, value, shared_prefixes, window, dtype, kwargs), None
+        return _segments(module, query, key, value, shared_prefixes, window, kwargs), None
+
+    attention.shares_prefixes = True
+    AttentionInterface.register(implementation, attention)
+
+
+def uses_flash(device: torch.device, half: bool) -> bool:
+    """FlashAttention computes in half precision on NVIDIA GPUs from Ampere on."""
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def backend(device: torch.device, half: bool) -> str:
+    """What computes the attention of shared prefixes, for a line that says so."""
+    if uses_flash(device, half):
+        return "attention in one call of FlashAttention (varlen)"
+    return "attention branch by branch (SDPA)"
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which attention on `tensor` is computed, autocast considered."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def _window(module: torch.nn.Module, options: dict) -> int | None:
+    """The sliding window of a layer: how many positions a token sees, itself included.
+
+    Raises:
+        RuntimeError: the layer asks for more than a causal window, or its configuration calls it
+            sliding and it does not say so here: the plan would be wrong.
+    """
+    window, kinds = options.get("sliding_window"), getattr(module.config, "layer_types", None)
+    asked = [name for name in UNKNOWN if options.get(name) is not None]
+    if kinds and (kinds[module.layer_idx] == "sliding_attention") != (window is not None):
+        asked.append(f"a window of {window} in a layer of {kinds[module.layer_idx]}")
+    if asked:
+        raise RuntimeError(
+            f"{type(module).__name__} attends with {', '.join(asked)}, which shared prefixes do "
+            "not know: run it with --share_prefix false"
+        )
+    return window
+
+
+def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -> Tensor:
+    """Attention branch by branch with SDPA: what wins on a CPU, and runs on any GPU.
+
+    Args:
+        query: shape (1, heads, N, head size); key and value: (1, key heads, N, head size).
+
+    Returns:
+        Shape (1, N, heads, head size).
+    """
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    options = {name: kwargs.get(name) for name in ("dropout", "scaling")}
+    outputs, start = [], 0
+    for prefix, chosen, rejected in plan.lengths:
+        split, end = start + prefix + chosen, start + prefix + chosen + rejected
+        own = slice(start, split)
+        cut = window is not None and split - start > window
+        mask = plan.mask(split - start, split - start, window, query.device) if cut else None
+        outputs.append(
+            sdpa(module, query[:, :, own], key[:, :, own], value[:, :, own], mask, **options)[0]
+        )
+        if rejected:
+            seen = [slice(start, start + prefix), slice(split, end)]
+            outputs.append(
+                sdpa(
+                    module,
+                    query[:, :, split:end],
+                    torch.cat([key[:, :, part] for part in seen], dim=2),
+                    torch.cat([value[:, :, part] for part in seen], dim=2),
+                    plan.mask(rejected, prefix + rejected, window, query.device),
+                    **options,
+                )[0]
+            )
+        start = end
+    return torch.cat(outputs, dim=1)
+
+
+def _flash(query, key, value, plan: SharedPrefixes, window, dtype, kwargs) -> Tensor:
+    """The same in one call of FlashAttention: its varlen form allows a branch more keys than
+    queries, so keys and values are gathered branch by branch. Causal from the last key, so that
+    a window is right by true positions. Shapes as in `_segments`."""
+    output = varlen_attn(
+        query[0].transpose(0, 1).to(dtype),
+        key[0].index_select(1, plan.visible).transpose(0, 1).to(dtype),
+        value[0].index_select(1, plan.visible).transpose(0, 1).to(dtype),
+        plan.queries,
+        plan.keys,
+        *plan.longest,
+        scale=kwargs.get("scaling"),
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[None]

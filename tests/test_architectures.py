@@ -1,0 +1,72 @@
+"""Prefix sharing on every causal language model of the pinned transformers, made small."""
+
+import pytest
+import torch
+from conftest import EDGE_PAIRS, LOGPS, batch_of, scored
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from trl.trainer.utils import add_fused_lm_head
+
+from dpo.prefix_sharing import obstacle, share_prefixes
+
+# Sizes by every name that configurations have for them: small, and apart from each other.
+SMALL = {
+    **dict.fromkeys(("vocab_size", "padded_vocab_size"), 97),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "d_ff"), 48),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("head_dim", "rotary_dim"), 8),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "top_k"), 2),
+    **dict.fromkeys(("moe_intermediate_size",), 16),
+    **dict.fromkeys(("sliding_window",), 5),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 64),
+    **dict.fromkeys(("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
+    **dict.fromkeys(("hidden_dropout", "dropout", "activation_dropout"), 0.0),
+}
+
+
+def small_model(kind: str):
+    """A small random model of one of transformers' architectures, or None where small sizes alone
+    do not make one."""
+    try:
+        known = AutoConfig.for_model(kind)
+        sizes = {key: value for key, value in SMALL.items() if hasattr(known, key)}
+        config = AutoConfig.for_model(kind, **sizes)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+    except Exception:  # hundreds of architectures, as many ways to refuse these sizes
+        return None
+    if sum(parameter.numel() for parameter in model.parameters()) > 5e6:
+        return None
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.sweep
+def test_every_architecture_of_transformers_is_exact_or_refused():
+    batch, wrong, refused, exact = batch_of(EDGE_PAIRS), {}, {}, []
+    for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        model = small_model(kind)
+        if model is None:
+            continue
+        if reason := obstacle(model):
+            refused[kind] = reason
+            continue
+        add_fused_lm_head(model)
+        plain, _ = scored(model, batch, share=False, backward=False)
+        share_prefixes(model)
+        shared, _ = scored(model, batch, share=True, backward=False)
+        difference = (plain.log_probs - shared.log_probs).abs().max().item()
+        if difference < LOGPS:
+            exact.append(kind)
+        else:
+            wrong[kind] = difference
+    print(f"exact: {', '.join(exact)}\nrefused: {refused}")
+    assert not wrong
+    assert len(exact) > 50

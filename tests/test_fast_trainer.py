@@ -1,0 +1,209 @@
+"""The whole trainer against stock TRL: the same losses, step for step."""
+
+import inspect
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import pytest
+from accelerate.data_loader import DataLoaderShard
+from conftest import ARCHITECTURES, launch, losses_of, run, trainer_of
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
+from trl.kernels import chunked_logprob
+from trl.trainer import utils as trl_utils
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from dpo.batching import DealtSampler, deal
+from dpo.recipe import parse
+from dpo.trainer import FastDPOTrainer, innermost
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_ten_steps_are_those_of_stock_trl(name, lora, tmp_path):
+    stock = losses_of(trainer_of(tmp_path, name, fast=False, lora=lora))
+    assert len(stock) == 10 and np.ptp(stock) > 1e-3
+    for cached, checkpointing in ((True, False), (False, True)):
+        trainer = trainer_of(
+            *(tmp_path, name),
+            **{"fast": True, "lora": lora, "gradient_checkpointing": checkpointing},
+            precompute_ref_log_probs=cached,
+        )
+        assert trainer.sharing == "on, attention branch by branch (SDPA)"
+        assert (trainer.ref_model is None) == (cached or lora)
+        assert losses_of(trainer) == pytest.approx(stock, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_model, tiny_data, tmp_path_factory):
+    """Stock losses of one process: nothing shared, reference live."""
+    return printed_losses(
+        *(tiny_model, tiny_data, tmp_path_factory.mktemp("one"), "cpu", "1"),
+        *("--share_prefix=false", "--precompute_ref_log_probs=false"),
+    )
+
+
+def flags(model: Path, data: Path, folder: Path) -> list[str]:
+    return [
+        *(f"--model_name_or_path={model}", f"--dataset_name={data}", f"--output_dir={folder}/run"),
+        *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4", "--max_steps=4"),
+        *("--logging_steps=1", "--eval_steps=4", "--reward_prompts=1", "--learning_rate=0.001"),
+        *("--bf16=false", "--report_to=none", f"--reference_cache={folder}/cache"),
+    ]
+
+
+def printed_losses(model, data, folder, config: str, processes: str, *more: str) -> list[float]:
+    given = flags(model, data, folder)
+    result = launch("--config", config, "--gpus", processes, "--", *given, *more)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return logged(folder)
+
+
+def logged(folder: Path) -> list[float]:
+    history = json.loads((folder / "run/trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_two_processes_under_ddp_are_one(one_process, tiny_model, tiny_data, tmp_path):
+    given = flags(tiny_model, tiny_data, tmp_path)
+    result = run(
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "scripts/train.py"),
+        *("--config", "recipes/smollm2-sentiment.yaml", *given, "--use_cpu"),
+        *("--ddp_backend=gloo",),
+        OMP_NUM_THREADS="1",
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 pairs a device × 2 accumulated × 2 processes = 8 pairs" in result.stdout
+    assert "sharing  on" in result.stdout
+    assert logged(tmp_path) == pytest.approx(one_process, abs=1e-4)
+
+
+def test_an_adapter_under_zero3_on_two_processes(tiny_model, tiny_data, tmp_path):
+    """Stock TRL's losses; and of another checkpoint of the same architecture other reference
+    log-probabilities, though ZeRO-3 shows each process the same empty weights.
+
+    Full fine-tuning under ZeRO is in test_train.py.
+    """
+    adapter = ("--use_peft", "--lora_target_modules", "q_proj", "v_proj")
+    plain = ("--share_prefix=false", "--precompute_ref_log_probs=false")
+    stock = printed_losses(tiny_model, tiny_data, tmp_path / "stock", "cpu", "1", *adapter, *plain)
+    ours = printed_losses(tiny_model, tiny_data, tmp_path / "ours", "zero3", "2", *adapter)
+    assert ours == pytest.approx(stock, abs=1e-4)
+
+    cache = tmp_path / "ours/cache"
+    before = set(cache.iterdir())
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for parameter in model.parameters():
+        parameter.data *= 1.1
+    other = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    model.save_pretrained(other)
+    last = ("--max_steps=1", "--eval_strategy=no", f"--reference_cache={cache}")
+    printed_losses(other, tiny_data, tmp_path / "other", "zero3", "2", *last)
+    (made,) = set(cache.iterdir()) - before
+    kept = [load_file(path)["ref_chosen_logps"] for path in (made, *before)]
+    assert all(not np.allclose(kept[0][:8], values[:8], equal_nan=True) for values in kept[1:])
+
+
+def orders(folder: Path, **settings) -> tuple[list[int], list[int]]:
+    """Row numbers in the order in which stock TRL and we train on them, for two epochs."""
+    both = []
+    for fast in (False, True):
+        trainer = trainer_of(folder, "llama", fast=fast, **settings)
+        loader = trainer.get_train_dataloader()
+        rows = []
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            rows += list(innermost(loader).sampler)
+        both.append(rows)
+    return tuple(both)
+
+
+def test_every_step_sees_the_pairs_of_stock_trl(tmp_path):
+    stock, ours = orders(tmp_path, max_steps=-1, per_device_train_batch_size=1)
+    assert sorted(stock[:8]) == list(range(8)) and stock[:8] != stock[8:]
+    for start in range(0, 16, 2):  # 1 pair × 2 accumulated
+        assert sorted(stock[start : start + 2]) == sorted(ours[start : start + 2])
+    assert ours[:2] == stock[:2]  # accelerate fills the last batch from the first
+
+
+@pytest.mark.parametrize("loss_type", ["sft", "aot", "aot_unpaired"])
+def test_pairs_stay_together_where_it_matters_which_do(loss_type, tmp_path):
+    trainer = trainer_of(tmp_path, "llama", fast=True, loss_type=[loss_type])
+    assert not isinstance(innermost(trainer.get_train_dataloader()).sampler, DealtSampler)
+
+
+def test_a_router_that_is_balanced_over_a_micro_batch_keeps_it(tmp_path):
+    trainer = trainer_of(tmp_path, "mixtral", fast=True)
+    assert trainer.aux_loss_enabled
+    assert not isinstance(innermost(trainer.get_train_dataloader()).sampler, DealtSampler)
+
+
+def test_dealing_keeps_the_pairs_and_evens_the_lengths():
+    lengths = np.random.default_rng(0).lognormal(5, 0.7, 1000).astype(int)
+    pairs = list(np.random.default_rng(1).permutation(1000)[:64])
+    dealt = deal(pairs, lengths, micro_batch=8)
+    assert sorted(dealt) == sorted(pairs)
+
+    def spread(rows: list[int]) -> float:
+        sums = lengths[rows].reshape(8, 8).sum(axis=1)
+        return sums.max() / sums.mean()
+
+    assert spread(dealt) < 1.1 < 1.3 < spread(pairs)
+
+
+def test_an_incomplete_last_batch_stays_as_it_is():
+    rows = list(range(11))
+    sampler = DealtSampler(rows, np.arange(11) ** 2, micro_batch=2, batch=4)
+    order = list(sampler)
+    assert order[:4] == rows[:4] and order[8:] == rows[8:]
+    assert sorted(order[4:8]) == rows[4:8] and order[4:8] != rows[4:8]
+    assert len(sampler) == 11
+
+
+def test_share_prefix_false_is_stock_trl(tmp_path):
+    given = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu"]
+    assert parse(given).run.share_prefix
+    assert not parse([*given, "--share_prefix", "false"]).run.share_prefix
+    trainer = trainer_of(tmp_path, "llama", fast=True, share_prefix=False)
+    assert trainer.sharing == "off"
+    assert type(trainer.data_collator) is DataCollatorForPreference
+    assert not isinstance(innermost(trainer.get_train_dataloader()).sampler, DealtSampler)
+    assert "forward" not in vars(trainer.model.base_model)
+    assert trl_utils._use_triton is chunked_logprob._use_triton
+
+
+def test_the_reference_is_live_where_it_moves():
+    always = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu"]
+    assert parse(always).training.precompute_ref_log_probs
+    for flag in ("--sync_ref_model", "--dataset_streaming"):
+        assert not parse([*always, flag]).training.precompute_ref_log_probs
+    assert not parse(
+        [*always, "--precompute_ref_log_probs=false"]
+    ).training.precompute_ref_log_probs
+
+
+def test_the_pinned_versions_are_as_relied_on():
+    """What trainer.py overrides or calls, as TRL, transformers and accelerate have it today."""
+
+    def parameters(function) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
+    stock = DPOTrainer._precompute_ref_logps
+    assert parameters(stock) == ["self", "dataset", "name", "batch_size"]
+    assert parameters(FastDPOTrainer._precompute_ref_logps) == parameters(stock)
+    assert parameters(DPOTrainer.compute_ref_log_probs) == ["self", "model", "inputs"]
+    assert parameters(DPOTrainer.get_train_dataloader) == ["self"]
+    built = inspect.getsource(DPOTrainer.__init__)
+    # Scored when policy, reference and head are ready, and not before.
+    assert built.index("add_fused_lm_head(") < built.index("self._precompute_ref_logps(")
+    assert "if self.precompute_ref_logps:\n" in inspect.getsource(DPOTrainer._compute_loss)
+    # It tells the sampler beneath its own the epoch.
+    assert "batch_sampler.sampler.set_epoch" in inspect.getsource(DataLoaderShard.set_epoch)
+    # It moves whatever knows `to` along with a batch.
+    assert 'hasattr(tensor, "to")' in inspect.getsource(accelerate.utils.send_to_device)

@@ -1,0 +1,182 @@
+"""The reference is scored once, found again by content, and never believed blindly."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, losses_of, run, trainer_of
+from safetensors.numpy import load_file, save_file
+
+from dpo import reference
+from dpo.recipe import parse
+from dpo.reference import CHECKED_ROWS, COLUMNS
+
+
+@pytest.fixture
+def scored(monkeypatch) -> list[int]:
+    """Rows of every batch that the reference is asked to score."""
+    rows = []
+    plain = reference.DPOTrainer.compute_ref_log_probs
+
+    def counted(self, model, inputs):
+        rows.append(len(inputs["input_ids"]) // 2)
+        return plain(self, model, inputs)
+
+    monkeypatch.setattr(reference.DPOTrainer, "compute_ref_log_probs", counted)
+    return rows
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_log_probabilities_are_those_of_the_live_reference(lora, tmp_path):
+    cached = trainer_of(tmp_path, "llama", fast=True, lora=lora).train_dataset
+    live = trainer_of(tmp_path, "llama", fast=False, lora=lora)
+    batch = live.data_collator(list(live.train_dataset))
+    model = live.model if lora else live.ref_model
+    for column, values in zip(COLUMNS, live.compute_ref_log_probs(model, batch), strict=True):
+        assert cached[column] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_a_sweep_scores_nothing_again(tmp_path, scored):
+    """Other β, learning rate, seed, output folder, batch; an adapter on the same model."""
+    first = trainer_of(tmp_path, "llama", fast=True)
+    assert sum(scored) == len(first.train_dataset)
+    for changed in (
+        {"beta": 0.5, "learning_rate": 1e-5, "output_dir": str(tmp_path / "other"), "seed": 7},
+        {"per_device_train_batch_size": 4, "gradient_checkpointing": True},
+        {"lora": True},
+    ):
+        scored.clear()
+        again = trainer_of(tmp_path, "llama", fast=True, **changed)
+        assert scored == [CHECKED_ROWS]  # the check; no batch to fill the columns with
+        for column in COLUMNS:
+            assert again.train_dataset[column] == first.train_dataset[column]
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"max_length": 20}, {"truncation_mode": "keep_end"}, {"ld_alpha": 0.5}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_changes_the_answer_makes_another_entry(changed, tmp_path, scored):
+    trainer_of(tmp_path, "llama", fast=True)
+    scored.clear()
+    trainer = trainer_of(tmp_path, "llama", fast=True, **changed)
+    assert sum(scored) == len(trainer.train_dataset)
+    assert len(entries(tmp_path / "cache")) == 2
+
+
+def test_other_weights_at_the_same_place_are_noticed(tmp_path):
+    before = trainer_of(tmp_path, "llama", fast=True, seed=0).train_dataset
+    after = trainer_of(tmp_path, "llama", fast=True, seed=1).train_dataset
+    assert len(entries(tmp_path / "cache")) == 2
+    assert before[COLUMNS[0]] != after[COLUMNS[0]]
+
+
+def test_the_same_weights_at_another_place_are_known(tmp_path, scored):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        scored.clear()
+        trainer_of(tmp_path / name, "llama", fast=True, cache=tmp_path / "cache")
+    assert scored == [CHECKED_ROWS]
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def of_other_rows(path: Path) -> None:
+    save_file({name: np.zeros(3, np.float32) for name in COLUMNS}, path)
+
+
+def of_another_model(path: Path) -> None:
+    save_file({name: values - 0.1 for name, values in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize("spoil", [cut_off, of_other_rows, of_another_model])
+def test_a_wrong_entry_is_set_aside_and_made_anew(spoil, tmp_path, scored, capsys):
+    first = trainer_of(tmp_path, "llama", fast=True).train_dataset
+    (path,) = entries(tmp_path / "cache")
+    spoil(path)
+    spoiled = path.read_bytes()
+    again = trainer_of(tmp_path, "llama", fast=True).train_dataset
+    assert "damaged or does not agree" in capsys.readouterr().out
+    assert path.with_suffix(".set-aside").read_bytes() == spoiled
+    for column in COLUMNS:
+        assert again[column] == first[column] == load_file(path)[column].tolist()
+
+
+def test_a_run_shorter_than_an_epoch_scores_its_own_pairs(tmp_path, scored):
+    short = trainer_of(tmp_path, "llama", fast=True, max_steps=1)
+    assert sum(scored) == 4  # 1 step × 2 pairs × 2 accumulated, of 8 rows
+    assert np.isnan(short.train_dataset[COLUMNS[0]]).sum() == 4
+    losses_of(short)
+    scored.clear()
+    longer = trainer_of(tmp_path, "llama", fast=True, max_steps=10)
+    assert sum(scored) == CHECKED_ROWS + 4  # the rest joins the same entry
+    assert not np.isnan(longer.train_dataset[COLUMNS[0]]).any()
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_an_unscored_pair_is_never_trained_on(tmp_path):
+    trainer = trainer_of(tmp_path, "llama", fast=True, max_steps=1)
+    trainer.args.max_steps = 2
+    with pytest.raises(RuntimeError, match="the reference did not score"):
+        trainer.get_train_dataloader()
+
+
+def test_an_entry_says_what_it_is_of(tmp_path):
+    trainer_of(tmp_path, "llama", fast=True)
+    (path,) = entries(tmp_path / "cache")
+    header = path.read_bytes()
+    about = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
+    assert about["dtype"] == "torch.float32" and about["max_length"] == "24"
+    assert {"rows", "weights", "attention", "template"} <= about.keys()
+    assert path.stat().st_mode & 0o044  # readable by others, as umask says
+    assert [path] == [*path.parent.iterdir()]  # nothing half written beside it
+
+
+SCORE = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["scripts", "tests"]
+from conftest import trainer_of
+print(trainer_of(Path(sys.argv[1]), "llama", fast=True, cache=Path(sys.argv[2])).train_dataset[:])
+"""
+
+
+def test_two_runs_at_once_share_one_entry(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCORE, folder, tmp_path / "cache"],
+            **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        for folder in folders
+    ]
+    rows = []
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-3000:]
+        rows.append(output.splitlines()[-1])
+    assert rows[0] == rows[1] and "ref_chosen_logps" in rows[0]
+    (path,) = entries(tmp_path / "cache")
+    assert reference.read(path, 8) is not None
+
+
+def test_make_clean_cache_forgets_them(tmp_path):
+    default = parse(["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu"]).run.reference_cache
+    kept = tmp_path / default / "entry.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    result = run("make", "-C", tmp_path, "-f", ROOT / "Makefile", "clean-cache")
+    assert result.returncode == 0 and not kept.parent.exists()
