@@ -138,14 +138,14 @@ def trainer_of(
     attn_implementation: str = "sdpa",
     share_prefix: bool = True,
     cache: Path | None = None,
-    seed: int = 0,
+    weights: int = 0,
     **arguments,
 ) -> DPOTrainer:
     """Stock DPOTrainer or ours, on a random model of an architecture and rows of tokens.
 
-    The model lies in `folder`; with another `seed` it has other weights, at the same place.
+    The model lies in `folder`; with another seed in `weights` it has others, at the same place.
     """
-    random_model(name, seed).save_pretrained(folder / "model")
+    random_model(name, weights).save_pretrained(folder / "model")
     any_tokenizer().save_pretrained(folder / "model")
     rows = [
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}

@@ -21,6 +21,8 @@ SMALL = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "top_k"), 2),
     **dict.fromkeys(("moe_intermediate_size",), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("sliding_window",), 5),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 64),
@@ -30,43 +32,52 @@ SMALL = {
 
 
 def small_model(kind: str):
-    """A small random model of one of transformers' architectures, or None where small sizes alone
-    do not make one."""
-    try:
-        known = AutoConfig.for_model(kind)
-        sizes = {key: value for key, value in SMALL.items() if hasattr(known, key)}
-        config = AutoConfig.for_model(kind, **sizes)
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).float().eval()
-    except Exception:  # hundreds of architectures, as many ways to refuse these sizes
-        return None
-    if sum(parameter.numel() for parameter in model.parameters()) > 5e6:
-        return None
+    """A small random model of one of transformers' architectures."""
+    known = AutoConfig.for_model(kind)
+    sizes = {key: value for key, value in SMALL.items() if hasattr(known, key)}
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    if sum(parameter.numel() for parameter in model.parameters()) > 2e7:
+        raise ValueError("still large")
+    model = AutoModelForCausalLM.from_config(model.config).float().eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
+    add_fused_lm_head(model)
     return model
 
 
 @pytest.mark.sweep
 def test_every_architecture_of_transformers_is_exact_or_refused():
-    batch, wrong, refused, exact = batch_of(EDGE_PAIRS), {}, {}, []
+    batch = batch_of(EDGE_PAIRS)
+    exact, wrong, refused, unknown = [], {}, {}, {}
     for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        model = small_model(kind)
-        if model is None:
+        try:
+            model = small_model(kind)
+            plain, _ = scored(model, batch, share=False, backward=False)
+            assert plain.log_probs.isfinite().all(), "not finite"
+        except Exception as error:  # these sizes do not suit it; as many errors as architectures
+            unknown[kind] = type(error).__name__
             continue
         if reason := obstacle(model):
             refused[kind] = reason
             continue
-        add_fused_lm_head(model)
-        plain, _ = scored(model, batch, share=False, backward=False)
         share_prefixes(model)
-        shared, _ = scored(model, batch, share=True, backward=False)
+        try:
+            shared, _ = scored(model, batch, share=True, backward=False)
+        except RuntimeError as error:
+            refused[kind] = str(error)
+            if "--share_prefix false" not in str(error):
+                wrong[kind] = repr(error)
+            continue
         difference = (plain.log_probs - shared.log_probs).abs().max().item()
         if difference < LOGPS:
             exact.append(kind)
         else:
             wrong[kind] = difference
-    print(f"exact: {', '.join(exact)}\nrefused: {refused}")
-    assert not wrong
+    print(f"\n{len(exact)} exact: {', '.join(exact)}")
+    print(f"{len(refused)} refused: {', '.join(f'{k} ({v})' for k, v in refused.items())}")
+    print(f"{len(unknown)} cannot be made small here: {', '.join(unknown)}")
+    assert not wrong, "\n".join(f"{kind}: {what}" for kind, what in wrong.items())
     assert len(exact) > 50

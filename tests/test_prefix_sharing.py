@@ -184,7 +184,7 @@ TINY = {
     ("config", "reason"),
     [
         (BloomConfig(vocab_size=97, hidden_size=32, n_layer=1, n_head=4), "position ids"),
-        (MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1), "position ids"),
+        (MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1), "linear_attention"),
         (Gemma2Config(**TINY, head_dim=8), "eager"),
         (AutoConfig.for_model("qwen3_next", **TINY), "linear_attention"),
         (AutoConfig.for_model("llama4_text", **TINY), "chunked_attention"),

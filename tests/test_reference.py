@@ -74,8 +74,8 @@ def test_what_changes_the_answer_makes_another_entry(changed, tmp_path, scored):
 
 
 def test_other_weights_at_the_same_place_are_noticed(tmp_path):
-    before = trainer_of(tmp_path, "llama", fast=True, seed=0).train_dataset
-    after = trainer_of(tmp_path, "llama", fast=True, seed=1).train_dataset
+    before = trainer_of(tmp_path, "llama", fast=True, weights=0).train_dataset
+    after = trainer_of(tmp_path, "llama", fast=True, weights=1).train_dataset
     assert len(entries(tmp_path / "cache")) == 2
     assert before[COLUMNS[0]] != after[COLUMNS[0]]
 

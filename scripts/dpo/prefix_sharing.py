@@ -59,6 +59,8 @@ class SharedPrefixes:
             tokens and its keys in `visible`; a branch is prefix and chosen, or rejected.
         visible: shape (K,), the packed tokens that each branch sees, one branch after the other.
         longest: the most queries and the most keys of a branch.
+        masks: what `mask` has made so far.
+        attended: layers of the current forward that went by this plan.
     """
 
     lengths: list[tuple[int, int, int]]
@@ -70,6 +72,7 @@ class SharedPrefixes:
     visible: Tensor
     longest: tuple[int, int]
     masks: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+    attended: int = 0
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> SharedPrefixes:
@@ -166,7 +169,8 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "its attention cannot be replaced"
     if getattr(backbone, "_is_stateful", False) or getattr(config, "alibi", False):
         return "its layers carry a state or a position bias from token to token"
-    if getattr(config, "use_bidirectional_attention", None):
+    looks_ahead = any(getattr(module, "is_causal", True) is False for module in backbone.modules())
+    if looks_ahead or getattr(config, "use_bidirectional_attention", None):
         return "its attention looks ahead"
     if config._attn_implementation not in IMPLEMENTATIONS:
         return f"its attention is {config._attn_implementation}, and not sdpa"
@@ -203,11 +207,17 @@ def _forward(
     # the plan. None would have them guess packed rows from the position ids.
     packed = {
         "input_ids": input_ids.flatten()[shared_prefixes.fold][None],
-        "attention_mask": input_ids.new_ones(1, 1, 1, 1),
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
         "position_ids": shared_prefixes.positions,
         "shared_prefixes": shared_prefixes,
     }
+    shared_prefixes.attended = 0
     outputs = forward(self, **(kwargs | packed))
+    if shared_prefixes.attended < self.config.num_hidden_layers:
+        raise RuntimeError(
+            f"{type(self).__name__} attends otherwise than through transformers' table of "
+            "attention functions: run it with --share_prefix false"
+        )
     hidden = outputs.last_hidden_state[0]
     outputs.last_hidden_state = hidden.index_select(0, shared_prefixes.unfold).view(rows, width, -1)
     if getattr(outputs, "router_logits", None) is not None:

@@ -31,6 +31,7 @@ def teach(implementation: str) -> None:
     def attention(module, query, key, value, attention_mask, shared_prefixes=None, **kwargs):
         if shared_prefixes is None:
             return plain(module, query, key, value, attention_mask, **kwargs)
+        shared_prefixes.attended += 1
         window = _window(module, kwargs)
         dtype = _dtype(query)
         size = query.shape[-1]
