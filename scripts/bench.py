@@ -19,7 +19,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,17 +28,19 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
+from dpo import shared_attention
 from dpo.machine import device_name, peak_memory_gb
 from dpo.prefix_sharing import head_on_completions
-from dpo.speed_table import write
+from dpo.speed_table import show, write
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import (
     LENGTHS,
     MAX_LENGTH,
     SHAPES,
+    Stopwatch,
     any_tokenizer,
     config_of,
     dealing,
@@ -61,6 +62,7 @@ class Variant:
     head: bool = False
     share: bool = False
     cached: bool = False
+    flash: bool = True
 
 
 VARIANTS = [
@@ -71,6 +73,7 @@ VARIANTS = [
     Variant("+ reference scored once: everything", head=True, share=True, cached=True),
     Variant("prompts once, activation checkpointing", True, head=True, share=True),
     Variant("everything, activation checkpointing", True, head=True, share=True, cached=True),
+    Variant("everything, SDPA for FlashAttention", head=True, share=True, cached=True, flash=False),
 ]
 BASELINE = VARIANTS[1].name
 
@@ -100,24 +103,6 @@ class Stock(GivenRows, DPOTrainer):
 
 class Ours(GivenRows, FastDPOTrainer):
     pass
-
-
-class Stopwatch(TrainerCallback):
-    """Seconds of each optimizer step, waiting for the GPU at both ends."""
-
-    def __init__(self):
-        self.seconds = []
-
-    def now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def on_step_begin(self, *args, **kwargs):
-        self.start = self.now()
-
-    def on_step_end(self, *args, **kwargs):
-        self.seconds.append(self.now() - self.start)
 
 
 def warm_up_lengths(job: Job) -> np.ndarray:
@@ -150,10 +135,13 @@ def work(variant: Variant, job: Job) -> dict:
             large = useful_flops(config, np.array([[1, 0, 0]])) / 6 > LORA_FROM
             dtype = torch.bfloat16 if large else torch.float32
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model.config._commit_hash = "random"  # what reference.py files them under
         else:
             large, model = False, AutoModelForCausalLM.from_pretrained(job.model, dtype="float32")
     live = not variant.cached and not large  # with LoRA the reference is the policy without it
     watch = Stopwatch()
+    if not variant.flash:
+        shared_attention.uses_flash = lambda device, half: False
     if variant.head:
         head_on_completions(torch.device(job.device))
     with tempfile.TemporaryDirectory() as folder:
@@ -200,14 +188,15 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
 
 def measure(job: Job, rounds: int, peak: float) -> list[dict]:
     """The rows of one table. In each round every variant takes its turn, on pairs of that round."""
-    seconds: dict[str, float] = {variant.name: 0.0 for variant in VARIANTS}
-    memory = dict.fromkeys(seconds, 0.0)
-    bar = tqdm(total=rounds * len(VARIANTS), unit="run")
+    variants = [variant for variant in VARIANTS if variant.flash or job.device == "cuda"]
+    seconds: dict[str, float] = {variant.name: 0.0 for variant in variants}
+    memory: dict[str, float | None] = dict.fromkeys(seconds, 0.0)
+    bar = tqdm(total=rounds * len(variants), unit="run")
     lengths = []
     for number in range(rounds):
         turn = Job(**asdict(job) | {"seed": job.seed + 2 * number})
         lengths.append(timed_lengths(turn))
-        for variant in VARIANTS if number % 2 == 0 else VARIANTS[::-1]:
+        for variant in variants if number % 2 == 0 else variants[::-1]:
             bar.set_description(f"{job.model}, {job.pairs} pairs: {variant.name}")
             got = work_elsewhere(variant, turn) if memory[variant.name] is not None else {}
             if "seconds" in got:
@@ -219,7 +208,7 @@ def measure(job: Job, rounds: int, peak: float) -> list[dict]:
     bar.close()
     lengths = np.concatenate(lengths)
     rows = []
-    for variant in VARIANTS:
+    for variant in variants:
         row = {
             "name": variant.name,
             "model": job.model,
@@ -271,24 +260,24 @@ def main() -> None:
         return
     on_cpu = args.device == "cpu"
     PartialState(cpu=on_cpu)
-    peak = matmul_peak(args.device)
-    rows = []
+    results = {
+        "machine": device_name(),
+        "dtype": "float32" if on_cpu else "bfloat16 autocast",
+        "torch": torch.__version__,
+        "matmul_peak_tflops": matmul_peak(args.device) / 1e12,
+        "dealing": dealing(),
+        "rows": [],
+    }
     for model in args.model or (["SmolLM2-135M"] if on_cpu else [*SHAPES][1:]):
         if model not in SHAPES and not Path(model).is_dir():
             raise SystemExit(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
         for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
             steps = args.steps or (1 if on_cpu else 10)
             job = Job(model, args.device, pairs, steps, args.lengths, seed=0)
-            rows += measure(job, args.rounds, peak)
-    results = {
-        "machine": device_name(),
-        "dtype": "float32" if on_cpu else "bfloat16 autocast",
-        "torch": torch.__version__,
-        "matmul_peak_tflops": peak / 1e12,
-        "dealing": dealing(),
-        "rows": rows,
-    }
-    written = write(results, args.output)
+            rows = measure(job, args.rounds, results["matmul_peak_tflops"] * 1e12)
+            results["rows"] += rows
+            show(rows)
+            written = write(results, args.output)  # after each table: the next may take an hour
     print(f"Written: {', '.join(map(str, written))}")
 
 

@@ -59,9 +59,9 @@ def test_what_did_not_fit_is_a_row_as_well(results, tmp_path):
 
 
 def test_every_variant_is_what_its_name_says():
-    flags = {v.name: (v.checkpointing, v.head, v.share, v.cached) for v in bench.VARIANTS}
-    assert flags[bench.BASELINE] == (False, False, False, False)
-    assert flags["+ reference scored once: everything"] == (False, True, True, True)
+    flags = {v.name: (v.checkpointing, v.head, v.share, v.cached, v.flash) for v in bench.VARIANTS}
+    assert flags[bench.BASELINE] == (False, False, False, False, True)
+    assert flags["+ reference scored once: everything"] == (False, True, True, True, True)
     assert len(flags) == len(bench.VARIANTS) == len(set(flags.values()))
 
 

@@ -62,6 +62,7 @@ def test_the_recipe_of_the_readme_trains(tmp_path, tiny_model, tiny_data, reques
         *(f"--model_name_or_path={tiny_model}", f"--dataset_name={tiny_data}", "--max_steps=2"),
         *(f"--output_dir={tmp_path / 'run'}", "--reward_prompts=2", "--eval_steps=2"),
         *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--bf16=false"),
+        f"--reference_cache={tmp_path / 'cache'}",
     ]
     result = make("train", "RECIPE=readme-example", f"ARGS={shlex.join(flags)}")
     assert result.returncode == 0, result.stderr[-3000:]

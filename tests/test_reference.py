@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, losses_of, run, trainer_of
+from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
 
 from dpo import reference
@@ -78,6 +78,15 @@ def test_other_weights_at_the_same_place_are_noticed(tmp_path):
     after = trainer_of(tmp_path, "llama", fast=True, weights=1).train_dataset
     assert len(entries(tmp_path / "cache")) == 2
     assert before[COLUMNS[0]] != after[COLUMNS[0]]
+
+
+def test_a_hub_model_is_known_by_its_commit():
+    model = random_model("llama")
+    model.config._name_or_path = "someone/something"
+    with pytest.raises(RuntimeError, match="someone/something"):
+        reference.digest_of_weights(model)
+    model.config._commit_hash = "c0ffee"
+    assert reference.digest_of_weights(model) == "c0ffee"
 
 
 def test_the_same_weights_at_another_place_are_known(tmp_path, scored):

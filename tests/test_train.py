@@ -32,6 +32,7 @@ def run_flags(model: Path, data: Path, folder: Path) -> list[str]:
         *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=2", "--max_steps=4"),
         *("--logging_steps=1", "--eval_steps=2", "--save_steps=2", "--save_total_limit=9"),
         *("--reward_prompts=4", "--learning_rate=0.001"),
+        f"--reference_cache={folder.parent / 'cache'}",
     ]
 
 

@@ -242,10 +242,10 @@ def head_on_completions(device: torch.device) -> None:
     elsewhere, for the sake of compilers that recompile at each new shape. PyTorch on a CPU does
     not. The question is put to one function, answered here for all devices; the kernel below it
     still asks for Triton itself. That kernel's tile of 4096 tokens × 32768 words, half a GB,
-    becomes one of 128 × 8192, which stays in a CPU's cache.
+    becomes one of 512 × 2048, which stays in a CPU's cache.
     """
     if not STOCK_HEAD[0](device):
-        _set_head(lambda device: True, 128, 8192)
+        _set_head(lambda device: True, 512, 2048)
 
 
 def stock_head() -> None:

@@ -124,17 +124,25 @@ def digest_of_rows(dataset: Dataset) -> str:
 
 
 def digest_of_weights(model: PreTrainedModel) -> str:
-    """The commit of a hub model, or a hash of a folder's weight files.
+    """A hash of the weight files of a model's folder, or the commit of a hub model.
 
     From where the weights came and not from memory: ZeRO-3 has no process hold them all.
+
+    Raises:
+        RuntimeError: neither is known, for a model that was made in memory.
     """
     folder, digest = Path(model.config._name_or_path), hashlib.sha256()
-    if not folder.is_dir():
-        return model.config._commit_hash
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    known = digest.hexdigest() if files else getattr(model.config, "_commit_hash", None)
+    if known is None:
+        raise RuntimeError(
+            f"no weight files and no commit are known of {folder}, to find its log-probabilities "
+            "by: --precompute_ref_log_probs false"
+        )
+    return known
 
 
 def read(path: Path, rows: int) -> np.ndarray | None:

@@ -61,6 +61,14 @@ def picture(groups: dict[str, list[dict]], where: str) -> bytes:
     return report.png(figure)
 
 
+def show(rows: list[dict]) -> None:
+    header, *cells = table(rows)
+    shown = Table(*header, title=title(rows[0]), title_justify="left")
+    for line in cells:
+        shown.add_row(*line)
+    Console().print(shown)
+
+
 def write(results: dict, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[str, list[dict]] = {}
@@ -71,10 +79,6 @@ def write(results: dict, folder: Path) -> list[Path]:
         header, *cells = table(rows)
         lines = [header, ["---"] * len(header), *cells]
         text.append(f"**{name}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-        shown = Table(*header, title=name, title_justify="left")
-        for line in cells:
-            shown.add_row(*line)
-        Console().print(shown)
     files = {
         "bench.json": json.dumps(results, indent=1),
         "bench.md": "\n\n".join(text) + "\n",

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    TrainerCallback,
 )
 
 from dpo.batching import deal
@@ -55,6 +56,24 @@ SHAPES = {
         max_position_embeddings=8192,
     ),
 }
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds of each optimizer step, waiting for the GPU at both ends."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_step_begin(self, *args, **kwargs):
+        self.start = self.now()
+
+    def on_step_end(self, *args, **kwargs):
+        self.seconds.append(self.now() - self.start)
 
 
 def config_of(model: str) -> PreTrainedConfig:
