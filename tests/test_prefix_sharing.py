@@ -17,6 +17,7 @@ from conftest import (
 )
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, Gemma2Config, MambaConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import DPOTrainer
@@ -206,6 +207,17 @@ def test_a_refused_model_trains_the_plain_way(tmp_path):
     trainer.train()
 
 
+def test_a_model_that_attends_in_its_own_way_is_found_out(monkeypatch):
+    """It would take the packed row for one sequence."""
+    model, batch = random_model("llama"), batch_of(EDGE_PAIRS)
+    share_prefixes(model)
+    plain = sdpa_attention_forward
+    monkeypatch.setitem(type(ALL_ATTENTION_FUNCTIONS)._global_mapping, "sdpa", plain)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "shared_prefixes")}
+    with pytest.raises(RuntimeError, match="--share_prefix false"):
+        model(**inputs)
+
+
 def test_the_pinned_versions_are_as_relied_on(monkeypatch):
     """What would break silently when TRL or transformers change beneath us."""
     # TRL's head asks this function, by this name, whether to leave positions out.
@@ -232,6 +244,7 @@ def test_the_pinned_versions_are_as_relied_on(monkeypatch):
     seen = []
 
     def watch(module, query, key, value, mask, **kwargs):
+        kwargs["shared_prefixes"].attended += 1
         seen.append((kwargs.get("sliding_window"), kwargs["shared_prefixes"]))
         return torch.zeros_like(query).transpose(1, 2), None
 

@@ -92,29 +92,31 @@ def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -
     """
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     options = {name: kwargs.get(name) for name in ("dropout", "scaling")}
+
+    def attend(queries: list[slice], keys: list[slice]) -> Tensor:
+        q, k, v = _take(query, queries), _take(key, keys), _take(value, keys)
+        rows, columns = q.shape[2], k.shape[2]
+        plain = rows == columns and (window is None or columns <= window)
+        mask = None if plain else plan.mask(rows, columns, window, query.device)
+        return sdpa(module, q, k, v, mask, **options)[0]
+
     outputs, start = [], 0
     for prefix, chosen, rejected in plan.lengths:
         split, end = start + prefix + chosen, start + prefix + chosen + rejected
-        own = slice(start, split)
-        cut = window is not None and split - start > window
-        mask = plan.mask(split - start, split - start, window, query.device) if cut else None
-        outputs.append(
-            sdpa(module, query[:, :, own], key[:, :, own], value[:, :, own], mask, **options)[0]
-        )
-        if rejected:
-            seen = [slice(start, start + prefix), slice(split, end)]
-            outputs.append(
-                sdpa(
-                    module,
-                    query[:, :, split:end],
-                    torch.cat([key[:, :, part] for part in seen], dim=2),
-                    torch.cat([value[:, :, part] for part in seen], dim=2),
-                    plan.mask(rejected, prefix + rejected, window, query.device),
-                    **options,
-                )[0]
-            )
+        before, own, other = slice(start, start + prefix), slice(start, split), slice(split, end)
+        outputs.append(attend([own], [own]))
+        if rejected > prefix:
+            # A causal square costs half of one with a mask: less than the rectangle, then.
+            outputs.append(attend([before, other], [before, other])[:, prefix:])
+        elif rejected:
+            outputs.append(attend([other], [before, other]))
         start = end
     return torch.cat(outputs, dim=1)
+
+
+def _take(states: Tensor, parts: list[slice]) -> Tensor:
+    taken = [states[:, :, part] for part in parts]
+    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
 
 
 def _flash(query, key, value, plan: SharedPrefixes, window, dtype, kwargs) -> Tensor:
