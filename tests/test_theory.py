@@ -110,6 +110,8 @@ bf16: false
 gradient_checkpointing: false
 use_cpu: true
 report_to: none
+share_prefix: false
+reference_cache: {tmp_path / "cache"}
 save_strategy: "no"
 disable_tqdm: true
 """
