@@ -88,7 +88,7 @@ def check_master_weights(recipe: Recipe) -> None:
     if dtype == "auto":
         revision = model.model_revision
         dtype = AutoConfig.from_pretrained(model.model_name_or_path, revision=revision).dtype
-    if not kept and not model.use_peft and str(dtype).endswith(("float16", "bfloat16")):
+    if not kept and not model.use_peft and str(dtype).endswith("float16"):
         raise SystemExit(
             f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
             "dtype out: bf16 computes in half precision and keeps float32 weights; or choose "

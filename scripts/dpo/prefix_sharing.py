@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from trl.data_utils import common_prefix_length
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -35,14 +36,6 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo.shared_attention import IMPLEMENTATIONS, teach
 
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """Number of tokens with which both rows begin."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
 
 
 @dataclass
@@ -55,8 +48,9 @@ class SharedPrefixes:
         positions: shape (1, N), its position in the row that it came from.
         unfold: shape (2B * L,), for each place in the flattened batch the packed token that
             computes it. Padding points at token 0: nothing reads it.
-        queries, keys: shape (2B + 1,), where the queries of each branch begin among the packed
-            tokens and its keys in `visible`; a branch is prefix and chosen, or rejected.
+        queries, keys: shape (branches + 1,), where the queries of each branch begin among the
+            packed tokens and its keys in `visible`. A branch is prefix and chosen, or rejected;
+            a pair has no second one if its rejected row begins its chosen row.
         visible: shape (K,), the packed tokens that each branch sees, one branch after the other.
         longest: the most queries and the most keys of a branch.
         masks: what `mask` has made so far.
@@ -87,7 +81,7 @@ class SharedPrefixes:
         unfold = torch.zeros_like(input_ids)
         queries, keys = [0], [0]
         for i, (chosen, rejected) in enumerate(zip(rows[:pairs], rows[pairs:], strict=True)):
-            prefix, start = common_prefix(chosen, rejected), len(fold)
+            prefix, start = common_prefix_length(chosen, rejected), len(fold)
             split, end = start + len(chosen), start + len(chosen) + len(rejected) - prefix
             lengths.append((prefix, len(chosen) - prefix, len(rejected) - prefix))
             fold += range(i * width, i * width + len(chosen))

@@ -71,27 +71,28 @@ class FastDPOTrainer(DPOTrainer):
 
     def _rows_of_the_run(self, loader: DataLoader) -> np.ndarray:
         """The rows that will be trained on: all, or the first of a run shorter than an epoch."""
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         steps = max(self.args.max_steps, 0) or len(self.train_dataset)
-        order = [*innermost(loader).sampler]
-        return np.array(order[: steps * batch * self.args.world_size])
+        return np.array([*innermost(loader).sampler][: steps * self.pairs_per_step])
 
     # accelerate puts its own seeded sampler in place of any that it is given, so that ours goes
     # around that one.
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
-        args = self.args
         if self.precompute_ref_logps:
             scored = np.array(self.train_dataset["ref_chosen_logps"])
             if np.isnan(scored[self._rows_of_the_run(loader)]).any():
                 raise RuntimeError("the run has pairs that the reference did not score")
-        micro_batch = args.train_batch_size
-        batch = micro_batch * args.gradient_accumulation_steps * args.world_size
+        micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:
-            lengths = reference.shared_lengths(self.train_dataset, args.max_length)
+            lengths = reference.shared_lengths(self.train_dataset, self.args.max_length)
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         return loader
+
+    @property
+    def pairs_per_step(self) -> int:
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     @property
     def deals_by_length(self) -> bool:
