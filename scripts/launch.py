@@ -23,6 +23,13 @@ from dpo.recipe import choices, names, read_yaml
 
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")
+# On a CPU every step frees gigabytes of activations and asks for them again. glibc would return
+# them to the system in between, and each page would be faulted in anew; other libraries of C
+# ignore this.
+KEPT_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=100000000000"
+}
 
 
 def gpus_here() -> int:
@@ -117,7 +124,7 @@ def main() -> None:
     print(shlex.join(command), flush=True)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     if on_cpu:
-        environment["DS_ACCELERATOR"] = "cpu"
+        environment = KEPT_MEMORY | environment | {"DS_ACCELERATOR": "cpu"}
         environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
     try:
         raise SystemExit(subprocess.run(command, env=environment).returncode)

@@ -1,6 +1,9 @@
 """What `make train` launches on which machine, and what it refuses."""
 
 import json
+import os
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -92,3 +95,43 @@ def test_list_shows_every_recipe_and_config():
     for folder in ("recipes", "accelerate_configs"):
         for path in (ROOT / folder).glob("*.yaml"):
             assert f"  {path.stem} " in output
+
+
+def faults(environment: dict) -> int:
+    """Page faults of work that frees and asks for the same 80 MB ten times over."""
+    code = (
+        "import resource, torch\n"
+        "x = torch.ones(20_000_000)\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "x * 2\n"
+        "before = faults()\n"
+        "for _ in range(10): x * 2\n"
+        "print(faults() - before)"
+    )
+    command = [sys.executable, "-c", code]
+    return int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+
+def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
+    """A launch hands on what makes the C library keep it, and does not overrule the user."""
+    launched = []
+    monkeypatch.setattr(launcher, "gpus_here", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--recipe=qwen-ultrafeedback"])
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(
+        launcher.subprocess, "run", lambda command, env: launched.append(env) or Done
+    )
+    for mine in (None, "glibc.malloc.check=0"):
+        if mine:
+            monkeypatch.setenv("GLIBC_TUNABLES", mine)
+        with pytest.raises(SystemExit):
+            launcher.main()
+    assert [env["GLIBC_TUNABLES"] for env in launched][1] == "glibc.malloc.check=0"
+    monkeypatch.undo()
+    assert faults(os.environ | launched[0]) < 1000
+    if platform.libc_ver()[0] == "glibc":
+        assert faults(dict(os.environ)) > 10_000

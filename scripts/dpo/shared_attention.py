@@ -93,30 +93,28 @@ def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     options = {name: kwargs.get(name) for name in ("dropout", "scaling")}
 
-    def attend(queries: list[slice], keys: list[slice]) -> Tensor:
-        q, k, v = _take(query, queries), _take(key, keys), _take(value, keys)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, columns = q.shape[2], k.shape[2]
         plain = rows == columns and (window is None or columns <= window)
         mask = None if plain else plan.mask(rows, columns, window, query.device)
         return sdpa(module, q, k, v, mask, **options)[0]
 
-    outputs, start = [], 0
-    for prefix, chosen, rejected in plan.lengths:
-        split, end = start + prefix + chosen, start + prefix + chosen + rejected
-        before, own, other = slice(start, start + prefix), slice(start, split), slice(split, end)
-        outputs.append(attend([own], [own]))
+    # Split, not sliced: the gradient of a slice is as large as what it was cut from.
+    sizes = [size for p, c, r in plan.lengths for size in (p + c, r)]
+    parts = zip(*(states.split(sizes, dim=2) for states in (query, key, value)), strict=True)
+    outputs = []
+    for (prefix, _, rejected), own, other in zip(plan.lengths, parts, parts, strict=True):
+        outputs.append(attend(*own))
+        if not rejected:
+            continue
+        before = [states[:, :, :prefix] for states in own]
+        q, k, v = (torch.cat(both, dim=2) for both in zip(before, other, strict=True))
         if rejected > prefix:
             # A causal square costs half of one with a mask: less than the rectangle, then.
-            outputs.append(attend([before, other], [before, other])[:, prefix:])
-        elif rejected:
-            outputs.append(attend([other], [before, other]))
-        start = end
+            outputs.append(attend(q, k, v)[:, prefix:])
+        else:
+            outputs.append(attend(other[0], k, v))
     return torch.cat(outputs, dim=1)
-
-
-def _take(states: Tensor, parts: list[slice]) -> Tensor:
-    taken = [states[:, :, part] for part in parts]
-    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
 
 
 def _flash(query, key, value, plan: SharedPrefixes, window, dtype, kwargs) -> Tensor:
