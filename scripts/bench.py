@@ -7,8 +7,10 @@
 Every variant is a real trainer in a process of its own, so that peak memory is its own; all train
 the same model on the same pairs in the same dtype, and they take turns, so that a machine that
 slows down slows them all. Pairs are random tokens of real lengths: those of UltraFeedback
-(recipes/data/ultrafeedback-lengths.csv, 1,200 pairs, Qwen's tokenizer). Steps are timed from their
-first batch to their last update; loading, and scoring the reference beforehand, are not in them.
+(recipes/data/ultrafeedback-lengths.csv, 1,200 pairs, Qwen's tokenizer), drawn so that prompts and
+padding weigh what they weigh in the whole table. Steps are timed from their first batch to their
+last update, after a warm-up of the same kind; loading, and scoring the reference beforehand, are
+not in them.
 
 Writes bench.json, bench.md and bench.png to outputs/bench.
 """
@@ -16,10 +18,11 @@ Writes bench.json, bench.md and bench.png to outputs/bench.
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +47,12 @@ from dpo.workload import (
     any_tokenizer,
     config_of,
     dealing,
-    draw_lengths,
     matmul_peak,
     repeats_and_padding,
+    typical_lengths,
     useful_flops,
 )
+from launch import KEPT_MEMORY
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
 
@@ -61,19 +65,25 @@ class Variant:
     checkpointing: bool = False
     head: bool = False
     share: bool = False
+    kept_memory: bool = False
     cached: bool = False
     flash: bool = True
+    only_on: str | None = None
 
 
+FAST = {"head": True, "share": True, "kept_memory": True}
 VARIANTS = [
     Variant("TRL's defaults: activation checkpointing", checkpointing=True),
     Variant("stock TRL: no activation checkpointing"),
     Variant("+ head on completion tokens only", head=True),
     Variant("+ prompts once, no padding", head=True, share=True),
-    Variant("+ reference scored once: everything", head=True, share=True, cached=True),
-    Variant("prompts once, activation checkpointing", True, head=True, share=True),
-    Variant("everything, activation checkpointing", True, head=True, share=True, cached=True),
-    Variant("everything, SDPA for FlashAttention", head=True, share=True, cached=True, flash=False),
+    Variant("+ freed memory kept, in huge pages", **FAST, only_on="cpu"),
+    Variant("+ reference scored once: everything", **FAST, cached=True),
+    Variant("reference live, activation checkpointing", True, **FAST),
+    Variant("everything, activation checkpointing", True, **FAST, cached=True),
+    Variant(
+        "everything, SDPA for FlashAttention", **FAST, cached=True, flash=False, only_on="cuda"
+    ),
 ]
 BASELINE = VARIANTS[1].name
 
@@ -87,7 +97,20 @@ class Job:
     pairs: int
     steps: int
     lengths: str
-    seed: int
+    turns: int
+    turn: int = 0
+
+    @property
+    def warm_up(self) -> np.ndarray:
+        """Memory is touched for the first time, and a GPU chooses its kernels."""
+        batches = 1 if self.device == "cpu" else 3
+        return typical_lengths(self.lengths, batches * self.pairs, self.pairs)
+
+    @property
+    def timed(self) -> np.ndarray:
+        """The rows of this turn, of those that all turns have together."""
+        rows = typical_lengths(self.lengths, self.pairs * self.steps * self.turns, self.pairs)
+        return np.split(rows, self.turns)[self.turn]
 
 
 class GivenRows:
@@ -105,20 +128,9 @@ class Ours(GivenRows, FastDPOTrainer):
     pass
 
 
-def warm_up_lengths(job: Job) -> np.ndarray:
-    """A short step on a CPU; on a GPU three of the real thing, for its kernels to be chosen."""
-    if job.device == "cpu":
-        return np.full((job.pairs, 3), 16)
-    return draw_lengths(job.lengths, 3 * job.pairs, job.seed + 1)
-
-
-def timed_lengths(job: Job) -> np.ndarray:
-    return draw_lengths(job.lengths, job.pairs * job.steps, job.seed)
-
-
 def work(variant: Variant, job: Job) -> dict:
     """Train one variant in this process: seconds of each timed step, and peak memory in GB."""
-    lengths = np.concatenate([warm_up_lengths(job), timed_lengths(job)])
+    lengths = np.concatenate([job.warm_up, job.timed])
     config = config_of(job.model)
     draw = np.random.default_rng(0)
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -178,7 +190,8 @@ def work(variant: Variant, job: Job) -> dict:
 def work_elsewhere(variant: Variant, job: Job) -> dict:
     """`work` in a process of its own; `{"out_of_memory": True}` if it did not fit."""
     command = [sys.executable, __file__, "--work", json.dumps([asdict(variant), asdict(job)])]
-    result = subprocess.run(command, capture_output=True, text=True)
+    kept = KEPT_MEMORY if variant.kept_memory and job.device == "cpu" else {}
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | kept)
     if result.returncode == 0:
         return json.loads(result.stdout.splitlines()[-1])
     if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
@@ -186,16 +199,16 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
     raise SystemExit(f"{variant.name}: {result.stderr[-3000:]}")
 
 
-def measure(job: Job, rounds: int, peak: float) -> list[dict]:
-    """The rows of one table. In each round every variant takes its turn, on pairs of that round."""
-    variants = [variant for variant in VARIANTS if variant.flash or job.device == "cuda"]
+def measure(job: Job, peak: float) -> list[dict]:
+    """The rows of one table. In each turn every variant trains, on pairs of that turn."""
+    variants = [variant for variant in VARIANTS if variant.only_on in (None, job.device)]
     seconds: dict[str, float] = {variant.name: 0.0 for variant in variants}
     memory: dict[str, float | None] = dict.fromkeys(seconds, 0.0)
-    bar = tqdm(total=rounds * len(variants), unit="run")
+    bar = tqdm(total=job.turns * len(variants), unit="run")
     lengths = []
-    for number in range(rounds):
-        turn = Job(**asdict(job) | {"seed": job.seed + 2 * number})
-        lengths.append(timed_lengths(turn))
+    for number in range(job.turns):
+        turn = replace(job, turn=number)
+        lengths.append(turn.timed)
         for variant in variants if number % 2 == 0 else variants[::-1]:
             bar.set_description(f"{job.model}, {job.pairs} pairs: {variant.name}")
             got = work_elsewhere(variant, turn) if memory[variant.name] is not None else {}
@@ -239,7 +252,7 @@ def main() -> None:
         "--model",
         nargs="+",
         help=f"{', '.join(SHAPES)} (random weights of that shape), or a model's folder; default: "
-        "SmolLM2-135M on a CPU, the other two on a GPU",
+        "SmolLM2-135M on a CPU, all three on a GPU",
     )
     parser.add_argument(
         "--pairs", nargs="+", type=int, help="pairs a micro-batch (default: 4; on a GPU 4 and 8)"
@@ -268,13 +281,13 @@ def main() -> None:
         "dealing": dealing(),
         "rows": [],
     }
-    for model in args.model or (["SmolLM2-135M"] if on_cpu else [*SHAPES][1:]):
+    for model in args.model or (["SmolLM2-135M"] if on_cpu else SHAPES):
         if model not in SHAPES and not Path(model).is_dir():
             raise SystemExit(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
         for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
             steps = args.steps or (1 if on_cpu else 10)
-            job = Job(model, args.device, pairs, steps, args.lengths, seed=0)
-            rows = measure(job, args.rounds, results["matmul_peak_tflops"] * 1e12)
+            job = Job(model, args.device, pairs, steps, args.lengths, args.rounds)
+            rows = measure(job, results["matmul_peak_tflops"] * 1e12)
             results["rows"] += rows
             show(rows)
             written = write(results, args.output)  # after each table: the next may take an hour

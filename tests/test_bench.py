@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def results(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(bench, "VARIANTS", [bench.VARIANTS[1], bench.VARIANTS[4]])
+        patch.setattr(bench, "VARIANTS", [bench.VARIANTS[1], bench.VARIANTS[5]])
         words = ["--device=cpu", "--model", str(tiny_model), "--pairs=2", "--rounds=1"]
         patch.setattr(sys, "argv", ["bench.py", *words, "--lengths=9,5,6", f"--output={folder}"])
         bench.main()
@@ -59,10 +60,13 @@ def test_what_did_not_fit_is_a_row_as_well(results, tmp_path):
 
 
 def test_every_variant_is_what_its_name_says():
-    flags = {v.name: (v.checkpointing, v.head, v.share, v.cached, v.flash) for v in bench.VARIANTS}
-    assert flags[bench.BASELINE] == (False, False, False, False, True)
-    assert flags["+ reference scored once: everything"] == (False, True, True, True, True)
-    assert len(flags) == len(bench.VARIANTS) == len(set(flags.values()))
+    flags = {}
+    for variant in bench.VARIANTS:
+        flags[variant.name] = {k for k, v in asdict(variant).items() if v is True}
+    assert flags[bench.BASELINE] == {"flash"}
+    everything = flags["+ reference scored once: everything"]
+    assert everything == {"head", "share", "kept_memory", "cached", "flash"}
+    assert len(flags) == len(bench.VARIANTS) == len({*map(frozenset, flags.values())})
 
 
 def test_useful_flops_are_those_that_torch_counts(tiny_model):
@@ -90,6 +94,21 @@ def test_repeats_and_padding_are_counted():
     assert workload.repeats_and_padding(np.array([[6, 4, 1], [1, 1, 1]]), 2) == 40 / 14
     everything = workload.draw_lengths(str(workload.LENGTHS), 4000, seed=0)
     assert workload.repeats_and_padding(everything, 4) == pytest.approx(2.30, abs=0.05)
+
+
+def test_few_batches_stand_for_the_whole_table():
+    few = workload.typical_lengths(str(workload.LENGTHS), 8, pairs=4)
+    assert few.shape == (8, 3)
+    assert workload.repeats_and_padding(few, 4) == pytest.approx(2.30, abs=0.05)
+    assert few.sum(axis=1).mean() == pytest.approx(662, rel=0.03)
+
+
+def test_turns_share_out_the_rows_and_warm_up_with_others():
+    job = bench.Job("SmolLM2-135M", "cpu", 4, 2, str(workload.LENGTHS), turns=3)
+    turns = [replace(job, turn=number).timed for number in range(3)]
+    whole = workload.typical_lengths(job.lengths, 24, 4)
+    assert (np.concatenate(turns) == whole).all()
+    assert job.warm_up.shape == (4, 3)
 
 
 def test_dealing_evens_the_ranks():
