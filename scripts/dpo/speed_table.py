@@ -37,8 +37,8 @@ def table(rows: list[dict]) -> list[list[str]]:
 
 def title(row: dict) -> str:
     return (
-        f"{row['model']}, {row['pairs_per_micro_batch']} pairs a micro-batch, lengths "
-        f"{row['lengths']} (stock TRL computes {row['stock_tokens_per_token']:.2f} tokens for each "
+        f"{row['model']}, {row['pairs_per_micro_batch']} pairs a micro-batch, lengths of "
+        f"{row['lengths'].removesuffix('-lengths')} (stock TRL computes {row['stock_tokens_per_token']:.2f} tokens for each "
         "that has to be)"
     )
 
@@ -57,7 +57,8 @@ def picture(groups: dict[str, list[dict]], where: str) -> bytes:
         axis.invert_yaxis()
         axis.margins(x=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set(title=name.split(" (")[0], xlabel=f"pairs a second, {where}")
+        axis.set_title(name.split(" (")[0], loc="right")
+        axis.set_xlabel(f"pairs a second, {where}")
     return report.png(figure)
 
 
