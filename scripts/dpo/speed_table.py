@@ -36,10 +36,11 @@ def table(rows: list[dict]) -> list[list[str]]:
 
 
 def title(row: dict) -> str:
+    computed = row["stock_tokens_per_token"]
     return (
         f"{row['model']}, {row['pairs_per_micro_batch']} pairs a micro-batch, lengths of "
-        f"{row['lengths'].removesuffix('-lengths')} (stock TRL computes {row['stock_tokens_per_token']:.2f} tokens for each "
-        "that has to be)"
+        f"{row['lengths'].removesuffix('-lengths')} (stock TRL computes {computed:.2f} tokens for "
+        "each that has to be)"
     )
 
 
