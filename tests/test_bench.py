@@ -103,7 +103,7 @@ def test_few_batches_stand_for_the_whole_table():
     assert few.sum(axis=1).mean() == pytest.approx(662, rel=0.03)
 
 
-def test_turns_share_out_the_rows_and_warm_up_with_others():
+def test_turns_share_out_the_rows_and_warm_up_with_a_batch():
     job = bench.Job("SmolLM2-135M", "cpu", 4, 2, str(workload.LENGTHS), turns=3)
     turns = [replace(job, turn=number).timed for number in range(3)]
     whole = workload.typical_lengths(job.lengths, 24, 4)
