@@ -107,13 +107,13 @@ def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -
         outputs.append(attend(*own))
         if not rejected:
             continue
-        before = [states[:, :, :prefix] for states in own]
-        q, k, v = (torch.cat(both, dim=2) for both in zip(before, other, strict=True))
+        q, k, v = other
+        q0, k0, v0 = (states[:, :, :prefix] for states in own)
+        k, v = torch.cat([k0, k], dim=2), torch.cat([v0, v], dim=2)
         if rejected > prefix:
             # A causal square costs half of one with a mask: less than the rectangle, then.
-            outputs.append(attend(q, k, v)[:, prefix:])
-        else:
-            outputs.append(attend(other[0], k, v))
+            q = torch.cat([q0, q], dim=2)
+        outputs.append(attend(q, k, v)[:, -rejected:])
     return torch.cat(outputs, dim=1)
 
 
