@@ -6,6 +6,7 @@ CONFIG ?=
 GPUS   ?=
 ARGS   ?=
 MODEL  ?=
+DATASET ?=
 DEVICE ?=
 
 BIN      := $(VENV)/bin
@@ -13,7 +14,7 @@ READY    := $(VENV)/ready
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train bench test test-architectures lint clean-cache embedded-data
+.PHONY: help list install train data new shelf bench test test-architectures lint clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -26,6 +27,15 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 
 train: $(READY) $(EMBEDDED) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" -- $(ARGS)
+
+data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
+	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)
+
+new: $(READY) ## a recipe to start from: RECIPE=my-recipe MODEL=Qwen/Qwen3-0.6B DATASET=my/data
+	@$(BIN)/python scripts/new.py --recipe "$(RECIPE)" --model "$(MODEL)" --dataset "$(DATASET)" $(ARGS)
+
+shelf: $(READY) ## write recipes/README.md anew from the recipes' headers
+	$(BIN)/python scripts/shelf.py
 
 bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 8"
 	$(BIN)/python scripts/bench.py $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

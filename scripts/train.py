@@ -25,17 +25,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOTrainer
 
-from dpo import evaluation, output, report, tracking
+from dpo import evaluation, output, preferences, quarantine, report, tracking
 from dpo.machine import device_name, peak_memory_gb
-from dpo.preferences import check_model, load_preferences
+from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
+from dpo.sources import Rows, check_model, load_rows
+from dpo.tokenization import load_tokenizer
 from dpo.trainer import make_trainer
 
 # About what TRL and transformers set themselves; nobody who runs a recipe can change it.
@@ -54,22 +56,23 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
     """Say what the run is about to do."""
     args, model = recipe.training, trainer.accelerator.unwrap_model(trainer.model)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    pairs, batch = len(trainer.train_dataset), recipe.global_batch
+    streams = isinstance(trainer.train_dataset, IterableDataset)
+    pairs, batch = 0 if streams else len(trainer.train_dataset), recipe.global_batch
     steps = args.max_steps
     if steps < 1:
         steps = math.ceil(math.ceil(pairs / batch) * args.num_train_epochs)
+    epochs = "" if streams else f" = {steps * batch / pairs:.2f} epochs"
     kind = f"LoRA r={recipe.model.lora_r}" if recipe.model.use_peft else "full fine-tuning"
     held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
     lines = {
         "recipe": f"{recipe.name} ({recipe.path})",
         "model": f"{recipe.model.model_name_or_path}, {parameters / 1e6:.1f}M parameters, "
         f"{recipe.model.dtype}, {kind}",
-        "data": f"{pairs} pairs to train on, {held_out} held out",
+        "data": f"{'a stream of' if streams else pairs} pairs to train on, {held_out} held out",
         "batch": f"{args.per_device_train_batch_size} pairs a device × "
         f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes "
         f"= {batch} pairs",
-        "steps": f"{steps} = {steps * batch / pairs:.2f} epochs; β {args.beta:g}, "
-        f"learning rate {args.learning_rate:g}",
+        "steps": f"{steps}{epochs}; β {args.beta:g}, learning rate {args.learning_rate:g}",
         "sharing": trainer.sharing,
         "device": device_name() + sharding(trainer),
         "output": args.output_dir,
@@ -78,14 +81,32 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
     trainer.accelerator.print("\n" + "\n".join(f"{k:>8}  {v}" for k, v in lines.items()) + "\n")
 
 
-def train(recipe: Recipe, folder: Path, data: tuple[Dataset, Dataset | None], tracked: str | None):
+def read_data(recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path):
+    """Lint and tokenise the rows, set the bad ones aside, and say so.
+
+    Returns the tokenizer and the pairs of each split.
+
+    Raises:
+        SystemExit: the rows are no preferences, or too many of them are wrong.
+    """
+    state, tokenizer = PartialState(), load_tokenizer(recipe)
+    data = preferences.prepare(recipe, rows, tokenizer)
+    if state.is_main_process:
+        print(*quarantine.said(data, quarantine.set_aside(data, folder)), sep="\n")
+    state.wait_for_everyone()
+    quarantine.check_share(data, recipe.run.quarantine_limit, folder)
+    return tokenizer, data
+
+
+def train(recipe: Recipe, folder: Path, tokenizer, data: dict[str, Linted], tracked: str | None):
     """Train, or continue, or find that training had ended; save the policy.
 
     Returns the tokenised held-out pairs (None without evaluation), the trainer's state, which
     holds all that was logged, and the seconds that it took, loading and the reference included.
     """
     started = time.monotonic()
-    trainer = make_trainer(recipe, *data)
+    held_out = data["held-out"].pairs if "held-out" in data else None
+    trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
     done = folder / "trainer_state.json"
     if done.exists():
@@ -117,7 +138,7 @@ def show(results: dict, written: list[Path], folder: Path) -> None:
 def main() -> None:
     recipe = parse(sys.argv[1:])
     check_model(recipe)
-    data = load_preferences(recipe)
+    rows = load_rows(recipe)
     state = PartialState()
     folder = Path(recipe.training.output_dir)
     if state.is_main_process:
@@ -126,9 +147,10 @@ def main() -> None:
     if output.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
         return
+    tokenizer, data = read_data(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
 
-    held_out, trainer_state, seconds = train(recipe, folder, data, tracked)
+    held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked)
     if not state.is_main_process:
         return
     gc.collect()  # policy, reference and optimizer of the training are no longer needed
@@ -137,7 +159,11 @@ def main() -> None:
     results = {
         "recipe": recipe.name,
         "model": recipe.model.model_name_or_path,
-        "data": {"name": recipe.script.dataset_name, "train": len(data[0])},
+        "data": {
+            "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
+            "rows": {split: linted.rows for split, linted in data.items()},
+            "set_aside": {split: linted.reasons for split, linted in data.items()},
+        },
         "global_batch": recipe.global_batch,
         "steps": trainer_state.global_step,
         "beta": recipe.training.beta,
@@ -155,7 +181,7 @@ def main() -> None:
     results["peak_memory_gb"] = peak_memory_gb()
     written = report.write(results, folder)
     keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
-    tracking.finish({key: results[key] for key in keys if key in results})
+    tracking.finish({"data": results["data"]} | {k: results[k] for k in keys if k in results})
     show(results, written, folder)
 
 

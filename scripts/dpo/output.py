@@ -16,6 +16,8 @@ from dpo.recipe import Recipe
 
 SETTINGS = "recipe.yaml"
 REPORT = "report.json"
+QUARANTINE = "quarantine.jsonl"
+DATA_PAGE = "data.html"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -80,7 +82,7 @@ def claim(recipe: Recipe) -> Path:
                     f"{folder} holds a run with other settings: {differences(theirs, ours)}. "
                     "Give another --output_dir, or --restart to move that run aside"
                 )
-        elif any(folder.iterdir()):
+        elif {path.name for path in folder.iterdir()} - {QUARANTINE, DATA_PAGE}:
             raise SystemExit(
                 f"{folder} holds files that are no run of this repository: give another "
                 "--output_dir, or move them"

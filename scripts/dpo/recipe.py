@@ -49,6 +49,27 @@ class RunArguments:
             "in memory and scores as it trains."
         },
     )
+    preference_layout: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the data's rows hold preferences: explicit, implicit, dialogue, question, "
+            "sharegpt, compared, rated or scored (docs/data.md). By default their columns tell."
+        },
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template for a model that brings none, or a wrong one: a .jinja file, or "
+            "the name of one that TRL brings along. It is saved with the policy."
+        },
+    )
+    quarantine_limit: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of a split's rows that may be wrong. Each is set aside and named; with "
+            "more than this share of them a run does not start."
+        },
+    )
     reward_prompts: int = field(
         default=128,
         metadata={

@@ -215,8 +215,10 @@ def sample(row: dict) -> str:
 
 def summary(report: dict) -> str:
     data = report["data"]
+    rows, aside = data["rows"]["train"], data["set_aside"]["train"]
+    why = f", {sum(aside.values())} set aside: {', '.join(aside)}" if aside else ""
     return (
-        f"{report['model']} aligned by DPO on {data['name']} ({data['train']} pairs): "
+        f"{report['model']} aligned by DPO on {data['name']} ({rows} rows{why}): "
         f"{report['steps']} steps of {report['global_batch']} pairs, β = {report['beta']:g}. "
         f"{report['finished']}"
     )

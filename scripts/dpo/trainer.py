@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import BatchSampler, DataLoader
 from tqdm.auto import tqdm
-from transformers import ProgressCallback
+from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOTrainer, get_peft_config, get_quantization_config
 
 from dpo import prefix_sharing, reference, shared_attention
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler
+from dpo.preferences import IDS
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.recipe import Recipe
 
@@ -63,6 +64,12 @@ class FastDPOTrainer(DPOTrainer):
         half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
         self.sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
 
+    # Rows that were linted are tokens already (preferences.py).
+    def _prepare_dataset(self, dataset, *args):
+        if IDS[0] in (dataset.column_names or ()):
+            return dataset
+        return super()._prepare_dataset(dataset, *args)
+
     # TRL scores here, at the end of its __init__, when the models are built.
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         self._share_prefixes()
@@ -98,6 +105,7 @@ class FastDPOTrainer(DPOTrainer):
     def deals_by_length(self) -> bool:
         """Whether pairs may change micro-batch. A router's balance is taken over a micro-batch."""
         shares = isinstance(self.data_collator, SharedPrefixCollator)
+        shares = shares and not isinstance(self.train_dataset, IterableDataset)
         return shares and not self.aux_loss_enabled and not COMPOSITION_MATTERS & {*self.loss_types}
 
 
@@ -118,7 +126,12 @@ class StepLines(ProgressCallback):
         )
 
 
-def make_trainer(recipe: Recipe, train: Dataset, held_out: Dataset | None) -> DPOTrainer:
+def make_trainer(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None,
+    train: Dataset | IterableDataset,
+    held_out: Dataset | None,
+) -> DPOTrainer:
     """TRL's DPOTrainer with the recipe's model, reference and adapter.
 
     Policy and reference are loaded alike: same weights, same dtype, same attention.
@@ -144,6 +157,7 @@ def make_trainer(recipe: Recipe, train: Dataset, held_out: Dataset | None) -> DP
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
+        processing_class=tokenizer,
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
     )

@@ -1,0 +1,256 @@
+"""The model and the rows of data that a recipe names, found before anything heavy starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, IterableDataset
+from huggingface_hub import HfApi, constants
+from transformers import AutoConfig
+from trl import DatasetMixtureConfig, get_dataset
+
+from dpo.recipe import Recipe
+
+LOCAL_INSTEAD = (
+    "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
+    "folders with --model_name_or_path and --dataset_name"
+)
+FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
+    return name.startswith((".", "/", "~", "models/", "recipes/")) or name.count("/") > 1
+
+
+def check_reachable(name: str, repo_type: str) -> None:
+    """Ask the hub for `name` once, unless it is a folder here or the hub is switched off.
+
+    Raises:
+        SystemExit: no answer within HUB_TIMEOUT, or the hub knows no such repository.
+    """
+    if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
+    # Whatever goes wrong in this one call (no network, no such name, no access), the run cannot
+    # load it, and the reader needs the same two facts.
+    except Exception as error:
+        raise SystemExit(
+            f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {first_line(error)}. "
+            f"If it should be there, {LOCAL_INSTEAD}"
+        ) from error
+
+
+def check_model(recipe: Recipe) -> None:
+    """Find the model before the data is prepared.
+
+    Raises:
+        SystemExit: no name is given, the folder is missing or has no weights, the hub does not
+            answer, or the weights would hardly learn in the dtype asked for.
+    """
+    name = recipe.model.model_name_or_path
+    if not name:
+        raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
+    folder = Path(name)
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")):
+            raise SystemExit(
+                f"model folder {name} has no weights (*.safetensors): copy them there, or name "
+                "another folder with --model_name_or_path"
+            )
+    elif looks_local(name):
+        raise SystemExit(
+            f"no model folder {name}: `make install` makes the embedded one; name another folder "
+            "or a hub model with --model_name_or_path"
+        )
+    else:
+        check_reachable(name, "model")
+    check_master_weights(recipe)
+
+
+def check_master_weights(recipe: Recipe) -> None:
+    """Full fine-tuning needs weights in float32: at a learning rate of 5e-7 an update is smaller
+    than bfloat16 can tell from nothing. DeepSpeed keeps float32 copies of its own.
+
+    Raises:
+        SystemExit: the recipe trains half-precision weights, and nothing keeps better ones.
+    """
+    model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    dtype = model.dtype
+    if dtype == "auto":
+        revision = model.model_revision
+        dtype = AutoConfig.from_pretrained(model.model_name_or_path, revision=revision).dtype
+    if not kept and not model.use_peft and str(dtype).endswith("float16"):
+        raise SystemExit(
+            f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
+            "dtype out: bf16 computes in half precision and keeps float32 weights; or choose "
+            "--use_peft, or CONFIG=zero2, which keeps float32 weights itself"
+        )
+
+
+def content_cache(folder: Path) -> str:
+    """A cache folder of its own for each content of a local data folder.
+
+    `datasets` keys its cache of a folder that has a data card by the folder's name and the card:
+    with changed files, or with another folder of that name, it returns the old rows.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"
+
+
+@dataclass
+class Rows:
+    """Rows as they were found, and what they are called in messages: their file, if it is one."""
+
+    name: str
+    data: Dataset | IterableDataset
+
+
+def broken_line(path: Path) -> str | None:
+    """Where and why a .jsonl file cannot be read: `train.jsonl, line 7: ...`; None if it can."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+                json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            except ValueError as error:
+                return f"{path}, line {number}: {first_line(error)}"
+            if not isinstance(row, dict):
+                return f"{path}, line {number}: a row is an object of columns, not {line[:20]!r}"
+    return None
+
+
+def load_splits(recipe: Recipe) -> dict[str, Rows]:
+    """Every split of the recipe's data set, by name.
+
+    Raises:
+        SystemExit: the data set cannot be found or read; a broken line is named.
+    """
+    script = recipe.script
+    name = script.dataset_name
+    path = Path(name)
+    if not path.exists():
+        if looks_local(name):
+            raise SystemExit(f"no data at {name}: name another with --dataset_name")
+        check_reachable(name, "dataset")
+    where = {"path": name, "name": script.dataset_config}
+    if path.is_file():
+        kind = FILES.get(path.suffix)
+        if kind is None:
+            raise SystemExit(f"dataset_name: {name} is not one of {', '.join(FILES)}")
+        where = {"path": kind, "data_files": {"train": name}}
+    elif path.is_dir():
+        where["cache_dir"] = content_cache(path)
+    files: dict[str, list[str]] = {}
+    try:
+        if path.exists():
+            files = datasets.load_dataset_builder(**where).config.data_files or {}
+        splits = datasets.load_dataset(**where, streaming=script.dataset_streaming)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        paths = [Path(name) for names in files.values() for name in names]
+        lines = (broken_line(path) for path in paths if path.suffix == ".jsonl")
+        broken = next((line for line in lines if line), None)
+        reason = broken or first_line(error.__cause__ or error)
+        mend = ": mend the line or take it out" if broken else ""
+        raise SystemExit(f"cannot load the data set {name}: {reason}{mend}") from error
+    return {split: Rows(_name(name, split, files), data) for split, data in splits.items()}
+
+
+def _name(dataset: str, split: str, files: dict[str, list[str]]) -> str:
+    if len(files.get(split, [])) != 1:
+        return f"{dataset} ({split})"
+    return os.path.join(dataset, Path(files[split][0]).name) if Path(dataset).is_dir() else dataset
+
+
+def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
+    """Each data set of a mixture, cut to its share as TRL cuts it: no data set is oversampled.
+
+    Apart, since each may have columns of its own.
+
+    Raises:
+        SystemExit: one of them cannot be loaded, or only some of them state a share.
+    """
+    parts = []
+    for entry in mixture.datasets:
+        whole = dataclasses.replace(entry, fraction=None)
+        alone = DatasetMixtureConfig([whole], streaming=mixture.streaming)
+        try:
+            data = get_dataset(alone)["train"]
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = first_line(error.__cause__ or error)
+            raise SystemExit(f"datasets: cannot load {entry.path}: {reason}") from error
+        parts.append(Rows(f"{entry.path} ({entry.split})", data))
+    shares = [entry.fraction for entry in mixture.datasets]
+    if not any(share is not None for share in shares):
+        return parts
+    if None in shares or mixture.streaming:
+        raise SystemExit(
+            "datasets: `fraction` must be stated for all data sets of a mixture or for none, and "
+            "not with `streaming`"
+        )
+    stated = [(part, share) for part, share in zip(parts, shares, strict=True) if share]
+    total = min(len(part.data) * sum(shares) / share for part, share in stated)
+    for part, share in zip(parts, shares, strict=True):
+        part.data = part.data.select(range(round(share / sum(shares) * total)))
+    return parts
+
+
+def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
+    """The rows to train on and the held-out ones, the latter empty if the recipe does not evaluate
+    or holds out a share of the former (`test_split_size`).
+
+    Raises:
+        SystemExit: the data cannot be loaded, or lacks a split.
+    """
+    script, mixture = recipe.script, recipe.mixture
+    wanted = {"dataset_train_split": script.dataset_train_split}
+    if recipe.training.eval_strategy != "no" and mixture.test_split_size is None:
+        wanted["dataset_test_split"] = script.dataset_test_split
+        if script.dataset_train_split == script.dataset_test_split:
+            raise SystemExit(
+                f"dataset_test_split: {script.dataset_test_split!r} is what the run trains on: "
+                "held-out pairs must be another split"
+            )
+    if mixture.datasets:
+        if "dataset_test_split" in wanted:
+            raise SystemExit(
+                "datasets: a mixture has no held-out split: state test_split_size, the share or "
+                'number of pairs to hold out, or eval_strategy: "no"'
+            )
+        return load_mixture(mixture), []
+    if not script.dataset_name:
+        raise SystemExit(f"{recipe.path}: dataset_name is missing")
+    splits = load_splits(recipe)
+    for key, split in wanted.items():
+        if split not in splits:
+            raise SystemExit(
+                f"{key}: {script.dataset_name} has no split {split!r}, only {', '.join(splits)}"
+                + (
+                    "; test_split_size holds out a share of the training pairs"
+                    if key == "dataset_test_split"
+                    else ""
+                )
+            )
+    train = [splits[script.dataset_train_split]]
+    if "dataset_test_split" not in wanted:
+        return train, []
+    held_out = splits[script.dataset_test_split]
+    if isinstance(held_out.data, IterableDataset):  # every evaluation goes through all of it
+        held_out.data = Dataset.from_list([*held_out.data])
+    return train, [held_out]

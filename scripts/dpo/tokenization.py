@@ -1,0 +1,188 @@
+"""The tokenizer, its chat template, and a pair as the tokens that the model will see."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dpo.layouts import Fault, Pair
+from dpo.recipe import Recipe, choices
+
+TEMPLATES = files("trl") / "chat_templates"
+QUESTION = [{"role": "user", "content": "question"}]
+ANSWER = [{"role": "assistant", "content": "answer"}]
+
+
+def bundled_templates() -> list[str]:
+    """Names of the chat templates that TRL brings along."""
+    names = [path.name.removesuffix(".jinja") for path in TEMPLATES.iterdir()]
+    return sorted(name for name in names if not name.endswith((".md", "_training")))
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the chat template that the recipe names, if it names one.
+
+    Raises:
+        SystemExit: there is no such template, or the tokenizer has no end token.
+    """
+    model, given = recipe.model, recipe.run.chat_template_path
+    options = {"revision": model.model_revision}
+    options["trust_remote_code"] = recipe.training.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **options)
+    if tokenizer.eos_token is None:
+        raise SystemExit(
+            f"the tokenizer of {model.model_name_or_path} has no eos_token: a model trained with "
+            "it would never stop; set one in its tokenizer_config.json"
+        )
+    if given and given in bundled_templates():
+        tokenizer.chat_template = (TEMPLATES / f"{given}.jinja").read_text(encoding="utf-8")
+    elif given and Path(given).is_file():
+        tokenizer.chat_template = Path(given).read_text(encoding="utf-8")
+    elif given:
+        names = bundled_templates()
+        raise SystemExit(
+            f"chat_template_path: {given} is no file, and no template of TRL: "
+            f"{choices(given, names)}"
+        )
+    return tokenizer
+
+
+class Tokenization:
+    """A tokenizer over pairs of one kind.
+
+    `kind` is list for messages, which are rendered with the chat template, str for plain text, to
+    which TRL adds the end token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: type):
+        self.tokenizer, self.kind = tokenizer, kind
+
+    @cached_property
+    def rendered(self) -> list[int]:
+        """A question and its answer, as tokens."""
+        return self._ids([self._render(QUESTION + ANSWER)])[0]
+
+    @cached_property
+    def control(self) -> re.Pattern:
+        """The special tokens that the template sets around what is said, as no message may."""
+        special = {n for n, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        ids = special & {*self.rendered} | {
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+        } - {None}
+        names = self.tokenizer.convert_ids_to_tokens(sorted(ids))
+        return re.compile("|".join(re.escape(name) for name in names))
+
+    @cached_property
+    def ends(self) -> set[int]:
+        """The end token, and the one that the template ends an assistant's turn with."""
+        ends = {self.tokenizer.eos_token_id}
+        if self.kind is list:
+            last = [token for token in self.rendered if token not in self.blanks][-1]
+            ends |= {last} & {*self.tokenizer.get_added_vocab().values()}
+        return ends
+
+    @cached_property
+    def blanks(self) -> set[int]:
+        """Tokens that may follow the end of a turn."""
+        texts = self.tokenizer(["\n", "\n\n", " "], add_special_tokens=False)["input_ids"]
+        return {token for ids in texts for token in ids}
+
+    def check_template(self, name: str) -> None:
+        """Render a question and its answer, and see that a model could learn to answer by it.
+
+        Args:
+            name: of the model, for messages.
+
+        Raises:
+            SystemExit: there is no template; it renders the prompt otherwise when an answer
+                follows; the start token comes twice; the answer has no end token, or two.
+        """
+        if self.kind is not list:
+            return
+        choose = (
+            "give another with --chat_template_path: a .jinja file, or the name of one of TRL's: "
+            f"{', '.join(bundled_templates())}"
+        )
+        if not self.tokenizer.chat_template:
+            raise SystemExit(f"{name} has no chat template, and the data are messages: {choose}")
+        prompt, both, wrong = self._ids([self._render(QUESTION, True)])[0], self.rendered, None
+        if both[: len(prompt)] != prompt:
+            wrong = (
+                f"ends the prompt alone with {self.tokenizer.decode(prompt[-6:])!r}, and otherwise "
+                "when an answer follows: the model would be trained on what it never sees"
+            )
+        elif both[:2] == [self.tokenizer.bos_token_id] * 2:
+            wrong = "sets the start token twice"
+        else:
+            tail = [token for token in both[len(prompt) :] if token not in self.blanks]
+            if not tail or tail[-1] not in self.ends:
+                wrong = "sets no end token after an answer: the model would never stop"
+            elif len(tail) > 1 and tail[-2] in self.ends:
+                wrong = "sets the end token twice after an answer"
+        if wrong:
+            raise SystemExit(f"the chat template of {name} {wrong}; {choose}")
+
+    def _render(self, messages: list[dict], prompt: bool = False, **options: Any) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt, **options
+        )
+
+    def _ids(self, rendered: list[str]) -> list[list[int]]:
+        """Ids of text as it is; plain text gets what the tokenizer adds, as in TRL."""
+        return self.tokenizer(rendered, add_special_tokens=self.kind is str)["input_ids"]
+
+    def texts(self, pair: Pair) -> tuple[str, str, str]:
+        """The prompt alone, and followed by chosen and by rejected, as they go into the tokenizer.
+
+        Raises:
+            Fault: the template does not take the conversation.
+        """
+        prompt, end = pair["prompt"], self.tokenizer.eos_token
+        if self.kind is str:
+            answers = [pair[name] for name in ("chosen", "rejected")]
+            whole = [prompt + text + end * (not text.endswith(end)) for text in answers]
+            return prompt, *whole
+        tools = pair.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        options = {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
+        try:
+            return (
+                self._render(prompt, True, **options),
+                self._render(prompt + pair["chosen"], **options),
+                self._render(prompt + pair["rejected"], **options),
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise Fault("template_refuses", str(error)) from error
+
+    def __call__(
+        self, texts: list[tuple[str, str, str]]
+    ) -> list[tuple[list[int], list[int], list[int], int]]:
+        """Ids of prompt, chosen and rejected of each pair, as TRL's DPOTrainer takes them.
+
+        The completion begins where the prompt alone and prompt and completion part, and that is
+        not always after the prompt: a tokenizer may merge across it.
+
+        Returns, for each pair, the three lists, and how many tokens of the prompt alone are merged
+        into the completions.
+        """
+        ids = self._ids([text for triple in texts for text in triple])
+        return [self._cut(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
+
+    @staticmethod
+    def _cut(prompt: list[int], chosen: list[int], rejected: list[int]):
+        length = len(prompt)
+        for whole in (chosen, rejected):
+            if whole[:length] != prompt[:length]:
+                both = min(length, len(whole))
+                differ = np.not_equal(prompt[:both], whole[:both])
+                length = int(differ.argmax()) if differ.any() else both
+        return prompt[:length], chosen[length:], rejected[length:], len(prompt) - length
