@@ -136,20 +136,18 @@ def broken_line(path: Path) -> str | None:
     return None
 
 
-def load_splits(recipe: Recipe) -> dict[str, Rows]:
-    """Every split of the recipe's data set, by name.
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Rows]:
+    """Every split of a data set, by its name: of the hub, of a folder in hub layout, or of a file.
 
     Raises:
         SystemExit: the data set cannot be found or read; a broken line is named.
     """
-    script = recipe.script
-    name = script.dataset_name
     path = Path(name)
     if not path.exists():
         if looks_local(name):
             raise SystemExit(f"no data at {name}: name another with --dataset_name")
         check_reachable(name, "dataset")
-    where = {"path": name, "name": script.dataset_config}
+    where = {"path": name, "name": config}
     if path.is_file():
         kind = FILES.get(path.suffix)
         if kind is None:
@@ -161,7 +159,7 @@ def load_splits(recipe: Recipe) -> dict[str, Rows]:
     try:
         if path.exists():
             files = datasets.load_dataset_builder(**where).config.data_files or {}
-        splits = datasets.load_dataset(**where, streaming=script.dataset_streaming)
+        splits = datasets.load_dataset(**where, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         paths = [Path(name) for names in files.values() for name in names]
         lines = (broken_line(path) for path in paths if path.suffix == ".jsonl")
@@ -236,7 +234,7 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
         return load_mixture(mixture), []
     if not script.dataset_name:
         raise SystemExit(f"{recipe.path}: dataset_name is missing")
-    splits = load_splits(recipe)
+    splits = load_splits(script.dataset_name, script.dataset_config, script.dataset_streaming)
     for key, split in wanted.items():
         if split not in splits:
             raise SystemExit(
