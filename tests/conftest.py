@@ -24,8 +24,13 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
+from dpo.preferences import prepare
 from dpo.prefix_sharing import SharedPrefixCollator, stock_head
-from dpo.trainer import FastDPOTrainer
+from dpo.quarantine import check_share
+from dpo.recipe import parse
+from dpo.sources import check_model, load_rows
+from dpo.tokenization import load_tokenizer
+from dpo.trainer import FastDPOTrainer, make_trainer
 from dpo.workload import any_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +184,29 @@ def trainer_of(
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
         **(ours if fast else {}),
     )
+
+
+def recipe_steps(recipe: Path, folder: Path) -> tuple[DPOTrainer, dict[str, torch.Tensor]]:
+    """Train two steps of a recipe, in this process, as train.py does.
+
+    Returns the trainer, and the weights that it trains as they were before.
+    """
+    flags = [
+        *("--use_cpu", "--bf16=false", "--max_steps=2", "--logging_steps=1", "--report_to=none"),
+        *("--save_strategy=no", "--disable_tqdm=true", f"--output_dir={folder / 'run'}"),
+        *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=1"),
+        f"--reference_cache={folder / 'cache'}",
+    ]
+    parsed = parse(["--config", str(recipe), *flags])
+    check_model(parsed)
+    tokenizer = load_tokenizer(parsed)
+    linted = prepare(parsed, load_rows(parsed), tokenizer)
+    check_share(linted, parsed.run.quarantine_limit, folder)
+    held_out = linted["held-out"].pairs if "held-out" in linted else None
+    trainer = make_trainer(parsed, tokenizer, linted["train"].pairs, held_out)
+    weights = {n: p.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    return trainer, weights
 
 
 def given(self, dataset: Dataset, *args) -> Dataset:

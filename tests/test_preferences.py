@@ -1,14 +1,22 @@
-"""The rows that are trained on are those in the files, whatever was cached before."""
+"""The rows that are trained on are those in the files, as TRL would tokenise them."""
 
 import json
 import os
 
+import pandas as pd
 import pytest
-from conftest import ROOT, pair
+from accelerate.utils import set_seed
+from conftest import ROOT, launch, pair, recipe_steps
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer
 
-from dpo.preferences import load_preferences
+from dpo.preferences import IDS, prepare
 from dpo.recipe import parse
+from dpo.sources import load_rows
+from dpo.tokenization import load_tokenizer
 
+RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 CARD = """---
 configs:
   - config_name: default
@@ -19,9 +27,9 @@ configs:
 """
 
 
-def load(folder):
-    recipe = ROOT / "recipes/smollm2-sentiment.yaml"
-    return load_preferences(parse(["--config", str(recipe), f"--dataset_name={folder}"]))
+def load(*flags):
+    recipe = parse(["--config", str(RECIPE), "--use_cpu", *map(str, flags)])
+    return prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
 
 
 def write(folder, word: str) -> None:
@@ -40,17 +48,214 @@ def test_changed_files_are_read_again(tmp_path, card):
         (folder / "README.md").write_text(card)
     for word in ("good", "fine", "good"):
         write(folder, word)
-        for split in load(folder):
-            assert split[0]["chosen"][0]["content"] == f"It was {word}."
+        for split in load(f"--dataset_name={folder}").values():
+            assert split.pairs[0]["chosen"][0]["content"] == f"It was {word}."
     other = tmp_path / "other" / "data"
     write(other, "else")
     if card:
         (other / "README.md").write_text(card)
-    assert load(other)[0][0]["chosen"][0]["content"] == "It was else."
+    read = load(f"--dataset_name={other}")["train"].pairs
+    assert read[0]["chosen"][0]["content"] == "It was else."
 
 
-def test_without_evaluation_nothing_is_held_out(tiny_data):
-    recipe = ROOT / "recipes/smollm2-sentiment.yaml"
-    flags = [f"--dataset_name={tiny_data}", "--eval_strategy=no"]
-    train, held_out = load_preferences(parse(["--config", str(recipe), *flags]))
-    assert len(train) == 16 and held_out is None
+def test_no_evaluation_needs_no_held_out_pairs(tiny_data):
+    read = load(f"--dataset_name={tiny_data}", "--eval_strategy=no")
+    assert len(read["train"].pairs) == 16 and "held-out" not in read
+
+
+ROWS = {
+    "messages": [
+        pair("a day", "It was good.", "\n\nIt was bad."),  # its blanks merge with the prompt's end
+        pair("b", "So 🙂 good.", "  Bad, and a good deal longer than the other."),
+        {
+            "prompt": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "One?"},
+                {"role": "assistant", "content": "Two."},
+                {"role": "user", "content": "Three?"},
+            ],
+            "chosen": [{"role": "assistant", "content": "Four."}],
+            "rejected": [{"role": "assistant", "content": "Five " * 40}],
+        },
+    ],
+    "text": [
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+        {"prompt": "The sky is ", "chosen": "blue.", "rejected": "green, or so they say."},
+        {"prompt": "Two and two", "chosen": "fold", "rejected": " make five.<|im_end|>"},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_tokens_are_those_of_trl(tmp_path, tiny_model, kind):
+    """Fails when TRL tokenises otherwise: then tokenization.py must follow."""
+    rows = ROWS[kind]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ours = load(
+        *(f"--dataset_name={tmp_path}/train.jsonl", f"--model_name_or_path={tiny_model}"),
+        "--eval_strategy=no",
+    )["train"].pairs
+    trainer = DPOTrainer(
+        model=str(tiny_model),
+        args=DPOConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, report_to=[]),
+        train_dataset=Dataset.from_list(rows),
+    )
+    theirs = trainer.train_dataset
+    assert len(ours) == len(theirs) == 3
+    for name in IDS:
+        assert list(ours[name]) == list(theirs[name])
+    assert any(ours["merged"])
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "csv"])
+def test_one_file_is_a_data_set(tmp_path, kind):
+    rows = [
+        {"system": "Be brief.", "question": f"q{i}", "chosen": "a", "rejected": "b"}
+        for i in range(4)
+    ]
+    path, frame = tmp_path / f"pairs.{kind}", pd.DataFrame(rows)
+    write = {
+        "json": lambda: frame.to_json(path, orient="records"),
+        "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        "parquet": lambda: frame.to_parquet(path),
+        "csv": lambda: frame.to_csv(path, index=False),
+    }
+    write[kind]()
+    train = load(f"--dataset_name={path}", "--eval_strategy=no")["train"]
+    assert train.layout.startswith("question")
+    prompts = [[message["content"] for message in row] for row in train.pairs["prompt"]]
+    assert prompts == [["Be brief.", f"q{i}"] for i in range(4)]
+
+
+def test_a_named_layout_wins(tmp_path):
+    row = {"prompt": "How?", "chosen": "So.", "rejected": "No."}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    flags = [f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no"]
+    assert load(*flags)["train"].pairs[0]["prompt"] == "How?"  # text is text, as in TRL
+    asked = load(*flags, "--preference_layout=question")["train"].pairs[0]["prompt"]
+    assert asked == [{"role": "user", "content": "How?"}]
+    with pytest.raises(SystemExit, match=r"no layout 'chat': one of explicit .*scored"):
+        load(*flags, "--preference_layout=chat")
+
+
+def test_columns_that_are_no_preferences(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "How?", "label": 1}\n')
+    with pytest.raises(SystemExit, match=r"columns text, label are no preferences.*explicit"):
+        load(f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no")
+
+
+def mixed(tmp_path, *more: str):
+    """A recipe of two data sets of different layouts, and what is read of it."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    implicit = [
+        {
+            "chosen": [{"role": "user", "content": f"i{i}"}, {"role": "assistant", "content": "a"}],
+            "rejected": [
+                {"role": "user", "content": f"i{i}"},
+                {"role": "assistant", "content": "b"},
+            ],
+        }
+        for i in range(20)
+    ]
+    orca = [{"question": f"o{i}", "chosen": "a", "rejected": "b"} for i in range(20)]
+    for name, rows in (("implicit", implicit), ("orca", orca)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "mixed.yaml"
+    text = f"""\
+model_name_or_path: {ROOT}/models/SmolLM2-135M-Instruct
+datasets:
+  - path: json
+    data_files: {folder}/implicit.jsonl
+    fraction: 0.75
+  - path: json
+    data_files: {folder}/orca.jsonl
+    fraction: 0.25
+output_dir: {tmp_path}/run
+"""
+    recipe.write_text(text)
+    parsed = parse(["--config", str(recipe), "--use_cpu", *more])
+    return prepare(parsed, load_rows(parsed), load_tokenizer(parsed))
+
+
+def asked(pairs) -> list[str]:
+    return [row[0]["content"] for row in pairs["prompt"]]
+
+
+def test_a_mixture_has_the_shares_that_it_states(tmp_path):
+    train = mixed(tmp_path)["train"]
+    # As TRL cuts them: the first rows of each, none twice.
+    implicit, orca = [f"How was i{i}?" for i in range(20)], [f"o{i}" for i in range(7)]
+    assert asked(train.pairs) == implicit + orca
+    assert "implicit" in train.layout and "question" in train.layout
+
+
+def test_a_share_is_held_out_by_prompt_and_by_the_seed(tmp_path):
+    prompts = [f"q{i % 25}" for i in range(100)]
+    rows = [
+        {"question": prompt, "chosen": f"a{i}", "rejected": "b"} for i, prompt in enumerate(prompts)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--dataset_name={path}", "--test_split_size=0.2"]
+    read = load(*flags)
+    train, test = asked(read["train"].pairs), asked(read["held-out"].pairs)
+    assert len(test) == 20 and len(train) == 80
+    assert not {*train} & {*test}
+    set_seed(99)  # whatever the process has drawn before, the split is the same
+    assert asked(load(*flags)["held-out"].pairs) == test
+    assert asked(load(*flags, "--seed=7")["held-out"].pairs) != test
+    # Without evaluation it is not trained on either: the split belongs to the data.
+    assert asked(load(*flags, "--eval_strategy=no")["train"].pairs) == train
+    with pytest.raises(SystemExit, match="test_split_size: 20 is no share"):
+        load(f"--dataset_name={path}", "--test_split_size=20")
+
+
+def test_a_stream_trains_and_sets_aside_as_it_comes(tmp_path, tiny_model):
+    good = [pair(f"{i}", "It was good.", "It was bad.") for i in range(8)]
+    rows = [*good[:2], good[2] | {"chosen": None}, *good[3:]]
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        lines = [json.dumps(row) + "\n" for row in (rows if split == "train" else good[:1])]
+        (data / f"{split}.jsonl").write_text("".join(lines))
+    text = RECIPE.read_text().replace("recipes/data/sentiment", str(data))
+    recipe = tmp_path / RECIPE.name
+    recipe.write_text(
+        text.replace("models/SmolLM2-135M-Instruct", str(tiny_model)) + "dataset_streaming: true\n"
+    )
+    (tmp_path / "run").mkdir()
+    trainer, _ = recipe_steps(recipe, tmp_path)
+    assert trainer.state.global_step == 2
+    lines = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
+    # Once each time it came by; the first pair is held out.
+    found = {(line["row"], line["reason"]) for line in map(json.loads, lines)}
+    assert found == {(1, "held_out_prompt"), (3, "missing")}
+
+
+def test_a_run_says_what_it_set_aside(tmp_path, tiny_model, tiny_data, tiny_flags):
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = (tiny_data / "train.jsonl").read_text().splitlines()
+    (data / "train.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
+    (data / "test.jsonl").write_text((tiny_data / "test.jsonl").read_text())
+    flags = [*tiny_flags, f"--dataset_name={data}", "--quarantine_limit=0.1"]
+    result = launch("--config", "cpu", "--", *flags)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "16 pairs of 17 rows" in result.stdout
+    assert "1 set aside as duplicate" in result.stdout
+    folder = tmp_path / "run"
+    (line,) = (folder / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["row"] == 17 and "row 1 of" in json.loads(line)["detail"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["data"]["set_aside"] == {"train": {"duplicate": 1}, "held-out": {}}
+    assert "1 set aside: duplicate" in (folder / "report.html").read_text()
+
+
+def test_the_template_that_was_named_is_saved_with_the_policy(tmp_path, tiny_model):
+    tokenizer = load_tokenizer(
+        parse(["--config", str(RECIPE), "--use_cpu", "--chat_template_path=qwen2_5"])
+    )
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+    assert "Alibaba" in tokenizer.chat_template

@@ -25,7 +25,7 @@ def results() -> dict:
     return {
         "recipe": "a<i>recipe",
         "model": "model",
-        "data": {"name": "data", "train": 3},
+        "data": {"name": "data", "rows": {"train": 4}, "set_aside": {"train": {"same": 1}}},
         "global_batch": 4,
         "steps": 2,
         "beta": 0.1,

@@ -23,7 +23,7 @@ LAYOUTS = {
     "rated": "several rated completions of a prompt: the best against the worst",
     "scored": "one scored response a row: the best of a prompt's against the worst",
 }
-QUESTIONS = ("prompt", "question", "instruction", "input", "context")
+QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")
 SYSTEMS = ("system", "system_prompt")
 CHOSEN = ("chosen", "chosen_response")
 REJECTED = ("rejected", "rejected_response")
@@ -75,7 +75,7 @@ def detect(rows: list[dict[str, Any]]) -> str | None:
         if isinstance(chosen, list):
             # A string beside whole conversations repeats their first turn: UltraFeedback's layout.
             return "implicit" if len(chosen) > 1 else "question"
-        if question != "prompt" or first_of(SYSTEMS, columns):
+        if question not in ("prompt", "text") or first_of(SYSTEMS, columns):
             return "question"
     return "explicit"
 
@@ -208,8 +208,8 @@ def compared(row: dict[str, Any]) -> Pair:
 
 
 def without_prompt(prompt: Any, completion: Any) -> Any:
-    """A completion that opens with all of the prompt's messages again, without them."""
-    begins = isinstance(completion, list) and prompt and completion[: len(prompt)] == prompt
+    """A completion that opens with all of the prompt again, without it."""
+    begins = prompt and completion[: len(prompt)] == prompt
     return completion[len(prompt) :] if begins else completion
 
 
@@ -256,12 +256,11 @@ def to_pair(row: dict[str, Any], layout: str, chat: bool) -> Pair:
         if chosen[0] != rejected[0]:
             raise Fault("prompts_differ", "they do not begin alike")
         return extract_prompt({"chosen": chosen, "rejected": rejected})
-    (prompt,) = need(row, "prompt")
+    (prompt,) = need(row, "text" if "prompt" not in row and "text" in row else "prompt")
     if not isinstance(prompt, str):
         prompt = as_messages(prompt, "user")
         chosen, rejected = as_messages(chosen, "assistant"), as_messages(rejected, "assistant")
-    return {
-        "prompt": prompt,
-        "chosen": without_prompt(prompt, chosen),
-        "rejected": without_prompt(prompt, rejected),
-    }
+    bare = [without_prompt(prompt, completion) for completion in (chosen, rejected)]
+    if all(map(len, bare)):  # an answer that only repeats its prompt stays as it is
+        chosen, rejected = bare
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

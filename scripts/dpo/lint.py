@@ -100,7 +100,7 @@ def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
     Args:
         pair: prompt, chosen and rejected; with score_chosen and score_rejected if it has them.
         kind: what the data set's pairs are, `list` (messages) or `str`.
-        control: the tokens that steer the model, as text.
+        control: the tokens that steer the model, as text, if they may not be there.
 
     Raises:
         Fault: the first thing found.
@@ -124,8 +124,7 @@ def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
         for text in found[name]:
             if match := BROKEN.search(text):
                 raise Fault("broken_text", f"{name}: {match[0]!r} at character {match.start() + 1}")
-            # Plain text may have been rendered with control tokens on purpose.
-            if kind is list and control and (match := control.search(text)):
+            if control and (match := control.search(text)):
                 raise Fault("control_token", f"{name}: {match[0]}")
     if found["chosen"] == found["rejected"] and pair["chosen"] == pair["rejected"]:
         raise Fault("same")

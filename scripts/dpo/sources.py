@@ -29,6 +29,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, its cause first, on one line of bounded length."""
+    said = " ".join(str(error.__cause__ or error).split())
+    return said if len(said) < 400 else f"{said[:400]} …"
+
+
 def looks_local(name: str) -> bool:
     """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
     return name.startswith((".", "/", "~", "models/", "recipes/")) or name.count("/") > 1
@@ -164,7 +170,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         paths = [Path(name) for names in files.values() for name in names]
         lines = (broken_line(path) for path in paths if path.suffix == ".jsonl")
         broken = next((line for line in lines if line), None)
-        reason = broken or first_line(error.__cause__ or error)
+        reason = broken or one_line(error)
         mend = ": mend the line or take it out" if broken else ""
         raise SystemExit(f"cannot load the data set {name}: {reason}{mend}") from error
     return {split: Rows(_name(name, split, files), data) for split, data in splits.items()}
@@ -191,8 +197,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
         try:
             data = get_dataset(alone)["train"]
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = first_line(error.__cause__ or error)
-            raise SystemExit(f"datasets: cannot load {entry.path}: {reason}") from error
+            raise SystemExit(f"datasets: cannot load {entry.path}: {one_line(error)}") from error
         parts.append(Rows(f"{entry.path} ({entry.split})", data))
     shares = [entry.fraction for entry in mixture.datasets]
     if not any(share is not None for share in shares):

@@ -71,14 +71,14 @@ class Tokenization:
         return self._ids([self._render(QUESTION + ANSWER)])[0]
 
     @cached_property
-    def control(self) -> re.Pattern:
-        """The special tokens that the template sets around what is said, as no message may."""
+    def control(self) -> re.Pattern | None:
+        """The special tokens that the template sets around what is said, as no message may; None
+        for plain text, that may have been rendered with them."""
+        if self.kind is str:
+            return None
         special = {n for n, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        ids = special & {*self.rendered} | {
-            self.tokenizer.bos_token_id,
-            self.tokenizer.eos_token_id,
-        } - {None}
-        names = self.tokenizer.convert_ids_to_tokens(sorted(ids))
+        always = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id} - {None}
+        names = self.tokenizer.convert_ids_to_tokens(sorted(special & {*self.rendered} | always))
         return re.compile("|".join(re.escape(name) for name in names))
 
     @cached_property

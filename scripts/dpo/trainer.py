@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch.utils.data import BatchSampler, DataLoader
@@ -29,6 +30,14 @@ def innermost(loader: DataLoader) -> BatchSampler:
     return batches
 
 
+def keep_gradients(model: torch.nn.Module) -> None:
+    """Let 4-bit weights on a CPU be trained through. In evaluation bitsandbytes repacks them for a
+    kernel that has no gradient, and goes on using it in training."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 class FastDPOTrainer(DPOTrainer):
     """TRL's DPOTrainer with the pieces of this repository plugged in, each exact.
 
@@ -42,6 +51,7 @@ class FastDPOTrainer(DPOTrainer):
         self.sharing = "off"
         super().__init__(*args, **kwargs)
         self._share_prefixes()
+        keep_gradients(self.model)
 
     def _share_prefixes(self) -> None:
         if not self.share_prefix or isinstance(self.data_collator, SharedPrefixCollator):
@@ -73,6 +83,7 @@ class FastDPOTrainer(DPOTrainer):
     # TRL scores here, at the end of its __init__, when the models are built.
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         self._share_prefixes()
+        keep_gradients(self.model)
         rows = self._rows_of_the_run(super().get_train_dataloader()) if name == "train" else None
         return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
 

@@ -1,0 +1,360 @@
+"""Every kind of bad row is set aside with its reason, or stops the run with a line that names it;
+the good rows around it train."""
+
+import json
+
+import pytest
+from conftest import ROOT, pair, recipe_steps
+from transformers import AutoTokenizer
+
+from dpo import preferences, quarantine
+from dpo.lint import REASONS
+from dpo.recipe import parse
+from dpo.sources import load_rows
+from dpo.tokenization import load_tokenizer
+
+RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
+MAX_LENGTH = 128
+
+
+def good(i: int) -> dict:
+    return pair(f"the number {i}", f"It was good, {i} times.", f"It was bad, {i} times.")
+
+
+def said(content, role: str = "assistant") -> list[dict]:
+    return [{"role": role, "content": content}]
+
+
+def changed(**columns) -> dict:
+    return good(99) | columns
+
+
+def talk(*contents: str) -> list[dict]:
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+
+
+def human(*contents: str) -> str:
+    roles = ("Human", "Assistant") * len(contents)
+    return "".join(f"\n\n{role}: {text}" for role, text in zip(roles, contents, strict=False))
+
+
+LONG = "word " * MAX_LENGTH
+IMPLICIT = [{"chosen": talk(f"q{i}", "a"), "rejected": talk(f"q{i}", "b")} for i in range(4)]
+TEXT = [{"prompt": f"The {i} is", "chosen": " good.", "rejected": " bad."} for i in range(4)]
+HH = [{"chosen": human(f"q{i}", "a"), "rejected": human(f"q{i}", "b")} for i in range(4)]
+RATED = [{"prompt": f"q{i}", "responses": ["a", "b"], "ratings": ["5", "1"]} for i in range(4)]
+COMPARED = [
+    {"context": talk(f"q{i}"), "response1": "a", "response2": "b", "overall_preference": 1}
+    for i in range(4)
+]
+SHAREGPT = [
+    {
+        "conversations": [{"from": "human", "value": f"q{i}"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    }
+    for i in range(4)
+]
+SCORED = [
+    {"prompt": f"q{i // 2}", "response": "a" * (i + 1), "helpfulness": i % 2} for i in range(6)
+]
+GOOD = [good(i) for i in range(4)]
+
+# name: (the good rows around it, the bad row, its reason)
+BAD = {
+    "chosen is null": (GOOD, changed(chosen=None), "missing"),
+    "prompt is null": (GOOD, changed(prompt=None), "missing"),
+    "no rejected": (GOOD, {k: v for k, v in good(9).items() if k != "rejected"}, "missing"),
+    "no messages": (GOOD, changed(chosen=[]), "empty"),
+    "an empty answer": (GOOD, changed(rejected=said("")), "empty"),
+    "a blank answer": (GOOD, changed(chosen=said(" \n\t ")), "blank"),
+    "content is null": (GOOD, changed(chosen=said(None)), "not_text"),
+    "content is a number": (GOOD, changed(chosen=said(5)), "not_text"),
+    "content is a list": (GOOD, changed(rejected=said(["It was bad."])), "not_text"),
+    "content is missing": (GOOD, changed(chosen=[{"role": "assistant"}]), "not_text"),
+    "chosen is a number": (GOOD, changed(chosen=7), "not_messages"),
+    "a list of strings": (GOOD, changed(chosen=["It was good."]), "not_messages"),
+    "text among messages": (
+        GOOD,
+        {"prompt": "How?", "chosen": "Good.", "rejected": "Bad."},
+        "mixed",
+    ),
+    "both are the same": (GOOD, changed(rejected=good(99)["chosen"]), "same"),
+    "the same once cut": (
+        GOOD,
+        changed(chosen=said(LONG + "good"), rejected=said(LONG + "bad")),
+        "same_when_cut",
+    ),
+    "the prompt ends with an answer": (GOOD, changed(prompt=talk("q", "a")), "wrong_role"),
+    "the user answers": (GOOD, changed(chosen=said("Good.", "user")), "wrong_role"),
+    "the answer ends with the user": (
+        GOOD,
+        changed(chosen=said("Good.") + said("Thanks.", "user")),
+        "wrong_role",
+    ),
+    "a system prompt answers": (GOOD, changed(chosen=said("Good.", "system")), "wrong_role"),
+    "an unknown role": (GOOD, changed(chosen=said("Good.", "model")), "unknown_role"),
+    "no role": (GOOD, changed(chosen=[{"content": "Good."}]), "unknown_role"),
+    "no prompt": (GOOD, changed(prompt=[]), "no_prompt"),
+    "a blank prompt": (GOOD, changed(prompt=said(" ", "user")), "no_prompt"),
+    "a replacement character": (GOOD, changed(chosen=said("caf\ufffd")), "broken_text"),
+    "a null character": (GOOD, changed(chosen=said("Good.\x00")), "broken_text"),
+    "an end token in the answer": (GOOD, changed(chosen=said("So.<|im_end|>")), "control_token"),
+    "a start token in the prompt": (
+        GOOD,
+        changed(prompt=said("<|im_start|>assistant", "user")),
+        "control_token",
+    ),
+    "a prompt too long": (GOOD, changed(prompt=said(LONG, "user")), "prompt_too_long"),
+    "the same pair again": (GOOD, good(3), "duplicate"),
+    "a prompt that is held out": (
+        GOOD,
+        changed(prompt=said("Held out?", "user")),
+        "held_out_prompt",
+    ),
+    "scores against the labels": (
+        [row | {"score_chosen": 2.0, "score_rejected": 1.0} for row in GOOD],
+        changed(score_chosen=1.0, score_rejected=2.0),
+        "scores_contradict",
+    ),
+    "implicit prompts differ": (
+        IMPLICIT,
+        {"chosen": talk("q", "a"), "rejected": talk("other", "b")},
+        "prompts_differ",
+    ),
+    "turns differ in the middle": (
+        IMPLICIT,
+        {"chosen": talk("q", "a", "r", "b"), "rejected": talk("q", "c", "r", "d")},
+        "prompts_differ",
+    ),
+    "one of the two is text": (IMPLICIT, {"chosen": talk("q", "a"), "rejected": "b"}, "mixed"),
+    "one of the two is empty": (IMPLICIT, {"chosen": talk("q", "a"), "rejected": []}, "empty"),
+    "one does not answer": (
+        IMPLICIT,
+        {"chosen": talk("q", "a"), "rejected": talk("q")},
+        "prompts_differ",
+    ),
+    "nobody speaks": (HH, {"chosen": "good", "rejected": "bad"}, "wrong_role"),
+    "dialogues differ": (
+        HH,
+        {"chosen": human("q", "a"), "rejected": human("p", "b")},
+        "prompts_differ",
+    ),
+    "a dialogue without an answer": (
+        HH,
+        {"chosen": human("q", "a"), "rejected": human("q", "")},
+        "empty",
+    ),
+    "no text": (TEXT, TEXT[0] | {"chosen": ""}, "empty"),
+    "blank text": (TEXT, TEXT[0] | {"rejected": "  "}, "blank"),
+    "no prompt in text": (TEXT, TEXT[0] | {"prompt": ""}, "no_prompt"),
+    "two start tokens": (
+        TEXT,
+        TEXT[0] | {"prompt": "<|im_start|><|im_start|>user"},
+        "doubled_start",
+    ),
+    "two end tokens": (TEXT, TEXT[0] | {"chosen": "So.<|im_end|>\n"}, "doubled_end"),
+    "all ratings the same": (RATED, RATED[0] | {"ratings": ["3", "3"]}, "tie"),
+    "ratings that are none": (RATED, RATED[0] | {"ratings": ["N/A", "4"]}, "unrated"),
+    "fewer ratings": (RATED, RATED[0] | {"ratings": ["4"]}, "unrated"),
+    "none is preferred": (COMPARED, COMPARED[0] | {"overall_preference": 0}, "tie"),
+    "no preference": (COMPARED, COMPARED[0] | {"overall_preference": None}, "missing"),
+    "nothing to compare with": (
+        SCORED,
+        {"prompt": "alone", "response": "a", "helpfulness": 4},
+        "alone",
+    ),
+    "a conversation that ends with gpt": (
+        SHAREGPT,
+        SHAREGPT[0] | {"conversations": [{"from": "gpt", "value": "q"}]},
+        "wrong_role",
+    ),
+}
+
+
+def write(folder, rows: list) -> None:
+    held_out = pair("x", "Good.", "Bad.") | {"prompt": said("Held out?", "user")}
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if isinstance(rows[0].get("prompt"), list):  # both files of a folder have the same columns
+        held_out = rows[0] | held_out
+        (folder / "test.jsonl").write_text(json.dumps(held_out) + "\n")
+
+
+def lint(model, data, folder, *flags: str) -> dict[str, quarantine.Linted]:
+    """Read a data folder as train.py does, and write the quarantine of it."""
+    argv = ["--config", str(RECIPE), "--use_cpu", f"--max_length={MAX_LENGTH}", *flags]
+    recipe = parse([*argv, f"--model_name_or_path={model}", f"--dataset_name={data}"])
+    linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    quarantine.set_aside(linted, folder)
+    quarantine.check_share(linted, recipe.run.quarantine_limit, folder)
+    return linted
+
+
+@pytest.mark.parametrize("around, bad, reason", BAD.values(), ids=BAD)
+def test_a_bad_row_is_set_aside(tmp_path, tiny_model, around, bad, reason):
+    data, at = tmp_path / "data", len(around) // 2
+    data.mkdir()
+    write(data, [*around[:at], bad, *around[at:]])
+    evaluates = "steps" if (data / "test.jsonl").exists() else "no"
+    flags = ["--quarantine_limit=0.5", f"--eval_strategy={evaluates}"]
+    train = lint(tiny_model, data, tmp_path, *flags)["train"]
+    (line,) = map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines())
+    # Of two that are the same, the first stays: the bad one repeats the last.
+    assert line["row"] == (len(around) + 1 if reason == "duplicate" else at + 1)
+    assert (line["file"], line["split"]) == (f"{data}/train.jsonl", "train")
+    assert line["reason"] == reason and train.reasons == {reason: 1}
+    pairs = len(around) // 2 if around is SCORED else len(around)
+    assert len(train.pairs) == pairs
+
+
+def test_every_reason_is_tried():
+    assert len(BAD) > 40
+    found = {reason for _, _, reason in BAD.values()}
+    elsewhere = {"labels_swapped", "template_refuses", "no_end", "no_completion"}
+    assert found | elsewhere == REASONS.keys()
+
+
+def test_the_same_pair_both_ways_round_is_set_aside_both_times(tmp_path, tiny_model):
+    row = good(2)
+    swapped = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+    write(tmp_path, [*GOOD, swapped])
+    train = lint(tiny_model, tmp_path, tmp_path, "--quarantine_limit=0.5")["train"]
+    assert {bad.row: bad.detail for bad in train.bad} == {
+        3: f"row 5 of {tmp_path}/train.jsonl",
+        5: f"row 3 of {tmp_path}/train.jsonl",
+    }
+    assert train.reasons == {"labels_swapped": 2}
+
+
+def test_the_good_rows_all_train(tmp_path, tiny_model):
+    """Every bad row of the messages' layout in one file, among good ones."""
+    data = tmp_path / "data"
+    data.mkdir()
+    bad = [row for around, row, _ in BAD.values() if around is GOOD]
+    rows = [row for i, other in enumerate(bad) for row in (good(i), other)]
+    write(data, rows)
+    text = RECIPE.read_text().replace("recipes/data/sentiment", str(data))
+    recipe = tmp_path / RECIPE.name
+    recipe.write_text(
+        text.replace("models/SmolLM2-135M-Instruct", str(tiny_model))
+        + f"max_length: {MAX_LENGTH}\nquarantine_limit: 0.6\n"
+    )
+    trainer, _ = recipe_steps(recipe, tmp_path)
+    asked = [row["prompt"][0]["content"] for row in trainer.train_dataset]
+    assert asked == [good(i)["prompt"][0]["content"] for i in range(len(bad))]
+    assert trainer.state.global_step == 2
+
+
+def test_too_many_bad_rows_stop_the_run(tmp_path, tiny_model):
+    write(tmp_path, [*GOOD, changed(chosen=None), changed(chosen=said(" "))])
+    with pytest.raises(SystemExit) as stop:
+        lint(tiny_model, tmp_path, tmp_path)
+    message = stop.value.code
+    assert "\n" not in message
+    for word in ("train.jsonl", "2 of 6", "33.3%", "5.0%", "row 5", "--quarantine_limit"):
+        assert word in message
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
+    lint(tiny_model, tmp_path, tmp_path, "--quarantine_limit=0.34")
+    write(tmp_path, GOOD)
+    lint(tiny_model, tmp_path, tmp_path)
+    assert not (tmp_path / "quarantine.jsonl").exists()  # what it said is no longer so
+
+
+def test_ties_are_counted_and_stop_nothing(tmp_path, tiny_model):
+    ties = [row | {"overall_preference": 0} for row in COMPARED]
+    write(tmp_path, [*COMPARED, *ties])
+    train = lint(tiny_model, tmp_path, tmp_path, "--eval_strategy=no")["train"]
+    assert train.reasons == {"tie": 4} and train.faulty == 0 and len(train.pairs) == 4
+
+
+BROKEN = {
+    "half a line": (b'{"prompt": [', "Expecting"),
+    "half of a surrogate pair": (json.dumps(changed(chosen=said("\ud800"))).encode(), "surrogates"),
+    "no object": (b"5", "object of columns"),
+    "Latin-1": (b'{"prompt": "caf\xe9"}', "utf-8"),
+}
+
+
+@pytest.mark.parametrize("line, why", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_broken_line_is_named(tmp_path, tiny_model, line, why, kind):
+    write(tmp_path, GOOD)
+    path = tmp_path / "train.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], line, *lines[2:]]))
+    where = tmp_path if kind == "folder" else path
+    with pytest.raises(SystemExit) as stop:
+        lint(tiny_model, where, tmp_path, "--eval_strategy=no")
+    message = stop.value.code
+    assert f"{path}, line 3" in message and why in message and "mend the line" in message
+    assert "\n" not in message
+
+
+# name: (a chat template, what is wrong with it)
+TEMPLATES = {
+    "no end token": ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "no end token"),
+    "two end tokens": (
+        "{% for m in messages %}{{ m.content }}<|im_end|><|im_end|>{% endfor %}",
+        "the end token twice",
+    ),
+    "two start tokens": (
+        "<|im_start|><|im_start|>{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}",
+        "the start token twice",
+    ),
+    "another prompt alone": (
+        "{% for m in messages %}{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}think first {% endif %}",
+        "what it never sees",
+    ),
+}
+
+
+@pytest.mark.parametrize("template, wrong", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_that_teaches_the_wrong_thing_stops(tmp_path, tiny_model, template, wrong):
+    write(tmp_path, GOOD)
+    (tmp_path / "broken.jinja").write_text(template)
+    with pytest.raises(SystemExit) as stop:
+        lint(tiny_model, tmp_path, tmp_path, f"--chat_template_path={tmp_path}/broken.jinja")
+    message = stop.value.code
+    assert wrong in message and "--chat_template_path" in message and "\n" not in message
+
+
+def test_a_conversation_that_the_template_refuses_is_set_aside(tmp_path, tiny_model):
+    template = AutoTokenizer.from_pretrained(tiny_model).chat_template
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (tmp_path / "strict.jinja").write_text(refuses + template)
+    system = said("Be brief.", "system") + good(9)["prompt"]
+    write(tmp_path, [*GOOD, changed(prompt=system)])
+    flags = [f"--chat_template_path={tmp_path}/strict.jinja", "--quarantine_limit=0.5"]
+    train = lint(tiny_model, tmp_path, tmp_path, *flags)["train"]
+    assert train.reasons == {"template_refuses": 1} and "no system" in train.bad[0].detail
+
+
+@pytest.fixture
+def without_template(tmp_path, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    return tmp_path / "bare"
+
+
+def test_messages_need_a_chat_template(tmp_path, without_template):
+    write(tmp_path, GOOD)
+    with pytest.raises(SystemExit) as stop:
+        lint(without_template, tmp_path, tmp_path)
+    assert "no chat template" in stop.value.code and "qwen3" in stop.value.code
+    # One of TRL's will do, or a file.
+    train = lint(without_template, tmp_path, tmp_path, "--chat_template_path=qwen2_5")["train"]
+    assert len(train.pairs) == 4
+    with pytest.raises(SystemExit, match=r"qwen9 is no file.*did you mean.*qwen"):
+        lint(without_template, tmp_path, tmp_path, "--chat_template_path=qwen9")
+
+
+def test_a_tokenizer_without_an_end_token_stops(tmp_path, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "endless")
+    write(tmp_path, GOOD)
+    with pytest.raises(SystemExit, match="has no eos_token"):
+        lint(tmp_path / "endless", tmp_path, tmp_path)
