@@ -14,7 +14,7 @@ READY    := $(VENV)/ready
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train data new shelf bench test test-architectures lint clean-cache embedded-data
+.PHONY: help list install train data new shelf bench test test-architectures test-distributed lint clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -45,6 +45,9 @@ test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
 
 test-architectures: $(READY) ## prefix sharing on every architecture of transformers
 	$(BIN)/python -m pytest -m sweep -s $(ARGS)
+
+test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learns
+	$(BIN)/python -m pytest -m distributed $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

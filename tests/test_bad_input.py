@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 import train
-from dpo.preferences import check_model
 from dpo.recipe import parse, share_batch
+from dpo.sources import check_model
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 
@@ -170,8 +170,8 @@ def test_processes_that_do_not_divide_the_batch():
 def test_unknown_names_list_the_choices():
     wrong_recipe = launch("--recipe", "smollm")
     assert wrong_recipe.returncode != 0
-    assert wrong_recipe.stderr.startswith("no RECIPE 'smollm': one of: ")
-    assert "qwen-ultrafeedback" in wrong_recipe.stderr and wrong_recipe.stderr.count("\n") == 1
+    assert wrong_recipe.stderr.startswith("no RECIPE 'smollm': did you mean: ")
+    assert "smollm2-sentiment" in wrong_recipe.stderr and wrong_recipe.stderr.count("\n") == 1
     wrong_config = launch("--config", "zero9")
     assert wrong_config.returncode != 0
     assert wrong_config.stderr.startswith("no CONFIG 'zero9': one of: ")

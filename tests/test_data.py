@@ -94,8 +94,7 @@ def test_make_new_says_what_is_missing():
 
 
 @pytest.mark.parametrize(
-    "parameters, rate, shards",
-    [(3e8, None, ""), (7e9, "5.0e-7", "zero3"), (7e10, "2.0e-7", "zero3")],
+    "parameters, rate, shards", [(3e8, None, False), (7e9, "5.0e-7", True), (7e10, "2.0e-7", True)]
 )
 def test_make_new_goes_by_the_models_size(monkeypatch, tiny_data, parameters, rate, shards):
     monkeypatch.setattr(new, "parameters", lambda model: int(parameters))

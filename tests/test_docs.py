@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
+from dpo.layouts import LAYOUTS
+from dpo.lint import REASONS
+
 README = (ROOT / "README.md").read_text()
 DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 # Run whole by CI, or by another test.
@@ -16,10 +19,14 @@ ELSEWHERE = {
     "make test": ".ci/run",
     "make install": ".ci/run",
     "make lint": ".ci/run",
+    "make new": "test_data.py",
+    "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct "
+    "DATASET=recipes/data/sentiment": "test_data.py, with a name of its own",
     "make embedded-data": "test_embedded_data.py, its first batch",
     "make bench": "test_bench.py, on the tiny model",
     'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
     "make test-architectures": ".ci/run",
+    "make test-distributed": ".ci/run",
     "make clean-cache": "test_reference.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }
@@ -42,7 +49,7 @@ def make(*arguments: str):
 def test_every_command_of_the_docs_runs(command, tiny_flags):
     words = shlex.split(command)
     assert words[0] == "make", f"{command}: no test runs it"
-    if words[1:2] == ["train"]:
+    if words[1:2] in (["train"], ["data"]):
         given = next((word[5:] for word in words if word.startswith("ARGS=")), "")
         words = [word for word in words if not word.startswith("ARGS=")]
         words.append(f"ARGS={given} {shlex.join(tiny_flags)}")
@@ -81,6 +88,14 @@ def test_help_lists_every_target():
     for target in phony.split():
         assert f"  make {target} " in output, target
         assert f"make {target}" in README, target
+
+
+def test_the_docs_name_every_layout_and_every_reason():
+    text = (ROOT / "docs/data.md").read_text()
+    for name in LAYOUTS:
+        assert f"| `{name}` |" in text, name
+    for name, says in REASONS.items():
+        assert f"| `{name}` | {says}" in text, name
 
 
 def test_every_path_that_the_readme_names_is_there():

@@ -69,6 +69,7 @@ def logged(folder: Path) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.distributed
 def test_two_processes_under_ddp_are_one(one_process, tiny_model, tiny_data, tmp_path):
     given = flags(tiny_model, tiny_data, tmp_path)
     result = run(
@@ -84,6 +85,7 @@ def test_two_processes_under_ddp_are_one(one_process, tiny_model, tiny_data, tmp
     assert logged(tmp_path) == pytest.approx(one_process, abs=1e-4)
 
 
+@pytest.mark.distributed
 def test_an_adapter_under_zero3_on_two_processes(tiny_model, tiny_data, tmp_path):
     """Stock TRL's losses; and of another checkpoint of the same architecture other reference
     log-probabilities, though ZeRO-3 shows each process the same empty weights.

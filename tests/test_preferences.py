@@ -148,16 +148,9 @@ def mixed(tmp_path, *more: str):
     """A recipe of two data sets of different layouts, and what is read of it."""
     folder = tmp_path / "mixed"
     folder.mkdir()
-    implicit = [
-        {
-            "chosen": [{"role": "user", "content": f"i{i}"}, {"role": "assistant", "content": "a"}],
-            "rejected": [
-                {"role": "user", "content": f"i{i}"},
-                {"role": "assistant", "content": "b"},
-            ],
-        }
-        for i in range(20)
-    ]
+    whole = [pair(f"i{i}", "a", "b") for i in range(20)]
+    sides = ("chosen", "rejected")
+    implicit = [{name: row["prompt"] + row[name] for name in sides} for row in whole]
     orca = [{"question": f"o{i}", "chosen": "a", "rejected": "b"} for i in range(20)]
     for name, rows in (("implicit", implicit), ("orca", orca)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -118,7 +118,7 @@ disable_tqdm: true
     )
     reward = np.random.default_rng(1).normal(size=(len(PROMPTS), len(COMPLETIONS)))
     recipe = parse(["--config", str(recipe_file)])
-    trainer = make_trainer(recipe, draw_preferences(reward), None)
+    trainer = make_trainer(recipe, None, draw_preferences(reward), None)
     tokenizer = trainer.processing_class
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     reference_logps = log_probabilities(reference, tokenizer)

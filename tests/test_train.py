@@ -159,6 +159,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
 def test_two_sharded_processes_learn_what_one_learns(
     config, finished, tiny_model, tiny_data, tmp_path
