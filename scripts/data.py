@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo import lint, preferences, quarantine
 from dpo.output import DATA_PAGE, write_whole
-from dpo.preferences import IDS
+from dpo.reading import IDS
 from dpo.recipe import Recipe, parse
 from dpo.sources import check_model, load_rows
 from dpo.tokenization import load_tokenizer
@@ -133,6 +133,8 @@ def main() -> None:
     check_model(recipe)
     rows, tokenizer = load_rows(recipe), load_tokenizer(recipe)
     linted = preferences.prepare(recipe, rows, tokenizer)
+    if IDS[0] not in linted["train"].pairs.column_names:
+        raise SystemExit("pairs with images are prepared as they are trained on: nothing to show")
     folder = Path(recipe.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     aside = quarantine.set_aside(linted, folder)

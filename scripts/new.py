@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo.layouts import LAYOUTS, detect
 from dpo.output import write_whole
-from dpo.preferences import SEEN
+from dpo.reading import SEEN
 from dpo.recipe import FOLDER
 from dpo.sources import check_reachable, load_splits, looks_local
 
@@ -51,7 +51,7 @@ def data_keys(name: str) -> list[str]:
     Raises:
         SystemExit: the data cannot be read, or hold no preferences.
     """
-    splits = load_splits(name, streaming=True)
+    splits = load_splits(name, streaming=not Path(name).exists())
     train = next((split for split in splits if split.startswith("train")), next(iter(splits)))
     tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
     layout = detect([*islice(iter(splits[train].data), SEEN)])

@@ -78,6 +78,21 @@ CASES = {
         {"instruction": "How?", "chosen_response": "So.", "rejected_response": "No."},
         PAIR,
     ),
+    "Alpaca's task and its input": (
+        "question",
+        {"instruction": "How?", "input": "Here.", "chosen": "So.", "rejected": "No."},
+        PAIR | {"prompt": [said("user", "How?\nHere.")]},
+    ),
+    "one answer begins like the prompt": (
+        "explicit",
+        {"prompt": "How?", "chosen": "How? So.", "rejected": "No."},
+        {"prompt": "How?", "chosen": "How? So.", "rejected": "No."},
+    ),
+    "HH, the first turn at the start": (
+        "dialogue",
+        {"chosen": "Human: How?\n\nAssistant: So.", "rejected": "Human: How?\n\nAssistant: No."},
+        PAIR,
+    ),
     "HH": (
         "dialogue",
         {

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, pair, recipe_steps
 from transformers import AutoTokenizer
 
-from dpo import preferences, quarantine
+from dpo import preferences, quarantine, reading
 from dpo.lint import REASONS
 from dpo.recipe import parse
 from dpo.sources import load_rows
@@ -107,6 +107,7 @@ BAD = {
         "control_token",
     ),
     "a prompt too long": (GOOD, changed(prompt=said(LONG, "user")), "prompt_too_long"),
+    "an unhashable role": (GOOD, changed(chosen=[{"role": ["a"], "content": "b"}]), "not_messages"),
     "the same pair again": (GOOD, good(3), "duplicate"),
     "a prompt that is held out": (
         GOOD,
@@ -135,6 +136,11 @@ BAD = {
         {"chosen": talk("q", "a"), "rejected": talk("q")},
         "prompts_differ",
     ),
+    "something before the first turn": (
+        HH,
+        {name: "Once." + human("q", name) for name in ("chosen", "rejected")},
+        "wrong_role",
+    ),
     "nobody speaks": (HH, {"chosen": "good", "rejected": "bad"}, "wrong_role"),
     "dialogues differ": (
         HH,
@@ -157,9 +163,15 @@ BAD = {
     "two end tokens": (TEXT, TEXT[0] | {"chosen": "So.<|im_end|>\n"}, "doubled_end"),
     "all ratings the same": (RATED, RATED[0] | {"ratings": ["3", "3"]}, "tie"),
     "ratings that are none": (RATED, RATED[0] | {"ratings": ["N/A", "4"]}, "unrated"),
+    "ratings that are no list": (RATED, RATED[0] | {"ratings": 4}, "not_messages"),
     "fewer ratings": (RATED, RATED[0] | {"ratings": ["4"]}, "unrated"),
     "none is preferred": (COMPARED, COMPARED[0] | {"overall_preference": 0}, "tie"),
     "no preference": (COMPARED, COMPARED[0] | {"overall_preference": None}, "missing"),
+    "scores of an empty prompt": (
+        SCORED,
+        {"prompt": None, "response": "a", "helpfulness": 4},
+        "missing",
+    ),
     "nothing to compare with": (
         SCORED,
         {"prompt": "alone", "response": "a", "helpfulness": 4},
@@ -244,6 +256,47 @@ def test_the_good_rows_all_train(tmp_path, tiny_model):
     asked = [row["prompt"][0]["content"] for row in trainer.train_dataset]
     assert asked == [good(i)["prompt"][0]["content"] for i in range(len(bad))]
     assert trainer.state.global_step == 2
+
+
+def test_a_batch_of_nothing_but_bad_rows(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(reading, "BATCH", 2)
+    write(tmp_path, [*GOOD, changed(chosen=None)])
+    train = lint(tiny_model, tmp_path, tmp_path, "--quarantine_limit=0.5")["train"]
+    assert len(train.pairs) == 4 and train.reasons == {"missing": 1}
+    (tmp_path / "test.jsonl").write_text(json.dumps(changed(chosen=None)) + "\n")
+    with pytest.raises(SystemExit, match="1 of 1 held-out rows are set aside"):
+        lint(tiny_model, tmp_path, tmp_path, "--quarantine_limit=0.5")
+
+
+def test_a_column_of_our_own_names_is_the_datas(tmp_path, tiny_model):
+    """Row numbers are counted, whatever a column of that name says."""
+    rows = [row | {"row": 77, "merged": "x", "texts": "y"} for row in GOOD]
+    write(tmp_path, [*rows, rows[0] | {"chosen": None}])
+    train = lint(tiny_model, tmp_path, tmp_path, "--quarantine_limit=0.5")["train"]
+    assert [bad.row for bad in train.bad] == [5] and list(train.pairs["row"]) == [1, 2, 3, 4]
+
+
+def test_tools_and_calls_of_them(tmp_path, tiny_model):
+    """Rows without tools bear an empty text; calls that differ are different completions."""
+
+    def calls(i: int) -> list[dict]:
+        call = {"type": "function", "function": {"name": "add", "arguments": {f"n{i}": i}}}
+        return [{"role": "assistant", "tool_calls": [call]}]
+
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    rows = [
+        GOOD[i] | {"chosen": calls(i), "tools": json.dumps([tool]) if i else ""} for i in range(4)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--eval_strategy=no", "--chat_template_path=qwen2_5"]
+    train = lint(tiny_model, tmp_path / "train.jsonl", tmp_path, *flags, "--max_length=512")[
+        "train"
+    ]
+    assert len(train.pairs) == 4
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    texts = [tokenizer.decode(row["prompt_ids"] + row["chosen_ids"]) for row in train.pairs]
+    assert "<tools>" not in texts[0] and "<tools>" in texts[1]
+    assert all(f"n{i}" in text for i, text in enumerate(texts))
 
 
 def test_too_many_bad_rows_stop_the_run(tmp_path, tiny_model):

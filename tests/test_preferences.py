@@ -11,7 +11,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from dpo.preferences import IDS, prepare
+from dpo.preferences import prepare
+from dpo.reading import IDS
 from dpo.recipe import parse
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
@@ -56,6 +57,10 @@ def test_changed_files_are_read_again(tmp_path, card):
         (other / "README.md").write_text(card)
     read = load(f"--dataset_name={other}")["train"].pairs
     assert read[0]["chosen"][0]["content"] == "It was else."
+    for word in ("good", "fine"):  # a single file, of the same time and size
+        write(folder, word)
+        read = load(f"--dataset_name={folder}/train.jsonl", "--eval_strategy=no")["train"].pairs
+        assert read[0]["chosen"][0]["content"] == f"It was {word}."
 
 
 def test_no_evaluation_needs_no_held_out_pairs(tiny_data):
@@ -181,6 +186,62 @@ def test_a_mixture_has_the_shares_that_it_states(tmp_path):
     implicit, orca = [f"How was i{i}?" for i in range(20)], [f"o{i}" for i in range(7)]
     assert asked(train.pairs) == implicit + orca
     assert "implicit" in train.layout and "question" in train.layout
+
+
+def test_the_parts_of_a_mixture_may_differ_in_other_columns(tmp_path):
+    def put(name: str, row) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "train.jsonl").write_text(json.dumps(row) + "\n")
+        (tmp_path / name / "README.md").write_text(CARD.replace("      - {split: test", "#"))
+
+    def read():
+        parsed = parse(["--config", str(tmp_path / "parts.yaml"), "--use_cpu"])
+        return prepare(parsed, load_rows(parsed), load_tokenizer(parsed))["train"]
+
+    (tmp_path / "parts.yaml").write_text(f"""\
+model_name_or_path: {ROOT}/models/SmolLM2-135M-Instruct
+datasets:
+  - path: {tmp_path}/one
+  - path: {tmp_path}/two
+output_dir: {tmp_path}/run
+""")
+    put("one", pair("one", "a", "b") | {"score": 1, "tools": "[]"})
+    for name in ("two", "six"):  # a file of the same size is read again
+        put("two", pair(name, "a", "b") | {"score": "high", "length": 0.5})
+        assert asked(read().pairs) == ["How was one?", f"How was {name}?"]
+    put("two", 5)
+    with pytest.raises(SystemExit, match=r"two/train.jsonl, line 1: a row is an object"):
+        read()
+
+
+def test_scores_are_compared_under_the_same_system_prompt(tmp_path):
+    rows = [
+        {"system": system, "prompt": "q", "response": f"{system} {score}", "score": score}
+        for system in ("short", "long")
+        for score in (2, 5, 1)
+    ]
+    path = tmp_path / "scored.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--dataset_name={path}", "--eval_strategy=no"]
+    pairs = load(*flags)["train"].pairs
+    found = [(row["prompt"][0]["content"], row["chosen"], row["rejected"]) for row in pairs]
+    assert [(s, c[0]["content"], r[0]["content"]) for s, c, r in found] == [
+        ("short", "short 5", "short 1"),
+        ("long", "long 5", "long 1"),
+    ]
+    with pytest.raises(SystemExit, match="not in a stream"):
+        load(*flags, "--dataset_streaming", "--max_steps=1")
+
+
+def test_what_has_no_rows_says_so(tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="no rows"):
+        load(f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no")
+
+
+def test_a_stream_is_not_split(tiny_data):
+    with pytest.raises(SystemExit, match="a stream cannot be split"):
+        load(f"--dataset_name={tiny_data}", "--dataset_streaming", "--test_split_size=0.1")
 
 
 def test_a_share_is_held_out_by_prompt_and_by_the_seed(tmp_path):

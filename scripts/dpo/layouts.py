@@ -33,7 +33,7 @@ PREFERENCES = ("overall_preference", "preference_strength")
 # wrongly from some of the critiques (a 1 became a 10).
 SCORES = ("fine-grained_score", "overall_score", "score", "rating", "helpfulness")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-TURN = re.compile(r"\n\n(Human|Assistant):")
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ANSWER = "\n\nAssistant:"
 
 Pair = dict[str, Any]
@@ -113,8 +113,14 @@ def spoken(text: str) -> tuple[str, str]:
 
 
 def turns_of(text: str) -> list[dict[str, str]]:
-    """A dialogue as text, as messages."""
-    _, *parts = TURN.split(text)
+    """A dialogue as text, as messages.
+
+    Raises:
+        Fault: something stands before the first turn.
+    """
+    before, *parts = TURN.split(text)
+    if before.strip():
+        raise Fault("wrong_role", f"nobody says what comes first: {before.strip():.40}")
     names = {"Human": "user", "Assistant": "assistant"}
     return [
         {"role": names[name], "content": content.strip()}
@@ -161,6 +167,8 @@ def asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The messages before the answer: a system prompt, if the row has one, and the question."""
     name = first_of(QUESTIONS, [key for key, value in row.items() if value is not None])
     (question,) = need(row, name or "prompt")
+    if name == "instruction" and row.get("input"):  # Alpaca's columns: the task, and what it is for
+        question = f"{question}\n{row['input']}"
     system = row.get(first_of(SYSTEMS, row) or "")
     before = [{"role": "system", "content": system}] if system else []
     return before + as_messages(question, "user")
@@ -205,12 +213,6 @@ def compared(row: dict[str, Any]) -> Pair:
         raise Fault("tie", "neither is preferred")
     chosen, rejected = (second, first) if strength > 0 else (first, second)
     return answered(row, chosen, rejected)
-
-
-def without_prompt(prompt: Any, completion: Any) -> Any:
-    """A completion that opens with all of the prompt again, without it."""
-    begins = prompt and completion[: len(prompt)] == prompt
-    return completion[len(prompt) :] if begins else completion
 
 
 def to_pair(row: dict[str, Any], layout: str, chat: bool) -> Pair:
@@ -260,7 +262,6 @@ def to_pair(row: dict[str, Any], layout: str, chat: bool) -> Pair:
     if not isinstance(prompt, str):
         prompt = as_messages(prompt, "user")
         chosen, rejected = as_messages(chosen, "assistant"), as_messages(rejected, "assistant")
-    bare = [without_prompt(prompt, completion) for completion in (chosen, rejected)]
-    if all(map(len, bare)):  # an answer that only repeats its prompt stays as it is
-        chosen, rejected = bare
+    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:  # again in both
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

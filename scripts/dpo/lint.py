@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from dpo.layouts import Fault, Pair
+from dpo.layouts import Fault, Pair, number
 from dpo.tokenization import Tokenization
 
 REASONS = {
     # the columns
     "missing": "a column is missing or null: fill it in, or take the row out",
-    "not_messages": "a conversation is no list of messages with role and content",
+    "not_messages": "a value of the wrong kind: a conversation is a list of messages, each with "
+    "role and content",
     "mixed": "text where the other rows have messages, or messages where they have text",
     "not_text": "a message's content is no text",
     "unrated": "no two completions have a rating that is a number",
@@ -129,8 +130,8 @@ def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
     if found["chosen"] == found["rejected"] and pair["chosen"] == pair["rejected"]:
         raise Fault("same")
     better, worse = pair.get("score_chosen"), pair.get("score_rejected")
-    if isinstance(better, float) and isinstance(worse, float) and better < worse:
-        raise Fault("scores_contradict", f"{better:g} and {worse:g}")
+    if number(better) < number(worse):
+        raise Fault("scores_contradict", f"{better} and {worse}")
 
 
 def check_tokens(
@@ -171,8 +172,9 @@ def check_tokens(
 
 
 def plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Role and content alone: what else a data set keeps with a message, no template asks for."""
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    """What is said in messages, and by whom, without what else a data set keeps with them."""
+    said = ("role", "content", "tool_calls")
+    return [{key: m[key] for key in said if m.get(key) is not None} for m in messages]
 
 
 def digest(value: Any) -> int:

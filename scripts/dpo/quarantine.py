@@ -78,6 +78,8 @@ def check_share(linted: dict[str, Linted], limit: float, folder: Path) -> None:
         if streams or (found.faulty <= limit and len(found.pairs)):
             continue
         wrong = [bad for bad in found.bad if bad.reason not in lint.NO_FAULT] or found.bad
+        if not wrong:
+            raise SystemExit(f"no {split} pairs are left: hold out less, or bring more data")
         first = wrong[0]
         count = Counter(bad.reason for bad in wrong)[first.reason]
         raise SystemExit(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi, constants
 from transformers import AutoConfig
-from trl import DatasetMixtureConfig, get_dataset
+from trl import DatasetMixtureConfig
 
 from dpo.recipe import Recipe
 
@@ -106,17 +106,19 @@ def check_master_weights(recipe: Recipe) -> None:
         )
 
 
-def content_cache(folder: Path) -> str:
-    """A cache folder of its own for each content of a local data folder.
+def content_cache(given: list[Path]) -> str:
+    """A cache folder of its own for each content of local data files and folders.
 
     `datasets` keys its cache of a folder that has a data card by the folder's name and the card:
-    with changed files, or with another folder of that name, it returns the old rows.
+    with changed files, or with another folder of that name, it returns the old rows. A file it
+    keys by its time.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for data in given:
+        for path in sorted(path for path in (data, *data.rglob("*")) if path.is_file()):
+            digest.update(str(path.relative_to(data)).encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"
 
 
@@ -142,44 +144,66 @@ def broken_line(path: Path) -> str | None:
     return None
 
 
-def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Rows]:
-    """Every split of a data set, by its name: of the hub, of a folder in hub layout, or of a file.
+def load(dataset: str, key: str, /, **how: Any) -> tuple[Any, dict[str, list[str]]]:
+    """What `datasets` makes of a data set of the hub, a folder in hub layout, or a file; and the
+    files of each split, where they lie here.
+
+    Args:
+        key: the recipe's key that named it, for messages.
+        how: arguments of load_dataset.
 
     Raises:
-        SystemExit: the data set cannot be found or read; a broken line is named.
+        SystemExit: it cannot be found or read; a broken line is named.
     """
-    path = Path(name)
-    if not path.exists():
-        if looks_local(name):
-            raise SystemExit(f"no data at {name}: name another with --dataset_name")
-        check_reachable(name, "dataset")
-    where = {"path": name, "name": config}
-    if path.is_file():
-        kind = FILES.get(path.suffix)
-        if kind is None:
-            raise SystemExit(f"dataset_name: {name} is not one of {', '.join(FILES)}")
-        where = {"path": kind, "data_files": {"train": name}}
+    path, given = Path(dataset), how.get("data_files")
+    if given:
+        here = [Path(file) for file in ([given] if isinstance(given, str) else given)]
+    elif path.is_file():
+        if path.suffix not in FILES:
+            raise SystemExit(f"{key}: {dataset} is not one of {', '.join(FILES)}")
+        here, how["data_files"] = [path], {"train": dataset}
+        dataset = FILES[path.suffix]
     elif path.is_dir():
-        where["cache_dir"] = content_cache(path)
+        here = [path]
+    else:
+        here = []
+        if looks_local(dataset):
+            raise SystemExit(f"{key}: no data at {dataset}: name others with --dataset_name")
+        check_reachable(dataset, "dataset")
+    here = [file for file in here if file.exists()]
+    if here:
+        how["cache_dir"] = content_cache(here)
     files: dict[str, list[str]] = {}
     try:
-        if path.exists():
-            files = datasets.load_dataset_builder(**where).config.data_files or {}
-        splits = datasets.load_dataset(**where, streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        paths = [Path(name) for names in files.values() for name in names]
+        if here:
+            built = {k: v for k, v in how.items() if k not in ("split", "streaming")}
+            files = datasets.load_dataset_builder(dataset, **built).config.data_files or {}
+        return datasets.load_dataset(dataset, **how), files
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        paths = [Path(file) for split in files.values() for file in split]
         lines = (broken_line(path) for path in paths if path.suffix == ".jsonl")
         broken = next((line for line in lines if line), None)
-        reason = broken or one_line(error)
-        mend = ": mend the line or take it out" if broken else ""
-        raise SystemExit(f"cannot load the data set {name}: {reason}{mend}") from error
+        reason = "it has no rows" if isinstance(error, StopIteration) else one_line(error)
+        reason = f"{broken}: mend the line or take it out" if broken else reason
+        raise SystemExit(f"cannot load the data set {path}: {reason}") from error
+
+
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Rows]:
+    """Every split of a data set, by its name.
+
+    Raises:
+        SystemExit: the data set cannot be found or read.
+    """
+    splits, files = load(name, "dataset_name", name=config, streaming=streaming)
     return {split: Rows(_name(name, split, files), data) for split, data in splits.items()}
 
 
 def _name(dataset: str, split: str, files: dict[str, list[str]]) -> str:
     if len(files.get(split, [])) != 1:
         return f"{dataset} ({split})"
-    return os.path.join(dataset, Path(files[split][0]).name) if Path(dataset).is_dir() else dataset
+    if not Path(dataset).is_dir():
+        return dataset
+    return os.path.join(dataset, os.path.relpath(files[split][0], dataset))
 
 
 def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
@@ -192,13 +216,11 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
     """
     parts = []
     for entry in mixture.datasets:
-        whole = dataclasses.replace(entry, fraction=None)
-        alone = DatasetMixtureConfig([whole], streaming=mixture.streaming)
-        try:
-            data = get_dataset(alone)["train"]
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise SystemExit(f"datasets: cannot load {entry.path}: {one_line(error)}") from error
-        parts.append(Rows(f"{entry.path} ({entry.split})", data))
+        how = {key: getattr(entry, key) for key in ("name", "data_dir", "data_files", "split")}
+        data, _ = load(entry.path, "datasets", **how, streaming=mixture.streaming)
+        data = data.select_columns(entry.columns) if entry.columns else data
+        name = entry.data_files if isinstance(entry.data_files, str) else entry.path
+        parts.append(Rows(f"{name} ({entry.split})", data))
     shares = [entry.fraction for entry in mixture.datasets]
     if not any(share is not None for share in shares):
         return parts
@@ -230,6 +252,8 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
                 f"dataset_test_split: {script.dataset_test_split!r} is what the run trains on: "
                 "held-out pairs must be another split"
             )
+    if mixture.test_split_size is not None and (mixture.streaming or script.dataset_streaming):
+        raise SystemExit("test_split_size: a stream cannot be split: name a test split")
     if mixture.datasets:
         if "dataset_test_split" in wanted:
             raise SystemExit(

@@ -138,6 +138,8 @@ class Tokenization:
 
     def _ids(self, rendered: list[str]) -> list[list[int]]:
         """Ids of text as it is; plain text gets what the tokenizer adds, as in TRL."""
+        if not rendered:
+            return []
         return self.tokenizer(rendered, add_special_tokens=self.kind is str)["input_ids"]
 
     def texts(self, pair: Pair) -> tuple[str, str, str]:
@@ -151,10 +153,10 @@ class Tokenization:
             answers = [pair[name] for name in ("chosen", "rejected")]
             whole = [prompt + text + end * (not text.endswith(end)) for text in answers]
             return prompt, *whole
-        tools = pair.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        options = {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
         try:
+            more = [pair.get(name) or None for name in ("tools", "chat_template_kwargs")]
+            tools, options = (json.loads(v) if isinstance(v, str) else v for v in more)
+            options = {"tools": tools, **(options or {})}
             return (
                 self._render(prompt, True, **options),
                 self._render(prompt + pair["chosen"], **options),

@@ -16,8 +16,8 @@ from trl import DPOTrainer, get_peft_config, get_quantization_config
 
 from dpo import prefix_sharing, reference, shared_attention
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler
-from dpo.preferences import IDS
 from dpo.prefix_sharing import SharedPrefixCollator
+from dpo.reading import IDS
 from dpo.recipe import Recipe
 
 
