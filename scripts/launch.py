@@ -91,8 +91,9 @@ def title(path: Path) -> str:
 def show_choices() -> None:
     for heading, folder in (("RECIPE", RECIPES), ("CONFIG", CONFIGS)):
         print(heading)
+        width = max(map(len, names(folder)))
         for path in sorted(folder.glob("*.yaml")):
-            print(f"  {path.stem:<22} {title(path)}")
+            print(f"  {path.stem:<{width}}  {title(path)}")
 
 
 def main() -> None:

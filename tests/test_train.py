@@ -94,7 +94,8 @@ def test_wandb_keeps_the_run_offline_without_a_key(finished):
     (run,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     stored = run.read_bytes()
     # What the run is filed under, and the last results, are in W&B's own record.
-    for word in (b"dpo-recipes", b"smollm2-sentiment", b"true_reward", b"rewards/margins"):
+    words = (b"dpo-recipes", b"smollm2-sentiment", b"true_reward", b"rewards/margins")
+    for word in (*words, b"set_aside"):
         assert word in stored, word
 
 

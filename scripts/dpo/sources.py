@@ -157,7 +157,9 @@ def load(dataset: str, key: str, /, **how: Any) -> tuple[Any, dict[str, list[str
     """
     path, given = Path(dataset), how.get("data_files")
     if given:
-        here = [Path(file) for file in ([given] if isinstance(given, str) else given)]
+        parts = given.values() if isinstance(given, dict) else [given]
+        lists = ([part] if isinstance(part, str) else part for part in parts)
+        here = [Path(file) for files in lists for file in files]
     elif path.is_file():
         if path.suffix not in FILES:
             raise SystemExit(f"{key}: {dataset} is not one of {', '.join(FILES)}")
