@@ -13,7 +13,9 @@ from dpo.sources import load_splits
 
 
 def make(*arguments: str):
-    return run("make", f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="")
+    # Under `make test` this make is inside another, and would say so on the last line.
+    silent = "--no-print-directory"
+    return run("make", silent, f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="")
 
 
 @pytest.fixture
