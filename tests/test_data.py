@@ -13,9 +13,9 @@ from dpo.sources import load_splits
 
 
 def make(*arguments: str):
-    # Under `make test` this make is inside another, and would say so on the last line.
-    silent = "--no-print-directory"
-    return run("make", silent, f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="")
+    # `make test` runs this inside another make, whose variables are not meant for this one.
+    outer = dict.fromkeys(("ARGS", "MAKEFLAGS", "MAKELEVEL"))
+    return run("make", f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="", **outer)
 
 
 @pytest.fixture
