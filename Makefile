@@ -4,6 +4,9 @@ PYTHON ?= python3
 RECIPE ?= smollm2-sentiment
 CONFIG ?=
 GPUS   ?=
+NODES  ?= 1
+NODE_RANK ?=
+MAIN   ?=
 ARGS   ?=
 MODEL  ?=
 DATASET ?=
@@ -25,8 +28,9 @@ list: $(READY) ## the recipes and the configs there are
 install: $(READY) ## set up .venv and the embedded model, and check the model's hashes
 	$(BIN)/python scripts/embedded_model.py
 
-train: $(READY) $(EMBEDDED) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
-	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" -- $(ARGS)
+train: $(READY) $(EMBEDDED) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) NODES= NODE_RANK= MAIN=host:port ARGS="--beta 0.05"
+	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" \
+	  --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
 
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)

@@ -2,6 +2,7 @@
 
     python scripts/launch.py --recipe smollm2-sentiment
     python scripts/launch.py --recipe qwen-ultrafeedback --config zero2 --gpus 8 -- --beta 0.05
+    python scripts/launch.py --config zero3 --gpus 8 --nodes 4 --node_rank 0 --main 10.0.0.1:29500
     python scripts/launch.py --list
 
 Prints the `accelerate launch` command and runs it. Checks first what can be checked without
@@ -60,12 +61,39 @@ def choose(config: str, gpus: str) -> tuple[str, int, bool]:
         raise SystemExit(f"CONFIG={config} runs one process: for GPUS={gpus} choose zero2 or zero3")
     if here and asked > here and config != "cpu":
         raise SystemExit(f"GPUS={gpus}, but this machine has {here}")
-    if not here and config in ("single_gpu", "ddp"):
+    if not here and config in ("single_gpu", "fsdp2"):  # accelerate knows no FSDP on a CPU
         raise SystemExit(
-            f"CONFIG={config} needs a GPU and none is here: choose cpu, or zero2 or zero3, which "
-            "run several CPU processes"
+            f"CONFIG={config} needs a GPU and none is here: choose cpu, or ddp or one of the zero "
+            "configs, which run several CPU processes"
         )
     return config, 1 if config in ONE_PROCESS else asked, not here or config == "cpu"
+
+
+def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
+    """Number of machines, and the flags by which `accelerate launch` joins this one to the others.
+
+    Raises:
+        SystemExit: what is given does not name this machine's place among them.
+    """
+    if not nodes.isdigit() or int(nodes) < 1:
+        raise SystemExit(f"NODES={nodes} is not a number of machines: give 1 or more")
+    if int(nodes) == 1:
+        return 1, []
+    if not node_rank.isdigit() or int(node_rank) >= int(nodes):
+        raise SystemExit(
+            f"NODE_RANK={node_rank} is not this machine's number: with NODES={nodes} give 0 on the "
+            f"first machine, up to {int(nodes) - 1} on the last"
+        )
+    host, _, port = main.rpartition(":")
+    if not host or not port.isdigit():
+        raise SystemExit(
+            f"MAIN={main} is not host:port: give an address of the first machine that all reach, "
+            "and a free port on it, such as 10.0.0.1:29500"
+        )
+    return int(nodes), [
+        *("--machine_rank", node_rank, "--main_process_ip", host, "--main_process_port", port),
+        *("--deepspeed_multinode_launcher", "standard"),  # started on each machine, not by pdsh
+    ]
 
 
 def tell_if_finished(recipe: str, arguments: list[str]) -> None:
@@ -103,7 +131,10 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show the recipes and configs, and end")
     parser.add_argument("--recipe", default="smollm2-sentiment", help="a file in recipes/")
     parser.add_argument("--config", default="", help="a file in accelerate_configs/")
-    parser.add_argument("--gpus", default="", help="number of processes (default: all GPUs here)")
+    parser.add_argument("--gpus", default="", help="processes on this machine (default: all GPUs)")
+    parser.add_argument("--nodes", default="1", help="number of machines that train together")
+    parser.add_argument("--node_rank", default="", help="this machine's number among them, from 0")
+    parser.add_argument("--main", default="", help="host:port of machine 0, the same on all")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
     args = parser.parse_args()
     if args.list:
@@ -115,11 +146,16 @@ def main() -> None:
         if given and given not in names(folder):
             raise SystemExit(f"no {what} {given!r}: {choices(given, names(folder))}")
     tell_if_finished(args.recipe, args.arguments)
+    nodes, joined = across(args.nodes, args.node_rank, args.main)
     config, processes, on_cpu = choose(args.config, args.gpus)
+    if nodes > 1 and config in ONE_PROCESS:
+        raise SystemExit(f"CONFIG={config} runs one process: for NODES={nodes} choose another")
 
     command = ["accelerate", "launch", "--config_file", f"{CONFIGS}/{config}.yaml"]
-    command += ["--num_processes", str(processes), "--num_machines", "1", "--quiet"]
-    if processes > 1:
+    command += ["--num_processes", str(nodes * processes), "--num_machines", str(nodes), "--quiet"]
+    if nodes > 1:
+        command += joined
+    elif processes > 1:
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
     command += ["scripts/train.py", "--config", f"{RECIPES}/{args.recipe}.yaml", *args.arguments]
     print(shlex.join(command), flush=True)
@@ -127,6 +163,8 @@ def main() -> None:
     if on_cpu:
         environment = KEPT_MEMORY | environment | {"DS_ACCELERATOR": "cpu"}
         environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
+        if config == "ddp":  # accelerate's launcher of several processes is one for GPUs
+            environment["ACCELERATE_USE_CPU"] = "true"
     try:
         raise SystemExit(subprocess.run(command, env=environment).returncode)
     except KeyboardInterrupt:  # the run was told as well, and has ended

@@ -25,6 +25,8 @@ ELSEWHERE = {
     "make embedded-data": "test_embedded_data.py, its first batch",
     "make bench": "test_bench.py, on the tiny model",
     'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
+    "make train RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 NODE_RANK=0 "
+    "MAIN=10.0.0.1:29500": "test_train.py, on the loopback address",
     "make test-architectures": ".ci/run",
     "make test-distributed": ".ci/run",
     "make clean-cache": "test_reference.py",
@@ -88,6 +90,12 @@ def test_help_lists_every_target():
     for target in phony.split():
         assert f"  make {target} " in output, target
         assert f"make {target}" in README, target
+
+
+def test_the_docs_name_every_config():
+    text = (ROOT / "docs/scaling.md").read_text()
+    for path in (ROOT / "accelerate_configs").glob("*.yaml"):
+        assert f"| `{path.stem}` |" in text, path
 
 
 def test_the_docs_name_every_layout_and_every_reason():

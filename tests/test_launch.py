@@ -28,6 +28,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
         (8, "single_gpu", "", ("single_gpu", 1, False)),
         (8, "cpu", "", ("cpu", 1, True)),
         (0, "zero3", "2", ("zero3", 2, True)),
+        (0, "ddp", "2", ("ddp", 2, True)),
     ],
 )
 def test_the_config_is_what_the_machine_has(monkeypatch, gpus_here, config, gpus, chosen):
@@ -41,7 +42,7 @@ def test_the_config_is_what_the_machine_has(monkeypatch, gpus_here, config, gpus
         (0, "", "many", "GPUS=many is not a number"),
         (0, "", "0", "GPUS=0 is not a number"),
         (0, "cpu", "2", "CONFIG=cpu runs one process"),
-        (0, "ddp", "2", "CONFIG=ddp needs a GPU and none is here"),
+        (0, "fsdp2", "2", "CONFIG=fsdp2 needs a GPU and none is here"),
         (0, "single_gpu", "", "CONFIG=single_gpu needs a GPU"),
         (2, "zero2", "8", "GPUS=8, but this machine has 2"),
     ],
@@ -52,17 +53,47 @@ def test_what_the_machine_cannot_run_is_refused(monkeypatch, gpus_here, config, 
         launcher.choose(config, gpus)
 
 
+def test_a_machine_is_told_its_place_among_others():
+    assert launcher.across("1", "", "") == (1, [])
+    nodes, flags = launcher.across("4", "3", "[::1]:29500")
+    assert nodes == 4
+    assert flags[:6] == [
+        *("--machine_rank", "3", "--main_process_ip", "[::1]", "--main_process_port", "29500"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (("some", "0", "a:1"), "NODES=some is not a number"),
+        (("2", "", "a:1"), "NODE_RANK= is not this machine's number: .* up to 1 on the last"),
+        (("2", "2", "a:1"), "NODE_RANK=2 is not this machine's number"),
+        (("2", "0", ""), "MAIN= is not host:port"),
+        (("2", "0", "host"), "MAIN=host is not host:port"),
+    ],
+)
+def test_a_machine_without_a_place_does_not_start(place, words):
+    with pytest.raises(SystemExit, match=words):
+        launcher.across(*place)
+
+
+def test_several_machines_do_not_run_a_config_of_one_process():
+    result = launch("--config=cpu", "--nodes=2", "--node_rank=0", "--main=localhost:1")
+    assert result.returncode != 0
+    assert "CONFIG=cpu runs one process: for NODES=2" in result.stderr
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_load_and_state_no_value_twice(path):
     config = load_config_from_file(str(path))
     keys = yaml.safe_load(path.read_text())
     # Precision and batch come from the recipe, the number of processes from make.
-    assert keys.keys() <= {"distributed_type", "use_cpu", "deepspeed_config"}
+    assert keys.keys() <= {"distributed_type", "use_cpu", "deepspeed_config", "fsdp_config"}
     if "deepspeed_config" in keys:
         plugin = config.deepspeed_config
         assert plugin.keys() <= {"deepspeed_config_file", "zero3_init_flag"}
         shards = json.loads((ROOT / plugin["deepspeed_config_file"]).read_text())
-        assert shards["zero_optimization"]["stage"] == int(path.stem[-1])
+        assert shards["zero_optimization"]["stage"] == int(path.stem.removesuffix("_offload")[-1])
         for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
             assert shards[key] == "auto"
         assert shards["bf16"] == {"enabled": "auto"}

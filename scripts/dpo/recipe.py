@@ -231,10 +231,10 @@ def parse(argv: list[str]) -> Recipe:
         if key not in known:
             raise SystemExit(f"{path}: unknown key {key!r}: {choices(str(key), known)}")
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
-    # would turn DeepSpeed off; without a backend its processes would not find each other.
+    # would turn DeepSpeed off; without a backend processes would not find each other.
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         parser.set_defaults(use_cpu=True)
-    if os.environ.get("DS_ACCELERATOR") == "cpu" and "ACCELERATE_USE_DEEPSPEED" in os.environ:
+    if os.environ.get("DS_ACCELERATOR") == "cpu" and "WORLD_SIZE" in os.environ:
         parser.set_defaults(ddp_backend="gloo")
     parser.set_defaults(precompute_ref_log_probs=True)
     defaults = vars(parser.parse_known_args([])[0])

@@ -148,9 +148,9 @@ def make_trainer(
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: processes do not see each other; or they were launched for DeepSpeed, and an
-            argument keeps accelerate from using it. They would train side by side, unsharded, and
-            say nothing.
+        SystemExit: processes do not see each other; or they were launched for DeepSpeed or FSDP,
+            and accelerate does not use it. They would train side by side, unsharded, and say
+            nothing.
     """
     model, args = recipe.model, recipe.training
     args.model_init_kwargs = {
@@ -177,6 +177,8 @@ def make_trainer(
         raise SystemExit(f"{launched} processes were launched and do not see each other")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not trainer.is_deepspeed_enabled:
         raise SystemExit("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
+        raise SystemExit("FSDP was asked for and shards nothing on a CPU: choose a zero config")
     trainer.remove_callback(ProgressCallback)
     if not args.disable_tqdm:
         trainer.add_callback(StepLines)
