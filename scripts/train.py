@@ -28,8 +28,11 @@ from accelerate import PartialState
 from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerState
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers import PreTrainedModel, TrainerState
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
 from trl import DPOTrainer
 
 from dpo import evaluation, output, preferences, quarantine, report, tracking
@@ -50,6 +53,18 @@ PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "d
 def sharding(trainer: DPOTrainer) -> str:
     plugin = trainer.accelerator.state.deepspeed_plugin
     return f", ZeRO-{plugin.zero_stage}" if plugin else ""
+
+
+def shares(trainer: DPOTrainer) -> str:
+    """The parameters of policy and reference that this process holds under ZeRO-3."""
+
+    def held(model: PreTrainedModel) -> str:
+        parameters = [*trainer.accelerator.unwrap_model(model).parameters()]
+        whole = sum(p.ds_numel for p in parameters)
+        return f"{sum(p.ds_tensor.numel() for p in parameters) / whole:.0%}"
+
+    text = f"each process holds {held(trainer.model)} of the policy"
+    return text + (f" and {held(trainer.ref_model)} of the reference" if trainer.ref_model else "")
 
 
 def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
@@ -78,6 +93,8 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
         "output": args.output_dir,
         "W&B": tracked or "off",
     }
+    if is_deepspeed_zero3_enabled():
+        lines["sharded"] = shares(trainer)
     trainer.accelerator.print("\n" + "\n".join(f"{k:>8}  {v}" for k, v in lines.items()) + "\n")
 
 

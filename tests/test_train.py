@@ -214,6 +214,19 @@ def test_two_processes_learn_what_one_learns(config, one_process, tiny_model, ti
 
 
 @pytest.mark.distributed
+def test_zero3_shards_policy_and_reference(one_process, tiny_model, tiny_data, tmp_path):
+    """The reference live and no prefix shared: still the losses of one process with both."""
+    folder = tmp_path / "run"
+    flags = ten_steps(tiny_model, tiny_data, folder)
+    plain = ["--share_prefix=false", "--precompute_ref_log_probs=false"]
+    result = launch("--config", "zero3", "--gpus", "2", "--", *flags, *plain)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "each process holds 50% of the policy and 50% of the reference\n" in result.stdout
+    assert "sharing  off" in result.stdout
+    assert_learned_alike(folder, one_process)
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("config", ["ddp", "zero3"])
 def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tiny_data, tmp_path):
     """Two launches, each with its own rank, that meet on the loopback address."""
