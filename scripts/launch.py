@@ -12,6 +12,7 @@ loading anything: the names, the number of GPUs, and whether the run has ended a
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,26 @@ def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
     ]
 
 
+def run(command: list[str], environment: dict[str, str]) -> int:
+    """Run to the end, and hand SIGUSR1 on to every process of the run, which saves and leaves.
+
+    All inherit the signal blocked, so that it ends none of them (stopping.py).
+    """
+    run = subprocess.Popen(command, env=environment)
+
+    def hand_on(*_) -> None:
+        for process in psutil.Process(run.pid).children(recursive=True):
+            process.send_signal(signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    try:
+        return run.wait()
+    except KeyboardInterrupt:  # the run was told as well, and ends
+        run.wait()
+        return 130
+
+
 def tell_if_finished(recipe: str, arguments: list[str]) -> None:
     """Leave at once if the run went to its end and nothing asks for another."""
     keys = read_yaml(RECIPES / f"{recipe}.yaml")
@@ -125,6 +146,7 @@ def show_choices() -> None:
 
 
 def main() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -165,10 +187,7 @@ def main() -> None:
         environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
         if config == "ddp":  # accelerate's launcher of several processes is one for GPUs
             environment["ACCELERATE_USE_CPU"] = "true"
-    try:
-        raise SystemExit(subprocess.run(command, env=environment).returncode)
-    except KeyboardInterrupt:  # the run was told as well, and has ended
-        raise SystemExit(130) from None
+    raise SystemExit(run(command, environment))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from accelerate import PartialState
 from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import PreTrainedModel, TrainerState
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
@@ -41,6 +42,7 @@ from dpo.machine import device_name, peak_memory_gb
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, check_model, load_rows
+from dpo.stopping import SaveAndLeave
 from dpo.tokenization import load_tokenizer
 from dpo.trainer import make_trainer
 
@@ -117,7 +119,8 @@ def read_data(recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path)
 
 
 def train(recipe: Recipe, folder: Path, tokenizer, data: dict[str, Linted], tracked: str | None):
-    """Train, or continue, or find that training had ended; save the policy.
+    """Train, or continue, or find that training had ended; save the policy, or a checkpoint if the
+    run is asked to leave.
 
     Returns the tokenised held-out pairs (None without evaluation), the trainer's state, which
     holds all that was logged, and the seconds that it took, loading and the reference included.
@@ -126,17 +129,30 @@ def train(recipe: Recipe, folder: Path, tokenizer, data: dict[str, Linted], trac
     held_out = data["held-out"].pairs if "held-out" in data else None
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
-    done = folder / "trainer_state.json"
+    done = folder / output.TRAINED
+    leave = SaveAndLeave(trainer.accelerator)
+    trainer.add_callback(leave)
     if done.exists():
         trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
         trainer.state = TrainerState.load_from_json(str(done))
     else:
         checkpoint = recipe.training.resume_from_checkpoint or output.last_whole_checkpoint(folder)
         if checkpoint:
+            plugin = trainer.accelerator.state.deepspeed_plugin
+            output.check_shards(
+                Path(checkpoint), plugin.zero_stage if plugin else 0, trainer.args.world_size
+            )
             trainer.accelerator.print(f"Continuing from {checkpoint}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.save_model()
-        if trainer.is_world_process_zero():
+        if leave.left:
+            step = trainer.state.global_step
+            trainer.accelerator.print(
+                f"Asked to leave at step {step} of {trainer.state.max_steps}: saved in "
+                f"{folder}/checkpoint-{step}; the same command goes on from there"
+            )
+        else:
+            trainer.save_model()
+        if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
                 output.follow_umask(weights)
             output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
@@ -153,6 +169,7 @@ def show(results: dict, written: list[Path], folder: Path) -> None:
     print(f"Policy: {folder}\nReport: {', '.join(map(str, written))}")
 
 
+@record  # torchrun ends with the error of the process that failed first
 def main() -> None:
     recipe = parse(sys.argv[1:])
     check_model(recipe)
@@ -171,6 +188,8 @@ def main() -> None:
     held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked)
     if not state.is_main_process:
         return
+    if not (folder / output.TRAINED).exists():
+        return tracking.finish({})
     gc.collect()  # policy, reference and optimizer of the training are no longer needed
     unset_hf_deepspeed_config()  # or ZeRO-3 would shard the models that are loaded next
     started = time.monotonic()

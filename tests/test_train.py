@@ -2,13 +2,10 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -161,90 +158,6 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny
     assert f"Continuing from {folder}/checkpoint-" in result.stdout
     whole, resumed = weights_of(finished[0]), weights_of(folder)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def assert_learned_alike(folder: Path, other: Path) -> None:
-    """Ten losses, and every weight, within 1e-5."""
-    two, one = (
-        json.loads((run / "report.json").read_text())["curves"]["train"] for run in (folder, other)
-    )
-    assert len(one) == 10
-    assert [p["loss"] for p in two] == pytest.approx([p["loss"] for p in one], abs=1e-5)
-    whole, sharded = weights_of(other), weights_of(folder)
-    for name in whole:
-        torch.testing.assert_close(sharded[name], whole[name], atol=1e-5, rtol=0)
-
-
-def ten_steps(model: Path, data: Path, folder: Path) -> list[str]:
-    flags = run_flags(model, data, folder)
-    return [*flags, "--max_steps=10", "--eval_steps=10", "--report_to=none", "--reward_prompts=1"]
-
-
-@pytest.fixture(scope="module")
-def one_process(tiny_model, tiny_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "run"
-    result = launch("--config", "cpu", "--", *ten_steps(tiny_model, tiny_data, folder))
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize(
-    "config",
-    [
-        *("ddp", "zero1", "zero2", "zero3"),
-        pytest.param(
-            "zero3_offload",
-            marks=pytest.mark.skipif(
-                not shutil.which("c++"), reason="DeepSpeed compiles its optimizer for CPUs"
-            ),
-        ),
-    ],
-)
-def test_two_processes_learn_what_one_learns(config, one_process, tiny_model, tiny_data, tmp_path):
-    """The global batch is the recipe's, however many processes share it."""
-    folder = tmp_path / "run"
-    flags = ten_steps(tiny_model, tiny_data, folder)
-    result = launch("--config", config, "--gpus", "2", "--", *flags)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in result.stdout
-    stage = f", ZeRO-{config[4]}" if config.startswith("zero") else ""
-    assert f"2 × 1 threads{stage}\n" in result.stdout
-    assert_learned_alike(folder, one_process)
-
-
-@pytest.mark.distributed
-def test_zero3_shards_policy_and_reference(one_process, tiny_model, tiny_data, tmp_path):
-    """The reference live and no prefix shared: still the losses of one process with both."""
-    folder = tmp_path / "run"
-    flags = ten_steps(tiny_model, tiny_data, folder)
-    plain = ["--share_prefix=false", "--precompute_ref_log_probs=false"]
-    result = launch("--config", "zero3", "--gpus", "2", "--", *flags, *plain)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "each process holds 50% of the policy and 50% of the reference\n" in result.stdout
-    assert "sharing  off" in result.stdout
-    assert_learned_alike(folder, one_process)
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("config", ["ddp", "zero3"])
-def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tiny_data, tmp_path):
-    """Two launches, each with its own rank, that meet on the loopback address."""
-    folder = tmp_path / "run"
-    flags = ten_steps(tiny_model, tiny_data, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = ["--config", config, "--gpus", "1", "--nodes", "2", "--main", f"127.0.0.1:{port}"]
-    with ThreadPoolExecutor() as pool:
-        first, second = pool.map(
-            lambda rank: launch(*together, "--node_rank", rank, "--", *flags, OMP_NUM_THREADS="1"),
-            ("0", "1"),
-        )
-    assert first.returncode == 0, first.stderr[-3000:]
-    assert second.returncode == 0, second.stderr[-3000:]
-    assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in first.stdout
-    assert_learned_alike(folder, one_process)
 
 
 def test_a_lora_policy_is_evaluated_as_it_was_trained(tiny_model, tiny_data, tmp_path):

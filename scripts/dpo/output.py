@@ -16,6 +16,7 @@ from dpo.recipe import Recipe
 
 SETTINGS = "recipe.yaml"
 REPORT = "report.json"
+TRAINED = "trainer_state.json"  # beside the policy: training went to its end
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
 
@@ -113,3 +114,28 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             continue
         return checkpoint
     return None
+
+
+def check_shards(checkpoint: Path, stage: int, processes: int) -> None:
+    """Refuse a checkpoint that this run cannot go on from: DeepSpeed writes one shard a process,
+    and ZeRO-3 other ones than ZeRO-1 and 2. Without DeepSpeed any number of processes goes on.
+
+    Args:
+        stage: this run's ZeRO stage, 0 without DeepSpeed.
+
+    Raises:
+        SystemExit: it was written by another number of processes, or with another sharding.
+    """
+
+    def sharding(stage: int, processes: int) -> str:
+        kind = ("no ZeRO", "ZeRO-1 or 2", "ZeRO-1 or 2", "ZeRO-3")[stage]
+        return f"{kind} on {processes} processes" if stage else kind
+
+    shards = len([*checkpoint.glob("global_step*/*_optim_states.pt")])
+    three = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
+    written, now = sharding(3 if three else min(shards, 1), shards), sharding(stage, processes)
+    if written != now:
+        raise SystemExit(
+            f"{checkpoint} was written with {written}, and this run has {now}: go on as it was "
+            "written, or train anew with --restart"
+        )
