@@ -7,6 +7,8 @@ GPUS   ?=
 NODES  ?= 1
 NODE_RANK ?=
 MAIN   ?=
+PARTITION ?=
+SBATCH ?=
 ARGS   ?=
 MODEL  ?=
 DATASET ?=
@@ -17,7 +19,7 @@ READY    := $(VENV)/ready
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train data new shelf bench test test-architectures test-distributed lint clean-cache embedded-data
+.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed lint clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -31,6 +33,12 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 train: $(READY) $(EMBEDDED) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) NODES= NODE_RANK= MAIN=host:port ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" \
 	  --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
+
+submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITION= SBATCH="--time=12:00:00" and as train
+	@mkdir -p outputs/slurm
+	sbatch --nodes="$(NODES)" $(if $(GPUS),--gpus-per-node=$(GPUS)) $(if $(PARTITION),--partition="$(PARTITION)") \
+	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)
+	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it"
 
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)

@@ -27,6 +27,8 @@ ELSEWHERE = {
     'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
     "make train RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 NODE_RANK=0 "
     "MAIN=10.0.0.1:29500": "test_distributed.py, on the loopback address",
+    "make submit": "test_slurm.py, with stand-ins for SLURM's commands",
+    "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
     "make test-architectures": ".ci/run",
     "make test-distributed": ".ci/run",
     "make clean-cache": "test_reference.py",
