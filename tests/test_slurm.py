@@ -1,4 +1,4 @@
-"""`make submit` and its batch script, with stand-ins for SLURM's commands, which few machines have."""
+"""`make submit` and its batch script, with stand-ins for the commands of SLURM."""
 
 import os
 import signal
