@@ -37,7 +37,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import evaluation, output, preferences, quarantine, report, tracking
+from dpo import checkpoints, evaluation, output, preferences, quarantine, report, tracking
 from dpo.machine import device_name, peak_memory_gb
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
@@ -132,16 +132,14 @@ def train(recipe: Recipe, folder: Path, tokenizer, data: dict[str, Linted], trac
     done = folder / output.TRAINED
     leave = SaveAndLeave(trainer.accelerator)
     trainer.add_callback(leave)
+    trainer.add_callback(checkpoints.MarkWhole(trainer.accelerator))
     if done.exists():
         trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
         trainer.state = TrainerState.load_from_json(str(done))
     else:
-        checkpoint = recipe.training.resume_from_checkpoint or output.last_whole_checkpoint(folder)
+        checkpoint = recipe.training.resume_from_checkpoint or checkpoints.last_whole(folder)
         if checkpoint:
-            plugin = trainer.accelerator.state.deepspeed_plugin
-            output.check_shards(
-                Path(checkpoint), plugin.zero_stage if plugin else 0, trainer.args.world_size
-            )
+            checkpoints.check_fits(Path(checkpoint), trainer.accelerator)
             trainer.accelerator.print(f"Continuing from {checkpoint}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if leave.left:

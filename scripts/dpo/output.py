@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 
 from dpo.recipe import Recipe
 
@@ -94,48 +92,3 @@ def claim(recipe: Recipe) -> Path:
     except OSError as error:
         raise SystemExit(f"cannot write the output folder {folder}: {error.strerror}") from error
     return folder
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end.
-
-    transformers writes trainer_state.json last; a checkpoint without it, or with half of it, was
-    cut off by a kill.
-    """
-
-    def step(path: Path) -> int:
-        return int(path.name.removeprefix("checkpoint-"))
-
-    for checkpoint in sorted(folder.glob("checkpoint-*[0-9]"), key=step, reverse=True):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            PartialState().print(f"{checkpoint} is not whole, its writing was cut off: passed over")
-            continue
-        return checkpoint
-    return None
-
-
-def check_shards(checkpoint: Path, stage: int, processes: int) -> None:
-    """Refuse a checkpoint that this run cannot go on from: DeepSpeed writes one shard a process,
-    and ZeRO-3 other ones than ZeRO-1 and 2. Without DeepSpeed any number of processes goes on.
-
-    Args:
-        stage: this run's ZeRO stage, 0 without DeepSpeed.
-
-    Raises:
-        SystemExit: it was written by another number of processes, or with another sharding.
-    """
-
-    def sharding(stage: int, processes: int) -> str:
-        kind = ("no ZeRO", "ZeRO-1 or 2", "ZeRO-1 or 2", "ZeRO-3")[stage]
-        return f"{kind} on {processes} processes" if stage else kind
-
-    shards = len([*checkpoint.glob("global_step*/*_optim_states.pt")])
-    three = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
-    written, now = sharding(3 if three else min(shards, 1), shards), sharding(stage, processes)
-    if written != now:
-        raise SystemExit(
-            f"{checkpoint} was written with {written}, and this run has {now}: go on as it was "
-            "written, or train anew with --restart"
-        )
