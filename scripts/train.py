@@ -26,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +38,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import checkpoints, evaluation, output, preferences, quarantine, report, tracking
+from dpo import adapters, checkpoints, evaluation, output, preferences, quarantine, report, tracking
 from dpo.machine import device_name, peak_memory_gb
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
@@ -55,16 +56,18 @@ PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "d
 
 def sharding(trainer: DPOTrainer) -> str:
     plugin = trainer.accelerator.state.deepspeed_plugin
-    return f", ZeRO-{plugin.zero_stage}" if plugin else ""
+    return f", ZeRO-{plugin.zero_stage}" if plugin else ", FSDP" * trainer.is_fsdp_enabled
 
 
 def shares(trainer: DPOTrainer) -> str:
     """The parameters of policy and reference that this process holds under ZeRO-3."""
 
     def held(model: PreTrainedModel) -> str:
-        parameters = [*trainer.accelerator.unwrap_model(model).parameters()]
-        whole = sum(p.ds_numel for p in parameters)
-        return f"{sum(p.ds_tensor.numel() for p in parameters) / whole:.0%}"
+        parameters = trainer.accelerator.unwrap_model(model).parameters()
+        # A new adapter is sharded when training starts.
+        sharded = [p for p in parameters if hasattr(p, "ds_tensor")]
+        held = sum(p.ds_tensor.numel() for p in sharded)
+        return f"{held / sum(p.ds_numel for p in sharded):.0%}"
 
     text = f"each process holds {held(trainer.model)} of the policy"
     return text + (f" and {held(trainer.ref_model)} of the reference" if trainer.ref_model else "")
@@ -80,7 +83,7 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
     if steps < 1:
         steps = math.ceil(math.ceil(pairs / batch) * args.num_train_epochs)
     epochs = "" if streams else f" = {steps * batch / pairs:.2f} epochs"
-    kind = f"LoRA r={recipe.model.lora_r}" if recipe.model.use_peft else "full fine-tuning"
+    kind = f"LoRA r={model.active_peft_config.r}" if is_peft_model(model) else "full fine-tuning"
     held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
     lines = {
         "recipe": f"{recipe.name} ({recipe.path})",
@@ -159,12 +162,12 @@ def train(recipe: Recipe, folder: Path, tokenizer, data: dict[str, Linted], trac
     return trainer.eval_dataset, trainer.state, seconds
 
 
-def show(results: dict, written: list[Path], folder: Path) -> None:
+def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     table = Table(title=results["recipe"], title_justify="left", show_header=False)
     for row in report.tiles(results):
         table.add_row(*row)
     Console().print(table)
-    print(f"Policy: {folder}\nReport: {', '.join(map(str, written))}")
+    print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
 
 
 @record  # torchrun ends with the error of the process that failed first
@@ -210,14 +213,19 @@ def main() -> None:
         "machine": device_name(),
         "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
+    policies = [folder]
+    if recipe.model.use_peft and recipe.run.save_merged:
+        trusted = recipe.training.trust_remote_code
+        init = {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
+        policies.append(adapters.merge(folder, tokenizer, **init))
     if held_out is not None:
-        results |= evaluation.evaluate(recipe, str(folder), held_out, str(state.device))
+        results |= evaluation.evaluate(recipe, str(policies[-1]), held_out, str(state.device))
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
     written = report.write(results, folder)
     keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
     tracking.finish({"data": results["data"]} | {k: results[k] for k in keys if k in results})
-    show(results, written, folder)
+    show(results, written, policies)
 
 
 if __name__ == "__main__":

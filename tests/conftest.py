@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -243,6 +243,18 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_model, tmp_path_factory) -> Path:
+    """A LoRA adapter on the tiny model that changes what it says, as one of an SFT would."""
+    folder = tmp_path_factory.mktemp("tiny") / "adapter"
+    set_seed(1)
+    shape = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    shape.task_type = "CAUSAL_LM"
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), shape).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
 def pair(subject: str, chosen: str, rejected: str) -> dict:
     return {
         "prompt": [{"role": "user", "content": f"How was {subject}?"}],
@@ -286,6 +298,16 @@ def tiny_flags(tiny_model, tiny_data, tmp_path) -> list[str]:
         "--bf16=false",
         f"--reference_cache={tmp_path / 'cache'}",
         "--report_to=none",
+    ]
+
+
+def run_flags(model: Path, data: Path, folder: Path) -> list[str]:
+    return [
+        *(f"--model_name_or_path={model}", f"--dataset_name={data}", f"--output_dir={folder}"),
+        *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=2", "--max_steps=4"),
+        *("--logging_steps=1", "--eval_steps=2", "--save_steps=2", "--save_total_limit=9"),
+        *("--reward_prompts=4", "--learning_rate=0.001"),
+        f"--reference_cache={folder.parent / 'cache'}",
     ]
 
 

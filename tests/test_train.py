@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch
+from conftest import ROOT, launch, run_flags
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dpo import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +26,6 @@ def finished(tiny_model, tiny_data, tmp_path_factory):
     result = launch("--config", "cpu", "--", *flags, **no_key)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, flags, result
-
-
-def run_flags(model: Path, data: Path, folder: Path) -> list[str]:
-    return [
-        *(f"--model_name_or_path={model}", f"--dataset_name={data}", f"--output_dir={folder}"),
-        *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=2", "--max_steps=4"),
-        *("--logging_steps=1", "--eval_steps=2", "--save_steps=2", "--save_total_limit=9"),
-        *("--reward_prompts=4", "--learning_rate=0.001"),
-        f"--reference_cache={folder.parent / 'cache'}",
-    ]
 
 
 def test_it_says_what_it_is_about_to_do(finished):
@@ -139,7 +131,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
     )
-    first = folder / "checkpoint-2" / "trainer_state.json"
+    first = folder / "checkpoint-2" / checkpoints.MARK
     deadline = time.monotonic() + 120
     while not first.exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -158,18 +150,3 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny
     assert f"Continuing from {folder}/checkpoint-" in result.stdout
     whole, resumed = weights_of(finished[0]), weights_of(folder)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def test_a_lora_policy_is_evaluated_as_it_was_trained(tiny_model, tiny_data, tmp_path):
-    """The adapter that was saved, merged into its base, prefers what the trainer saw it prefer."""
-    folder = tmp_path / "run"
-    flags = [*run_flags(tiny_model, tiny_data, folder), "--use_peft", "--report_to=none"]
-    result = launch("--config", "cpu", "--", *flags, "--learning_rate=0.01")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "LoRA r=16" in result.stdout
-    assert (folder / "adapter_model.safetensors").is_file()
-    assert not (folder / "model.safetensors").exists()
-    report = json.loads((folder / "report.json").read_text())
-    last = report["curves"]["held_out"][-1]
-    assert last["step"] == 4 and last["margin"] > 0.1
-    assert report["preference_accuracy"]["after"] == pytest.approx(last["accuracy"])

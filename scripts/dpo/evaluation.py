@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from dpo import adapters
 from dpo.recipe import Recipe
 from dpo.rewards import completion_logps, implicit_reward
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
@@ -49,19 +49,15 @@ def fast_dtype(device: str) -> torch.dtype:
 
 
 def load(recipe: Recipe, name: str, device: str) -> PreTrainedModel:
-    """The reference by its name, or the trained policy by its folder (whole or an adapter)."""
-    init = {"dtype": fast_dtype(device), "attn_implementation": recipe.model.attn_implementation}
-    if name == recipe.model.model_name_or_path:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=recipe.model.model_revision,
-            trust_remote_code=recipe.training.trust_remote_code,
-            **init,
-        )
-    elif recipe.model.use_peft:
-        model = AutoPeftModelForCausalLM.from_pretrained(name, **init).merge_and_unload()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(name, **init)
+    """The reference by its name, or the trained policy by its folder; an adapter on its base."""
+    is_start = name == recipe.model.model_name_or_path
+    model = adapters.load(
+        name,
+        revision=recipe.model.model_revision if is_start else None,
+        trust_remote_code=recipe.training.trust_remote_code,
+        dtype=fast_dtype(device),
+        attn_implementation=recipe.model.attn_implementation,
+    )
     return model.to(device).eval()
 
 

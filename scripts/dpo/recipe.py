@@ -70,6 +70,13 @@ class RunArguments:
             "more than this share of them a run does not start."
         },
     )
+    save_merged: bool = field(
+        default=True,
+        metadata={
+            "help": "Beside a trained LoRA adapter, write the model that it makes of its base, in "
+            "`merged`: it loads without peft, and takes the space of the whole model."
+        },
+    )
     reward_prompts: int = field(
         default=128,
         metadata={

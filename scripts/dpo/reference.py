@@ -100,7 +100,7 @@ def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:
     config = model.config.to_dict() | {"_name_or_path": None, "use_cache": None}
     return {
         "rows": digest_of_rows(dataset),
-        "weights": digest_of_weights(model),
+        "weights": digest_of_weights(model, trainer.adapter),
         "config": json.dumps(config, sort_keys=True, default=str),
         "dtype": str(model.dtype),
         "autocast": trainer.accelerator.mixed_precision,
@@ -123,26 +123,32 @@ def digest_of_rows(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def digest_of_weights(model: PreTrainedModel) -> str:
-    """A hash of the weight files of a model's folder, or the commit of a hub model.
+def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> str:
+    """A hash of the weight files of a model's folder, or the commit of a hub model; of an adapter's
+    file too, if the reference is one on that model.
 
     From where the weights came and not from memory: ZeRO-3 has no process hold them all.
 
     Raises:
         RuntimeError: neither is known, for a model that was made in memory.
     """
-    folder, digest = Path(model.config._name_or_path), hashlib.sha256()
+
+    def digest_of(files: list[Path]) -> str:
+        digest = hashlib.sha256()
+        for path in files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    folder = Path(model.config._name_or_path)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    known = digest.hexdigest() if files else getattr(model.config, "_commit_hash", None)
+    known = digest_of(files) if files else getattr(model.config, "_commit_hash", None)
     if known is None:
         raise RuntimeError(
             f"no weight files and no commit are known of {folder}, to find its log-probabilities "
             "by: --precompute_ref_log_probs false"
         )
-    return known
+    return known + (digest_of([adapter]) if adapter else "")
 
 
 def read(path: Path, rows: int) -> np.ndarray | None:

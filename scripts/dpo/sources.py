@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants
 from transformers import AutoConfig
 from trl import DatasetMixtureConfig
 
+from dpo import adapters
 from dpo.recipe import Recipe
 
 LOCAL_INSTEAD = (
@@ -64,11 +65,20 @@ def check_model(recipe: Recipe) -> None:
 
     Raises:
         SystemExit: no name is given, the folder is missing or has no weights, the hub does not
-            answer, or the weights would hardly learn in the dtype asked for.
+            answer, the recipe has other plans for an adapter than to train it on, or the weights
+            would hardly learn in the dtype asked for.
     """
     name = recipe.model.model_name_or_path
     if not name:
         raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
+    check_weights(name)
+    base = adapters.checked_base(recipe)
+    if base:
+        check_weights(base)
+    check_master_weights(recipe)
+
+
+def check_weights(name: str) -> None:
     folder = Path(name)
     if folder.is_dir():
         if not any(folder.glob("*.safetensors")):
@@ -83,7 +93,6 @@ def check_model(recipe: Recipe) -> None:
         )
     else:
         check_reachable(name, "model")
-    check_master_weights(recipe)
 
 
 def check_master_weights(recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dpo import adapters
 from dpo.layouts import Fault, Pair
 from dpo.recipe import Recipe, choices
 
@@ -33,13 +34,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     Raises:
         SystemExit: there is no such template, or the tokenizer has no end token.
     """
-    model, given = recipe.model, recipe.run.chat_template_path
-    options = {"revision": model.model_revision}
-    options["trust_remote_code"] = recipe.training.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **options)
+    given, (name, revision) = recipe.run.chat_template_path, adapters.tokenizer_home(recipe.model)
+    trusted = recipe.training.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted)
     if tokenizer.eos_token is None:
         raise SystemExit(
-            f"the tokenizer of {model.model_name_or_path} has no eos_token: a model trained with "
+            f"the tokenizer of {name} has no eos_token: a model trained with "
             "it would never stop; set one in its tokenizer_config.json"
         )
     if given and given in bundled_templates():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import prefix_sharing, reference, shared_attention
+from dpo import adapters, prefix_sharing, reference, shared_attention
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
@@ -43,19 +44,31 @@ class FastDPOTrainer(DPOTrainer):
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
     (prefix_sharing.py), and with it the head on completion tokens only and pairs dealt by length
-    (batching.py). With `precompute_ref_log_probs`: the reference scored once (reference.py).
+    (batching.py). With `precompute_ref_log_probs`: the reference scored once (reference.py), found
+    again by its weights, among them those in the file `adapter` if it is one on its base.
     """
 
-    def __init__(self, *args, share_prefix: bool, reference_cache: str, **kwargs):
+    def __init__(
+        self, *args, share_prefix: bool, reference_cache: str, adapter: Path | None = None, **kwargs
+    ):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
-        self.sharing = "off"
+        self.adapter = adapter
+        self.sharing, self._ready = "off", False
         super().__init__(*args, **kwargs)
-        self._share_prefixes()
+        self._make_ready()
+
+    def _make_ready(self) -> None:
+        """Once, when TRL has built the models and before anything goes through them."""
+        if self._ready:
+            return
+        self._ready = True
         keep_gradients(self.model)
+        if is_peft_model(self.model):
+            adapters.match_reference(self.model)
+        if self.share_prefix:
+            self._share_prefixes()
 
     def _share_prefixes(self) -> None:
-        if not self.share_prefix or isinstance(self.data_collator, SharedPrefixCollator):
-            return
         prefix_sharing.head_on_completions(self.accelerator.device)
         models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
         if self.ref_model is not None:
@@ -82,8 +95,7 @@ class FastDPOTrainer(DPOTrainer):
 
     # TRL scores here, at the end of its __init__, when the models are built.
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        self._share_prefixes()
-        keep_gradients(self.model)
+        self._make_ready()
         rows = self._rows_of_the_run(super().get_train_dataloader()) if name == "train" else None
         return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
 
@@ -161,16 +173,32 @@ def make_trainer(
     }
     if {"image", "images"} & {*(train.column_names or ())}:
         args.precompute_ref_log_probs = False  # TRL prepares images as it trains
+    start: dict[str, Any] = {
+        "model": model.model_name_or_path,
+        "peft_config": get_peft_config(model),
+        "quantization_config": get_quantization_config(model),
+    }
+    if start["peft_config"]:  # so that the adapter is put on this base again, and on no newer one
+        start["peft_config"].revision = model.model_revision
+    if adapters.config_of(start["model"], model.model_revision):
+        init = args.model_init_kwargs | {
+            "quantization_config": start["quantization_config"],
+            "trust_remote_code": args.trust_remote_code,
+        }
+        args.model_init_kwargs = None  # they were for a model that TRL loads
+        zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+        start = {
+            "model": adapters.trainable(start["model"], zero3, **init),
+            "adapter": adapters.weights_file(model),
+        }
     trainer = FastDPOTrainer(
         share_prefix=recipe.run.share_prefix,
         reference_cache=recipe.run.reference_cache,
-        model=model.model_name_or_path,
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
+        **start,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:

@@ -1,0 +1,110 @@
+"""LoRA adapters: the one that training starts from, and the model that one makes of its base."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file, has_file
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
+from trl import ModelConfig
+
+from dpo import output
+from dpo.recipe import Recipe
+
+MERGED = "merged"
+
+
+def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
+    """The configuration of an adapter, which names its base; None if `name` is no adapter."""
+    if not find_adapter_config_file(name, revision=revision):
+        return None
+    return PeftConfig.from_pretrained(name, revision=revision)
+
+
+def checked_base(recipe: Recipe) -> str | None:
+    """The base of the adapter that the recipe starts from; None if it starts from a model.
+
+    Raises:
+        SystemExit: the recipe does not train the adapter on, or states another shape for it.
+    """
+    name = recipe.model.model_name_or_path
+    config = config_of(name, recipe.model.model_revision)
+    if not config:
+        return None
+    base = config.base_model_name_or_path
+    if not recipe.model.use_peft:
+        raise SystemExit(
+            f"{name} is a LoRA adapter of {base}: --use_peft trains it on; to train all weights, "
+            "merge it into its base first, with peft's merge_and_unload()"
+        )
+    for key in recipe.chosen:
+        if key.startswith("lora_") or key in ("use_rslora", "use_dora"):
+            raise SystemExit(f"{key}: the adapter {name} brings its own: leave it out")
+    return base
+
+
+def tokenizer_home(model: ModelConfig) -> tuple[str, str | None]:
+    """Name and revision of what holds the tokenizer: the model; or the base of an adapter that was
+    saved without one."""
+    name, revision = model.model_name_or_path, model.model_revision
+    config = config_of(name, revision)
+    if config and not has_file(name, "tokenizer_config.json", revision=revision):
+        return config.base_model_name_or_path, config.revision
+    return name, revision
+
+
+def weights_file(model: ModelConfig) -> Path:
+    """The weights of the adapter that training starts from."""
+    name, revision = model.model_name_or_path, model.model_revision
+    return Path(cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, revision=revision))
+
+
+def trainable(name: str, zero3: bool, **init) -> PeftModel:
+    """The adapter that training starts from, on its base. TRL trains it on, and keeps a frozen
+    copy of it, the adapter "ref", as the reference.
+
+    Args:
+        zero3: DeepSpeed will shard it, and gathers weights of one dtype only: the base's.
+        init: how transformers loads the base.
+    """
+    policy = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **init)
+    if zero3:
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(policy.dtype)
+    return policy
+
+
+def match_reference(policy: PeftModel) -> None:
+    """Give the adapter "ref" the weights of the trained one to the bit: of one on 4-bit weights TRL
+    copies it first and rounds it to bfloat16 then."""
+    for name, parameter in policy.named_parameters():
+        if ".ref." in name:
+            trained = policy.get_parameter(name.replace(".ref.", ".default."))
+            parameter.data = trained.data.clone()
+
+
+def load(name: str, revision: str | None = None, **init) -> PreTrainedModel:
+    """A model; of an adapter the model that it makes of its base, their weights added."""
+    init["revision"] = revision
+    if config_of(name, revision):
+        return AutoPeftModelForCausalLM.from_pretrained(name, **init).merge_and_unload()
+    return AutoModelForCausalLM.from_pretrained(name, **init)
+
+
+def merge(folder: Path, tokenizer: PreTrainedTokenizerBase, **init) -> Path:
+    """Write the model that the adapter in `folder` makes of its base, which loads without peft.
+
+    Written beside and renamed; left alone if it is there.
+    """
+    merged, beside = folder / MERGED, folder / f".{MERGED}"
+    if not merged.exists():
+        load(str(folder), **init).save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        for weights in beside.glob("*.safetensors"):
+            output.follow_umask(weights)
+        os.replace(beside, merged)
+    return merged
