@@ -1,5 +1,6 @@
 """What several processes and machines learn, and how a run of them ends early."""
 
+import itertools
 import json
 import os
 import re
@@ -16,20 +17,50 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, launch
-from test_train import run_flags, weights_of
+from conftest import ROOT, launch, run, run_flags
+from safetensors.torch import load_file
+
+from dpo import checkpoints
 
 pytestmark = pytest.mark.distributed
 
 
+CONFIGS = [
+    *("ddp", "zero1", "zero2", "zero3", "fsdp2"),
+    pytest.param(
+        "zero3_offload",
+        marks=pytest.mark.skipif(
+            not shutil.which("c++"), reason="DeepSpeed compiles its optimizer for CPUs"
+        ),
+    ),
+]
+LORA = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
+HALF = ["--dtype=bfloat16", "--bf16=false", "--learning_rate=0.01"]
+TRAINED = {
+    "full": [],
+    "lora": LORA,
+    "adapter": ["--use_peft"],
+    "half": [*LORA, *HALF],
+    "qlora": [*LORA, *HALF, "--load_in_4bit"],
+}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    (weights,) = folder.glob("*.safetensors")
+    return load_file(weights)
+
+
+def losses_of(folder: Path) -> list[float]:
+    curves = json.loads((folder / "report.json").read_text())["curves"]
+    assert len(curves["train"]) == 10
+    return [point["loss"] for point in curves["train"]]
+
+
 def assert_learned_alike(folder: Path, other: Path) -> None:
     """Ten losses, and every weight, within 1e-5."""
-    two, one = (
-        json.loads((run / "report.json").read_text())["curves"]["train"] for run in (folder, other)
-    )
-    assert len(one) == 10
-    assert [p["loss"] for p in two] == pytest.approx([p["loss"] for p in one], abs=1e-5)
+    assert losses_of(folder) == pytest.approx(losses_of(other), abs=1e-5)
     whole, sharded = weights_of(other), weights_of(folder)
+    assert whole.keys() <= sharded.keys()  # sharded, a tied head is saved as a copy
     for name in whole:
         torch.testing.assert_close(sharded[name], whole[name], atol=1e-5, rtol=0)
 
@@ -39,48 +70,79 @@ def ten_steps(model: Path, data: Path, folder: Path) -> list[str]:
     return [*flags, "--max_steps=10", "--eval_steps=10", "--report_to=none", "--reward_prompts=1"]
 
 
+def launch_fsdp(processes: int, *flags: str):
+    """launch.py refuses fsdp2 without a GPU, as accelerate cannot do what a test can."""
+    shape = ("--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0")
+    return run(
+        *("accelerate", "launch", "--config_file", "accelerate_configs/fsdp2.yaml", *shape),
+        *("--quiet", "scripts/train.py", "--config", "recipes/smollm2-sentiment.yaml", *flags),
+        PYTHONPATH=str(ROOT / "tests/fsdp_on_cpu"),
+        ACCELERATE_USE_CPU="true",
+        OMP_NUM_THREADS="1",
+    )
+
+
 @pytest.fixture(scope="module")
-def one_process(tiny_model, tiny_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "run"
-    result = launch("--config", "cpu", "--", *ten_steps(tiny_model, tiny_data, folder))
-    assert result.returncode == 0, result.stderr[-3000:]
+def learn(tiny_model, tiny_adapter, tiny_data):
+    """Ten steps of full fine-tuning, of a new adapter, or on from one: what the run printed."""
+
+    def learn(folder: Path, trained: str, config: str, processes: int, *more: str) -> str:
+        start = tiny_adapter if trained == "adapter" else tiny_model
+        flags = [*ten_steps(start, tiny_data, folder), *TRAINED[trained], *more]
+        if config == "fsdp2":
+            result = launch_fsdp(processes, *flags)
+        else:
+            result = launch("--config", config, "--gpus", str(processes), "--", *flags)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    return learn
+
+
+@pytest.fixture(scope="module")
+def one_process(learn, tmp_path_factory) -> Path:
+    """Folders of one process's runs, by what is trained."""
+    folder = tmp_path_factory.mktemp("one")
+    for trained in TRAINED:
+        learn(folder / trained, trained, "cpu", 1)
     return folder
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("trained", "prefix", "reference"),
     [
-        *("ddp", "zero1", "zero2", "zero3"),
-        pytest.param(
-            "zero3_offload",
-            marks=pytest.mark.skipif(
-                not shutil.which("c++"), reason="DeepSpeed compiles its optimizer for CPUs"
-            ),
-        ),
+        *itertools.product(["full"], ["shared", "twice"], ["cached", "live"]),
+        *(("lora", "shared", "live"), ("lora", "twice", "cached")),
+        *(("adapter", "shared", "cached"), ("adapter", "twice", "live")),
     ],
 )
-def test_two_processes_learn_what_one_learns(config, one_process, tiny_model, tiny_data, tmp_path):
+@pytest.mark.parametrize("config", CONFIGS)
+def test_two_processes_learn_what_one_learns(
+    config, trained, prefix, reference, learn, one_process, tmp_path
+):
     """The global batch is the recipe's, however many processes share it."""
-    folder = tmp_path / "run"
-    flags = ten_steps(tiny_model, tiny_data, folder)
-    result = launch("--config", config, "--gpus", "2", "--", *flags)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in result.stdout
-    stage = f", ZeRO-{config[4]}" if config.startswith("zero") else ""
-    assert f"2 × 1 threads{stage}\n" in result.stdout
-    assert_learned_alike(folder, one_process)
+    folder, cached, shared = tmp_path / "run", reference == "cached", prefix == "shared"
+    ways = [f"--precompute_ref_log_probs={cached}", f"--share_prefix={shared}"]
+    said = learn(folder, trained, config, 2, "--eval_strategy=no", *ways)
+    assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in said
+    stage = f", ZeRO-{config[4]}" if config.startswith("zero") else ", FSDP" * (config == "fsdp2")
+    assert f"2 × 1 threads{stage}\n" in said
+    assert f"sharing  {'on' if shared else 'off'}" in said
+    assert ("scored, and kept in" in said) == cached
+    if stage == ", ZeRO-3":
+        live = " and 50% of the reference" if trained == "full" and not cached else ""
+        assert f"each process holds 50% of the policy{live}\n" in said
+    assert_learned_alike(folder, one_process / trained)
 
 
-def test_zero3_shards_policy_and_reference(one_process, tiny_model, tiny_data, tmp_path):
-    """The reference live and no prefix shared: still the losses of one process with both."""
-    folder = tmp_path / "run"
-    flags = ten_steps(tiny_model, tiny_data, folder)
-    plain = ["--share_prefix=false", "--precompute_ref_log_probs=false"]
-    result = launch("--config", "zero3", "--gpus", "2", "--", *flags, *plain)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "each process holds 50% of the policy and 50% of the reference\n" in result.stdout
-    assert "sharing  off" in result.stdout
-    assert_learned_alike(folder, one_process)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_four_bits_are_carried_by_every_config(config, learn, one_process, tmp_path):
+    """What one process learns in them, to bfloat16's precision; without them it learns other
+    things."""
+    learn(tmp_path / "run", "qlora", config, 2, "--eval_strategy=no")
+    losses = losses_of(tmp_path / "run")
+    assert losses == pytest.approx(losses_of(one_process / "qlora"), abs=5e-3)
+    assert losses != pytest.approx(losses_of(one_process / "half"), abs=2e-2)
 
 
 @pytest.mark.parametrize("config", ["ddp", "zero3"])
@@ -100,7 +162,7 @@ def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tin
     assert first.returncode == 0, first.stderr[-3000:]
     assert second.returncode == 0, second.stderr[-3000:]
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in first.stdout
-    assert_learned_alike(folder, one_process)
+    assert_learned_alike(folder, one_process / "full")
 
 
 @contextmanager
@@ -117,7 +179,7 @@ def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
         )
     try:
         deadline = time.monotonic() + 120
-        while not (folder / checkpoint / "trainer_state.json").exists():
+        while not (folder / checkpoint / checkpoints.MARK).exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         yield process
@@ -146,7 +208,26 @@ def test_a_run_goes_on_after_one_process_dies(one_process, tiny_model, tiny_data
     result = launch("--config", "ddp", "--gpus", "1", "--", *flags)
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"Continuing from {folder}/checkpoint-" in result.stdout
-    assert_learned_alike(folder, one_process)
+    assert_learned_alike(folder, one_process / "full")
+
+
+def test_what_two_sharded_by_fsdp_one_goes_on_with(
+    learn, one_process, tiny_model, tiny_data, tmp_path
+):
+    """Under FSDP; without it, it would start the optimizer anew."""
+    folder, saving = tmp_path / "run", "--save_steps=4"
+    learn(folder, "full", "fsdp2", 2, saving)
+    for name in ("report.json", "trainer_state.json", "model.safetensors"):
+        (folder / name).unlink()
+    for step in (8, 10):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    flags = [*ten_steps(tiny_model, tiny_data, folder), saving]
+    result = launch("--config", "cpu", "--", *flags)
+    assert result.returncode != 0
+    assert "was written with FSDP, and this run has no shards: go on" in result.stderr
+    said = learn(folder, "full", "fsdp2", 1, saving)
+    assert f"Continuing from {folder}/checkpoint-4" in said
+    assert_learned_alike(folder, one_process / "full")
 
 
 def test_a_run_that_is_asked_to_leave_goes_on(one_process, tiny_model, tiny_data, tmp_path):
@@ -169,7 +250,36 @@ def test_a_run_that_is_asked_to_leave_goes_on(one_process, tiny_model, tiny_data
     result = launch(*two)
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"Continuing from {folder}/checkpoint-{step}" in result.stdout
-    assert_learned_alike(folder, one_process)
+    assert_learned_alike(folder, one_process / "full")
+
+
+@pytest.mark.parametrize("config", ["ddp", "zero2"])
+def test_a_checkpoint_counts_when_all_have_written_it(
+    config, one_process, tiny_model, tiny_data, tmp_path
+):
+    """The second process is killed when it begins its part of the second checkpoint."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import torch\n"
+        "    stock = torch.save\n"
+        "    def save(content, path, *args, **kwargs):\n"
+        "        if '/checkpoint-4/' in str(path):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        stock(content, path, *args, **kwargs)\n"
+        "    torch.save = save\n"
+    )
+    folder = tmp_path / "run"
+    two = ("--config", config, "--gpus", "2", "--", *ten_steps(tiny_model, tiny_data, folder))
+    result = launch(*two, PYTHONPATH=str(tmp_path))
+    assert result.returncode != 0
+    assert (folder / "checkpoint-4/model.safetensors").exists()
+
+    result = launch(*two)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"{folder}/checkpoint-4 is not whole" in result.stdout
+    assert f"Continuing from {folder}/checkpoint-2" in result.stdout
+    assert_learned_alike(folder, one_process / "full")
 
 
 def test_the_error_of_the_process_that_failed_comes_last(tiny_model, tiny_data, tmp_path):
