@@ -140,15 +140,17 @@ def real_cluster(monkeypatch):
             ["slurmd", "-D", "-N", "127.0.0.2"],
         )
     ]
-    wait_for(lambda: re.search(r"\b2 +idle", run("sinfo").stdout))
-    yield
-    for log in (ROOT / "outputs/slurm").glob(f"{job}*"):
-        log.unlink()
-    run("scancel", "--full", "--signal=KILL", "--user=root")
-    for daemon in reversed(daemons):
-        daemon.terminate()
-        daemon.wait(60)
-    shutil.rmtree(folder)
+    try:
+        wait_for(lambda: re.search(r"\b2 +idle", run("sinfo").stdout))
+        yield
+    finally:  # also where the cluster does not come up: its ports would stay taken
+        run("scancel", "--full", "--signal=KILL", "--user=root")
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(60)
+        for log in (ROOT / "outputs/slurm").glob(f"{job}*"):
+            log.unlink()
+        shutil.rmtree(folder)
 
 
 def wait_for(condition, seconds: int = 240):

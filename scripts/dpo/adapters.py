@@ -67,7 +67,8 @@ def trainable(name: str, zero3: bool, **init) -> PeftModel:
     copy of it, the adapter "ref", as the reference.
 
     Args:
-        zero3: DeepSpeed will shard it, and gathers weights of one dtype only: the base's.
+        zero3: it will be sharded, and takes the base's dtype, as TRL has a new adapter do: users
+            saw DeepSpeed fail on weights of two dtypes (TRL's issue 6089).
         init: how transformers loads the base.
     """
     policy = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **init)
