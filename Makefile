@@ -19,7 +19,7 @@ READY    := $(VENV)/ready
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed lint clean-cache embedded-data
+.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed test-faults lint clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -60,6 +60,9 @@ test-architectures: $(READY) ## prefix sharing on every architecture of transfor
 
 test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learns
 	$(BIN)/python -m pytest -m distributed $(ARGS)
+
+test-faults: $(READY) $(EMBEDDED) ## runs killed 80 times end as if they had not been
+	$(BIN)/python -m pytest -m faults -s $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

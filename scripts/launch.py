@@ -7,14 +7,19 @@
 
 Prints the `accelerate launch` command and runs it. Checks first what can be checked without
 loading anything: the names, the number of GPUs, and whether the run has ended already.
+
+Asked to leave, by SIGTERM, SIGUSR1 or Ctrl-C, the run saves at the end of its step, and this ends
+with 75: the same command goes on from there. A second Ctrl-C ends it at once.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -23,6 +28,9 @@ import yaml
 from dpo.recipe import FOLDER as RECIPES
 from dpo.recipe import choices, names, read_yaml
 
+# What dpo/stopping.py calls them: it is not imported, since torch takes its time.
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+LEAVING, TOLD_IN, ASKED, LEFT = 75, "DPO_TOLD_IN", "asked", "left"
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")
 # On a CPU every step frees gigabytes of activations and asks for them again. glibc would return
@@ -98,23 +106,40 @@ def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """Run to the end, and hand SIGUSR1 on to every process of the run, which saves and leaves.
+    """Run to the end, and hand on to every process of the run that it is asked to leave.
 
-    All inherit the signal blocked, so that it ends none of them (stopping.py).
+    All inherit the signals blocked, so that they end none of them before it listens, nor those
+    that only start others.
+
+    Returns the run's exit code, or LEAVING if it was asked and can be started again.
     """
-    run = subprocess.Popen(command, env=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        asked, left = Path(folder, ASKED), Path(folder, LEFT)
+        run = subprocess.Popen(command, env=environment | {TOLD_IN: folder})
 
-    def hand_on(*_) -> None:
-        for process in psutil.Process(run.pid).children(recursive=True):
-            process.send_signal(signal.SIGUSR1)
+        def send(number: int) -> None:
+            for process in psutil.Process(run.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    if number == signal.SIGKILL or "scripts/train.py" in process.cmdline():
+                        process.send_signal(number)
 
-    signal.signal(signal.SIGUSR1, hand_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    try:
-        return run.wait()
-    except KeyboardInterrupt:  # the run was told as well, and ends
-        run.wait()
-        return 130
+        def hand_on(number: int, frame) -> None:
+            if number == signal.SIGINT and interrupted:
+                send(signal.SIGKILL)
+                run.kill()
+                raise SystemExit(128 + number)
+            if number == signal.SIGINT:
+                interrupted.append(True)
+                print("\nThe run saves and ends; Ctrl-C again ends it at once", flush=True)
+            asked.touch()  # for processes that are not there yet
+            send(signal.SIGUSR1)
+
+        interrupted: list[bool] = []
+        for number in SIGNALS:
+            signal.signal(number, hand_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        code = run.wait()
+        return LEAVING if left.exists() else code
 
 
 def tell_if_finished(recipe: str, arguments: list[str]) -> None:
@@ -190,5 +215,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until run() knows whom to tell
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until run() knows whom to tell
     main()

@@ -4,8 +4,9 @@
 #   sbatch --nodes=4 --gpus-per-node=8 scripts/slurm.sh .venv/bin/python <recipe> <config> <gpus> [flags]
 #
 # Two minutes before its time is up, or when told to (scancel --batch --signal=USR1 <job>), the run
-# saves a checkpoint and goes back to the queue. Preempted or requeued without a warning, it goes on
-# from its last one. Each machine writes a log of its own.
+# saves a checkpoint, ends with 75 and goes back to the queue. Cancelled, it saves and does not come
+# back. Preempted or requeued without a warning, it goes on from its last checkpoint. Each machine
+# writes a log of its own.
 #SBATCH --job-name=dpo
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
@@ -17,7 +18,7 @@ python=$1 recipe=$2 config=$3 gpus=$4
 shift 4
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 main=$first:$((20000 + SLURM_JOB_ID % 10000)) # one port a job: two may share a machine
-asked=
+cancelled=
 
 # The machine that fails ends the others, which would wait for it.
 srun --kill-on-bad-exit=1 --open-mode=append --output="outputs/slurm/%j-node%n.log" \
@@ -25,7 +26,8 @@ srun --kill-on-bad-exit=1 --open-mode=append --output="outputs/slurm/%j-node%n.l
   --recipe "$recipe" --config "$config" --gpus "$gpus" \
   --nodes "$SLURM_JOB_NUM_NODES" --main "$main" -- "$@" &
 step=$!
-trap 'asked=yes; kill -USR1 "$step"' USR1
+trap 'kill -USR1 "$step"' USR1
+trap 'cancelled=yes; kill -TERM "$step"' TERM
 
 status=0
 wait "$step" || status=$?
@@ -33,7 +35,7 @@ while kill -0 "$step" 2>/dev/null; do # the signal ended the wait, not the run
   status=0
   wait "$step" || status=$?
 done
-if [[ $asked && $status = 0 ]]; then
+if [[ $status = 75 && ! $cancelled ]]; then
   echo "Asked to leave: back to the queue"
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -38,12 +38,22 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import adapters, checkpoints, evaluation, output, preferences, quarantine, report, tracking
+from dpo import (
+    adapters,
+    checkpoints,
+    evaluation,
+    output,
+    preferences,
+    quarantine,
+    report,
+    resuming,
+    tracking,
+)
 from dpo.machine import device_name, peak_memory_gb
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, check_model, load_rows
-from dpo.stopping import SaveAndLeave
+from dpo.stopping import Leave, end
 from dpo.tokenization import load_tokenizer
 from dpo.trainer import make_trainer
 
@@ -121,29 +131,35 @@ def read_data(recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path)
     return tokenizer, data
 
 
-def train(recipe: Recipe, folder: Path, tokenizer, data: dict[str, Linted], tracked: str | None):
+def train(
+    recipe: Recipe,
+    folder: Path,
+    tokenizer,
+    data: dict[str, Linted],
+    tracked: str | None,
+    leave: Leave,
+):
     """Train, or continue, or find that training had ended; save the policy, or a checkpoint if the
     run is asked to leave.
 
     Returns the tokenised held-out pairs (None without evaluation), the trainer's state, which
     holds all that was logged, and the seconds that it took, loading and the reference included.
     """
-    started = time.monotonic()
     held_out = data["held-out"].pairs if "held-out" in data else None
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
     done = folder / output.TRAINED
-    leave = SaveAndLeave(trainer.accelerator)
+    leave.accelerator = trainer.accelerator
     trainer.add_callback(leave)
-    trainer.add_callback(checkpoints.MarkWhole(trainer.accelerator))
     if done.exists():
         trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
         trainer.state = TrainerState.load_from_json(str(done))
     else:
-        checkpoint = recipe.training.resume_from_checkpoint or checkpoints.last_whole(folder)
+        given, others = recipe.training.resume_from_checkpoint, recipe.run.other_processes
+        checkpoint = resuming.to_go_on_from(trainer, folder, given, others)
         if checkpoint:
-            checkpoints.check_fits(Path(checkpoint), trainer.accelerator)
             trainer.accelerator.print(f"Continuing from {checkpoint}")
+            trainer.add_callback(resuming.TakeUp(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if leave.left:
             step = trainer.state.global_step
@@ -152,12 +168,13 @@ def train(recipe: Recipe, folder: Path, tokenizer, data: dict[str, Linted], trac
                 f"{folder}/checkpoint-{step}; the same command goes on from there"
             )
         else:
-            trainer.save_model()
+            with output.written_to(folder / "model.safetensors"):
+                trainer.save_model()
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
                 output.follow_umask(weights)
             output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - trainer.started
     trainer.accelerator.end_training()  # no process waits for another from here on
     return trainer.eval_dataset, trainer.state, seconds
 
@@ -172,13 +189,15 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
 
 @record  # torchrun ends with the error of the process that failed first
 def main() -> None:
+    leave = Leave().listen()
     recipe = parse(sys.argv[1:])
     check_model(recipe)
     rows = load_rows(recipe)
     state = PartialState()
     folder = Path(recipe.training.output_dir)
     if state.is_main_process:
-        output.claim(recipe)
+        lock = output.claim(recipe)  # noqa: F841  held as long as the process lives
+        checkpoints.sweep(folder)
     state.wait_for_everyone()
     if output.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
@@ -186,11 +205,12 @@ def main() -> None:
     tokenizer, data = read_data(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
 
-    held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked)
+    held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked, leave)
+    if leave.left or leave.asked:
+        tracking.finish({})
+        end(agreed=leave.left)
     if not state.is_main_process:
         return
-    if not (folder / output.TRAINED).exists():
-        return tracking.finish({})
     gc.collect()  # policy, reference and optimizer of the training are no longer needed
     unset_hf_deepspeed_config()  # or ZeRO-3 would shard the models that are loaded next
     started = time.monotonic()

@@ -144,6 +144,7 @@ def trainer_of(
     share_prefix: bool = True,
     cache: Path | None = None,
     weights: int = 0,
+    with_held_out: bool = False,
     **arguments,
 ) -> DPOTrainer:
     """Stock DPOTrainer or ours, on a random model of an architecture and rows of tokens.
@@ -181,6 +182,7 @@ def trainer_of(
         model=str(folder / "model"),
         args=DPOConfig(**(settings | arguments)),
         train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:4]) if with_held_out else None,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
         **(ours if fast else {}),
     )

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
     "make test-architectures": ".ci/run",
     "make test-distributed": ".ci/run",
+    "make test-faults": ".ci/run",
     "make clean-cache": "test_reference.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }

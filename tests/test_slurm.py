@@ -25,7 +25,7 @@ COMMANDS = {
     # As its fourth task does; or as a run that is asked to leave, and takes a while to.
     "srun": "while [[ $1 == --* ]]; do shift; done\n"
     '[[ $WAITS ]] || SLURM_NODEID=3 exec "$@"\n'
-    "trap 'sleep 0.5; echo saved; exit 0' USR1\n"
+    "trap 'sleep 0.5; echo saved; exit 75' USR1 TERM\n"
     "echo training; while :; do sleep 0.05; done",
 }
 RECIPE = ("smollm2-sentiment", "zero3", "8")
@@ -74,15 +74,21 @@ def test_each_machine_launches_with_its_own_number(cluster):
     assert job.returncode == 0
 
 
-def test_a_run_that_is_asked_to_leave_goes_back_to_the_queue(cluster):
+@pytest.mark.parametrize(
+    ("asked", "then"),
+    [
+        (signal.SIGUSR1, ["Asked to leave: back to the queue", "scontrol requeue 7"]),
+        (signal.SIGTERM, []),
+    ],
+)
+def test_a_run_that_is_asked_to_leave_goes_back_to_the_queue(asked, then, cluster):
+    """One that is cancelled does not."""
     job = batch("echo", *RECIPE, WAITS="yes")
     assert job.stdout.readline() == "training\n"
     time.sleep(0.2)
-    job.send_signal(signal.SIGUSR1)
-    assert job.communicate(timeout=20)[0].splitlines() == [
-        *("saved", "Asked to leave: back to the queue", "scontrol requeue 7"),
-    ]
-    assert job.returncode == 0
+    job.send_signal(asked)
+    assert job.communicate(timeout=20)[0].splitlines() == ["saved", *then]
+    assert job.returncode == 75
 
 
 def test_a_run_that_fails_does_not(cluster):
@@ -179,7 +185,7 @@ def test_a_cluster_requeues_the_run_and_goes_on(real_cluster, tiny_model, tiny_d
     submitted = run("make", "submit", f"VENV={sys.prefix}", *given, "SBATCH=--gpus-per-node=0")
     job = re.search(r"Submitted batch job (\d+)", submitted.stdout)[1]
     log = ROOT / f"outputs/slurm/{job}.log"
-    wait_for(lambda: (folder / "checkpoint-4" / checkpoints.MARK).exists())
+    wait_for(lambda: (folder / "checkpoint-4" / checkpoints.MANIFEST).exists())
     run("scancel", "--batch", "--signal=USR1", job)
     wait_for(lambda: "Asked to leave: back to the queue" in log.read_text())
     wait_for(lambda: "PENDING" in run("squeue", "--format=%T").stdout)

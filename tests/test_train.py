@@ -104,7 +104,7 @@ def test_other_settings_do_not_overwrite_a_run(finished):
     _, flags, _ = finished
     result = launch("--config", "cpu", "--", *flags, "--beta", "0.5")
     assert result.returncode != 0
-    assert "beta (None, now 0.5)" in result.stderr.splitlines()[-1]
+    assert "beta (its default, now 0.5)" in result.stderr.splitlines()[-1]
 
 
 def test_restart_moves_the_run_aside(finished, tmp_path):
@@ -131,7 +131,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
     )
-    first = folder / "checkpoint-2" / checkpoints.MARK
+    first = folder / "checkpoint-2" / checkpoints.MANIFEST
     deadline = time.monotonic() + 120
     while not first.exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -146,7 +146,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny
 
     result = launch("--config", "cpu", "--", *flags)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "checkpoint-3 is not whole" in result.stdout
+    assert "checkpoint-3 is broken: it has no manifest.json" in result.stdout
     assert f"Continuing from {folder}/checkpoint-" in result.stdout
     whole, resumed = weights_of(finished[0]), weights_of(folder)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -1,16 +1,26 @@
-"""Checkpoints: marked once every process has written its part, taken by runs that they fit."""
+"""Checkpoints: written beside, hashed, renamed; taken by runs that they fit.
+
+A checkpoint is a folder `checkpoint-<step>`. transformers writes it file by file, so that a kill
+leaves half of one under its final name. Here all processes write into a folder beside; then a
+manifest lists every file with its size and hash, and the folder gets its name, whole or not at all.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from accelerate import Accelerator, PartialState
-from transformers import TrainerCallback
+from accelerate import Accelerator
 
-from dpo.output import write_whole
+from dpo.output import differences, follow_umask, write_whole
 
-MARK = "whole.json"
+MANIFEST = "manifest.json"
+BESIDE, DELETED, BROKEN = ".writing", ".deleted-", "broken-"
 
 
 def sharding(accelerator: Accelerator) -> str:
@@ -26,44 +36,173 @@ def sharding(accelerator: Accelerator) -> str:
     return "FSDP" if accelerator.is_fsdp2 else "no shards"
 
 
-class MarkWhole(TrainerCallback):
-    """Marks a checkpoint when all processes have come out of writing it. transformers has the first
-    one write its last file while others may still be at theirs."""
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
 
-    def on_save(self, args, state, control, **kwargs):
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            write_whole(checkpoint / MARK, json.dumps({"sharding": sharding(self.accelerator)}))
+def named(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest first, whether whole or not."""
+    return sorted(folder.glob("checkpoint-*[0-9]"), key=step_of, reverse=True)
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end."""
+    """The newest checkpoint in `folder` that was written to its end; its files are not read."""
+    return next((path for path in named(folder) if (path / MANIFEST).is_file()), None)
 
-    def step(path: Path) -> int:
-        return int(path.name.removeprefix("checkpoint-"))
 
-    for checkpoint in sorted(folder.glob("checkpoint-*[0-9]"), key=step, reverse=True):
-        if (checkpoint / MARK).is_file():
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _digests(folder: Path) -> dict[str, dict[str, Any]]:
+    files = _files(folder)
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        digests = [*pool.map(_digest, files)]
+    return {str(path.relative_to(folder)): d for path, d in zip(files, digests, strict=True)}
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk and not only in memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def finish(beside: Path, checkpoint: Path, about: dict[str, Any]) -> None:
+    """Give a checkpoint that lies in `beside`, written by every process, its manifest and its name.
+
+    Args:
+        about: what a run must agree with to go on from it, and what only this moment knows.
+    """
+    for path in _files(beside):
+        follow_umask(path)
+        _sync(path)
+    content = about | {"step": step_of(checkpoint), "files": _digests(beside)}
+    write_whole(beside / MANIFEST, json.dumps({"sha256": _seal(content), **content}, indent=1))
+    if checkpoint.exists():  # of a run that went on from an earlier one
+        delete(checkpoint)
+    os.replace(beside, checkpoint)
+    beside.parent.rmdir()
+    _sync(checkpoint.parent)
+
+
+def delete(checkpoint: Path) -> None:
+    """Take the name away first: what is half deleted is no checkpoint."""
+    nameless = checkpoint.with_name(f"{DELETED}{checkpoint.name}")
+    shutil.rmtree(nameless, ignore_errors=True)
+    os.replace(checkpoint, nameless)
+    shutil.rmtree(nameless)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left of a checkpoint that was being written or deleted."""
+    for left in (*folder.glob(BESIDE), *folder.glob(f"{DELETED}*")):
+        shutil.rmtree(left)
+
+
+def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    """Keep the newest `limit` checkpoints, as transformers counts them: the newest and the best
+    always. Called when the newest is whole."""
+    if not limit or limit < 0:
+        return
+    whole = [path for path in named(folder) if (path / MANIFEST).is_file()]
+    kept = {path.name for path in whole[:1]} | ({Path(best).name} if best else set())
+    spare = [path for path in whole if path.name not in kept]
+    for checkpoint in spare[max(limit - len(kept), 0) :]:
+        delete(checkpoint)
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: it is not there or is damaged, in a few words.
+    """
+    try:
+        content = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        seal = content.pop("sha256")
+    except FileNotFoundError:
+        raise ValueError(f"it has no {MANIFEST}, its writing was cut off") from None
+    except (ValueError, AttributeError, KeyError):
+        raise ValueError(f"{MANIFEST} cannot be read") from None
+    if seal != _seal(content):
+        raise ValueError(f"{MANIFEST} is not as it was written")
+    return content
+
+
+def checked(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    manifest = read(checkpoint)
+    written, there = manifest["files"], {str(p.relative_to(checkpoint)) for p in _files(checkpoint)}
+    if missing := sorted(written.keys() - there):
+        raise ValueError(f"{missing[0]} is missing")
+    for name, digest in _digests(checkpoint).items():
+        if name in written and digest != written[name]:
+            raise ValueError(f"{name} is not as it was written")
+    return manifest
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` whose every file is as it was written. Newer ones that are
+    broken are named, and set aside."""
+    for checkpoint in named(folder):
+        try:
+            checked(checkpoint)
+        except ValueError as wrong:
+            aside = checkpoint.with_name(f"{BROKEN}{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(checkpoint, aside)
+            print(f"{checkpoint} is broken: {wrong}. Set aside as {aside.name}")
+        else:
             return checkpoint
-        PartialState().print(f"{checkpoint} is not whole, its writing was cut off: passed over")
     return None
 
 
-def check_fits(checkpoint: Path, accelerator: Accelerator) -> None:
-    """Refuse a checkpoint that this run cannot go on from. One without a mark is not ours: it was
-    named with --resume_from_checkpoint, and is left to transformers.
+def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -> None:
+    """Refuse a checkpoint that this run cannot go on from as if it had not been interrupted.
+
+    Args:
+        about: this run's `processes`, `sharding`, `model`, `data` and `settings`.
+        other_processes: the user allows another number of processes, where no shards forbid it.
 
     Raises:
-        SystemExit: its shards are those of another number of processes, or of another sharding.
+        SystemExit: how the checkpoint and this run differ, and the choices.
     """
-    mark, now = checkpoint / MARK, sharding(accelerator)
-    written = json.loads(mark.read_text())["sharding"] if mark.is_file() else now
-    if written != now:
-        raise SystemExit(
-            f"{checkpoint} was written with {written}, and this run has {now}: go on as it was "
-            "written, or train anew with --restart"
+    manifest = read(checkpoint)
+
+    def refuse(how: str, choice: str) -> None:
+        raise SystemExit(f"{checkpoint} {how}: {choice}, or train anew with --restart")
+
+    if not manifest["optimizer"]:
+        refuse("holds weights alone (save_only_model)", "start from them as a model")
+    if changed := differences(manifest["settings"], about["settings"]):
+        refuse(f"was written with other settings: {changed}", "give those again")
+    for key in ("model", "data"):
+        if manifest[key] != about[key]:
+            refuse(f"was written with other {key} than this run reads", "bring them back")
+    if manifest["sharding"] != about["sharding"]:
+        refuse(
+            f"was written with {manifest['sharding']}, and this run has {about['sharding']}",
+            "go on as it was written",
+        )
+    before, now = manifest["processes"], about["processes"]
+    if before != now and not other_processes:
+        refuse(
+            f"was written by {before} processes, and this run has {now}",
+            f"run on {before}, or allow it with --other_processes (the batch stays the recipe's; "
+            "sums are rounded and dropout is drawn otherwise)",
         )

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
+import re
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
+from safetensors import SafetensorError
 
 from dpo.recipe import Recipe
 
 SETTINGS = "recipe.yaml"
 REPORT = "report.json"
 TRAINED = "trainer_state.json"  # beside the policy: training went to its end
+LOCK = ".lock"
+TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
 
@@ -47,7 +55,9 @@ def finished(folder: Path) -> bool:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The keys that two runs state differently, for a message: `beta (0.1, now 0.05)`."""
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return ", ".join(f"{key} ({before.get(key)}, now {now.get(key)})" for key in keys)
+    default = "its default"
+    said = (f"{key} ({before.get(key, default)}, now {now.get(key, default)})" for key in keys)
+    return ", ".join(said)
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
@@ -55,40 +65,90 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.chosen.items() if key != "restart"}
 
 
-def claim(recipe: Recipe) -> Path:
-    """Make the output folder this recipe's own, and write the resolved recipe into it.
-
-    With `restart`, an earlier run that is there is moved aside first.
+@contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """Let a disk that is full, gone or read-only end the run with one line.
 
     Raises:
-        SystemExit: the folder cannot be written, or holds the run of another recipe, a run with
-            other settings, or files of no run.
+        SystemExit: what is written within cannot be; the line names the last whole checkpoint.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(TORCH_CANNOT_WRITE, str(error)):
+            raise
+        # What torch says is about its file format.
+        why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise SystemExit(
+            f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
+            "same command goes on from the last whole checkpoint"
+        ) from error
+
+
+def lock(folder: Path) -> TextIO:
+    """Take an output folder for this process, until the file that is returned is closed.
+
+    Raises:
+        SystemExit: a run that is still going on has it.
+    """
+    file = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise SystemExit(
+            f"{folder} belongs to a run that is going on (process {file.read().strip()}): wait for "
+            "its end, or give another --output_dir"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def claim(recipe: Recipe) -> TextIO | None:
+    """Make the output folder this recipe's own, and write the resolved recipe into it.
+
+    With `restart`, an earlier run that is there is moved aside first. Returns the folder's lock,
+    None for a finished run, which is left as it is.
+
+    Raises:
+        SystemExit: the folder cannot be written, belongs to a run that is going on, or holds the
+            run of another recipe, a run with other settings, or files of no run.
     """
     folder = Path(recipe.training.output_dir)
-    if recipe.run.restart and (folder / SETTINGS).is_file():
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        aside = folder.with_name(f"{folder.name}.{stamp}")
-        folder.rename(aside)
-        print(f"Moved the earlier run aside: {aside}")
-    ours = {"recipe": recipe.name, **settings(recipe)}
+    stated = ours = {"recipe": recipe.name, **settings(recipe)}
     try:
+        if recipe.run.restart and (folder / SETTINGS).is_file():
+            lock(folder).close()
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            aside = folder.with_name(f"{folder.name}.{stamp}")
+            folder.rename(aside)
+            print(f"Moved the earlier run aside: {aside}")
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / SETTINGS).is_file():
-            theirs = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-            # A run that failed before it made anything worth keeping may be set right.
-            if theirs != ours and (finished(folder) or [*folder.glob("**/*.safetensors")]):
-                raise SystemExit(
-                    f"{folder} holds a run with other settings: {differences(theirs, ours)}. "
-                    "Give another --output_dir, or --restart to move that run aside"
-                )
-        elif {path.name for path in folder.iterdir()} - {QUARANTINE, DATA_PAGE}:
+        foreign = {path.name for path in folder.iterdir()} - {QUARANTINE, DATA_PAGE, LOCK}
+        if foreign and not (folder / SETTINGS).is_file():
             raise SystemExit(
                 f"{folder} holds files that are no run of this repository: give another "
                 "--output_dir, or move them"
             )
+        held = None if finished(folder) else lock(folder)
+        if (folder / SETTINGS).is_file():
+            theirs = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+            # Until it has ended, a run may be carried out otherwise: less at a time where memory
+            # ran out. One that made nothing worth keeping may be set right altogether.
+            if not finished(folder):
+                theirs, ours = recipe.learned(theirs), recipe.learned(ours)
+            changed = differences(theirs, ours)
+            if changed and (finished(folder) or [*folder.glob("**/*.safetensors")]):
+                raise SystemExit(
+                    f"{folder} holds a run with other settings: {changed}. "
+                    "Give another --output_dir, or --restart to move that run aside"
+                )
         if not finished(folder):
-            text = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
             write_whole(folder / SETTINGS, text)
     except OSError as error:
         raise SystemExit(f"cannot write the output folder {folder}: {error.strerror}") from error
-    return folder
+    return held

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
 FOLDER = Path("recipes")
+BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+# Arguments that say how a run is carried out, and what it shows. All others decide what is learned.
+CARRIED_OUT = {
+    *("output_dir", "resume_from_checkpoint", "restart", "other_processes", "use_cpu"),
+    *("share_prefix", "reference_cache", "quarantine_limit", "save_merged"),
+    *("precompute_ref_log_probs", "precompute_ref_batch_size", "dataset_num_proc"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps"),
+    *("per_device_eval_batch_size", "reward_prompts", "reward_samples"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "report_to", "run_name", "project", "push_to_hub"),
+    *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
+}
+CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
 
 
 @dataclass
@@ -77,6 +91,14 @@ class RunArguments:
             "`merged`: it loads without peft, and takes the space of the whole model."
         },
     )
+    other_processes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
+            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
+            "ZeRO's shards cannot be split otherwise and is refused all the same."
+        },
+    )
     reward_prompts: int = field(
         default=128,
         metadata={
@@ -94,19 +116,35 @@ class RunArguments:
 class Recipe:
     """A recipe and the flags given after it, parsed, checked and resolved.
 
-    `chosen` holds what the recipe and the flags state, by TRL's names; all else is a default.
+    `chosen` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
     `global_batch` is the number of pairs of one optimizer step, over all processes.
     """
 
     name: str
     path: Path
     chosen: dict[str, Any]
+    defaults: dict[str, Any]
     global_batch: int
     script: ScriptArguments
     training: DPOConfig
     model: ModelConfig
     mixture: DatasetMixtureConfig
     run: RunArguments
+
+    def learned(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Of a run's settings those that decide what is learned, where they are no defaults."""
+        stated = self.defaults | settings
+        batch = [stated[key] for key in BATCH]
+        return {
+            **{
+                key: value
+                for key, value in settings.items()
+                if key not in CARRIED_OUT | BATCH
+                and not key.startswith(CARRIED_OUT_PREFIXES)
+                and value != self.defaults.get(key)
+            },
+            "global_batch": batch[0] * batch[1],
+        }
 
 
 def names(folder: Path) -> list[str]:
@@ -276,4 +314,4 @@ def parse(argv: list[str]) -> Recipe:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         raise SystemExit(f"{path}: {str(error).strip().splitlines()[0]}{hint}") from error
     script, training, model, mixture, run = parts
-    return Recipe(path.stem, path, chosen, batch, script, training, model, mixture, run)
+    return Recipe(path.stem, path, chosen, defaults, batch, script, training, model, mixture, run)

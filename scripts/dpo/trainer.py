@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import adapters, prefix_sharing, reference, shared_attention
+from dpo import (
+    adapters,
+    checkpoints,
+    output,
+    prefix_sharing,
+    reference,
+    resuming,
+    shared_attention,
+)
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
@@ -49,11 +59,18 @@ class FastDPOTrainer(DPOTrainer):
     """
 
     def __init__(
-        self, *args, share_prefix: bool, reference_cache: str, adapter: Path | None = None, **kwargs
+        self,
+        *args,
+        share_prefix: bool,
+        reference_cache: str,
+        adapter: Path | None = None,
+        settings: dict[str, Any] | None = None,
+        **kwargs,
     ):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
-        self.adapter = adapter
-        self.sharing, self._ready = "off", False
+        self.adapter, self.settings = adapter, settings or {}
+        self.sharing, self._ready, self._saving = "off", False, False
+        self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         super().__init__(*args, **kwargs)
         self._make_ready()
 
@@ -118,6 +135,56 @@ class FastDPOTrainer(DPOTrainer):
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         return loader
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What a run must have in common with the checkpoint that it goes on from."""
+        model, rows = self.accelerator.unwrap_model(self.model), self.train_dataset
+        listed = not isinstance(rows, IterableDataset) and {*reference.ROWS} <= {*rows.column_names}
+        return {
+            "processes": self.accelerator.num_processes,
+            "sharding": checkpoints.sharding(self.accelerator),
+            "model": reference.digest_of_weights(model, self.adapter),
+            "data": reference.digest_of_rows(rows) if listed else None,
+            "settings": self.settings,
+        }
+
+    # transformers would write a checkpoint at its place; there it lies when it is whole.
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return f"{folder}/{checkpoints.BESIDE}" if self._saving else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        state, folder = self.state, Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{state.global_step}"
+        beside = folder / checkpoints.BESIDE / checkpoint.name
+        with output.written_to(checkpoint):
+            self._saving = True
+            super()._save_checkpoint(model, trial)
+            self._saving = False
+            unlogged = resuming.unlogged(self)
+            self.accelerator.wait_for_everyone()
+            if state.best_model_checkpoint == str(beside):
+                state.best_model_checkpoint = str(checkpoint)
+            if self.is_world_process_zero():
+                state.save_to_json(str(beside / "trainer_state.json"))
+                about = self.about | {
+                    "optimizer": not self.args.save_only_model,
+                    "seconds": time.monotonic() - self.started,
+                    "unlogged": unlogged,
+                }
+                checkpoints.finish(beside, checkpoint, about)
+                best = state.best_model_checkpoint
+                checkpoints.rotate(folder, self.args.save_total_limit, best)
+            self.accelerator.wait_for_everyone()
+
+    # A run that was killed between its last checkpoint and its policy has no step left to train.
+    # transformers looks whether training is over only after a step.
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     @property
     def pairs_per_step(self) -> int:
@@ -194,6 +261,7 @@ def make_trainer(
     trainer = FastDPOTrainer(
         share_prefix=recipe.run.share_prefix,
         reference_cache=recipe.run.reference_cache,
+        settings=recipe.learned(recipe.chosen),
         args=args,
         train_dataset=train,
         eval_dataset=held_out,

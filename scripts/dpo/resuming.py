@@ -1,0 +1,78 @@
+"""Going on from a checkpoint as if there had been no interruption.
+
+transformers restores weights, optimizer, schedule, random draws and the place in the data. What it
+forgets is the part of the log that was not written yet: losses and metrics since the last logged
+step, and the tokens seen so far.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+from trl import DPOTrainer
+
+from dpo import checkpoints
+
+
+def to_go_on_from(
+    trainer: DPOTrainer, folder: Path, given: str | None, other_processes: bool
+) -> Path | None:
+    """The checkpoint that a run goes on from: the one `given`, or the newest in its `folder` that
+    is as it was written; None if there is none. All processes get the first one's answer.
+
+    Raises:
+        SystemExit: the run does not fit it, or the one given is no checkpoint or is broken.
+    """
+    answer: list[Any] = [None, None]
+    if trainer.is_world_process_zero():
+        try:
+            if given:
+                answer[0] = Path(given)
+                checkpoints.checked(answer[0])
+            else:
+                answer[0] = checkpoints.newest(folder)
+            if answer[0]:
+                checkpoints.check_fits(answer[0], trainer.about, other_processes)
+        except ValueError as wrong:
+            answer[1] = (
+                f"--resume_from_checkpoint {given} cannot be gone on from: {wrong}. Leave the flag "
+                "out to go on from the newest whole checkpoint of the output folder"
+            )
+        except SystemExit as refusal:
+            answer[1] = refusal.code
+    broadcast_object_list(answer)
+    if answer[1]:
+        raise SystemExit(answer[1] if trainer.is_world_process_zero() else 1)
+    return answer[0]
+
+
+def unlogged(trainer: DPOTrainer) -> dict[str, Any]:
+    """What a trainer will log with the next steps, and has not yet. Called by all processes."""
+    losses = trainer.accelerator.gather(trainer._tr_loss.reshape(1)).tolist()
+    return {
+        "losses": losses,  # since the last logged step, summed, by process
+        "last_logged_step": trainer._globalstep_last_logged,
+        "metrics": dict(trainer._metrics["train"]),
+        "tokens": trainer._total_train_tokens,
+    }
+
+
+class TakeUp(TrainerCallback):
+    """Gives a trainer that goes on from a checkpoint what the interrupted one had not logged."""
+
+    def __init__(self, trainer: DPOTrainer, checkpoint: Path):
+        self.trainer, self.manifest = trainer, checkpoints.read(checkpoint)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer, left = self.trainer, self.manifest["unlogged"]
+        losses, rank = left["losses"], trainer.accelerator.process_index
+        same = len(losses) == trainer.accelerator.num_processes
+        trainer._tr_loss += losses[rank] if same else sum(losses) / len(losses)
+        trainer._globalstep_last_logged = left["last_logged_step"]
+        trainer._metrics["train"].update(left["metrics"])
+        trainer._total_train_tokens = left["tokens"]
+        trainer.started = time.monotonic() - self.manifest["seconds"]

@@ -1,0 +1,214 @@
+"""Runs that are killed, or fail, again and again: each goes on by itself, and ends as an
+undisturbed one.
+
+A fault befalls a run at one of its file operations, which an audit hook counts, or some
+milliseconds after one: so that kills fall into writing, renaming and deleting checkpoints, into
+the cache, and between them into the steps. The processes come from a fork server that has imported
+train.py: what takes seconds is then done once.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_flags
+
+from dpo import checkpoints
+from dpo.stopping import EXIT_CODE
+
+pytestmark = pytest.mark.faults
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train"])
+FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
+RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
+
+
+def befall(fault: str) -> None:
+    """What happens to a process."""
+    if fault == "full disk":  # for files of more than 8 MB, which the optimizer's is
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, resource.RLIM_INFINITY))
+    else:
+        os.kill(os.getpid(), signal.Signals[fault])
+
+
+def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> None:
+    """Run train.py as a process of its own.
+
+    Args:
+        fault: what befalls it, at the file operation of which number, how many seconds later; None
+            for nothing.
+        counted: is given the number of file operations.
+    """
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+    def hook(event: str, args: tuple) -> None:
+        if event in FILE_OPERATIONS and str(args[0]).startswith(str(folder.parent)):
+            counted.value += 1
+            if fault and counted.value == fault[1]:
+                if fault[2]:
+                    threading.Timer(fault[2], befall, fault[:1]).start()
+                else:
+                    befall(fault[0])
+
+    sys.addaudithook(hook)
+    sys.argv = ["train.py", *RECIPE, *flags]
+    import torch
+
+    import train
+
+    torch.set_num_threads(1)
+    try:
+        train.main()
+    except SystemExit as refusal:
+        print(refusal.code, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Runs:
+    """Runs of one recipe by a number of processes, in a folder each."""
+
+    def __init__(self, model: Path, data: Path, home: Path, processes: int):
+        self.home, self.processes, self.survived = home, processes, 0
+        self.flags = [
+            *run_flags(model, data, home / "run"),
+            *("--report_to=none", "--disable_tqdm=true", "--max_steps=9", "--logging_steps=2"),
+            *("--eval_steps=3", "--save_steps=1", "--save_total_limit=2", "--reward_prompts=1"),
+        ]
+
+    def start(self, name: str, fault: tuple[str, int, float] | None = None, rank: int = 0) -> list:
+        """Start a run, one of whose processes will have a fault."""
+        folder = self.home / name / "run"
+        folder.parent.mkdir(exist_ok=True)
+        flags = [flag.replace(f"{self.home}/", f"{self.home}/{name}/") for flag in self.flags]
+        flags = [*flags, f"--output_dir={folder}", f"--reference_cache={self.home / name}/cache"]
+        environment = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+        if self.processes > 1:
+            environment |= {"WORLD_SIZE": str(self.processes), "MASTER_ADDR": "127.0.0.1"}
+            environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        started = []
+        for this in range(self.processes):
+            own = {"RANK": str(this), "LOCAL_RANK": str(this)} if self.processes > 1 else {}
+            counted = FORKS.Value("i", 0)
+            process = FORKS.Process(
+                target=run_in_fork,
+                args=(
+                    *(flags, folder, self.home / name / f"log-{this}", environment | own),
+                    *(fault if rank == this else None, counted),
+                ),
+            )
+            process.start()
+            process.counted = counted
+            started.append(process)
+        return started
+
+    def end(self, processes: list) -> set[int]:
+        """Wait for a run, and return how its processes ended. When one has failed, the others do by
+        themselves, or as torchrun would have them."""
+        deadline, failed = time.monotonic() + 120, set()
+        while any(process.is_alive() for process in processes):
+            assert time.monotonic() < deadline, "the run hangs"
+            codes = {process.exitcode for process in processes}
+            if codes - {None, 0, EXIT_CODE} and not failed:
+                failed = codes
+                for process in processes:
+                    process.kill()
+            time.sleep(0.01)
+        return failed or {process.exitcode for process in processes}
+
+    def outcome(self, name: str) -> tuple[bytes, list, dict]:
+        """Weights, everything that was logged, and what evaluation found."""
+        folder = self.home / name / "run"
+        log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        report = json.loads((folder / "report.json").read_text())
+        timed = ("runtime", "per_second")
+        logged = [
+            {key: value for key, value in entry.items() if not key.endswith(timed)}
+            for entry in log
+            if "train_runtime" not in entry  # what the last process alone did
+        ]
+        found = {key: report[key] for key in ("true_reward", "preference_accuracy", "curves")}
+        return (folder / "model.safetensors").read_bytes(), logged, found
+
+    def finish_undisturbed(self) -> None:
+        """Keeps what a run without a fault ends with, and how many file operations it takes."""
+        processes = self.start("undisturbed")
+        assert self.end(processes) == {0}
+        self.expected = self.outcome("undisturbed")
+        self.operations = [process.counted.value for process in processes]
+
+
+@pytest.fixture(scope="module")
+def runs_of(tiny_model, tiny_data, tmp_path_factory):
+    """Runs of one process, and of two."""
+    known = {}
+
+    def runs_of(processes: int) -> Runs:
+        if processes not in known:
+            home = tmp_path_factory.mktemp(f"{processes}-processes")
+            known[processes] = Runs(tiny_model, tiny_data, home, processes)
+            known[processes].finish_undisturbed()
+        return known[processes]
+
+    return runs_of
+
+
+@pytest.mark.parametrize(("processes", "kills"), [(1, 50), (2, 30)])
+def test_killed_runs_end_as_undisturbed_ones(processes, kills, runs_of):
+    runs = runs_of(processes)
+    draw, survived, number = random.Random(processes), 0, 0
+    while survived < kills:
+        name, number, ended = f"run{number}", number + 1, None
+        while ended != {0}:
+            rank = draw.randrange(processes)
+            at = draw.randint(1, runs.operations[rank] // 2)
+            fault = ("SIGKILL", at, draw.choice([0, draw.random() / 10]))
+            ended = runs.end(runs.start(name, fault, rank))
+            assert ended == {0} or -signal.SIGKILL in ended, ended
+            survived += ended != {0}
+        assert runs.outcome(name) == runs.expected, name
+    print(f"\nfaults survived {survived} of {survived}: {number} runs of {processes} process(es)")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("asked", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_one_process_that_is_asked_to_leave_takes_all_along(asked, rank, runs_of):
+    runs, name = runs_of(2), f"{asked}-{rank}"
+    assert runs.end(runs.start(name, (asked, runs.operations[rank] // 2, 0), rank)) == {EXIT_CODE}
+    log = (runs.home / name / "log-0").read_text()
+    (step,) = re.findall(r"Asked to leave at step (\d+) of 9: saved in", log)
+    assert checkpoints.newest(runs.home / name / "run").name == f"checkpoint-{step}"
+    assert runs.end(runs.start(name)) == {0}
+    assert runs.outcome(name) == runs.expected
+
+
+def test_a_full_disk_costs_no_more_than_a_step(runs_of):
+    runs = runs_of(1)
+    for at in (runs.operations[0] // 4, runs.operations[0] // 2):
+        assert runs.end(runs.start("full", ("full disk", at, 0))) == {1}
+        last = (runs.home / "full/log-0").read_text().strip().splitlines()[-1]
+        assert re.search(r"checkpoint-\d cannot be written: .* GB are free there", last), last
+        assert checkpoints.newest(runs.home / "full/run")
+    assert runs.end(runs.start("full")) == {0}
+    assert runs.outcome("full") == runs.expected
