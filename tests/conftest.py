@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -24,6 +27,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
+from dpo import checkpoints
 from dpo.preferences import prepare
 from dpo.prefix_sharing import SharedPrefixCollator, stock_head
 from dpo.quarantine import check_share
@@ -332,3 +336,28 @@ def run(*command: str, **changes: str | None) -> subprocess.CompletedProcess:
 
 def launch(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
     return run(sys.executable, "scripts/launch.py", *arguments, **changes)
+
+
+@contextmanager
+def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
+    """A run that has just written a checkpoint; its output goes to `folder`/../log."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (folder.parent / "log").open("w") as log:
+        process = psutil.Popen(
+            [sys.executable, "scripts/launch.py", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PATH": path, **changes},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / checkpoint / checkpoints.MANIFEST).exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        yield process
+    finally:
+        if process.is_running():
+            for child in (*process.children(recursive=True), process):
+                child.kill()

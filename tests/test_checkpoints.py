@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,20 @@ def test_a_run_without_a_step_left_trains_none(tmp_path):
     trained = dict(whole.model.named_parameters())
     for name, weight in resumed.model.named_parameters():
         assert torch.equal(weight, trained[name]), name
+
+
+def test_a_killed_data_worker_ends_the_run_with_a_line(tmp_path):
+    trainer = trainer_in(tmp_path, dataloader_num_workers=1)
+    collate, this = trainer.data_collator, os.getpid()
+
+    def collate_or_die(rows):
+        if trainer.state.global_step >= 4 and os.getpid() != this:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return collate(rows)
+
+    trainer.data_collator = collate_or_die  # workers are forked anew with each epoch
+    with pytest.raises(SystemExit, match=r"a data worker was killed after step 4,.*/checkpoint-4"):
+        trainer.train()
 
 
 def test_the_best_checkpoint_is_found_where_it_lies(tmp_path):

@@ -2,25 +2,18 @@
 
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from conftest import ROOT, launch, run, run_flags
+from conftest import ROOT, launch, run, run_flags, running
 from safetensors.torch import load_file
-
-from dpo import checkpoints
 
 pytestmark = pytest.mark.distributed
 
@@ -163,30 +156,6 @@ def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tin
     assert second.returncode == 0, second.stderr[-3000:]
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in first.stdout
     assert_learned_alike(folder, one_process / "full")
-
-
-@contextmanager
-def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
-    """A run that has just written a checkpoint; its output goes to `folder`/../log."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with (folder.parent / "log").open("w") as log:
-        process = psutil.Popen(
-            [sys.executable, "scripts/launch.py", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PATH": path, **changes},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / checkpoint / checkpoints.MANIFEST).exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        yield process
-    finally:
-        if process.is_running():
-            for child in (*process.children(recursive=True), process):
-                child.kill()
 
 
 def test_a_run_goes_on_after_one_process_dies(one_process, tiny_model, tiny_data, tmp_path):

@@ -15,13 +15,15 @@ import re
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import ROOT, run_flags
+from conftest import ROOT, launch, run_flags, running
 
 from dpo import checkpoints
 from dpo.stopping import EXIT_CODE
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.faults
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train"])
 FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
+BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
 
 
@@ -212,3 +215,59 @@ def test_a_full_disk_costs_no_more_than_a_step(runs_of):
         assert checkpoints.newest(runs.home / "full/run")
     assert runs.end(runs.start("full")) == {0}
     assert runs.outcome("full") == runs.expected
+
+
+def long_run(model: Path, data: Path, folder: Path) -> list[str]:
+    flags = ("--report_to=none", "--max_steps=1000", "--eval_strategy=no", "--save_total_limit=2")
+    return ["--config", "cpu", "--", *run_flags(model, data, folder), *flags]
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(tiny_model, tiny_data, tmp_path):
+    """Sent to all processes of the terminal, as it does."""
+    folder = tmp_path / "run"
+    command = long_run(tiny_model, tiny_data, folder)
+    with running(folder, "checkpoint-2", *command) as launched:
+        os.killpg(launched.pid, signal.SIGINT)
+        assert launched.wait(60) == EXIT_CODE
+    log = (tmp_path / "log").read_text()
+    assert "The run saves and ends; Ctrl-C again ends it at once" in log
+    (step,) = re.findall(r"Asked to leave at step (\d+) of 1000", log)
+    assert checkpoints.newest(folder).name == f"checkpoint-{step}"
+
+    with running(folder, f"checkpoint-{int(step) // 2 * 2 + 2}", *command) as launched:
+        workers = launched.children(recursive=True)
+        for worker in workers:
+            worker.suspend()  # so that none has saved before the second one
+        os.killpg(launched.pid, signal.SIGINT)
+        time.sleep(1)
+        os.killpg(launched.pid, signal.SIGINT)
+        assert launched.wait(20) == 130
+        for worker in workers:
+            assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    assert f"Continuing from {folder}/checkpoint-{step}" in (tmp_path / "log").read_text()
+    assert checkpoints.newest(folder)
+
+
+@pytest.mark.parametrize("after", [0.5, 5])
+def test_a_run_that_is_asked_before_it_trains_ends_at_once(after, tiny_model, tiny_data, tmp_path):
+    command = [
+        sys.executable,
+        "scripts/launch.py",
+        *long_run(tiny_model, tiny_data, tmp_path / "r"),
+    ]
+    launched = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN})
+    time.sleep(after)
+    launched.send_signal(signal.SIGTERM)
+    assert launched.wait(30) == EXIT_CODE
+    assert not checkpoints.newest(tmp_path / "r")
+
+
+def test_one_folder_takes_one_run_at_a_time(tiny_model, tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    command = long_run(tiny_model, tiny_data, folder)
+    with running(folder, "checkpoint-2", *command):
+        for flags in ([], ["--restart"]):
+            second = launch(*command, *flags)
+            assert second.returncode == 1
+            last = second.stderr.splitlines()[-1]
+            assert f"{folder} belongs to a run that is going on (process " in last

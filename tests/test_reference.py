@@ -189,3 +189,10 @@ def test_make_clean_cache_forgets_them(tmp_path):
     kept.touch()
     result = run("make", "-C", tmp_path, "-f", ROOT / "Makefile", "clean-cache")
     assert result.returncode == 0 and not kept.parent.exists()
+
+
+def test_a_disk_that_takes_no_entry_costs_no_run(tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    trainer = trainer_of(tmp_path, "llama", fast=True, max_steps=2)
+    assert "8 scored, and not kept, since" in capsys.readouterr().out
+    assert len(losses_of(trainer)) == 2

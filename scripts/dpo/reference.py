@@ -80,16 +80,24 @@ def with_logps(
     if len(missing):
         logps[:, missing] = score(trainer, dataset.select(missing), split, batch_size)
         if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, save(dict(zip(COLUMNS, logps, strict=True)), metadata=about))
-            size = path.stat().st_size / 1000
-            print(f"{said}{len(missing)} scored, and kept in {path} ({size:,.0f} kB)")
+            print(f"{said}{len(missing)} scored, and {keep(path, logps, about)}")
         accelerator.wait_for_everyone()
     elif accelerator.is_main_process:
         print(f"{said}all found in {path}; {CHECKED_ROWS} scored again agree")
     for column, values in zip(COLUMNS, logps, strict=True):
         dataset = dataset.add_column(column, values)
     return dataset
+
+
+def keep(path: Path, logps: np.ndarray, about: dict[str, str]) -> str:
+    """Write an entry, and say so. A disk that does not take it costs later runs time, and this one
+    nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, save(dict(zip(COLUMNS, logps, strict=True)), metadata=about))
+    except OSError as error:
+        return f"not kept, since {path} cannot be written: {error.strerror}"
+    return f"kept in {path} ({path.stat().st_size / 1000:,.0f} kB)"
 
 
 def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:

@@ -178,6 +178,20 @@ class FastDPOTrainer(DPOTrainer):
                 checkpoints.rotate(folder, self.args.save_total_limit, best)
             self.accelerator.wait_for_everyone()
 
+    # The system kills a process when memory runs out, and a data worker is a small one to choose.
+    def get_batch_samples(self, *args):
+        try:
+            return super().get_batch_samples(*args)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            whole = checkpoints.last_whole(Path(self.args.output_dir))
+            raise SystemExit(
+                f"a data worker was killed after step {self.state.global_step}, often for want of "
+                "memory: give fewer dataloader_num_workers, and the same command goes on from "
+                f"{whole or 'the start'}"
+            ) from error
+
     # A run that was killed between its last checkpoint and its policy has no step left to train.
     # transformers looks whether training is over only after a step.
     def _run_epoch(self, *args, **kwargs) -> None:
