@@ -19,7 +19,7 @@ READY    := $(VENV)/ready
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed test-faults lint clean-cache embedded-data
+.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed test-faults lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -36,7 +36,7 @@ train: $(READY) $(EMBEDDED) ## train: RECIPE=smollm2-sentiment CONFIG=(by the ma
 
 submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITION= SBATCH="--time=12:00:00" and as train
 	@mkdir -p outputs/slurm
-	sbatch --nodes="$(NODES)" $(if $(GPUS),--gpus-per-node=$(GPUS)) $(if $(PARTITION),--partition="$(PARTITION)") \
+	@sbatch --nodes="$(NODES)" $(if $(GPUS),--gpus-per-node=$(GPUS)) $(if $(PARTITION),--partition="$(PARTITION)") \
 	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)
 	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it"
 
@@ -67,6 +67,9 @@ test-faults: $(READY) $(EMBEDDED) ## runs killed 80 times end as if they had not
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+audit: $(READY) ## known advisories against what is installed
+	$(BIN)/python scripts/audit.py
 
 clean-cache: ## forget the reference log-probabilities that runs keep in cache/reference
 	rm -rf cache/reference

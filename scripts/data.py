@@ -16,15 +16,17 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from dpo import lint, preferences, quarantine
-from dpo.output import DATA_PAGE, write_whole
+from dpo.output import DATA_PAGE, NO_SCRIPTS, write_whole
 from dpo.reading import IDS
 from dpo.recipe import Recipe, parse
 from dpo.sources import check_model, load_rows
+from dpo.terminal import guarded, visible
 from dpo.tokenization import load_tokenizer
 
 SHOWN = 3  # pairs, token by token
@@ -60,7 +62,8 @@ def faults_table(linted: dict[str, quarantine.Linted]) -> Table:
             first = next(bad for bad in found.bad if bad.reason == reason)
             where = f"{first.source.name}, row {first.row}: {first.detail}".removesuffix(": ")
             share = f"{count / found.rows:.2%}"
-            table.add_row(split, str(count), share, reason, lint.REASONS[reason], Text(where))
+            shown = Text(visible(where))
+            table.add_row(split, str(count), share, reason, lint.REASONS[reason], shown)
     return table
 
 
@@ -71,8 +74,7 @@ def tokens_of(
     text = Text()
     for place, token in enumerate(ids):
         tone = STYLES["special"] if token in special else STYLES[style]
-        said = tokenizer.decode([token]).replace("\x1b", "␛")  # no text steers the terminal
-        text.append(said, f"{tone} {CUT}" if place >= kept else tone)
+        text.append(visible(tokenizer.decode([token])), f"{tone} {CUT}" if place >= kept else tone)
     return text
 
 
@@ -97,7 +99,8 @@ def show_pairs(console: Console, pairs: Dataset, tokenizer, max_length: int | No
 
 def show(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer, console: Console) -> None:
     max_length = recipe.training.max_length
-    console.print(f"[bold]{recipe.name}[/]: {recipe.model.model_name_or_path}'s view of its data\n")
+    name, model = escape(recipe.name), escape(visible(recipe.model.model_name_or_path))
+    console.print(f"[bold]{name}[/]: {model}'s view of its data\n")
     for line in quarantine.said(linted, None):
         console.print(Text(line))
     console.print()
@@ -122,6 +125,7 @@ def show(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer, consol
         show_pairs(console, linted["train"].pairs, tokenizer, max_length)
 
 
+@guarded
 def main() -> None:
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(__doc__)
@@ -141,7 +145,7 @@ def main() -> None:
     console = Console(record=True, width=None if sys.stdout.isatty() else 120)
     show(recipe, linted, tokenizer, console)
     page = folder / DATA_PAGE
-    write_whole(page, console.export_html())
+    write_whole(page, console.export_html().replace("<head>", f"<head>\n{NO_SCRIPTS}", 1))
     print(f"\nWritten: {page}{f', {aside}' if aside else ''}")
     quarantine.check_share(linted, recipe.run.quarantine_limit, folder)
     print(f"Next: make train RECIPE={recipe.name}")

@@ -27,6 +27,7 @@ import yaml
 
 from dpo.recipe import FOLDER as RECIPES
 from dpo.recipe import choices, names, read_yaml
+from dpo.terminal import guarded
 
 # What dpo/stopping.py calls them: it is not imported, since torch takes its time.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -170,6 +171,7 @@ def show_choices() -> None:
             print(f"  {path.stem:<{width}}  {title(path)}")
 
 
+@guarded
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -54,6 +54,7 @@ from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, check_model, load_rows
 from dpo.stopping import Leave, end
+from dpo.terminal import guarded
 from dpo.tokenization import load_tokenizer
 from dpo.trainer import make_trainer
 
@@ -187,6 +188,7 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
 
 
+@guarded
 @record  # torchrun ends with the error of the process that failed first
 def main() -> None:
     leave = Leave().listen()

@@ -41,10 +41,11 @@ def test_make_data_shows_what_the_model_will_see(tmp_path, data):
     assert "50.0%" in chosen  # one of the two is cut
     assert "chosen is the longer one in 100.0% of the pairs" in said
     assert "<|im_start|>user\nHow was a day?<|im_end|>\n<|im_start|>assistant" in said
-    assert "[bold]enough[/bold]" in said and "\x1b[31mred" not in said
+    assert "[bold]enough[/bold]" in said and "\x1b" not in said and r"\x1b[31mred" in said
     assert said.splitlines()[-1] == "Next: make train RECIPE=smollm2-sentiment"
     page = (tmp_path / "run/data.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page.replace("</span>", "")
+    assert "Content-Security-Policy" in page.partition("<style>")[0]
     assert "background-color" in page  # special tokens are told apart
     (line,) = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["row"] == 3

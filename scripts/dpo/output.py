@@ -17,6 +17,7 @@ import yaml
 from safetensors import SafetensorError
 
 from dpo.recipe import Recipe
+from dpo.secrets import mask
 
 SETTINGS = "recipe.yaml"
 REPORT = "report.json"
@@ -25,11 +26,17 @@ LOCK = ".lock"
 TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
+# For pages that show what data and models say. It is escaped; were it not, it still could not run.
+NO_SCRIPTS = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, then rename: a reader finds the old file or the new one, never half."""
-    data = content.encode() if isinstance(content, str) else content
+    """Write beside `path`, then rename: a reader finds the old file or the new one, never half.
+    Secrets in text are masked."""
+    data = mask(content).encode() if isinstance(content, str) else content
     beside = {"dir": path.parent, "prefix": f".{path.name}-", "delete": False}
     with tempfile.NamedTemporaryFile(**beside) as file:
         file.write(data)

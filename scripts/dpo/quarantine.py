@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from dpo import lint
 from dpo.output import QUARANTINE, write_whole
 from dpo.sources import Rows
+from dpo.terminal import visible
 
 
 @dataclass
@@ -97,7 +98,7 @@ def said(linted: dict[str, Linted], path: Path | None) -> list[str]:
     for split, found in linted.items():
         streams = isinstance(found.pairs, IterableDataset)
         count = "" if streams else f"{len(found.pairs)} pairs of {found.rows} rows, "
-        text.append(f"{split:>8}  {count}{found.layout}")
+        text.append(f"{split:>8}  {count}{visible(found.layout)}")
         for reason, count in found.reasons.items():
             text.append(f"          {count} set aside as {reason}: {lint.REASONS[reason]}")
     return [*text, *([f"          they are in {path}"] if path else [])]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dpo import secrets
+
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
@@ -179,7 +181,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a recipe's keys.
 
     Raises:
-        SystemExit: the file is missing, is not YAML, is not a mapping, or repeats a key.
+        SystemExit: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
+            token.
     """
     if not path.is_file():
         raise SystemExit(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
@@ -194,6 +197,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             loader.dispose()
     if not isinstance(keys, dict):
         raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
+    secrets.refuse_in_recipe(path, keys)
     return keys
 
 
@@ -281,7 +285,7 @@ def parse(argv: list[str]) -> Recipe:
         parser.set_defaults(use_cpu=True)
     if os.environ.get("DS_ACCELERATOR") == "cpu" and "WORLD_SIZE" in os.environ:
         parser.set_defaults(ddp_backend="gloo")
-    parser.set_defaults(precompute_ref_log_probs=True)
+    parser.set_defaults(precompute_ref_log_probs=True, hub_strategy="end")  # hub.py
     defaults = vars(parser.parse_known_args([])[0])
     flags, rest = _as_flags(keys)
     parser.set_defaults(**rest)

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpo.output import REPORT, write_whole
+from dpo.output import NO_SCRIPTS, REPORT, write_whole
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
 CHOSEN, REJECTED = "#1a7f37", "#cf222e"
@@ -235,6 +235,7 @@ def page(report: dict, picture: bytes) -> str:
     results = "".join(tile(*row) for row in tiles(report))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
+{NO_SCRIPTS}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(report["recipe"])}</title><style>{STYLE}</style></head><body>
 <h1>{html.escape(report["recipe"])}</h1>

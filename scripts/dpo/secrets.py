@@ -1,0 +1,94 @@
+"""Tokens and passwords: taken out before anything can keep them, masked wherever text leaves.
+
+Nothing heavy is imported: the launcher uses this too.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+MASK = "***"
+SHORTEST = 8  # characters: what is shorter, such as `false`, would be masked inside other words
+NAMES = re.compile(r"(^|_)(TOKEN|(API_?)?KEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)(_|$)", re.I)
+PLACES = ("_PATH", "_FILE", "_DIR")  # HF_TOKEN_PATH is where a token lies, and no token
+# As Hugging Face and W&B issue them, in a header, in a URL.
+SHAPES = (
+    re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
+    re.compile(r"\bwandb_v1_[A-Za-z0-9_]{20,}"),
+    re.compile(r"(?<=://)[^/\s:@'\"]*:[^/\s@'\"]+(?=@)"),
+    re.compile(r"(?i)(?<=authorization)['\"]?\s*[:=]\s*['\"]?(bearer|basic|token)\s+[^\s'\"]+"),
+)
+KEYED = re.compile(r"['\"]((hub|auth|use_auth)_)?(token|password|api_key)['\"]\s*:")  # in a dict
+INSTEAD = "log in with `hf auth login` or `wandb login`, or set HF_TOKEN or WANDB_API_KEY"
+
+
+def known() -> list[str]:
+    """The values of environment variables whose name says that they are secret, longest first, and
+    as they look in JSON and in HTML."""
+    found = {
+        value
+        for name, value in os.environ.items()
+        if NAMES.search(name) and not name.upper().endswith(PLACES) and len(value) >= SHORTEST
+    }
+    written = {form for v in found for form in (v, json.dumps(v)[1:-1], html.escape(v))}
+    return sorted(written, key=len, reverse=True)
+
+
+def mask(text: str) -> str:
+    """The text with `***` for every secret in it."""
+    for value in known():
+        text = text.replace(value, MASK)
+    for shape in SHAPES:
+        text = shape.sub(MASK, text)
+    return text
+
+
+def refuse(where: str, said: Any) -> None:
+    """Refuse what would be kept with a run, or shared, and holds a secret.
+
+    Raises:
+        SystemExit: it does. The line names the place, and not the secret.
+    """
+    text = str(said)
+    if mask(text) != text or KEYED.search(text):
+        raise SystemExit(
+            f"{where} holds a token or a password, which would be kept with the run: take it out; "
+            f"{INSTEAD}"
+        )
+
+
+def refuse_in_recipe(path: Path, keys: dict[str, Any]) -> None:
+    """A recipe is shared.
+
+    Raises:
+        SystemExit: it has `hub_token`, or a secret in the value of another key.
+    """
+    for key, value in keys.items():
+        if key == "hub_token":
+            raise SystemExit(f"{path}: hub_token: a recipe is shared: take it out, and {INSTEAD}")
+        refuse(f"{path}: {key}", value)
+
+
+def take_out(argv: list[str]) -> list[str]:
+    """The arguments without `--hub_token`, which goes to where huggingface_hub looks for it: to
+    HF_TOKEN in the environment. What keeps arguments (W&B, the report, a pickle of them) has none.
+
+    Raises:
+        SystemExit: another argument holds a secret.
+    """
+    kept, arguments = [], iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag.replace("-", "_") == "__hub_token":
+            os.environ["HF_TOKEN"] = value if equals else next(arguments, "")
+        else:
+            kept.append(argument)
+    for place, argument in enumerate(kept):
+        before = kept[place - 1] if place and not argument.startswith("-") else argument
+        refuse(f"argument {before.partition('=')[0]}", argument)
+    return kept
