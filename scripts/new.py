@@ -16,11 +16,13 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dpo import foreign
 from dpo.layouts import LAYOUTS, detect
 from dpo.output import write_whole
 from dpo.reading import SEEN
 from dpo.recipe import FOLDER
 from dpo.sources import check_reachable, load_splits, looks_local
+from dpo.terminal import guarded
 
 # Parameters up to which, learning rate, pairs a device, and who published that rate for that size.
 SIZES = (
@@ -40,7 +42,8 @@ def parameters(model: str) -> int:
         if looks_local(model):
             raise SystemExit(f"MODEL: no model folder {model}")
         check_reachable(model, "model")
-    config = AutoConfig.from_pretrained(model)
+    foreign.check_code(model, None, trusted=False)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
@@ -128,6 +131,7 @@ def recipe(name: str, model: str, dataset: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@guarded
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

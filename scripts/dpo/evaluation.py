@@ -122,7 +122,8 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
         on the policy's own answers), `mean_tokens`, `answers` (rewards of every answer) and ten
         `samples` side by side.
     """
-    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    trusted = recipe.training.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder, trust_remote_code=trusted)
     pad, beta = tokenizer.pad_token_id, recipe.training.beta
     pairs = pair_rows(held_out, recipe.training.max_length)
     known = "vader_chosen" in held_out.column_names

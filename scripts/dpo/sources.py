@@ -11,11 +11,12 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants
 from transformers import AutoConfig
 from trl import DatasetMixtureConfig
 
-from dpo import adapters
+from dpo import adapters, foreign
 from dpo.recipe import Recipe
 
 LOCAL_INSTEAD = (
@@ -41,16 +42,19 @@ def looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~", "models/", "recipes/")) or name.count("/") > 1
 
 
-def check_reachable(name: str, repo_type: str) -> None:
+def check_reachable(name: str, repo_type: str) -> list[str] | None:
     """Ask the hub for `name` once, unless it is a folder here or the hub is switched off.
+
+    Returns the names of its files, if the hub was asked.
 
     Raises:
         SystemExit: no answer within HUB_TIMEOUT, or the hub knows no such repository.
     """
     if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
-        return
+        return None
     try:
-        HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
+        found = HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
+        return [file.rfilename for file in found.siblings or ()]
     # Whatever goes wrong in this one call (no network, no such name, no access), the run cannot
     # load it, and the reader needs the same two facts.
     except Exception as error:
@@ -72,27 +76,25 @@ def check_model(recipe: Recipe) -> None:
     if not name:
         raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
     check_weights(name)
-    base = adapters.checked_base(recipe)
+    base, trusted = adapters.checked_base(recipe), recipe.training.trust_remote_code
+    foreign.check_code(name, recipe.model.model_revision, trusted)
     if base:
         check_weights(base)
+        foreign.check_code(base, None, trusted)
     check_master_weights(recipe)
 
 
 def check_weights(name: str) -> None:
     folder = Path(name)
     if folder.is_dir():
-        if not any(folder.glob("*.safetensors")):
-            raise SystemExit(
-                f"model folder {name} has no weights (*.safetensors): copy them there, or name "
-                "another folder with --model_name_or_path"
-            )
+        foreign.check_weights(name, (path.name for path in folder.iterdir()))
     elif looks_local(name):
         raise SystemExit(
             f"no model folder {name}: `make install` makes the embedded one; name another folder "
             "or a hub model with --model_name_or_path"
         )
-    else:
-        check_reachable(name, "model")
+    elif files := check_reachable(name, "model"):
+        foreign.check_weights(name, files)
 
 
 def check_master_weights(recipe: Recipe) -> None:
@@ -105,8 +107,9 @@ def check_master_weights(recipe: Recipe) -> None:
     model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     dtype = model.dtype
     if dtype == "auto":
-        revision = model.model_revision
-        dtype = AutoConfig.from_pretrained(model.model_name_or_path, revision=revision).dtype
+        how = {"revision": model.model_revision}
+        how["trust_remote_code"] = recipe.training.trust_remote_code
+        dtype = AutoConfig.from_pretrained(model.model_name_or_path, **how).dtype
     if not kept and not model.use_peft and str(dtype).endswith("float16"):
         raise SystemExit(
             f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
@@ -190,7 +193,7 @@ def load(dataset: str, key: str, /, **how: Any) -> tuple[Any, dict[str, list[str
             built = {k: v for k, v in how.items() if k not in ("split", "streaming")}
             files = datasets.load_dataset_builder(dataset, **built).config.data_files or {}
         return datasets.load_dataset(dataset, **how), files
-    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, StopIteration, DatasetsError) as error:
         paths = [Path(file) for split in files.values() for file in split]
         lines = (broken_line(path) for path in paths if path.suffix == ".jsonl")
         broken = next((line for line in lines if line), None)

@@ -103,8 +103,9 @@ class Tokenization:
             name: of the model, for messages.
 
         Raises:
-            SystemExit: there is no template; it renders the prompt otherwise when an answer
-                follows; the start token comes twice; the answer has no end token, or two.
+            SystemExit: there is no template; it fails, or does what no template may; it renders
+                the prompt otherwise when an answer follows; the start token comes twice; the answer
+                has no end token, or two.
         """
         if self.kind is not list:
             return
@@ -114,7 +115,11 @@ class Tokenization:
         )
         if not self.tokenizer.chat_template:
             raise SystemExit(f"{name} has no chat template, and the data are messages: {choose}")
-        prompt, both, wrong = self._ids([self._render(QUESTION, True)])[0], self.rendered, None
+        try:
+            prompt, both = self._ids([self._render(QUESTION, True)])[0], self.rendered
+        except TemplateError as error:
+            raise SystemExit(f"the chat template of {name} fails: {error}; {choose}") from error
+        wrong = None
         if both[: len(prompt)] != prompt:
             wrong = (
                 f"ends the prompt alone with {self.tokenizer.decode(prompt[-6:])!r}, and otherwise "

@@ -20,6 +20,8 @@ from trl import DPOTrainer, get_peft_config, get_quantization_config
 from dpo import (
     adapters,
     checkpoints,
+    foreign,
+    hub,
     output,
     prefix_sharing,
     reference,
@@ -109,6 +111,17 @@ class FastDPOTrainer(DPOTrainer):
         if IDS[0] in (dataset.column_names or ()):
             return dataset
         return super()._prepare_dataset(dataset, *args)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            hub.drop_pickle(output_dir or self.args.output_dir)
+
+    def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
+        return hub.publish(self, commit_message, revision)
+
+    def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
+        super().create_model_card(hub.plain(model_name or ""), *args, **kwargs)
 
     # TRL scores here, at the end of its __init__, when the models are built.
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
@@ -241,16 +254,19 @@ def make_trainer(
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: processes do not see each other; or they were launched for DeepSpeed or FSDP,
-            and accelerate does not use it. They would train side by side, unsharded, and say
-            nothing.
+        SystemExit: the recipe would publish checkpoints; processes do not see each other; or they
+            were launched for DeepSpeed or FSDP, and accelerate does not use it. They would train
+            side by side, unsharded, and say nothing.
     """
     model, args = recipe.model, recipe.training
+    hub.check(args)
+    foreign.read_as_data()
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
+        "use_safetensors": True,  # never a pickle
     }
     if {"image", "images"} & {*(train.column_names or ())}:
         args.precompute_ref_log_probs = False  # TRL prepares images as it trains
