@@ -19,6 +19,7 @@ ELSEWHERE = {
     "make test": ".ci/run",
     "make install": ".ci/run",
     "make lint": ".ci/run",
+    "make audit": ".ci/run",
     "make new": "test_data.py",
     "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct "
     "DATASET=recipes/data/sentiment": "test_data.py, with a name of its own",

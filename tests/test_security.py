@@ -1,0 +1,263 @@
+"""What others wrote does not run: checkpoints, models, templates, data. And what is installed has
+no known hole."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, trainer_of
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from huggingface_hub import HfApi, RepoUrl
+from test_bad_input import refusal
+from transformers import AutoTokenizer
+
+import audit
+import train
+from dpo import foreign, hub
+from dpo.terminal import visible
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    saving = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer_of(folder, "llama", fast=True, **saving).train()
+    return folder / "run/checkpoint-2"
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_no_file_of_a_checkpoint_runs(checkpoint, tmp_path, file):
+    poisoned, marker = tmp_path / "checkpoint-2", tmp_path / "ran"
+    shutil.copytree(checkpoint, poisoned)
+    assert (poisoned / file).is_file()
+    torch.save(Evil(marker), poisoned / file)
+    trainer = trainer_of(tmp_path, "llama", fast=True, max_steps=3)
+    with pytest.raises(pickle.UnpicklingError):
+        trainer.train(resume_from_checkpoint=str(poisoned))
+    assert not marker.exists()
+
+
+def test_no_shard_of_deepspeed_runs(monkeypatch, tmp_path):
+    """DeepSpeed reads its shards with weights_only=False, and would run them."""
+    engine, marker = TorchCheckpointEngine(), tmp_path / "ran"
+    torch.save(Evil(marker), tmp_path / "shard.pt")
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    engine.load(str(tmp_path / "shard.pt"))
+    assert marker.exists()
+    marker.unlink()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")  # put back when the test ends
+    foreign.read_as_data()
+    with pytest.raises(pickle.UnpicklingError):
+        engine.load(str(tmp_path / "shard.pt"))
+    assert not marker.exists()
+    # What is in a shard of ZeRO is read: tests/test_distributed.py resumes from real ones.
+    parts = [LossScaler(1.0), ZeroStageEnum(3), fragment_address(start=0, numel=2), torch.ones(2)]
+    torch.save(parts, tmp_path / "whole.pt")
+    assert len(engine.load(str(tmp_path / "whole.pt"))) == len(parts)
+
+
+def test_what_is_published_is_a_model_and_no_pickle(monkeypatch, tmp_path):
+    sent = []
+    monkeypatch.setattr(
+        HfApi,
+        "create_repo",
+        lambda self, repo_id, **_: RepoUrl(f"https://huggingface.co/{repo_id}"),
+    )
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **given: sent.append(given))
+    settings = {"push_to_hub": True, "hub_model_id": "me/policy", "hub_strategy": "end"}
+    settings |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(tmp_path, "llama", fast=True, **settings)
+    trainer.train()
+    assert not sent  # no checkpoint
+    for file in ("report.json", "quarantine.jsonl", "recipe.yaml", ".half.json"):
+        Path(trainer.args.output_dir, file).write_text("{}")
+    trainer.save_model()
+    (given,) = sent
+    files = given["allow_patterns"]
+    assert given["repo_id"] == "me/policy"
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {*files}
+    assert {Path(file).suffix for file in files} <= {".md", ".json", ".safetensors", ".jinja"}
+    assert not {"report.json", "recipe.yaml", "quarantine.jsonl", ".half.json"} & {*files}
+    trainer.args.hub_strategy = trainer.args.hub_strategy.CHECKPOINT
+    with pytest.raises(SystemExit, match="hub_strategy checkpoint: choose end"):
+        hub.check(trainer.args)
+
+
+@pytest.fixture
+def with_code(tiny_model, tmp_path) -> Path:
+    """A model as the hub has them that only runs with code of its own, which makes a file."""
+    folder = tmp_path / "with-code"
+    shutil.copytree(tiny_model, folder)
+    classes = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnModel"}
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own_code.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        "OwnConfig.register_for_auto_class()\n"
+        "OwnModel.register_for_auto_class('AutoModelForCausalLM')\n"
+    )
+    return folder
+
+
+def test_code_of_a_model_runs_only_if_asked(monkeypatch, with_code, tmp_path, capsys):
+    message = refusal(monkeypatch, f"--model_name_or_path={with_code}", "--dtype=auto")
+    assert f"{with_code} runs only with code of its own (own_code.py)" in message
+    assert "trust_remote_code: true" in message
+    assert not (tmp_path / "ran").exists()
+    foreign.check_code(str(with_code), None, trusted=True)
+    assert not (tmp_path / "ran").exists()  # it is announced before it runs
+    said = capsys.readouterr().out
+    assert said.startswith(f"trust_remote_code: {with_code} brings code of its own")
+    assert said.count("\n") == 1 and "own_code.py" in said
+
+
+def test_a_model_with_code_is_announced_once_and_nobody_is_asked(
+    monkeypatch, with_code, tiny_flags, tmp_path, capsys
+):
+    """transformers asks on the terminal wherever it is not told."""
+    flags = ["--config", "recipes/smollm2-sentiment.yaml", *tiny_flags, "--use_cpu"]
+    flags += [f"--model_name_or_path={with_code}", "--trust_remote_code"]
+    monkeypatch.setattr("sys.argv", ["train.py", *flags])
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "n")
+    train.main()
+    assert not asked
+    assert (tmp_path / "ran").exists() and (tmp_path / "run/report.html").is_file()
+    assert (tmp_path / "run/own_code.py").is_file()  # the policy needs it too
+    assert capsys.readouterr().out.count("code of its own") == 1
+
+
+def test_a_model_that_brings_no_code_is_not_announced(tiny_model, capsys):
+    foreign.check_code(str(tiny_model), None, trusted=True)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("pytorch_model.bin", "AutoModel"), ("adapter_model.bin", "AutoPeftModel")],
+)
+def test_weights_in_a_pickle_are_refused(monkeypatch, tiny_model, tmp_path, file, kind):
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(Evil(tmp_path / "ran"), folder / file)
+    message = refusal(monkeypatch, f"--model_name_or_path={folder}")
+    assert f"weights in {file}, a pickle, and only safetensors are read" in message
+    assert f"import {kind}ForCausalLM as M" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_the_hub_are_asked_for_as_safetensors(monkeypatch):
+    files = ["config.json", "pytorch_model-00001-of-00002.bin"]
+    info = type("Info", (), {"siblings": [type("S", (), {"rfilename": f}) for f in files]})
+    monkeypatch.setattr(HfApi, "repo_info", lambda *args, **kwargs: info)
+    message = refusal(monkeypatch, "--model_name_or_path=someone/pickled")
+    assert "someone/pickled has weights in pytorch_model-00001-of-00002.bin" in message
+
+
+def test_data_with_a_script_are_refused(monkeypatch, tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    (folder / "pairs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    message = refusal(monkeypatch, f"--dataset_name={folder}")
+    assert "Dataset scripts are no longer supported" in message
+    assert not (tmp_path / "ran").exists()
+
+
+OUT = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+
+
+def test_a_chat_template_stays_in_its_sandbox(monkeypatch, tmp_path, tiny_model, tiny_data):
+    flags = [f"--dataset_name={tiny_data}", f"--output_dir={tmp_path / 'run'}"]
+    (tmp_path / "out.jinja").write_text(OUT)
+    named = [f"--model_name_or_path={tiny_model}", f"--chat_template_path={tmp_path}/out.jinja"]
+    message = refusal(monkeypatch, *flags, *named)
+    assert "the chat template of" in message and "access to attribute '__class__'" in message
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = OUT
+    tokenizer.save_pretrained(model)
+    message = refusal(monkeypatch, *flags, f"--model_name_or_path={model}")
+    assert "access to attribute '__class__'" in message
+
+
+def test_an_error_shows_what_data_say_as_text(monkeypatch, tmp_path):
+    data = tmp_path / "pairs\x1b[31m\n.jsonl"
+    data.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    flags = ["--eval_strategy=no", f"--output_dir={tmp_path / 'run'}"]
+    message = refusal(monkeypatch, f"--dataset_name={data}", *flags)
+    assert r"pairs\x1b[31m\n.jsonl: 1 of 1 train rows" in message
+
+
+def test_what_shows_as_text():
+    assert visible("\x1b]0;title\x07 \r \x9b2J \u202etxt") == (
+        r"\x1b]0;title\x07 \r \x9b2J \u202etxt"
+    )
+    for kept in ("tab\tand\nnewline", "Ελληνικά 日本語 😀 עברית [red]"):
+        assert visible(kept) == kept
+
+
+def test_a_card_takes_no_markup_from_names(tmp_path):
+    trainer = trainer_of(tmp_path, "llama", fast=True)
+    trainer.create_model_card(model_name="x\n---\nlicense: mit\n# <script>[a](http://b)")
+    card = Path(trainer.args.output_dir, "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
+    assert "license: mit" not in card.split("# Model Card")[0].splitlines()
+    assert "<script>" not in card
+
+
+def test_nothing_installed_has_a_known_hole():
+    """As `make audit`, which asks the advisory service as well."""
+    advisories = yaml.safe_load(audit.KNOWN.read_text())
+    assert not audit.affected(advisories, audit.installed())
+    for entry in advisories:
+        assert {"package", "below", "id", "says"} <= entry.keys()
+        assert all(isinstance(value, str) for value in entry.values()), entry
+
+
+@pytest.mark.parametrize("service", ["knows", "nothing", "silent"])
+def test_the_audit_fails_where_one_is_known(monkeypatch, capsys, tmp_path, service):
+    (tmp_path / "pip_audit.py").write_text(
+        {
+            "knows": "print('torch 2.13.0 CVE-2099-2'); raise SystemExit(1)",
+            "nothing": "",
+            "silent": "raise SystemExit('ConnectionError')",
+        }[service]
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT / 'scripts'}")
+    planted = {"package": "PyYAML", "below": "99", "id": "CVE-2099-1", "says": "planted"}
+    monkeypatch.setattr(audit, "KNOWN", tmp_path / "advisories.yaml")
+    audit.KNOWN.write_text(yaml.safe_dump([planted]))
+    with pytest.raises(SystemExit, match=r"PyYAML 6\S*: CVE-2099-1, planted; mended in 99"):
+        audit.main()
+    audit.KNOWN.write_text(yaml.safe_dump([planted | {"from": "98"}]))
+    if service == "knows":
+        with pytest.raises(SystemExit, match="CVE-2099-2"):
+            audit.main()
+    else:
+        audit.main()
+        said = {"nothing": "the advisory service knows none", "silent": "no advisory service: Conn"}
+        assert said[service] in capsys.readouterr().out
