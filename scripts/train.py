@@ -49,6 +49,7 @@ from dpo import (
     resuming,
     tracking,
 )
+from dpo.gates import Gates
 from dpo.machine import device_name, peak_memory_gb
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
@@ -57,6 +58,7 @@ from dpo.stopping import Leave, end
 from dpo.terminal import guarded
 from dpo.tokenization import load_tokenizer
 from dpo.trainer import make_trainer
+from dpo.values import check_values
 
 # About what TRL and transformers set themselves; nobody who runs a recipe can change it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers")
@@ -151,6 +153,7 @@ def train(
     describe(recipe, trainer, tracked)
     done = folder / output.TRAINED
     leave.accelerator = trainer.accelerator
+    trainer.add_callback(Gates(trainer, recipe))
     trainer.add_callback(leave)
     if done.exists():
         trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
@@ -193,6 +196,7 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
 def main() -> None:
     leave = Leave().listen()
     recipe = parse(sys.argv[1:])
+    check_values(recipe)
     check_model(recipe)
     rows = load_rows(recipe)
     state = PartialState()

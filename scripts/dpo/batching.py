@@ -11,11 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 # These take their mean over the tokens of a micro-batch, or sort within it: for them it matters
 # which pairs come together.
 COMPOSITION_MATTERS = {"sft", "aot", "aot_unpaired"}
+
+
+def innermost(loader: DataLoader) -> BatchSampler:
+    """The batch sampler that still goes by row numbers, beneath those by which accelerate gives
+    each process its batches."""
+    batches = loader.batch_sampler
+    while hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    return batches
 
 
 def deal(pairs: list[int], lengths: np.ndarray, micro_batch: int) -> list[int]:

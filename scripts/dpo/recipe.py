@@ -65,6 +65,14 @@ class RunArguments:
             "in memory and scores as it trains."
         },
     )
+    policy_is_reference: bool = field(
+        default=True,
+        metadata={
+            "help": "The policy starts as its reference: before step 1 its log-ratios are seen to "
+            "be zero and the loss to be the constant of its type. Say false for one that starts "
+            "elsewhere on purpose."
+        },
+    )
     preference_layout: str | None = field(
         default=None,
         metadata={
@@ -306,6 +314,9 @@ def parse(argv: list[str]) -> Recipe:
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
     if values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]:
         values["precompute_ref_log_probs"] = False
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if values[key] < 1:  # before it is divided by
+            raise SystemExit(f"{path}: {key} is {values[key]}: give 1 or more")
     batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],
@@ -316,6 +327,6 @@ def parse(argv: list[str]) -> Recipe:
         parts = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
-        raise SystemExit(f"{path}: {str(error).strip().splitlines()[0]}{hint}") from error
+        raise SystemExit(f"{path}: {' '.join(str(error).split())}{hint}") from error
     script, training, model, mixture, run = parts
     return Recipe(path.stem, path, chosen, defaults, batch, script, training, model, mixture, run)

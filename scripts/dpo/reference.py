@@ -180,6 +180,12 @@ def reference_model(trainer: DPOTrainer) -> torch.nn.Module:
     return trainer._precompute_engine
 
 
+def nats_per_token(trainer: DPOTrainer) -> float:
+    """How far a log-probability of this run may come out apart, for each token."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return NATS_PER_TOKEN[half.get(trainer.accelerator.mixed_precision, trainer.model.dtype)]
+
+
 def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
     """Whether a few rows, scored again, come out as kept. Every process scores the same ones."""
     (kept,) = np.nonzero(~np.isnan(logps).any(axis=0))
@@ -187,9 +193,7 @@ def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
     batch = trainer.data_collator(list(dataset.select(rows).select_columns(ROWS)))
     batch = send_to_device(batch, trainer.accelerator.device)
     again = torch.stack(trainer.compute_ref_log_probs(reference_model(trainer), batch))
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = half.get(trainer.accelerator.mixed_precision, trainer.model.dtype)
-    allowed = NATS_PER_TOKEN[dtype] * batch["completion_mask"].sum(1).view(2, -1).cpu().numpy()
+    allowed = nats_per_token(trainer) * batch["completion_mask"].sum(1).view(2, -1).cpu().numpy()
     same = [bool((np.abs(logps[:, rows] - again.float().cpu().numpy()) <= allowed).all())]
     broadcast_object_list(same)
     return same[0]
@@ -220,12 +224,18 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     return logps
 
 
-def shared_lengths(dataset: Dataset, max_length: int | None) -> np.ndarray:
-    """Tokens of each pair with its prompt counted once, cut as in training, shape (rows,)."""
+def cut_lengths(dataset: Dataset, max_length: int | None) -> tuple[np.ndarray, ...]:
+    """Tokens of each prompt, prompt and chosen, and prompt and rejected, as cut in training; each
+    of shape (rows,)."""
     table = dataset.select_columns(ROWS).with_format("arrow")[:]
     prompt, chosen, rejected = (
         pc.list_value_length(table[name]).to_numpy().astype(int) for name in ROWS
     )
     most = np.inf if max_length is None else max_length
-    both = np.minimum(prompt + chosen, most) + np.minimum(prompt + rejected, most)
-    return both - np.minimum(prompt, most)
+    return tuple(np.minimum(n, most) for n in (prompt, prompt + chosen, prompt + rejected))
+
+
+def shared_lengths(dataset: Dataset, max_length: int | None) -> np.ndarray:
+    """Tokens of each pair with its prompt counted once, cut as in training, shape (rows,)."""
+    prompt, chosen, rejected = cut_lengths(dataset, max_length)
+    return chosen + rejected - prompt

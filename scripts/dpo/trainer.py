@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOTrainer, get_peft_config, get_quantization_config
@@ -22,25 +22,17 @@ from dpo import (
     checkpoints,
     foreign,
     hub,
+    memory,
     output,
     prefix_sharing,
     reference,
     resuming,
     shared_attention,
 )
-from dpo.batching import COMPOSITION_MATTERS, DealtSampler
+from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
 from dpo.recipe import Recipe
-
-
-def innermost(loader: DataLoader) -> BatchSampler:
-    """The batch sampler that still goes by row numbers, beneath those by which accelerate gives
-    each process its batches."""
-    batches = loader.batch_sampler
-    while hasattr(batches, "batch_sampler"):
-        batches = batches.batch_sampler
-    return batches
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
@@ -71,6 +63,7 @@ class FastDPOTrainer(DPOTrainer):
     ):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
         self.adapter, self.settings = adapter, settings or {}
+        self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         super().__init__(*args, **kwargs)
@@ -127,7 +120,21 @@ class FastDPOTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         self._make_ready()
         rows = self._rows_of_the_run(super().get_train_dataloader()) if name == "train" else None
-        return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
+        with memory.explained(self, "scoring the reference"):
+            return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
+
+    def compute_ref_log_probs(self, model, inputs):
+        self.batch = inputs
+        return super().compute_ref_log_probs(model, inputs)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.batch = inputs
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    # All of it, since the optimizer's states come with its first step, outside training_step.
+    def train(self, *args, **kwargs):
+        with memory.explained(self):
+            return super().train(*args, **kwargs)
 
     def _rows_of_the_run(self, loader: DataLoader) -> np.ndarray:
         """The rows that will be trained on: all, or the first of a run shorter than an epoch."""

@@ -1,0 +1,143 @@
+"""What is seen to be right before step 1, so that a wrong run ends in its first minute.
+
+Every check runs on the model as training will have it, wrapped and sharded, and leaves the run as
+it was, to the bit: random states, metrics, gradients. All processes look at the same rows, and one
+that refuses makes all refuse.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import IterableDataset
+from transformers import TrainerCallback
+from trl import DPOTrainer
+
+from dpo.recipe import Recipe
+from dpo.start import starts_elsewhere
+from dpo.trial import batch_of, local, longest_fails, parameters, untouched
+
+SAMPLE = 64  # rows whose batch is compared with them
+
+
+class Gates(TrainerCallback):
+    """The checks, in the order of what they cost, when the model is wrapped and no step is done."""
+
+    def __init__(self, trainer: DPOTrainer, recipe: Recipe):
+        self.trainer, self.run, self.save_merged = trainer, recipe.run, recipe.run.save_merged
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        agreed(trainer, disk_too_small(trainer, self.save_merged))
+        agreed(trainer, not_finite(trainer))
+        if isinstance(trainer.train_dataset, IterableDataset) or trainer._is_vision_dataset:
+            return  # no rows to choose from
+        with untouched(trainer):
+            agreed(trainer, wrong_batch(trainer))
+            if state.global_step == 0 and self.run.policy_is_reference:
+                agreed(trainer, starts_elsewhere(trainer))
+            agreed(trainer, longest_fails(trainer))
+
+
+def agreed(trainer: DPOTrainer, reason: str | None) -> None:
+    """Refuse on all processes what one of them refuses.
+
+    Raises:
+        SystemExit: one of them has a reason.
+    """
+    reasons = [reason] if trainer.accelerator.num_processes == 1 else gather_object([reason])
+    found = next((reason for reason in reasons if reason), None)
+    if found:
+        raise SystemExit(found)
+
+
+def disk_too_small(trainer: DPOTrainer, save_merged: bool) -> str | None:
+    """Room for the checkpoints that stay, the one being written beside them, and the policy.
+
+    Weights in their dtype; AdamW's two moments in float32, which are as large as any optimizer's
+    here; under DeepSpeed its float32 weights, and the weights once more.
+    """
+    args, state = trainer.args, trainer.state
+
+    def size(parameter: torch.nn.Parameter) -> int:
+        return getattr(parameter, "ds_numel", parameter.numel())
+
+    all_of_it = parameters(trainer)
+    saved = [p for _, p in all_of_it if p.requires_grad or not is_peft_model(trainer.model)]
+    policy = sum(size(p) * p.element_size() for p in saved)
+    trained = sum(size(p) for p in saved if p.requires_grad)
+    checkpoint = policy
+    if not args.save_only_model:
+        checkpoint += 8 * trained
+        checkpoint += (4 * trained + policy) if trainer.is_deepspeed_enabled else 0
+    every = {"no": math.inf, "steps": state.save_steps}.get(args.save_strategy)
+    every = every or state.max_steps / state.num_train_epochs  # `epoch` and `best`
+    saves = math.ceil(state.max_steps / every) if math.isfinite(every) else 0
+    kept = min(saves, (args.save_total_limit or saves) + 1)
+    there = len([*Path(args.output_dir).glob("checkpoint-*[0-9]")])
+    needed = max(kept - there, 0) * checkpoint + policy
+    if is_peft_model(trainer.model) and save_merged:
+        needed += sum(size(p) * p.element_size() for _, p in all_of_it)
+    free = shutil.disk_usage(args.output_dir).free
+    if free >= needed:
+        return None
+    return (
+        f"the disk of {args.output_dir} has {free / 1e9:.1f} GB free and the run needs "
+        f"{needed / 1e9:.1f} GB: {kept} checkpoints of {checkpoint / 1e9:.1f} GB, {there} of them "
+        "there already, and the policy. Lower save_total_limit, raise save_steps, set "
+        'save_only_model: true (nothing to go on from) or save_strategy: "no", or give another '
+        "--output_dir"
+    )
+
+
+def not_finite(trainer: DPOTrainer) -> str | None:
+    """The first of the weights that is not finite, among those that this process holds."""
+    for name, parameter in parameters(trainer):
+        if not torch.isfinite(local(parameter.data if parameter.is_leaf else parameter)).all():
+            return (
+                f"before step {trainer.state.global_step + 1} the weights of {name} are not "
+                "finite: the model's files, or the checkpoint's, are damaged or of a run that had "
+                "diverged. Take another model, or go on from an earlier checkpoint"
+            )
+    return None
+
+
+def wrong_batch(trainer: DPOTrainer) -> str | None:
+    """Whether a batch holds what its rows do: each completion, as cut and with its end token,
+    counted whole, and no padding.
+
+    That a completion ends with an end token is seen of every row before (lint.py).
+    """
+    rows = np.linspace(0, len(trainer.train_dataset) - 1, SAMPLE).astype(int)
+    rows = np.unique(rows)
+    batch, pad = batch_of(trainer, rows), trainer._tokenizer.pad_token_id
+    if pad is None:
+        return "the tokenizer has no pad token: set pad_token in its tokenizer_config.json"
+    for at, (ids, counted) in enumerate(
+        zip(batch["input_ids"], batch["completion_mask"], strict=True)
+    ):
+        place = int(rows[at % len(rows)])
+        row, name = trainer.train_dataset[place], "rejected" if at >= len(rows) else "chosen"
+        most = max((trainer.args.max_length or math.inf) - len(row["prompt_ids"]), 0)
+        completion = row[f"{name}_ids"]
+        if trainer.args.truncation_mode == "keep_start":
+            completion = completion[: int(min(most, len(completion)))]
+        else:
+            completion = completion[-(trainer.args.max_length or 0) :]
+        # The first token of a row is predicted from nothing.
+        if not counted[1:].any():
+            return f"pair {place}: no token of {name} is left to learn: raise max_length"
+        if ids[counted.bool()].tolist() != completion:
+            return f"pair {place}: the batch does not count the tokens of {name}, and them alone"
+        if pad in completion[:-1] and pad != trainer._tokenizer.eos_token_id:
+            return (
+                f"pair {place}: {name} has the pad token {trainer._tokenizer.pad_token!r} as text, "
+                "and the model would not learn it: set a pad_token that is nothing else in "
+                "tokenizer_config.json"
+            )
+    return None

@@ -1,0 +1,97 @@
+"""The policy starts as its reference: zero log-ratios, and the constant of its loss."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from transformers import TrainingArguments
+from trl import DPOTrainer
+
+from dpo import reference
+from dpo.trial import batch_of
+
+SCORED = 4  # pairs
+LN2 = math.log(2)
+# Policy = reference, so that every log-ratio is 0: the loss of each type, and no less than its
+# slope there in nats of one log-ratio; b is β and e the label smoothing. The score of each
+# f-divergence is 0 with slope 1 or less where the log-ratio is 0, so the same numbers hold.
+# `sft` is the policy's own cross-entropy and has no such constant.
+START = {
+    "sigmoid": lambda b, e: (LN2, b),
+    "sigmoid_norm": lambda b, e: (LN2, b),
+    "robust": lambda b, e: (LN2, b / (1 - 2 * e)),
+    "aot": lambda b, e: (LN2, b),
+    "aot_unpaired": lambda b, e: (LN2, b),
+    "hinge": lambda b, e: (1, b),
+    "ipo": lambda b, e: (1 / (2 * b) ** 2, 1 / b + 1),
+    # KL of (½, ½) from (1 - e, e): the EXO paper, equation 16
+    "exo_pair": lambda b, e: (-LN2 - math.log(e * (1 - e)) / 2, b * (1 - math.log(e))),
+    "nca_pair": lambda b, e: (2 * LN2, 1.5 * b),
+    "bco_pair": lambda b, e: (2 * LN2, b),
+    "sppo_hard": lambda b, e: (2 * (0.5 / b) ** 2, 1 / b + 1),
+    "apo_zero": lambda b, e: (1, b),
+    "apo_down": lambda b, e: (1, b),
+    "discopop": lambda b, e: ((LN2 + 1) / 2, b),
+}
+
+
+def start_loss(args: TrainingArguments) -> tuple[float, float] | None:
+    """The loss where policy and reference are the same, and its slope in nats, as the weighted sum
+    over its types; None if one of them has no constant."""
+    if args.use_weighting or "sft" in args.loss_type:
+        return None
+    weights = args.loss_weights or [1.0] * len(args.loss_type)
+    parts = [START[name](args.beta, args.label_smoothing) for name in args.loss_type]
+    loss = sum(weight * part[0] for weight, part in zip(weights, parts, strict=True))
+    return loss, sum(abs(weight) * part[1] for weight, part in zip(weights, parts, strict=True))
+
+
+def starts_elsewhere(trainer: DPOTrainer) -> str | None:
+    """Whether the policy differs from its reference: their log-ratios are zero, and the loss is
+    the constant of its type.
+
+    Pair by pair, so that nothing cancels. A log-ratio may be off by what reference.py grants a
+    token, and the loss by its slope times the log-ratios that were found.
+    """
+    args, dataset, expected = trainer.args, trainer.train_dataset, start_loss(trainer.args)
+    known = np.arange(len(dataset))
+    if trainer.precompute_ref_logps:  # of a short run only its own rows are scored
+        known = np.flatnonzero(~np.isnan(np.array(dataset["ref_chosen_logps"])))
+    trainer.model_wrapped.eval()
+    for place in known[:SCORED]:
+        batch = batch_of(trainer, [place])
+        trainer._metrics["eval"].clear()
+        loss = trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)[0]
+        found = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
+        ratios = [found[f"rewards/{name}"] / args.beta for name in ("chosen", "rejected")]
+        tokens = batch["completion_mask"].sum(1).tolist()
+        for name, ratio, count in zip(("chosen", "rejected"), ratios, tokens, strict=True):
+            allowed = reference.nats_per_token(trainer) * count
+            if not abs(ratio) <= allowed:
+                kept = "their kept log-probabilities are of another model or of other rows "
+                kept += "(make clean-cache)" if trainer.precompute_ref_logps else ""
+                return (
+                    f"the policy does not start as its reference: of pair {place}, the "
+                    f"log-probability of {name} differs by {ratio:+.4g} nats, and {allowed:.2g} is "
+                    f"what {count} tokens may. Either "
+                    + (kept if trainer.precompute_ref_logps else "they were loaded differently ")
+                    + ", or dtype or adapter of the two differ; if it is meant, "
+                    "--policy_is_reference false"
+                )
+        if expected is None:
+            continue
+        loss = float(loss) - trainer.router_aux_loss_coef * found.get("aux_loss", 0.0)
+        constant, slope = expected
+        moved = sum(map(abs, ratios))
+        rounding = 1e-4 if reference.nats_per_token(trainer) <= 1e-4 else 1e-2
+        allowed = rounding * (1 + abs(constant))
+        allowed += slope * math.expm1(min(moved * max(1, args.beta), 100))
+        if not abs(loss - constant) <= allowed:
+            return (
+                f"the loss of pair {place} is {loss:.5g} before step 1, and {constant:.5g} is that "
+                f"of {' + '.join(args.loss_type)} where policy and reference are the same: TRL "
+                "computes another loss than it says; if the policy starts elsewhere on purpose, "
+                "--policy_is_reference false"
+            )
+    return None
