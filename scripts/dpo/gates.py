@@ -108,36 +108,31 @@ def not_finite(trainer: DPOTrainer) -> str | None:
 
 
 def wrong_batch(trainer: DPOTrainer) -> str | None:
-    """Whether a batch holds what its rows do: each completion, as cut and with its end token,
-    counted whole, and no padding.
+    """Whether a batch holds what its rows do: each completion as it is cut, with its end token,
+    counted whole, and nothing else.
 
     That a completion ends with an end token is seen of every row before (lint.py).
     """
-    rows = np.linspace(0, len(trainer.train_dataset) - 1, SAMPLE).astype(int)
-    rows = np.unique(rows)
-    batch, pad = batch_of(trainer, rows), trainer._tokenizer.pad_token_id
+    tokenizer, args = trainer.processing_class, trainer.args
+    pad, most = tokenizer.pad_token_id, args.max_length
     if pad is None:
         return "the tokenizer has no pad token: set pad_token in its tokenizer_config.json"
-    for at, (ids, counted) in enumerate(
-        zip(batch["input_ids"], batch["completion_mask"], strict=True)
-    ):
-        place = int(rows[at % len(rows)])
-        row, name = trainer.train_dataset[place], "rejected" if at >= len(rows) else "chosen"
-        most = max((trainer.args.max_length or math.inf) - len(row["prompt_ids"]), 0)
-        completion = row[f"{name}_ids"]
-        if trainer.args.truncation_mode == "keep_start":
-            completion = completion[: int(min(most, len(completion)))]
-        else:
-            completion = completion[-(trainer.args.max_length or 0) :]
-        # The first token of a row is predicted from nothing.
-        if not counted[1:].any():
-            return f"pair {place}: no token of {name} is left to learn: raise max_length"
-        if ids[counted.bool()].tolist() != completion:
-            return f"pair {place}: the batch does not count the tokens of {name}, and them alone"
-        if pad in completion[:-1] and pad != trainer._tokenizer.eos_token_id:
-            return (
-                f"pair {place}: {name} has the pad token {trainer._tokenizer.pad_token!r} as text, "
-                "and the model would not learn it: set a pad_token that is nothing else in "
-                "tokenizer_config.json"
-            )
+    cut = slice(most) if args.truncation_mode == "keep_start" else slice(-(most or 0), None)
+    places = np.unique(np.linspace(0, len(trainer.train_dataset) - 1, SAMPLE).astype(int)).tolist()
+    batch = batch_of(trainer, places)
+    halves = zip(batch["input_ids"].chunk(2), batch["completion_mask"].chunk(2), strict=True)
+    for name, (ids, counted) in zip(("chosen", "rejected"), halves, strict=True):
+        for at, place in enumerate(places):
+            row, where = trainer.train_dataset[place], f"pair {place}: {name}"
+            tokens, start = row["prompt_ids"] + row[f"{name}_ids"], len(row["prompt_ids"])
+            kept = [tokens[i] for i in range(len(tokens))[cut] if i >= start]
+            if not counted[at, 1:].any():  # the first token of a row is predicted from nothing
+                return f"{where} has no token left to learn: raise max_length"
+            if ids[at][counted[at].bool()].tolist() != kept:
+                return f"{where} has other tokens than the batch counts: the collator is wrong"
+            if pad in kept[:-1] and pad != tokenizer.eos_token_id:
+                return (
+                    f"{where} has the pad token {tokenizer.pad_token!r} as text, and the model "
+                    "would not learn it: set a pad_token of its own in tokenizer_config.json"
+                )
     return None

@@ -89,7 +89,7 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
     types = set(args.loss_type)
     # Adam and its kin move every weight by about the learning rate, whatever the gradient. Weights
     # are about 0.02 wide: at 0.1 the first step would leave nothing of them.
-    if args.learning_rate >= 0.1 and not str(args.optim).startswith("sgd"):
+    if args.learning_rate >= 0.1 and args.optim != "sgd":
         yield "learning_rate", "the first step would destroy the model: 1.0e-7 to 1.0e-3 is common"
     if args.max_steps < 1 and not positive(args.num_train_epochs):
         yield "num_train_epochs", "nothing would be trained: give more than 0, or max_steps"

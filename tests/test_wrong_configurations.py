@@ -1,0 +1,130 @@
+"""Forty wrong configurations and more, each with the line that refuses it."""
+
+import os
+
+import pytest
+from conftest import ROOT
+from test_bad_input import RECIPE, refusal
+from trl import DPOConfig
+
+import launch
+from dpo.recipe import parse
+from dpo.start import START
+from dpo.values import LOSS_TYPES, check_values
+
+FLAGS = {
+    # values out of range
+    "--beta=0": "beta is 0.0: give a number above 0",
+    "--beta=-1": "beta is -1.0: give a number above 0",
+    "--beta=nan": "beta is nan: give a number above 0",
+    "--beta=inf": "beta is inf: give a number above 0",
+    "--beta=high": "argument --beta: invalid float value: 'high'",
+    "--learning_rate=0": "learning_rate is 0.0: give a number above 0",
+    "--learning_rate=-1e-6": "learning_rate is -1e-06: give a number above 0",
+    "--learning_rate=10": "learning_rate is 10.0: the first step would destroy the model",
+    "--per_device_train_batch_size=0": "per_device_train_batch_size is 0: give 1 or more",
+    "--gradient_accumulation_steps=-2": "gradient_accumulation_steps is -2: give 1 or more",
+    "--per_device_eval_batch_size=0": "per_device_eval_batch_size is 0: give 1 or more",
+    "--max_steps=0": "max_steps is 0: give 1 or more, or leave it out",
+    "--max_steps=-1 --num_train_epochs=0": "num_train_epochs is 0.0: nothing would be trained",
+    "--max_length=3": "max_length is 3: give 16 tokens or more",
+    "--label_smoothing=0.5 --loss_type robust": "label_smoothing is 0.5: give 0 or more, below 0.5",
+    "--label_smoothing=-0.1": "label_smoothing is -0.1: give 0 or more",
+    "--ld_alpha=2": "ld_alpha is 2.0: give 0 to 1",
+    "--discopop_tau=0 --loss_type discopop": "discopop_tau is 0.0: give a number above 0",
+    "--max_grad_norm=-1": "max_grad_norm is -1.0: give 0 or more",
+    "--weight_decay=5": "weight_decay is 5.0: give 0 or more, below 1",
+    "--adam_beta1=1": "adam_beta1 is 1.0: give 0 or more, below 1",
+    "--adam_beta2=1.5": "adam_beta2 is 1.5: give 0 or more, below 1",
+    "--adam_epsilon=0": "adam_epsilon is 0.0: give a number above 0",
+    "--warmup_steps=-1": "warmup_steps = -1",
+    "--save_steps=0": "save_steps is 0.0: give a number of steps",
+    "--eval_steps=-5": "eval_steps is -5.0: give a number of steps",
+    "--logging_steps=0": "requires non-zero --logging_steps",
+    "--logging_steps=-1": "logging_steps is -1.0: give a number of steps",
+    "--save_total_limit=0": "save_total_limit is 0: give 1 or more",
+    "--dataloader_num_workers=-1": "dataloader_num_workers is -1: give 0 or more",
+    "--seed=-1": "seed is -1: give 0 to",
+    "--use_peft --lora_r=0": "lora_r is 0: give 1 or more",
+    "--use_peft --lora_dropout=1": "lora_dropout is 1.0: give 0 or more, below 1",
+    "--quarantine_limit=5": "quarantine_limit is 5.0: give 0 to 1",
+    "--reward_prompts=-1": "reward_prompts is -1: give 0 or more",
+    "--reward_samples=0": "reward_samples is 0: give 1 or more",
+    # names
+    "--loss_type sigmoyd": "loss_type is ['sigmoyd']: no sigmoyd: choose from sigmoid, hinge, ipo",
+    "--f_divergence_type=kl": "f_divergence_type is kl: give one of reverse_kl, forward_kl",
+    "--optim=adam": "argument --optim: invalid choice: 'adam' (choose from 'adamw_torch'",
+    "--eval_strategy=often": "--eval_strategy",
+    "--lr_scheduler_type=slow": "--lr_scheduler_type",
+    "--dtype=float8": "--dtype",
+    "--learning_rat=1": "unknown argument '--learning_rat=1'",
+    "--chat_template_path=nothing": "chat_template_path: nothing is no file",
+    # at odds with each other
+    "--loss_type sigmoid sft --loss_weights 1": "Got 1 weights for 2 loss types",
+    "--label_smoothing=0.1": "label_smoothing is 0.1: only robust, exo_pair, aot",
+    "--loss_type exo_pair": "label_smoothing is 0.0: exo_pair takes its logarithm: give 0.001",
+    "--loss_type apo_zero --f_divergence_type=forward_kl": "not for loss_type apo_zero",
+    "--loss_type aot --use_weighting": "use_weighting is True: aot sorts the pairs",
+    "--sync_ref_model --use_peft": "sync_ref_model is True: an adapter has no reference",
+    "--lora_r=8": "lora_r is 8: without use_peft all weights are trained",
+    "--load_in_4bit": "use_peft is False: weights in 4 or 8 bits cannot be trained",
+    "--use_peft --lora_target_modules q_proj lm_head": "would not train an adapter on lm_head",
+    "--auto_find_batch_size": "auto_find_batch_size is True: it would change the global batch",
+    "--dataset_streaming --max_steps=-1": "max_steps is -1: a stream has no end",
+    "--fp16=true --bf16=true": "At most one of fp16 and bf16 can be True",
+    "--load_best_model_at_end --eval_strategy=no": "Evaluation strategy: ",
+    "--dtype=bfloat16": "dtype bfloat16: full fine-tuning hardly moves weights",
+    # the model and the data
+    "--model_name_or_path=./nothing": "no model folder ./nothing: `make install` makes",
+    "--dataset_name=./nothing": "no data at ./nothing: name others with --dataset_name",
+    "--dataset_test_split=held_out": "has no split 'held_out', only train, test",
+    "--dataset_test_split=train": "held-out pairs must be another split",
+}
+LAUNCHES = {
+    ("", "0"): "GPUS=0 is not a number of processes",
+    ("cpu", "2"): "CONFIG=cpu runs one process: for GPUS=2 choose zero2 or zero3",
+    ("zero2", "9"): "GPUS=9, but this machine has 2",
+    ("ddp", "many"): "GPUS=many is not a number of processes",
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_one_line_says_what_is_wrong_and_what_to_do(monkeypatch, tmp_path, tiny_model, flags):
+    here = [f"--model_name_or_path={tiny_model}", f"--output_dir={tmp_path}/run", "--use_cpu"]
+    message = refusal(monkeypatch, *here, *flags.split())
+    assert FLAGS[flags] in message
+
+
+def test_they_are_forty():
+    assert len(FLAGS) + len(LAUNCHES) >= 40
+
+
+@pytest.mark.parametrize("wrong", LAUNCHES, ids=" ".join)
+def test_what_the_machine_has_not(monkeypatch, wrong):
+    monkeypatch.setattr(launch, "gpus_here", lambda: 2)
+    with pytest.raises(SystemExit) as stop:
+        launch.choose(*wrong)
+    assert LAUNCHES[wrong] in stop.value.code and "\n" not in stop.value.code
+
+
+def test_the_line_names_the_file(monkeypatch, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(RECIPE.read_text().replace("learning_rate:", "learning_rate: 3 #"))
+    message = refusal(monkeypatch, recipe=recipe)
+    assert message.startswith(f"{recipe}: learning_rate is 3.0: ")
+
+
+def test_every_recipe_has_values_that_can_be(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ | {"ACCELERATE_USE_CPU": "true"})
+    for recipe in ROOT.rglob("recipes/*.yaml"):
+        check_values(parse(["--config", str(recipe)]))
+
+
+def test_a_large_rate_is_left_to_plain_descent(monkeypatch):
+    check_values(parse(["--config", str(RECIPE), "--use_cpu", "--learning_rate=1", "--optim=sgd"]))
+
+
+def test_the_loss_types_are_those_of_the_pinned_trl():
+    told = DPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    told = told.split("Possible values are: ")[1].split(". If")[0]
+    assert {name.strip("` '") for name in told.split(",")} == {*LOSS_TYPES} == {*START, "sft"}
