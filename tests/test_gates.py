@@ -196,6 +196,8 @@ def test_a_disk_without_room_for_the_checkpoints(tmp_path, monkeypatch):
         assert word in message
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
     trainer.train()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4 * parameters))
+    gated(tmp_path / "none").train()  # which saves nothing but its policy
 
 
 def test_a_checkpoint_is_as_large_as_expected(tmp_path, monkeypatch):

@@ -55,9 +55,10 @@ def starts_elsewhere(trainer: DPOTrainer) -> str | None:
     token, and the loss by its slope times the log-ratios that were found.
     """
     args, dataset, expected = trainer.args, trainer.train_dataset, start_loss(trainer.args)
-    known = np.arange(len(dataset))
+    known, likely = np.arange(len(dataset)), "Either they were loaded from different weights"
     if trainer.precompute_ref_logps:  # of a short run only its own rows are scored
         known = np.flatnonzero(~np.isnan(np.array(dataset["ref_chosen_logps"])))
+        likely = "Either what is kept is of other weights or rows (make clean-cache)"
     trainer.model_wrapped.eval()
     for place in known[:SCORED]:
         batch = batch_of(trainer, [place])
@@ -69,15 +70,11 @@ def starts_elsewhere(trainer: DPOTrainer) -> str | None:
         for name, ratio, count in zip(("chosen", "rejected"), ratios, tokens, strict=True):
             allowed = reference.nats_per_token(trainer) * count
             if not abs(ratio) <= allowed:
-                kept = "their kept log-probabilities are of another model or of other rows "
-                kept += "(make clean-cache)" if trainer.precompute_ref_logps else ""
                 return (
                     f"the policy does not start as its reference: of pair {place}, the "
                     f"log-probability of {name} differs by {ratio:+.4g} nats, and {allowed:.2g} is "
-                    f"what {count} tokens may. Either "
-                    + (kept if trainer.precompute_ref_logps else "they were loaded differently ")
-                    + ", or dtype or adapter of the two differ; if it is meant, "
-                    "--policy_is_reference false"
+                    f"what {count} tokens may. {likely}, or dtype or adapter of the two differ; if "
+                    "it is meant, --policy_is_reference false"
                 )
         if expected is None:
             continue

@@ -85,8 +85,8 @@ def longest_fails(trainer: DPOTrainer) -> str | None:
     """Train the longest micro-batch forward and backward, and forget it.
 
     Its gradients are summed over no other process under DDP, which would lay out its buckets anew,
-    and are erased. Nothing is stepped: the optimizer's states come with the first step (under
-    DeepSpeed they are there), and a run may still be out of memory then.
+    and are erased. Nothing is stepped: an optimizer's states come with its first step (under
+    DeepSpeed they are there), so that a run may still be out of memory then, and says so too.
 
     Raises:
         SystemExit: it does not fit in memory.
