@@ -37,15 +37,15 @@ def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
         doing = doing or f"step {trainer.state.global_step + 1}"
         batch = f", {described(trainer.batch)}" if trainer.batch else ""
         had = f"{trainer.accelerator.device} has {total_memory(trainer) / 1e9:.1f} GB"
-        args, whole = trainer.args, checkpoints.last_whole(Path(trainer.args.output_dir))
-        after = (
-            f"{whole} is whole: the same command with the change goes on from there"
-            if whole
-            else "no checkpoint was written yet"
+        same, other = (
+            "; or ".join(ways(trainer.args, trainer.model)) for ways in (same_run, another_run)
         )
-        advice = "; or ".join(ways_out(args, trainer.model))
+        whole = checkpoints.last_whole(Path(trainer.args.output_dir))
+        if same:
+            same = f" Change {same}, and the same command goes on from {whole or 'the start'}."
         raise SystemExit(
-            f"out of memory, {doing}{batch}; {had}. Change {advice}. {after}"
+            f"out of memory, {doing}{batch}; {had}.{same} Or change {other}, and train anew with "
+            "--restart"
         ) from None
 
 
@@ -70,8 +70,8 @@ def described(batch: dict[str, Any]) -> str:
     )
 
 
-def ways_out(args: TrainingArguments, model: torch.nn.Module) -> Iterator[str]:
-    """What needs less memory, the mildest first. The first ones do not change what is learned."""
+def same_run(args: TrainingArguments, model: torch.nn.Module) -> Iterator[str]:
+    """What needs less memory and changes nothing that is learned."""
     micro, share = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batch = micro * share * args.world_size
     fewer = max((n for n in range(1, micro) if micro * share % n == 0), default=None)
@@ -82,6 +82,10 @@ def ways_out(args: TrainingArguments, model: torch.nn.Module) -> Iterator[str]:
         )
     if not args.gradient_checkpointing:
         yield "gradient_checkpointing to true"
+
+
+def another_run(args: TrainingArguments, model: torch.nn.Module) -> Iterator[str]:
+    """What needs less memory and does not fit the checkpoints that there are."""
     yield "CONFIG to zero2, zero3 or zero3_offload"
     if not hasattr(model, "peft_config"):
         yield "use_peft to true"
