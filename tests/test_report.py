@@ -31,6 +31,7 @@ def results() -> dict:
         "beta": 0.1,
         "loss_type": ["sigmoid"],
         "curves": report.curves(log),
+        "alerts": [{"kind": "drift", "step": 2, "says": "<script>alert(3)</script> far"}],
         "settings": {"note": "<img src=x onerror=alert(2)>"},
         "versions": {"trl": "1"},
         "machine": "CPU",
@@ -68,6 +69,7 @@ def test_the_page_is_self_contained_and_escaped(results, tmp_path):
     links = [a[key] for _, a in page.seen for key in ("src", "href") if key in a]
     assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
     assert "<script>alert(1)</script> & bad" in page.text  # shown as the text that it is
+    assert "drift, step 2: <script>alert(3)</script> far" in page.text
     assert page.text.count("How was") == 10  # ten samples side by side
     for words in ("True reward", "Preference accuracy", "KL from the reference", "3.00 nats"):
         assert words in page.text

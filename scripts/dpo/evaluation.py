@@ -67,13 +67,13 @@ def score(
     rows: list[tuple[list[int], list[int]]],
     pad: int,
     temperature: float = 1.0,
-    desc: str = "Scoring",
+    desc: str | None = None,
 ) -> np.ndarray:
     """log π(y | x) in nats of rows of (prompt ids, completion ids), shape (rows,)."""
     longest_first = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
     logps = np.zeros(len(rows))
     starts = range(0, len(rows), SCORING_ROWS)
-    for start in tqdm(starts, desc=desc, unit="batch", disable=not rows):
+    for start in tqdm(starts, desc=desc, unit="batch", disable=not (rows and desc)):
         part = longest_first[start : start + SCORING_ROWS]
         width = max(sum(map(len, rows[i])) for i in part)
         input_ids = torch.full((len(part), width), pad)

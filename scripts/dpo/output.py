@@ -26,6 +26,8 @@ LOCK = ".lock"
 TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
+METRICS = "metrics.jsonl"
+DRIFT = "drift.json"  # answers of the reference that the policy is held against
 # For pages that show what data and models say. It is escaped; were it not, it still could not run.
 NO_SCRIPTS = (
     '<meta http-equiv="Content-Security-Policy" '

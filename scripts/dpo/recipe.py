@@ -293,7 +293,10 @@ def parse(argv: list[str]) -> Recipe:
         parser.set_defaults(use_cpu=True)
     if os.environ.get("DS_ACCELERATOR") == "cpu" and "WORLD_SIZE" in os.environ:
         parser.set_defaults(ddp_backend="gloo")
-    parser.set_defaults(precompute_ref_log_probs=True, hub_strategy="end")  # hub.py
+    # hub.py; and the filter would log a mean in place of a loss that is not finite (monitors.py).
+    parser.set_defaults(
+        precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
+    )
     defaults = vars(parser.parse_known_args([])[0])
     flags, rest = _as_flags(keys)
     parser.set_defaults(**rest)

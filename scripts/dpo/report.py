@@ -23,7 +23,8 @@ CHOSEN, REJECTED = "#1a7f37", "#cf222e"
 
 
 def curves(log_history: list[dict]) -> dict[str, list[dict]]:
-    """TRL's log, as one list of points for the training batches and one for the held-out pairs."""
+    """What TRL logs, as one list of points for the training batches and one for the held-out
+    pairs."""
     names = {
         "loss": "loss",
         "margin": "rewards/margins",
@@ -117,6 +118,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 68rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
+p.alert { border-left: .25rem solid var(--down); padding: .1rem .8rem; margin: .75rem 0 0; }
 p.dim, td.dim, .tile small { color: var(--dim); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .75rem;
   margin: 1.5rem 0; }
@@ -213,6 +215,11 @@ def sample(row: dict) -> str:
     )
 
 
+def alert(row: dict) -> str:
+    text = f"{row['kind']}, step {row['step']}: {row['says']}"
+    return f'<p class="alert">{html.escape(text)}</p>'
+
+
 def summary(report: dict) -> str:
     data = report["data"]
     rows, aside = data["rows"]["train"], data["set_aside"]["train"]
@@ -240,7 +247,7 @@ def page(report: dict, picture: bytes) -> str:
 <title>{html.escape(report["recipe"])}</title><style>{STYLE}</style></head><body>
 <h1>{html.escape(report["recipe"])}</h1>
 <p class="dim">{html.escape(summary(report))}</p>
-<div class="tiles">{results}</div>
+{"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
 <img alt="True reward, preference accuracy, loss and implicit rewards of the run"
  src="data:image/png;base64,{base64.b64encode(picture).decode()}">
 {f"<h2>The same prompts, before and after</h2>{samples}" if samples else ""}

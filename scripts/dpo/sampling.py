@@ -40,7 +40,6 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages) -> li
     ]
 
 
-@torch.no_grad()
 def sample_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,21 +52,48 @@ def sample_completions(
     batch_size: int = 256,
     desc: str = "Sampling",
 ) -> list[list[Completion]]:
-    """`samples` completions for each of `prompts`, drawn from the model's whole distribution.
+    """`samples` completions for each of `prompts`, drawn as `sample` draws them."""
+    rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
+    completions = sample(
+        model,
+        tokenizer,
+        rows,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        batch_size=batch_size,
+        desc=desc,
+    )
+    return [completions[i : i + samples] for i in range(0, len(completions), samples)]
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = 256,
+    desc: str | None = None,
+) -> list[Completion]:
+    """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
 
     No top-k or top-p: what is drawn is softmax(logits / temperature) itself, so that its
     log-probability, and with it the KL divergence, can be computed exactly.
 
     Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
-    memory: about 20 MB a row for a 135M model and 90 tokens.
+    memory: about 20 MB a row for a 135M model and 90 tokens. `desc` names the bar; without it there
+    is none.
     """
-    rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
     end = tokenizer.eos_token_id
     completions: list[Completion] = []
     was_training = model.training
     model.eval()
-    with tqdm(total=len(rows), desc=desc, unit="answer") as progress:
+    with tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc) as progress:
         for start in range(0, len(rows), batch_size):
             set_seed(seed + start)
             batch = tokenizer.pad(
@@ -92,4 +118,4 @@ def sample_completions(
                 completions.append(Completion(text, ids, finished))
                 progress.update()
     model.train(was_training)
-    return [completions[i : i + samples] for i in range(0, len(completions), samples)]
+    return completions

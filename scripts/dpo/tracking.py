@@ -1,26 +1,115 @@
-"""Weights & Biases without questions: online with a key, offline without."""
+"""Weights & Biases without questions: online with a key, offline without. No tracker ends a run,
+or holds it up."""
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import requests
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
 from dpo.recipe import Recipe
+
+REACHED = 5  # seconds in which W&B must answer, or the run is offline
+PATIENCE = 60  # seconds that a tracker may take for one call
+UPLOADS = {"on_save", "on_train_end"}  # may send a model, where WANDB_LOG_MODEL asks for it
+UPLOAD = 1800
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What `call` returns. It runs in a thread of its own, which is left behind if it hangs.
+
+    Raises:
+        TimeoutError: it took longer than `seconds`.
+        RuntimeError: it raised; the first line of what it said.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["returned"] = call()
+        except BaseException as error:
+            outcome["raised"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    if "raised" in outcome:
+        raise RuntimeError(first_line(outcome["raised"])) from outcome["raised"]
+    return outcome["returned"]
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Bounded:
+    """A tracker of transformers, in its place among the callbacks: at its first failure, or when it
+    does not come back, one line says so and it is asked no more."""
+
+    def __init__(self, tracker: TrainerCallback):
+        self.tracker, self.off = tracker, False
+
+    def __getattr__(self, event: str) -> Callable[..., Any]:
+        if getattr(type(self.tracker), event) is getattr(TrainerCallback, event):
+            return getattr(self.tracker, event)  # it does nothing here
+
+        def ask(*args, **kwargs) -> None:
+            if self.off:
+                return
+            call = getattr(self.tracker, event)
+            try:
+                within(UPLOAD if event in UPLOADS else PATIENCE, lambda: call(*args, **kwargs))
+            except (RuntimeError, TimeoutError) as error:
+                self.off = True
+                name = type(self.tracker).__name__.removesuffix("Callback")
+                tqdm.write(f"{name} is off for the rest of the run ({error}): see metrics.jsonl")
+
+        return ask
+
+
+def bound(trainer: Trainer) -> None:
+    """Put every tracker of the trainer behind its bound."""
+    trackers = tuple(INTEGRATION_TO_CALLBACK.values())
+    callbacks = trainer.callback_handler.callbacks
+    callbacks[:] = [Bounded(c) if isinstance(c, trackers) else c for c in callbacks]
+
+
+def base_url() -> str:
+    import wandb
+
+    # wandb.setup() would read the environment for good, before `configure` has completed it.
+    return os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
 
 
 def has_key() -> bool:
     """Whether W&B has a key, in the environment or from `wandb login`."""
-    import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
-    # wandb.setup() would read the environment for good, before `configure` has completed it.
-    host = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
-    return bool(os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=host))
+    return bool(os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=base_url()))
+
+
+def answers(url: str) -> bool:
+    """Whether anything at `url` answers, whatever it says, through the proxies that are set."""
+    try:
+        within(REACHED, lambda: requests.head(url, timeout=REACHED))
+    except (RuntimeError, TimeoutError):
+        return False
+    return True
 
 
 def configure(recipe: Recipe, folder: Path) -> str | None:
-    """Set what the user has not: project, group, run name, folder, and the mode without a key.
+    """Set what the user has not: project, group, run name, folder, and the mode without a key or
+    without an answer from W&B.
 
     W&B takes these from the environment. Returns a line that says where the run goes, None if the
     recipe does not report to W&B.
@@ -32,18 +121,40 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     os.environ.setdefault("WANDB_DIR", str(folder))
     os.environ.setdefault("WANDB_SILENT", "true")
     recipe.training.run_name = recipe.training.run_name or folder.name
-    if "WANDB_MODE" not in os.environ and not has_key():
-        os.environ["WANDB_MODE"] = "offline"
+    why = "offline; after `wandb login`"
+    if "WANDB_MODE" not in os.environ:
+        if not has_key():
+            os.environ["WANDB_MODE"] = "offline"
+        elif not answers(base_url()):
+            os.environ["WANDB_MODE"] = "offline"
+            why = f"offline, since {base_url()} gave no answer in {REACHED} s; when it does"
     if os.environ.get("WANDB_MODE") == "offline":
-        where = os.environ["WANDB_DIR"]
-        return f"offline; after `wandb login`, send it with: wandb sync {where}/wandb/offline-run-*"
+        return f"{why}, send it with: wandb sync {os.environ['WANDB_DIR']}/wandb/offline-run-*"
     return f"project {os.environ['WANDB_PROJECT']}, group {os.environ['WANDB_RUN_GROUP']}"
+
+
+def to_wandb(call: Callable[[Any], None]) -> None:
+    """Let `call` tell the W&B run something, if there is one; it says so if that fails."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    try:
+        within(PATIENCE, lambda: call(wandb))
+    except (RuntimeError, TimeoutError) as error:
+        where = f"{os.environ.get('WANDB_DIR', '.')}/wandb"
+        tqdm.write(f"W&B did not take all ({error}): send it with wandb sync, from {where}")
+
+
+def alert(title: str, text: str) -> None:
+    """An alert in the W&B run, if there is one."""
+    to_wandb(lambda wandb: wandb.alert(title=title, text=text, level="WARN"))
 
 
 def finish(results: dict[str, Any]) -> None:
     """Add the final results to the W&B run, if there is one, and close it."""
-    import wandb
 
-    if wandb.run is not None:
+    def close(wandb) -> None:
         wandb.run.summary.update(results)
         wandb.finish()
+
+    to_wandb(close)

@@ -28,8 +28,12 @@ from dpo import (
     reference,
     resuming,
     shared_attention,
+    tracking,
 )
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
+from dpo.drift import Drift
+from dpo.metrics import WriteMetrics
+from dpo.monitors import Monitors, gathered
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
 from dpo.recipe import Recipe
@@ -68,6 +72,8 @@ class FastDPOTrainer(DPOTrainer):
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         super().__init__(*args, **kwargs)
         self._make_ready()
+        self.monitors = Monitors(self)
+        self.add_callback(self.monitors)
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
@@ -127,14 +133,26 @@ class FastDPOTrainer(DPOTrainer):
         self.batch = inputs
         return super().compute_ref_log_probs(model, inputs)
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        self.batch = inputs
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
     # All of it, since the optimizer's states come with its first step, outside training_step.
     def train(self, *args, **kwargs):
         with memory.explained(self):
             return super().train(*args, **kwargs)
+
+    # The one place where every loss passes before it goes backward.
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.batch = inputs
+        if not (self.is_in_train and self.model.training):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with gathered(self.accelerator) as numbers:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.monitors.saw(loss, inputs["completion_mask"], tuple(numbers[-6:-4]))
+        return loss
+
+    # Called at every step between the last backward and the optimizer's step.
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.monitors.check_gradient(norm)
+        return norm
 
     def _rows_of_the_run(self, loader: DataLoader) -> np.ndarray:
         """The rows that will be trained on: all, or the first of a run shorter than an epoch."""
@@ -315,4 +333,7 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     if not args.disable_tqdm:
         trainer.add_callback(StepLines)
+    trainer.add_callback(WriteMetrics)
+    trainer.add_callback(Drift(trainer))
+    tracking.bound(trainer)
     return trainer
