@@ -333,7 +333,7 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     if not args.disable_tqdm:
         trainer.add_callback(StepLines)
-    trainer.add_callback(WriteMetrics)
+    trainer.add_callback(WriteMetrics(trainer))
     trainer.add_callback(Drift(trainer))
     tracking.bound(trainer)
     return trainer
