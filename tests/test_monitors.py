@@ -3,12 +3,13 @@
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import pair
+from conftest import pair, run
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
@@ -36,12 +37,17 @@ def pairs_of(count: int, seed: int, chosen=(8, 8), rejected=(8, 8)) -> list[dict
     ]
 
 
-def trainer_on(folder: Path, model: Path, train: list[dict], test: list[dict], *flags: str):
-    """What train.py trains with, on these pairs."""
-    data = folder / "data"
+def write(data: Path, train: list[dict], test: list[dict]) -> None:
     data.mkdir(parents=True)
     for split, rows in (("train", train), ("test", test)):
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def trainer_on(folder: Path, model: Path, train: list[dict], test: list[dict], *flags: str):
+    """What train.py trains with, on these pairs."""
+    data = folder / "data"
+    if not data.is_dir():
+        write(data, train, test)
     given = [
         *(f"--model_name_or_path={model}", f"--dataset_name={data}", "--use_cpu"),
         *(f"--output_dir={folder / 'run'}", f"--reference_cache={folder / 'cache'}"),
@@ -337,3 +343,46 @@ def test_a_resumed_run_has_the_metrics_and_alerts_of_one_that_was_not(tiny_model
 def test_what_is_not_finite_is_null():
     entry = {"step": 1, "loss": math.nan, "grad_norm": math.inf, "epoch": 0.5}
     assert metrics.line(entry) == '{"step": 1, "loss": null, "grad_norm": null, "epoch": 0.5}\n'
+
+
+ONE_RANK_ALONE = """
+import sys
+from pathlib import Path
+
+sys.path[:0] = ["tests", "scripts"]
+import numpy as np
+import torch
+from accelerate import PartialState
+from test_monitors import Spoil, trainer_on
+
+folder, model, fault = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+rank = PartialState(cpu=True).process_index
+flags = ("--max_steps=4", "--ddp_backend=gloo")
+trainer = trainer_on(folder, model, [], [], *flags)
+if rank == 1 and fault == "loss":
+    spoilt = np.full(64, np.inf)
+    table = trainer.train_dataset.remove_columns("ref_chosen_logps")
+    trainer.train_dataset = table.add_column("ref_chosen_logps", spoilt)
+if rank == 1 and fault == "weights":
+    trainer.add_callback(Spoil)
+try:
+    trainer.train()
+except SystemExit as error:
+    print(f"rank {rank} ends at step {trainer.state.global_step}: {error}", flush=True)
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("fault", ["loss", "weights"])
+def test_what_one_process_sees_ends_all_of_them(fault, tiny_model, tmp_path):
+    write(tmp_path / "data", easy(64, 0), easy(8, 1))
+    script = tmp_path / "one_rank_alone.py"
+    script.write_text(ONE_RANK_ALONE)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    given = ("--nproc_per_node=2", script, tmp_path, tiny_model, fault)
+    changes = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = run(*torchrun, *given, **changes)
+    assert result.returncode == 0, result.stderr[-3000:]
+    says = {"loss": "ends at step 0: not finite: the loss of step 1", "weights": "ends at step 2"}
+    for rank in (0, 1):
+        assert f"rank {rank} {says[fault]}" in result.stdout
