@@ -33,10 +33,11 @@ from dpo import (
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
-from dpo.monitors import Monitors, gathered
+from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
 from dpo.recipe import Recipe
+from dpo.seen import gathered
 
 
 def keep_gradients(model: torch.nn.Module) -> None:

@@ -1,0 +1,48 @@
+"""What monitors see of a run without computing it again: numbers of pairs, weights at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+SAMPLE = 256  # elements of a tensor, at most
+
+
+@contextmanager
+def gathered(accelerator: Accelerator) -> Iterator[list[Tensor]]:
+    """What `accelerator.gather` returns, kept. TRL gathers the numbers of all pairs for its means,
+    the last six times in this order: rewards of the chosen and the rejected, accuracies, margins,
+    log-probabilities of the chosen and the rejected; each of shape (pairs of all processes,)."""
+    kept: list[Tensor] = []
+    gather = accelerator.gather
+
+    def keeping(tensor):
+        kept.append(gather(tensor))
+        return kept[-1]
+
+    accelerator.gather = keeping
+    try:
+        yield kept
+    finally:
+        del accelerator.gather
+
+
+def local(parameter: Tensor) -> Tensor:
+    """The part of a parameter that this process holds: all, or its shard under ZeRO-3 or FSDP."""
+    part = getattr(parameter, "ds_tensor", parameter).detach()
+    return part.to_local() if hasattr(part, "to_local") else part
+
+
+def trainable(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: local(p) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def sampled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Some elements of every tensor, evenly spaced."""
+    flat = {name: weight.flatten() for name, weight in weights.items() if weight.numel()}
+    return {name: w[:: math.ceil(len(w) / SAMPLE)].clone() for name, w in flat.items()}
