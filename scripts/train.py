@@ -42,6 +42,7 @@ from dpo import (
     adapters,
     checkpoints,
     evaluation,
+    hub,
     metrics,
     monitors,
     output,
@@ -51,6 +52,7 @@ from dpo import (
     resuming,
     tracking,
 )
+from dpo.building import make_trainer
 from dpo.gates import Gates
 from dpo.machine import device_name, peak_memory_gb
 from dpo.quarantine import Linted
@@ -59,7 +61,6 @@ from dpo.sources import Rows, check_model, load_rows
 from dpo.stopping import Leave, end
 from dpo.terminal import guarded
 from dpo.tokenization import load_tokenizer
-from dpo.trainer import make_trainer
 from dpo.values import check_values
 
 # About what TRL and transformers set themselves; nobody who runs a recipe can change it.
@@ -175,11 +176,13 @@ def train(
             )
         else:
             with output.written_to(folder / "model.safetensors"):
-                trainer.save_model()
+                trainer.save_model(_internal_call=True)  # not published before it counts as done
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
                 output.follow_umask(weights)
             output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+    if recipe.training.push_to_hub and not leave.left:
+        hub.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
     trainer.accelerator.end_training()  # no process waits for another from here on
     return trainer.eval_dataset, trainer.state, seconds

@@ -28,13 +28,14 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 
 from dpo import checkpoints
+from dpo.building import make_trainer
 from dpo.preferences import prepare
 from dpo.prefix_sharing import SharedPrefixCollator, stock_head
 from dpo.quarantine import check_share
 from dpo.recipe import parse
 from dpo.sources import check_model, load_rows
 from dpo.tokenization import load_tokenizer
-from dpo.trainer import FastDPOTrainer, make_trainer
+from dpo.trainer import FastDPOTrainer
 from dpo.workload import any_tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,9 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo.batching import DealtSampler, deal
+from dpo.batching import DealtSampler, deal, innermost
 from dpo.recipe import parse
-from dpo.trainer import FastDPOTrainer, innermost
+from dpo.trainer import FastDPOTrainer
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

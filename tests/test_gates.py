@@ -14,8 +14,8 @@ from conftest import ROOT, launch, run, run_flags, trainer_of
 from transformers import TrainerCallback
 
 from dpo import memory, reference, start
+from dpo.arguments import RunArguments
 from dpo.gates import Gates
-from dpo.recipe import RunArguments
 from dpo.start import START
 
 

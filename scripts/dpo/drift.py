@@ -8,19 +8,18 @@ log-probabilities: what the policy makes of them later is an estimate of the KL 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
 from dpo import evaluation, output
 from dpo.sampling import sample
+from dpo.seen import own_draws
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
 PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328
@@ -33,18 +32,6 @@ DRIFTED = 0.5  # nats a token
 # Park et al. 2024 (arXiv 2403.19159): where DPO learns length, answers double. Half as long again,
 # and by three standard errors over the prompts: the mean of eight answers is noisy.
 LONGER, ERRORS = 1.5, 3
-
-
-@contextmanager
-def own_draws(device: torch.device) -> Iterator[None]:
-    """Give the run's random generators back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 class Drift(TrainerCallback):

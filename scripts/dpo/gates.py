@@ -19,8 +19,9 @@ from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from dpo.recipe import Recipe
+from dpo.seen import local
 from dpo.start import starts_elsewhere
-from dpo.trial import batch_of, local, longest_fails, parameters, untouched
+from dpo.trial import batch_of, longest_fails, parameters, untouched
 
 SAMPLE = 64  # rows whose batch is compared with them
 

@@ -42,6 +42,18 @@ def published(folder: Path) -> list[str]:
     )
 
 
+def publish_or_say(trainer: DPOTrainer) -> None:
+    """Publish the trained policy, and say how that went."""
+    name, folder = trainer.hub_model_id, trainer.args.output_dir
+    try:
+        trainer.push_to_hub()
+        said = f"Published: {name}"
+    except Exception as error:  # whatever an outage looks like, the policy is saved
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = f"Not published ({why}): hf upload {name} {folder} sends it"
+    trainer.accelerator.print(said)
+
+
 def publish(trainer: DPOTrainer, message: str, revision: str | None) -> CommitInfo | None:
     """Upload the policy that the output folder holds. The token is the one that huggingface_hub
     finds: in HF_TOKEN, or kept by `hf auth login`.

@@ -41,13 +41,7 @@ class WriteMetrics(TrainerCallback):
     its checkpoint and goes on. The summary at the end of training is of one process's part of a
     run, and is no step's: it is left out."""
 
-    def __init__(self, trainer):
-        self.trainer = trainer
-
     def on_train_begin(self, args, state, control, **kwargs):
-        # A resumed TRL counts the tokens anew.
-        counted = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
-        self.trainer._total_train_tokens = counted[-1] if counted else 0
         if not state.is_world_process_zero:
             return
         self.path = Path(args.output_dir, METRICS)

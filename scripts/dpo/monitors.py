@@ -86,7 +86,6 @@ class Monitors(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.kept = state.stateful_callbacks.setdefault(NAME, nothing_yet())
         self.micro_losses = []
-        self.check_weights()
         # DeepSpeed keeps float32 masters, and shows weights in half precision that hardly move.
         if state.global_step == 0 and not self.trainer.is_deepspeed_enabled:
             self.start = sampled(trainable(self.trainer.model))
@@ -161,8 +160,8 @@ class Monitors(TrainerCallback):
         return self.trainer.state.global_step + 1
 
     def check_weights(self) -> None:
-        """Before the first step and at the end of every one, so that whatever is saved after it is
-        finite: one pass over the weights, where the step itself made several.
+        """At the end of every step, so that whatever is saved after it is finite: one pass over
+        the weights, where the step itself made several. Before the first one, gates.py looks.
 
         Raises:
             SystemExit: a weight of some process is not finite.

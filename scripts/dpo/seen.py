@@ -1,11 +1,13 @@
-"""What monitors see of a run without computing it again: numbers of pairs, weights at hand."""
+"""What gates and monitors see of a run, which goes on as if nobody had looked."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -32,9 +34,22 @@ def gathered(accelerator: Accelerator) -> Iterator[list[Tensor]]:
         del accelerator.gather
 
 
-def local(parameter: Tensor) -> Tensor:
-    """The part of a parameter that this process holds: all, or its shard under ZeRO-3 or FSDP."""
-    part = getattr(parameter, "ds_tensor", parameter).detach()
+@contextmanager
+def own_draws(device: torch.device) -> Iterator[None]:
+    """Give the run's random generators back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a parameter, or of its gradient, that this process holds: all, or its shard under
+    ZeRO-3 or FSDP."""
+    part = getattr(tensor, "ds_tensor", tensor).detach()
     return part.to_local() if hasattr(part, "to_local") else part
 
 

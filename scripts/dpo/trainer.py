@@ -1,8 +1,7 @@
-"""From a recipe to TRL's DPOTrainer: the one way in which every run here is trained."""
+"""The one subclass of TRL's DPOTrainer: it plugs the pieces of this repository in."""
 
 from __future__ import annotations
 
-import os
 import time
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +12,11 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, ProgressCallback
-from trl import DPOTrainer, get_peft_config, get_quantization_config
+from trl import DPOTrainer
 
 from dpo import (
     adapters,
     checkpoints,
-    foreign,
     hub,
     memory,
     output,
@@ -28,15 +24,11 @@ from dpo import (
     reference,
     resuming,
     shared_attention,
-    tracking,
 )
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
-from dpo.drift import Drift
-from dpo.metrics import WriteMetrics
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
-from dpo.recipe import Recipe
 from dpo.seen import gathered
 
 
@@ -49,7 +41,7 @@ def keep_gradients(model: torch.nn.Module) -> None:
 
 
 class FastDPOTrainer(DPOTrainer):
-    """TRL's DPOTrainer with the pieces of this repository plugged in, each exact.
+    """What is learned is what stock TRL learns.
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
     (prefix_sharing.py), and with it the head on completion tokens only and pairs dealt by length
@@ -250,91 +242,3 @@ class FastDPOTrainer(DPOTrainer):
         shares = isinstance(self.data_collator, SharedPrefixCollator)
         shares = shares and not isinstance(self.train_dataset, IterableDataset)
         return shares and not self.aux_loss_enabled and not COMPOSITION_MATTERS & {*self.loss_types}
-
-
-class StepLines(ProgressCallback):
-    """The progress bar with its ETA, and one short line a log instead of a dictionary."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not logs:
-            return
-        prefix = "eval_" if "eval_loss" in logs else ""
-        if f"{prefix}loss" not in logs or f"{prefix}rewards/margins" not in logs:
-            return
-        tqdm.write(
-            f"{'held-out' if prefix else 'train':>8}  step {state.global_step}/{state.max_steps}  "
-            f"loss {float(logs[f'{prefix}loss']):.4f}  "
-            f"margin {float(logs[f'{prefix}rewards/margins']):+.3f}  "
-            f"accuracy {float(logs[f'{prefix}rewards/accuracies']):.2f}"
-        )
-
-
-def make_trainer(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase | None,
-    train: Dataset | IterableDataset,
-    held_out: Dataset | None,
-) -> DPOTrainer:
-    """TRL's DPOTrainer with the recipe's model, reference and adapter.
-
-    Policy and reference are loaded alike: same weights, same dtype, same attention.
-
-    Raises:
-        SystemExit: the recipe would publish checkpoints; processes do not see each other; or they
-            were launched for DeepSpeed or FSDP, and accelerate does not use it. They would train
-            side by side, unsharded, and say nothing.
-    """
-    model, args = recipe.model, recipe.training
-    hub.check(args)
-    foreign.read_as_data()
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **(args.model_init_kwargs or {}),
-        "use_safetensors": True,  # never a pickle
-    }
-    if {"image", "images"} & {*(train.column_names or ())}:
-        args.precompute_ref_log_probs = False  # TRL prepares images as it trains
-    start: dict[str, Any] = {
-        "model": model.model_name_or_path,
-        "peft_config": get_peft_config(model),
-        "quantization_config": get_quantization_config(model),
-    }
-    if start["peft_config"]:  # so that the adapter is put on this base again, and on no newer one
-        start["peft_config"].revision = model.model_revision
-    if adapters.config_of(start["model"], model.model_revision):
-        init = args.model_init_kwargs | {
-            "quantization_config": start["quantization_config"],
-            "trust_remote_code": args.trust_remote_code,
-        }
-        args.model_init_kwargs = None  # they were for a model that TRL loads
-        zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-        start = {
-            "model": adapters.trainable(start["model"], zero3, **init),
-            "adapter": adapters.weights_file(model),
-        }
-    trainer = FastDPOTrainer(
-        share_prefix=recipe.run.share_prefix,
-        reference_cache=recipe.run.reference_cache,
-        settings=recipe.learned(recipe.chosen),
-        args=args,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        **start,
-    )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.world_size != launched:
-        raise SystemExit(f"{launched} processes were launched and do not see each other")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not trainer.is_deepspeed_enabled:
-        raise SystemExit("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
-        raise SystemExit("FSDP was asked for and shards nothing on a CPU: choose a zero config")
-    trainer.remove_callback(ProgressCallback)
-    if not args.disable_tqdm:
-        trainer.add_callback(StepLines)
-    trainer.add_callback(WriteMetrics(trainer))
-    trainer.add_callback(Drift(trainer))
-    tracking.bound(trainer)
-    return trainer

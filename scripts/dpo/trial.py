@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -19,35 +17,25 @@ from trl import DPOTrainer
 
 from dpo import memory, reference
 from dpo.batching import innermost
+from dpo.seen import local, own_draws
 
 
 @contextmanager
 def untouched(trainer: DPOTrainer) -> Iterator[None]:
     """Whatever goes through the model in here, training goes on as if it had not."""
-    training, metrics, tokens = (
-        trainer.model.training,
-        trainer._metrics,
-        trainer._total_train_tokens,
-    )
-    gradients = trainer.accelerator.gradient_state
-    synced, states = gradients.sync_gradients, (random.getstate(), np.random.get_state())
-    device = trainer.accelerator.device
+    training, tokens = trainer.model.training, trainer._total_train_tokens
+    metrics, gradients = trainer._metrics, trainer.accelerator.gradient_state
+    synced = gradients.sync_gradients
     trainer._metrics = {mode: defaultdict(list) for mode in metrics}
+    trainer.is_in_train = False  # monitors look at what is trained
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with own_draws(trainer.accelerator.device):
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
         trainer._metrics, trainer._total_train_tokens = metrics, tokens
+        trainer.is_in_train = True
         gradients._set_sync_gradients(synced)
         trainer.model_wrapped.train(training)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a parameter, or of its gradient, that this process holds."""
-    tensor = getattr(tensor, "ds_tensor", tensor)
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def parameters(trainer: DPOTrainer) -> list[tuple[str, torch.nn.Parameter]]:

@@ -1,0 +1,105 @@
+"""This repository's own arguments, and which of all arguments decide what is learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+# Arguments that say how a run is carried out, and what it shows. All others decide what is learned.
+CARRIED_OUT = {
+    *("output_dir", "resume_from_checkpoint", "restart", "other_processes", "use_cpu"),
+    *("share_prefix", "reference_cache", "quarantine_limit", "save_merged"),
+    *("precompute_ref_log_probs", "precompute_ref_batch_size", "dataset_num_proc"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps"),
+    *("per_device_eval_batch_size", "reward_prompts", "reward_samples"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "report_to", "run_name", "project", "push_to_hub"),
+    *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
+}
+CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
+
+
+@dataclass
+class RunArguments:
+    """This repository's own arguments: how a run is carried out, never what is learned."""
+
+    restart: bool = field(
+        default=False,
+        metadata={
+            "help": "Start over: an output folder that holds an earlier run is moved aside, never "
+            "deleted. Without it a run continues from its last whole checkpoint, and a finished "
+            "one is left alone."
+        },
+    )
+    share_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the prompt of a pair once and no padding, score completion tokens "
+            "only, and deal the pairs of a batch to processes by length: the same losses, sooner. "
+            "With false, and precompute_ref_log_probs false, the run is stock TRL."
+        },
+    )
+    reference_cache: str = field(
+        default="cache/reference",
+        metadata={
+            "help": "Folder that keeps the reference's log-probabilities for later runs; "
+            "`make clean-cache` empties it. --precompute_ref_log_probs false keeps the reference "
+            "in memory and scores as it trains."
+        },
+    )
+    policy_is_reference: bool = field(
+        default=True,
+        metadata={
+            "help": "The policy starts as its reference: before step 1 its log-ratios are seen to "
+            "be zero and the loss to be the constant of its type. Say false for one that starts "
+            "elsewhere on purpose."
+        },
+    )
+    preference_layout: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the data's rows hold preferences: explicit, implicit, dialogue, question, "
+            "sharegpt, compared, rated or scored (docs/data.md). By default their columns tell."
+        },
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template for a model that brings none, or a wrong one: a .jinja file, or "
+            "the name of one that TRL brings along. It is saved with the policy."
+        },
+    )
+    quarantine_limit: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of a split's rows that may be wrong. Each is set aside and named; with "
+            "more than this share of them a run does not start."
+        },
+    )
+    save_merged: bool = field(
+        default=True,
+        metadata={
+            "help": "Beside a trained LoRA adapter, write the model that it makes of its base, in "
+            "`merged`: it loads without peft, and takes the space of the whole model."
+        },
+    )
+    other_processes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
+            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
+            "ZeRO's shards cannot be split otherwise and is refused all the same."
+        },
+    )
+    reward_prompts: int = field(
+        default=128,
+        metadata={
+            "help": "Held-out prompts that the reference and the trained policy answer after "
+            "training, where the data names its true reward. Fewer is faster, and the interval "
+            "around the result wider."
+        },
+    )
+    reward_samples: int = field(
+        default=2, metadata={"help": "Answers that each of the two gives to each of them."}
+    )
