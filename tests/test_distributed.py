@@ -128,6 +128,13 @@ def test_two_processes_learn_what_one_learns(
     assert_learned_alike(folder, one_process / trained)
 
 
+def test_a_kept_reference_serves_a_sharded_policy(learn, one_process, tmp_path):
+    """Where it is found, a single batch goes through the policy before training."""
+    for name, said in (("first", "16 scored, and kept in"), ("second", "all found in")):
+        assert said in learn(tmp_path / name, "full", "zero3", 2, "--eval_strategy=no")
+        assert_learned_alike(tmp_path / name, one_process / "full")
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_four_bits_are_carried_by_every_config(config, learn, one_process, tmp_path):
     """What one process learns in them, to bfloat16's precision; without them it learns other

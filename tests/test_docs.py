@@ -133,3 +133,11 @@ def test_the_layout_of_the_readme_is_the_layout():
 def test_the_picture_of_the_readme_is_there():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert Path(ROOT, picture).stat().st_size < 300_000
+
+
+def test_the_tests_that_the_docs_name_are_there():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", DOCS)
+    assert len(named) > 40
+    for name in named:
+        assert f"def {name}(" in tests, name

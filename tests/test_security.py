@@ -15,7 +15,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
-from huggingface_hub import HfApi, RepoUrl
+from huggingface_hub import HfApi, RepoUrl, constants
 from test_bad_input import refusal
 from transformers import AutoTokenizer
 
@@ -261,3 +261,19 @@ def test_the_audit_fails_where_one_is_known(monkeypatch, capsys, tmp_path, servi
         audit.main()
         said = {"nothing": "the advisory service knows none", "silent": "no advisory service: Conn"}
         assert said[service] in capsys.readouterr().out
+
+
+def test_an_outage_of_the_hub_costs_no_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        HfApi,
+        "create_repo",
+        lambda self, repo_id, **_: RepoUrl(f"https://huggingface.co/{repo_id}"),
+    )
+    settings = {"push_to_hub": True, "hub_model_id": "me/policy", "hub_strategy": "end"}
+    trainer = trainer_of(tmp_path, "llama", fast=True, max_steps=1, **settings)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    trainer.save_model(_internal_call=True)
+    hub.publish_or_say(trainer)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("Not published (")
+    assert said.endswith(f"): hf upload me/policy {trainer.args.output_dir} sends it")

@@ -65,6 +65,11 @@ class FastDPOTrainer(DPOTrainer):
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         super().__init__(*args, **kwargs)
         self._make_ready()
+        if self._precompute_engine is not None:
+            # Its hooks would go on counting the modules that pass, and after a single batch, the
+            # check of a kept reference, lose count in training (ZeRO-3).
+            self._precompute_engine.destroy()
+            self._precompute_engine = None
         self.monitors = Monitors(self)
         self.add_callback(self.monitors)
 
