@@ -124,6 +124,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.faults
 def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny_data, tmp_path):
     folder = tmp_path / "killed"
     flags = run_flags(tiny_model, tiny_data, folder)
