@@ -78,9 +78,11 @@ embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its s
 	$(BIN)/python scripts/embedded_data.py $(ARGS)
 
 # Made anew when requirements.txt changes. VENV= names another environment, PYTHON= another Python.
-$(READY): requirements.txt
+# requirements.lock has a hash for every file; torch, a wheel of its own for each machine, comes after.
+$(READY): requirements.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: give it with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
 

@@ -4,6 +4,7 @@ no known hole."""
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -278,3 +279,16 @@ def test_an_outage_of_the_hub_costs_no_run(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("Not published (")
     assert said.endswith(f"): hf upload me/policy {trainer.args.output_dir} sends it")
+
+
+def test_every_requirement_has_its_hashes():
+    """But torch, whose wheels are other ones for each machine."""
+    lock = (ROOT / "requirements.lock").read_text().lower().replace("_", "-")
+    locked = {entry.split(" ")[0]: entry for entry in re.split(r"\n(?=\S)", lock)}
+    wanted = re.findall(r"^[\w-]+==[\d.]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert len(wanted) > 20
+    for requirement in {name.lower().replace("_", "-") for name in wanted}:
+        if not requirement.startswith("torch=="):
+            assert "--hash=sha256:" in locked[requirement], requirement
+    for name, entry in locked.items():
+        assert name.startswith("#") or "--hash=sha256:" in entry, name
