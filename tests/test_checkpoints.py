@@ -157,6 +157,7 @@ def test_what_a_recipe_learns_is_told_from_how_it_runs():
 
     pieces = ("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4")
     ways = ("--gradient_checkpointing=true", "--save_steps=3", "--logging_steps=1", "--beta=0.1")
+    ways += ("--policy_is_reference=false", "--other_processes")
     assert learned(*pieces, *ways) == learned()
     for other in ("--beta=0.2", "--seed=1", "--gradient_accumulation_steps=2", "--use_peft"):
         assert learned(other) != learned(), other

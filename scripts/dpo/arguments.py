@@ -9,6 +9,7 @@ BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 CARRIED_OUT = {
     *("output_dir", "resume_from_checkpoint", "restart", "other_processes", "use_cpu"),
     *("share_prefix", "reference_cache", "quarantine_limit", "save_merged"),
+    "policy_is_reference",
     *("precompute_ref_log_probs", "precompute_ref_batch_size", "dataset_num_proc"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"),
     *("activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps"),
