@@ -220,7 +220,7 @@ def test_a_run_without_a_step_left_trains_none(tmp_path):
 
 
 def test_a_killed_data_worker_ends_the_run_with_a_line(tmp_path):
-    trainer = trainer_in(tmp_path, dataloader_num_workers=1)
+    trainer = trainer_in(tmp_path, dataloader_num_workers=1, save_steps=3)
     collate, this = trainer.data_collator, os.getpid()
 
     def collate_or_die(rows):

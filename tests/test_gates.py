@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from dpo import memory, reference, start
 from dpo.arguments import RunArguments
 from dpo.gates import Gates
+from dpo.resuming import TakeUp
 from dpo.start import START
 
 
@@ -313,6 +314,23 @@ def test_out_of_memory_in_a_step(tmp_path):
     )
     again.train(resume_from_checkpoint=f"{tmp_path}/run/checkpoint-2")
     assert again.state.global_step == 5
+
+
+def test_out_of_memory_costs_no_step(tmp_path):
+    """In the second micro-batch of step 4: saved as it was after step 3, between two logs."""
+    how = {"max_steps": 6, "logging_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    whole = gated(tmp_path / "whole", **how)
+    whole.train()
+    trainer = gated(tmp_path, **how)
+    fails_at(trainer, 9)
+    with pytest.raises(SystemExit, match=r"step 4, .* goes on from .*/run/checkpoint-3"):
+        trainer.train()
+    again, checkpoint = gated(tmp_path, **how), tmp_path / "run/checkpoint-3"
+    again.add_callback(TakeUp(again, checkpoint))
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.state.log_history[0] == whole.state.log_history[0]
+    trained = dict(whole.model.named_parameters())
+    assert all(torch.equal(p, trained[name]) for name, p in again.model.named_parameters())
 
 
 def test_out_of_memory_in_the_trial(tmp_path):

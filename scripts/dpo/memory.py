@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import psutil
@@ -18,7 +19,8 @@ from dpo import checkpoints
 
 @contextmanager
 def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
-    """Say which batch of `trainer` ran out of memory, and what to change.
+    """Say which batch of `trainer` ran out of memory, and what to change, with a whole checkpoint
+    behind it where one can be written.
 
     Of several processes only those that ran out know; torchrun ends the others.
 
@@ -34,6 +36,9 @@ def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
         out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not out and not should_reduce_batch_size(error):
             raise
+        if doing is None and trainer.settled.unlogged:
+            clear_frames(error.__traceback__)  # they hold the activations
+            trainer.save_alone()
         doing = doing or f"step {trainer.state.global_step + 1}"
         batch = f", {described(trainer.batch)}" if trainer.batch else ""
         had = f"{trainer.accelerator.device} has {total_memory(trainer) / 1e9:.1f} GB"

@@ -56,9 +56,26 @@ def unlogged(trainer: DPOTrainer) -> dict[str, Any]:
     return {
         "losses": losses,  # since the last logged step, summed, by process
         "last_logged_step": trainer._globalstep_last_logged,
-        "metrics": dict(trainer._metrics["train"]),
+        "metrics": {name: [*values] for name, values in trainer._metrics["train"].items()},
         "tokens": trainer._total_train_tokens,
     }
+
+
+class Settled(TrainerCallback):
+    """Knows, while a step is computed, what the trainer had not logged when it began: a run that
+    fails within the step saves itself as it was then. Of a single process only: of several, the
+    others would wait for the one that failed."""
+
+    def __init__(self, trainer: DPOTrainer):
+        self.trainer, self.unlogged = trainer, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if args.world_size == 1:
+            self.unlogged = unlogged(self.trainer)
+
+    # From here to the end of the step, weights are neither those before it nor those after.
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.unlogged = None
 
 
 class TakeUp(TrainerCallback):

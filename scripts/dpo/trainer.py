@@ -70,8 +70,9 @@ class FastDPOTrainer(DPOTrainer):
             # check of a kept reference, lose count in training (ZeRO-3).
             self._precompute_engine.destroy()
             self._precompute_engine = None
-        self.monitors = Monitors(self)
+        self.monitors, self.settled = Monitors(self), resuming.Settled(self)
         self.add_callback(self.monitors)
+        self.add_callback(self.settled)
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
@@ -198,7 +199,7 @@ class FastDPOTrainer(DPOTrainer):
             self._saving = True
             super()._save_checkpoint(model, trial)
             self._saving = False
-            unlogged = resuming.unlogged(self)
+            unlogged = self.settled.unlogged or resuming.unlogged(self)
             self.accelerator.wait_for_everyone()
             if state.best_model_checkpoint == str(beside):
                 state.best_model_checkpoint = str(checkpoint)
@@ -214,6 +215,16 @@ class FastDPOTrainer(DPOTrainer):
                 checkpoints.rotate(folder, self.args.save_total_limit, best)
             self.accelerator.wait_for_everyone()
 
+    def save_alone(self) -> None:
+        """Write a checkpoint of the last step that was completed, before the run fails in the one
+        after it; where other processes are needed for that, they cannot be told."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        alone = self.args.world_size == 1 and not sharded
+        there = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}").exists()
+        if alone and self.state.global_step and not there:
+            self.model.zero_grad()
+            self._save_checkpoint(self.model, None)
+
     # The system kills a process when memory runs out, and a data worker is a small one to choose.
     def get_batch_samples(self, *args):
         try:
@@ -221,6 +232,7 @@ class FastDPOTrainer(DPOTrainer):
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
+            self.save_alone()
             whole = checkpoints.last_whole(Path(self.args.output_dir))
             raise SystemExit(
                 f"a data worker was killed after step {self.state.global_step}, often for want of "
