@@ -209,11 +209,11 @@ def test_what_was_not_logged_yet_is_logged_all_the_same(tmp_path):
 
 
 def test_a_run_without_a_step_left_trains_none(tmp_path):
-    """Killed when its last checkpoint was written, and the policy was not."""
-    whole = trainer_in(tmp_path)
+    """Killed when its last checkpoint was written, and the policy was not, within an epoch."""
+    whole = trainer_in(tmp_path, max_steps=5)
     whole.train()
-    resumed = gone_on(tmp_path, None)
-    assert resumed.state.global_step == 6
+    resumed = gone_on(tmp_path, None, max_steps=5)
+    assert resumed.state.global_step == 5
     trained = dict(whole.model.named_parameters())
     for name, weight in resumed.model.named_parameters():
         assert torch.equal(weight, trained[name]), name
