@@ -114,7 +114,8 @@ def run(command: list[str], environment: dict[str, str]) -> int:
 
     Returns the run's exit code, or LEAVING if it was asked and can be started again.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    told_in = environment.get(TOLD_IN)  # by slurm.sh, one folder for the launches of all machines
+    with contextlib.nullcontext(told_in) if told_in else tempfile.TemporaryDirectory() as folder:
         asked, left = Path(folder, ASKED), Path(folder, LEFT)
         run = subprocess.Popen(command, env=environment | {TOLD_IN: folder})
 

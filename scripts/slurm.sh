@@ -19,6 +19,11 @@ shift 4
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 main=$first:$((20000 + SLURM_JOB_ID % 10000)) # one port a job: two may share a machine
 cancelled=
+# Here the run says that it was asked to leave and has. Its exit code could be that of a machine which
+# srun ended since another one was quicker.
+export DPO_TOLD_IN=$PWD/outputs/slurm/$SLURM_JOB_ID-told
+rm -rf "$DPO_TOLD_IN"
+mkdir -p "$DPO_TOLD_IN"
 
 # The machine that fails ends the others, which would wait for it.
 srun --kill-on-bad-exit=1 --open-mode=append --output="outputs/slurm/%j-node%n.log" \
@@ -35,7 +40,9 @@ while kill -0 "$step" 2>/dev/null; do # the signal ended the wait, not the run
   status=0
   wait "$step" || status=$?
 done
-if [[ $status = 75 && ! $cancelled ]]; then
+left=$(ls "$DPO_TOLD_IN")
+rm -r "$DPO_TOLD_IN"
+if [[ $left = *left* && ! $cancelled ]]; then
   echo "Asked to leave: back to the queue"
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -25,7 +25,7 @@ COMMANDS = {
     # As its fourth task does; or as a run that is asked to leave, and takes a while to.
     "srun": "while [[ $1 == --* ]]; do shift; done\n"
     '[[ $WAITS ]] || SLURM_NODEID=3 exec "$@"\n'
-    "trap 'sleep 0.5; echo saved; exit 75' USR1 TERM\n"
+    "trap 'sleep 0.5; touch $DPO_TOLD_IN/left; echo saved; exit 75' USR1 TERM\n"
     "echo training; while :; do sleep 0.05; done",
 }
 RECIPE = ("smollm2-sentiment", "zero3", "8")
@@ -89,6 +89,7 @@ def test_a_run_that_is_asked_to_leave_goes_back_to_the_queue(asked, then, cluste
     job.send_signal(asked)
     assert job.communicate(timeout=20)[0].splitlines() == ["saved", *then]
     assert job.returncode == 75
+    assert not (ROOT / "outputs/slurm/7-told").exists()
 
 
 def test_a_run_that_fails_does_not(cluster):
