@@ -61,7 +61,7 @@ test-architectures: $(READY) ## prefix sharing on every architecture of transfor
 test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learns
 	$(BIN)/python -m pytest -m distributed $(ARGS)
 
-test-faults: $(READY) $(EMBEDDED) ## runs killed 90 times end as if they had not been
+test-faults: $(READY) $(EMBEDDED) ## runs killed 80 times and more end as if they had not been
 	$(BIN)/python -m pytest -m faults -s $(ARGS)
 
 lint: $(READY) ## check style and format
