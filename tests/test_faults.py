@@ -50,8 +50,8 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
     """Run train.py as a process of its own.
 
     Args:
-        fault: what befalls it, at the file operation of which number, how many seconds later; None
-            for nothing.
+        fault: what befalls it, at the file operation of which number or the first on which path,
+            how many seconds later; None for nothing.
         counted: is given the number of file operations.
     """
     os.environ.update(environment)
@@ -60,10 +60,15 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
+    befallen = False
+
     def hook(event: str, args: tuple) -> None:
+        nonlocal befallen
         if event in FILE_OPERATIONS and str(args[0]).startswith(str(folder.parent)):
             counted.value += 1
-            if fault and counted.value == fault[1]:
+            now = (counted.value, str(args[0]).removeprefix(f"{folder}/"))
+            if fault and fault[1] in now and not befallen:
+                befallen = True
                 if fault[2]:
                     threading.Timer(fault[2], befall, fault[:1]).start()
                 else:
@@ -101,7 +106,7 @@ class Runs:
             *("--eval_steps=3", "--save_steps=1", "--save_total_limit=2", "--reward_prompts=1"),
         ]
 
-    def start(self, name: str, fault: tuple[str, int, float] | None = None, rank: int = 0) -> list:
+    def start(self, name: str, fault: tuple | None = None, rank: int = 0) -> list:
         """Start a run, one of whose processes will have a fault."""
         folder = self.home / name / "run"
         folder.parent.mkdir(exist_ok=True)
@@ -221,10 +226,11 @@ def test_a_sharded_run_is_killed_with_all_that_started_it(tiny_model, tiny_data,
 @pytest.mark.parametrize("asked", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_one_process_that_is_asked_to_leave_takes_all_along(asked, rank, runs_of):
     runs, name = runs_of(2), f"{asked}-{rank}"
-    assert runs.end(runs.start(name, (asked, runs.operations[rank] // 2, 0), rank)) == {EXIT_CODE}
+    fault = (asked, f"{checkpoints.BESIDE}/checkpoint-4", 0)
+    assert runs.end(runs.start(name, fault, rank)) == {EXIT_CODE}
     log = (runs.home / name / "log-0").read_text()
-    (step,) = re.findall(r"Asked to leave at step (\d+) of 9: saved in", log)
-    assert checkpoints.newest(runs.home / name / "run").name == f"checkpoint-{step}"
+    assert "Asked to leave at step 5 of 9: saved in" in log
+    assert checkpoints.newest(runs.home / name / "run").name == "checkpoint-5"
     assert runs.end(runs.start(name)) == {0}
     assert runs.outcome(name) == runs.expected
 
