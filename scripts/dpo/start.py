@@ -19,20 +19,20 @@ LN2 = math.log(2)
 # `sft` is the policy's own cross-entropy and has no such constant.
 START = {
     "sigmoid": lambda b, e: (LN2, b),
-    "sigmoid_norm": lambda b, e: (LN2, b),
-    "robust": lambda b, e: (LN2, b / (1 - 2 * e)),
-    "aot": lambda b, e: (LN2, b),
-    "aot_unpaired": lambda b, e: (LN2, b),
     "hinge": lambda b, e: (1, b),
     "ipo": lambda b, e: (1 / (2 * b) ** 2, 1 / b + 1),
     # KL of (½, ½) from (1 - e, e): the EXO paper, equation 16
     "exo_pair": lambda b, e: (-LN2 - math.log(e * (1 - e)) / 2, b * (1 - math.log(e))),
     "nca_pair": lambda b, e: (2 * LN2, 1.5 * b),
+    "robust": lambda b, e: (LN2, b / (1 - 2 * e)),
     "bco_pair": lambda b, e: (2 * LN2, b),
     "sppo_hard": lambda b, e: (2 * (0.5 / b) ** 2, 1 / b + 1),
+    "aot": lambda b, e: (LN2, b),
+    "aot_unpaired": lambda b, e: (LN2, b),
     "apo_zero": lambda b, e: (1, b),
     "apo_down": lambda b, e: (1, b),
     "discopop": lambda b, e: ((LN2 + 1) / 2, b),
+    "sigmoid_norm": lambda b, e: (LN2, b),
 }
 
 

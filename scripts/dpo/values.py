@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dpo.recipe import Recipe
+from dpo.start import START
 
-LOSS_TYPES = (
-    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
-    *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
-)
+LOSS_TYPES = (*START, "sft")
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 # Built on the difference of two scores, in which the term that f-DPO cannot compute cancels.
