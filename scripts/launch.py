@@ -25,13 +25,11 @@ from pathlib import Path
 import psutil
 import yaml
 
+from dpo.asking import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
 from dpo.recipe import FOLDER as RECIPES
 from dpo.recipe import choices, names, read_yaml
 from dpo.terminal import guarded
 
-# What dpo/stopping.py calls them: it is not imported, since torch takes its time.
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-LEAVING, TOLD_IN, ASKED, LEFT = 75, "DPO_TOLD_IN", "asked", "left"
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")
 # On a CPU every step frees gigabytes of activations and asks for them again. glibc would return
@@ -112,7 +110,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     All inherit the signals blocked, so that they end none of them before it listens, nor those
     that only start others.
 
-    Returns the run's exit code, or LEAVING if it was asked and can be started again.
+    Returns the run's exit code, or EXIT_CODE if it was asked and can be started again.
     """
     told_in = environment.get(TOLD_IN)  # by slurm.sh, one folder for the launches of all machines
     with contextlib.nullcontext(told_in) if told_in else tempfile.TemporaryDirectory() as folder:
@@ -141,7 +139,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
             signal.signal(number, hand_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         code = run.wait()
-        return LEAVING if left.exists() else code
+        return EXIT_CODE if left.exists() else code
 
 
 def tell_if_finished(recipe: str, arguments: list[str]) -> None:

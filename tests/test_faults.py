@@ -27,7 +27,7 @@ import pytest
 from conftest import ROOT, launch, run_flags, running
 
 from dpo import checkpoints, metrics
-from dpo.stopping import EXIT_CODE
+from dpo.asking import EXIT_CODE
 
 pytestmark = pytest.mark.faults
 

@@ -79,7 +79,7 @@ def written_to(path: Path) -> Iterator[None]:
     """Let a disk that is full, gone or read-only end the run with one line.
 
     Raises:
-        SystemExit: what is written within cannot be; the line names the last whole checkpoint.
+        SystemExit: what is written within cannot be: why, and how much room there is.
     """
     try:
         yield

@@ -16,11 +16,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start me again
-# Names a folder of launch.py's, in which a file says that the run is asked to leave, and another
-# that it has: accelerate and torchrun, which lie between, start late and pass on no exit code.
-TOLD_IN, ASKED, LEFT = "DPO_TOLD_IN", "asked", "left"
+from dpo.asking import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
 
 
 def end(agreed: bool) -> None:
