@@ -3,6 +3,7 @@
 from html.parser import HTMLParser
 
 import pytest
+from browser import PHONE, fits, opened, pictures
 
 from dpo import report
 from dpo.evaluation import compare
@@ -73,6 +74,16 @@ def test_the_page_is_self_contained_and_escaped(results, tmp_path):
     assert page.text.count("How was") == 10  # ten samples side by side
     for words in ("True reward", "Preference accuracy", "KL from the reference", "3.00 nats"):
         assert words in page.text
+
+
+def test_the_page_opens_on_a_phone_without_network(results, tmp_path):
+    report.write(results, tmp_path)
+    with opened((tmp_path / "report.html").as_uri(), PHONE) as page:
+        assert page.errors == []
+        assert fits(page)
+        assert min(pictures(page)) > 600
+        assert page.get_by_text("Preference accuracy", exact=True).is_visible()
+        assert page.get_by_text("<script>alert(1)</script>").count() == 10
 
 
 def test_a_run_without_known_reward_or_held_out_pairs_has_a_page_too(results, tmp_path):
