@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.evaluation import accuracy, bootstrap, compare, pair_rows, score
+from dpo.evaluation import accuracy, compare, pair_rows, score
 from dpo.sampling import Completion, prompt_token_ids, sample_completions
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the long walk home?")]
@@ -97,16 +97,6 @@ def test_kl_by_sampling_agrees_with_kl_by_sum(model, tokenizer, tiny_model):
     ratios = score(other, rows, 2, 0.7) - score(model, rows, 2, 0.7)
     assert exact > 0.05
     assert abs(ratios.mean() - exact) < 4 * ratios.std() / math.sqrt(len(ratios))
-
-
-def test_the_interval_holds_the_mean_as_often_as_it_says():
-    """95% intervals of 400 samples of a known distribution: 91 to 99% of them hold its mean."""
-    rng = np.random.default_rng(3)
-    held = 0
-    for _ in range(400):
-        interval = bootstrap(rng.exponential(size=120), resamples=1000)
-        held += interval.low <= 1.0 <= interval.high
-    assert 0.91 < held / 400 < 0.99
 
 
 def test_a_tie_is_half_right():

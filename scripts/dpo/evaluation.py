@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from datasets import Dataset
@@ -11,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from dpo import adapters
+from dpo.intervals import bootstrap
 from dpo.recipe import Recipe
 from dpo.rewards import completion_logps, implicit_reward
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
@@ -20,22 +19,6 @@ TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble
 MAX_NEW_TOKENS = 40
 SEED = 20_231_218  # apart from the seeds of the data, so that no answer is drawn again
 SCORING_ROWS = 16
-
-
-@dataclass
-class Interval:
-    """A mean and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(values: np.ndarray, resamples: int = 10_000) -> Interval:
-    """Percentile bootstrap of the mean of independent `values`, shape (n,)."""
-    picks = np.random.default_rng(0).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
 
 
 def fast_dtype(device: str) -> torch.dtype:

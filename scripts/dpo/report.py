@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import math
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpo.output import NO_SCRIPTS, REPORT, write_whole
+from dpo.output import REPORT, write_whole
+from dpo.page import document, facts, picture, png, tile
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
 CHOSEN, REJECTED = "#1a7f37", "#cf222e"
@@ -108,47 +104,6 @@ def draw_true_reward(axis, report: dict) -> None:
     axis.legend(frameon=False, loc="upper left")
 
 
-STYLE = """
-:root { color-scheme: light dark; --line: #d0d7de; --soft: #f6f8fa; --ink: #1f2328; --dim: #59636e;
-  --up: #1a7f37; --down: #cf222e; --page: #ffffff; }
-@media (prefers-color-scheme: dark) { :root { --line: #3d444d; --soft: #151b23; --ink: #f0f6fc;
-  --dim: #9198a1; --up: #3fb950; --down: #f85149; --page: #0d1117; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 68rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-p.alert { border-left: .25rem solid var(--down); padding: .1rem .8rem; margin: .75rem 0 0; }
-p.dim, td.dim, .tile small { color: var(--dim); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .75rem;
-  margin: 1.5rem 0; }
-.tile { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.35rem; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-.tile small { display: block; font-size: .82rem; }
-img { width: 100%; height: auto; background: white; border: 1px solid var(--line);
-  border-radius: .6rem; padding: .5rem; }
-.sample { border: 1px solid var(--line); border-radius: .6rem; margin: 0 0 .75rem;
-  overflow: hidden; }
-.sample h3 { margin: 0; padding: .5rem 1rem; font-size: .95rem; background: var(--soft); }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
-.pair > div { padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.pair small { color: var(--dim); display: block; }
-.up { color: var(--up); } .down { color: var(--down); }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-td { border-top: 1px solid var(--line); padding: .3rem .5rem; vertical-align: top;
-  overflow-wrap: anywhere; }
-code { font-size: .9em; }
-"""
-
-
-def tile(name: str, value: str, note: str) -> str:
-    return (
-        f'<div class="tile"><small>{html.escape(name)}</small><b>{html.escape(value)}</b>'
-        f"<small>{html.escape(note)}</small></div>"
-    )
-
-
 def tiles(report: dict) -> list[tuple[str, str, str]]:
     """The results as (name, value, what it is measured on); the page and the terminal show them."""
     rows = []
@@ -231,42 +186,25 @@ def summary(report: dict) -> str:
     )
 
 
-def page(report: dict, picture: bytes) -> str:
-    """The report as one HTML page that needs no network; whatever a model said is escaped."""
+def page(report: dict, drawn: bytes) -> str:
+    """The report as one page."""
     samples = "".join(map(sample, report.get("samples", [])))
-    facts = {**report["settings"], **report["versions"]}
-    rows = "".join(
-        f'<tr><td class="dim">{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>'
-        for key, value in facts.items()
-    )
     results = "".join(tile(*row) for row in tiles(report))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-{NO_SCRIPTS}
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(report["recipe"])}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(report["recipe"])}</h1>
-<p class="dim">{html.escape(summary(report))}</p>
+    says = "True reward, preference accuracy, loss and implicit rewards of the run"
+    return document(
+        report["recipe"],
+        f"""<p class="dim">{html.escape(summary(report))}</p>
 {"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
-<img alt="True reward, preference accuracy, loss and implicit rewards of the run"
- src="data:image/png;base64,{base64.b64encode(picture).decode()}">
+{picture(drawn, says)}
 {f"<h2>The same prompts, before and after</h2>{samples}" if samples else ""}
-<h2>Settings and versions</h2><table>{rows}</table>
-</body></html>
-"""
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    plt.close(figure)
-    return buffer.getvalue()
+<h2>Settings and versions</h2>{facts({**report["settings"], **report["versions"]})}""",
+    )
 
 
 def write(report: dict, folder: Path) -> list[Path]:
     """Write report.png, report.html and, last, report.json: it marks the run as finished."""
-    picture = png(draw(report))
-    write_whole(folder / "report.png", picture)
-    write_whole(folder / "report.html", page(report, picture))
+    drawn = png(draw(report))
+    write_whole(folder / "report.png", drawn)
+    write_whole(folder / "report.html", page(report, drawn))
     write_whole(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
     return [folder / "report.html", folder / REPORT]

@@ -9,8 +9,9 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from dpo import report
 from dpo.output import write_whole
+from dpo.page import png
+from dpo.report import AFTER, BEFORE
 
 
 def table(rows: list[dict]) -> list[list[str]]:
@@ -51,7 +52,7 @@ def picture(groups: dict[str, list[dict]], where: str) -> bytes:
     )
     for axis, (name, rows) in zip(axes.flat, groups.items(), strict=True):
         speeds = [row["pairs_per_second"] or 0 for row in rows]
-        colors = [report.BEFORE if "TRL" in row["name"] else report.AFTER for row in rows]
+        colors = [BEFORE if "TRL" in row["name"] else AFTER for row in rows]
         bars = axis.barh([row["name"] for row in rows], speeds, color=colors)
         ratios = [row["ratio_to_stock"] for row in rows]
         axis.bar_label(bars, [f"{r:.2f}×" if r else "–" for r in ratios], padding=3)
@@ -60,7 +61,7 @@ def picture(groups: dict[str, list[dict]], where: str) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_title(name.split(" (")[0], loc="right")
         axis.set_xlabel(f"pairs a second, {where}")
-    return report.png(figure)
+    return png(figure)
 
 
 def show(rows: list[dict]) -> None:
