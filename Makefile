@@ -19,7 +19,7 @@ READY    := $(VENV)/ready
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed test-faults lint audit clean-cache embedded-data
+.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -63,6 +63,9 @@ test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learn
 
 test-faults: $(READY) $(EMBEDDED) ## runs killed 80 times and more end as if they had not been
 	$(BIN)/python -m pytest -m faults -s $(ARGS)
+
+test-sight: $(READY) $(EMBEDDED) ## runs evaluated, compared, swept and watched, through make
+	$(BIN)/python -m pytest -m sight $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

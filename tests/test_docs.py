@@ -33,6 +33,7 @@ ELSEWHERE = {
     "make test-architectures": ".ci/run",
     "make test-distributed": ".ci/run",
     "make test-faults": ".ci/run",
+    "make test-sight": ".ci/run",
     "make clean-cache": "test_reference.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }
