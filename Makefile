@@ -13,13 +13,20 @@ ARGS   ?=
 MODEL  ?=
 DATASET ?=
 DEVICE ?=
+RUN    ?= outputs/smollm2-sentiment
+AGAINST ?=
+JUDGE  ?=
+JUDGE_MODEL ?=
+PROMPTS ?=
+SUITE  ?=
 
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
+EXTRA    := $(VENV)/suite
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -39,6 +46,10 @@ submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITI
 	@sbatch --nodes="$(NODES)" $(if $(GPUS),--gpus-per-node=$(GPUS)) $(if $(PARTITION),--partition="$(PARTITION)") \
 	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)
 	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it"
+
+evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did it get better: RUN= AGAINST= JUDGE= JUDGE_MODEL= PROMPTS= SUITE= ARGS="--samples 4"
+	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
+	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
 
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)
@@ -74,10 +85,14 @@ lint: $(READY) ## check style and format
 audit: $(READY) ## known advisories against what is installed
 	$(BIN)/python scripts/audit.py
 
-clean-cache: ## forget the reference log-probabilities that runs keep in cache/reference
-	rm -rf cache/reference
+clean-cache: ## forget the reference log-probabilities and the answers that are kept in cache/
+	rm -rf cache/reference cache/answers
 
-embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
+embedded-evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did it get better: RUN= AGAINST= JUDGE= JUDGE_MODEL= PROMPTS= SUITE= ARGS="--samples 4"
+	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
+	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
+
+data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
 	$(BIN)/python scripts/embedded_data.py $(ARGS)
 
 # Made anew when requirements.txt changes. VENV= names another environment, PYTHON= another Python.
@@ -87,6 +102,11 @@ $(READY): requirements.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+# Only where SUITE asks for it.
+$(EXTRA): requirements-suite.txt | $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 $(EMBEDDED): | $(READY)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
+from trl import DPOConfig
 
-from dpo import adapters
+from dpo import prefix_sharing, reference
+from dpo.contestants import reference_of
 from dpo.intervals import bootstrap
+from dpo.prefix_sharing import SharedPrefixes
 from dpo.recipe import Recipe
 from dpo.rewards import completion_logps, implicit_reward
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
@@ -21,29 +26,6 @@ SEED = 20_231_218  # apart from the seeds of the data, so that no answer is draw
 SCORING_ROWS = 16
 
 
-def fast_dtype(device: str) -> torch.dtype:
-    """bfloat16 where it is computed fast, else float32. For evaluation alone: on a CPU without
-    AVX-512, bfloat16 is many times slower than float32."""
-    if device == "cpu":
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    else:
-        fast = torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
-
-
-def load(recipe: Recipe, name: str, device: str) -> PreTrainedModel:
-    """The reference by its name, or the trained policy by its folder; an adapter on its base."""
-    is_start = name == recipe.model.model_name_or_path
-    model = adapters.load(
-        name,
-        revision=recipe.model.model_revision if is_start else None,
-        trust_remote_code=recipe.training.trust_remote_code,
-        dtype=fast_dtype(device),
-        attn_implementation=recipe.model.attn_implementation,
-    )
-    return model.to(device).eval()
-
-
 @torch.no_grad()
 def score(
     model: PreTrainedModel,
@@ -51,24 +33,38 @@ def score(
     pad: int,
     temperature: float = 1.0,
     desc: str | None = None,
+    *,
+    pairs: bool = False,
 ) -> np.ndarray:
-    """log π(y | x) in nats of rows of (prompt ids, completion ids), shape (rows,)."""
-    longest_first = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
+    """log π(y | x) in nats of rows of (prompt ids, completion ids), shape (rows,).
+
+    `pairs` says that the second half of the rows are the rejected answers to the prompts of the
+    first half: then each prompt is computed once, where the model allows it.
+    """
+    count = len(rows) // 2 if pairs else len(rows)
+    together = np.arange(len(rows)).reshape(-1, count).T  # of each pair, or each row, its rows
+    lengths = np.array([len(prompt) + len(completion) for prompt, completion in rows])
+    longest_first = np.argsort(-lengths[together].sum(axis=1), kind="stable")
+    shared = pairs and not prefix_sharing.obstacle(model)
+    if shared:
+        prefix_sharing.share_prefixes(model)
     logps = np.zeros(len(rows))
-    starts = range(0, len(rows), SCORING_ROWS)
-    for start in tqdm(starts, desc=desc, unit="batch", disable=not (rows and desc)):
-        part = longest_first[start : start + SCORING_ROWS]
-        width = max(sum(map(len, rows[i])) for i in part)
+    size = SCORING_ROWS // together.shape[1]
+    for start in tqdm(range(0, count, size), desc=desc, unit="batch", disable=not (rows and desc)):
+        part = together[longest_first[start : start + size]].T.flatten()
+        width = lengths[part].max()
         input_ids = torch.full((len(part), width), pad)
         attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
         for row, i in enumerate(part):
             prompt, completion = rows[i]
-            end = len(prompt) + len(completion)
-            input_ids[row, :end] = torch.tensor(prompt + completion)
-            attention_mask[row, :end] = 1
-            completion_mask[row, len(prompt) : end] = 1
-        batch = (tensor.to(model.device) for tensor in (input_ids, attention_mask, completion_mask))
-        logps[part] = completion_logps(model, *batch, temperature=temperature).cpu().numpy()
+            input_ids[row, : lengths[i]] = torch.tensor(prompt + completion)
+            attention_mask[row, : lengths[i]] = 1
+            completion_mask[row, len(prompt) : lengths[i]] = 1
+        batch = [tensor.to(model.device) for tensor in (input_ids, attention_mask, completion_mask)]
+        plan = SharedPrefixes.of(input_ids, attention_mask) if shared else None
+        given = {"shared_prefixes": plan.to(model.device)} if shared else {}
+        found = completion_logps(model, *batch, temperature=temperature, **given)
+        logps[part] = found.cpu().numpy()
     return logps
 
 
@@ -99,16 +95,18 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
     Returns:
         `preference_accuracy`: share of held-out pairs whose chosen answer has the higher implicit
         reward, `before` and `after` with a 95% interval, and the `ceiling` that the true reward
-        itself reaches on these noisy labels (None if unknown). With a known reward also
+        itself reaches on these noisy labels (None if unknown). `margin`: the mean by which it is
+        higher, and `margins`, pair by pair. With a known reward also
         `true_reward` (mean before, after, and of the difference by prompt, with its interval),
-        `kl_nats_per_sequence` (KL of the policy from the reference at the sampling temperature,
-        on the policy's own answers), `mean_tokens`, `answers` (rewards of every answer) and ten
-        `samples` side by side.
+        `kl_nats_per_sequence` and `_per_token` (KL of the policy from the reference at the
+        sampling temperature, on the policy's own answers), `mean_tokens`, `answers` (rewards of
+        every answer) and ten `samples` side by side.
     """
-    trusted = recipe.training.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(policy_folder, trust_remote_code=trusted)
-    pad, beta = tokenizer.pad_token_id, recipe.training.beta
-    pairs = pair_rows(held_out, recipe.training.max_length)
+    args, start = recipe.training, reference_of(recipe)
+    trained = replace(start, path=policy_folder, revision=None, recipe=recipe)
+    tokenizer = trained.tokenizer()
+    pad = tokenizer.pad_token_id
+    pairs = pair_rows(held_out, args.max_length)
     known = "vader_chosen" in held_out.column_names
     count = min(recipe.run.reward_prompts, len(held_out)) if known else 0
     prompts = held_out["prompt"][:count] if count else []
@@ -126,44 +124,63 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
         )
 
     # One model at a time: the larger of the two decides the memory, not their sum.
-    policy = load(recipe, policy_folder, device)
-    policy_pairs = score(policy, pairs, pad, desc="Held-out pairs under the policy")
-    after = answer(policy, "Answers of the policy") if count else []
-    own = [
-        (prompt_token_ids(tokenizer, prompt), completion.token_ids)
-        for prompt, row in zip(prompts, after, strict=True)
-        for completion in row
-    ]
-    policy_own = score(policy, own, pad, TEMPERATURE, "KL, policy")
-    del policy
-    reference = load(recipe, recipe.model.model_name_or_path, device)
-    reference_pairs = score(reference, pairs, pad, desc="Held-out pairs under the reference")
-    before = answer(reference, "Answers of the reference") if count else []
-    reference_own = score(reference, own, pad, TEMPERATURE, "KL, reference")
+    with trained.autocast(device):
+        policy = trained.load(device)
+        policy_pairs = score(policy, pairs, pad, desc="Held-out pairs, policy", pairs=True)
+        after = answer(policy, "Answers of the policy") if count else []
+        own = [
+            (prompt_token_ids(tokenizer, prompt), completion.token_ids)
+            for prompt, row in zip(prompts, after, strict=True)
+            for completion in row
+        ]
+        policy_own = score(policy, own, pad, TEMPERATURE, "KL, policy")
+        del policy
+        reference_pairs, first = scored_in_training(held_out, args), None
+        if reference_pairs is None or count:
+            first = start.load(device)
+        if reference_pairs is None:
+            desc = "Held-out pairs, reference"
+            reference_pairs = score(first, pairs, pad, desc=desc, pairs=True)
+        before = answer(first, "Answers of the reference") if count else []
+        reference_own = score(first, own, pad, TEMPERATURE, "KL, reference")
 
-    def prefers_chosen(logps: np.ndarray) -> np.ndarray:
-        chosen, rejected = np.split(implicit_reward(logps, reference_pairs, beta), 2)
-        return accuracy(chosen - rejected)
-
-    correct = bootstrap(prefers_chosen(policy_pairs))
-    results = {
-        "preference_accuracy": {
-            "before": float(prefers_chosen(reference_pairs).mean()),
-            "after": correct.mean,
-            "low": correct.low,
-            "high": correct.high,
-            "ceiling": float(
-                np.greater(held_out["vader_chosen"], held_out["vader_rejected"]).mean()
-            )
-            if known
-            else None,
-            "pairs": len(held_out),
-        },
-    }
+    results = preferences(policy_pairs, reference_pairs, args.beta)
+    if known:
+        ceiling = np.greater(held_out["vader_chosen"], held_out["vader_rejected"]).mean()
+        results["preference_accuracy"]["ceiling"] = float(ceiling)
     if count:
         results |= compare(prompts, before, after)
-        results["kl_nats_per_sequence"] = float((policy_own - reference_own).mean())
+        nats, tokens = policy_own - reference_own, sum(len(ids) for _, ids in own)
+        results["kl_nats_per_sequence"] = float(nats.mean())
+        results["kl_nats_per_token"] = float(nats.sum() / tokens)
     return results
+
+
+def scored_in_training(held_out: Dataset, args: DPOConfig) -> np.ndarray | None:
+    """The reference's log-probabilities of the held-out pairs, chosen then rejected, as the trainer
+    has them; None if it has none, or weighs tokens in them (`ld_alpha`)."""
+    if args.ld_alpha is not None or reference.COLUMNS[0] not in held_out.column_names:
+        return None
+    return np.concatenate([np.array(held_out[column]) for column in reference.COLUMNS])
+
+
+def preferences(policy: np.ndarray, reference: np.ndarray, beta: float) -> dict:
+    """Accuracy and margin of the implicit reward on pairs, and the margin of each.
+
+    Both arguments are log-probabilities as `score` gives them, chosen and then rejected.
+    """
+    chosen, rejected = np.split(implicit_reward(policy, reference, beta), 2)
+    margins = chosen - rejected
+    correct, margin = bootstrap(accuracy(margins)), bootstrap(margins)
+    return {
+        "preference_accuracy": {
+            "before": 0.5,  # the reference's implicit reward is zero everywhere
+            **{"after": correct.mean, "low": correct.low, "high": correct.high},
+            **{"ceiling": None, "pairs": len(margins)},
+        },
+        "margin": {"after": margin.mean, "low": margin.low, "high": margin.high},
+        "margins": margins.round(6).tolist(),
+    }
 
 
 def compare(prompts: list, before: list[list[Completion]], after: list[list[Completion]]) -> dict:

@@ -16,8 +16,70 @@ class Interval:
     high: float
 
 
-def bootstrap(values: np.ndarray, resamples: int = 10_000) -> Interval:
-    """Percentile bootstrap of the mean of independent `values`, shape (n,)."""
+def bootstrap(
+    values: np.ndarray, resamples: int = 10_000, weights: np.ndarray | None = None
+) -> Interval:
+    """Percentile bootstrap of the mean of independent `values`, shape (n,).
+
+    With `weights`, same shape, of the ratio of sums Σ values / Σ weights.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
     picks = np.random.default_rng(0).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    low, high = np.quantile(values[picks].sum(1) / weights[picks].sum(1), [0.025, 0.975])
+    return Interval(float(values.sum() / weights.sum()), float(low), float(high))
+
+
+def win_rate(preferred: np.ndarray) -> Interval:
+    """Share of comparisons that the first of two models wins, a tie half.
+
+    Args:
+        preferred: shape (prompts, samples): 1, ½ or 0, NaN where there is no verdict. Answers to
+            one prompt are alike, so that the prompt is what is resampled.
+    """
+    judged = preferred[~np.isnan(preferred).all(axis=1)]
+    return bootstrap(np.nanmean(judged, axis=1))
+
+
+def length_controlled(
+    preferred: np.ndarray, longer: np.ndarray, resamples: int = 1000
+) -> Interval | None:
+    """The win rate that would be if both models' answers were of one length (Dubois et al. 2024,
+    arXiv 2404.04475): a logistic regression of the verdict on the tanh of the standardised
+    difference of lengths, read off where the difference is zero.
+
+    The paper's term for the prompt's difficulty is left out: it takes the verdicts of many models.
+
+    Args:
+        preferred: shape (prompts, samples), as for `win_rate`.
+        longer: tokens that the first model's answer is longer, same shape.
+
+    Returns:
+        With a 95% bootstrap interval over prompts; None where lengths do not differ.
+    """
+    spread = longer[~np.isnan(preferred)].std()
+    if spread == 0:
+        return None
+    inputs = np.tanh(longer / spread)
+    rows = np.flatnonzero(~np.isnan(preferred).all(axis=1))
+    picks = np.random.default_rng(0).choice(rows, size=(resamples, len(rows)))
+    rates = _at_equal_length(preferred[picks], inputs[picks])
+    low, high = np.quantile(rates, [0.025, 0.975])
+    (mean,) = _at_equal_length(preferred[rows][None], inputs[rows][None])
+    return Interval(float(mean), float(low), float(high))
+
+
+def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """σ(θ) of the logistic regressions σ(θ + φ input), one for each first index, by Newton's
+    method. A ridge of one observation's weight keeps separated samples finite."""
+    labels, x = (values.reshape(len(values), -1) for values in (preferred, inputs))
+    weight = ~np.isnan(labels)
+    labels = np.nan_to_num(labels)
+    design = np.stack([np.ones_like(x), x], axis=-1) * weight[..., None]
+    ridge = 0.25 * np.eye(2)
+    found = np.zeros((len(labels), 2))
+    for _ in range(25):
+        p = 1 / (1 + np.exp(-np.einsum("rnk,rk->rn", design, found)))
+        gradient = np.einsum("rnk,rn->rk", design, labels - p) - found @ ridge
+        curve = np.einsum("rnk,rn,rnl->rkl", design, p * (1 - p), design) + ridge
+        found += np.linalg.solve(curve, gradient[..., None])[..., 0]
+    return 1 / (1 + np.exp(-found[:, 0]))

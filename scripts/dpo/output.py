@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import yaml
 from safetensors import SafetensorError
 
-from dpo.recipe import Recipe
+from dpo.recipe import Recipe, make_parser, read_yaml, resolve
 from dpo.secrets import mask
 
 SETTINGS = "recipe.yaml"
@@ -67,6 +67,19 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     default = "its default"
     said = (f"{key} ({before.get(key, default)}, now {now.get(key, default)})" for key in keys)
     return ", ".join(said)
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of the run in `folder`, as it was stated there.
+
+    Raises:
+        SystemExit: the folder holds no run.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise SystemExit(f"{folder} holds no run of this repository: it has no {SETTINGS}")
+    keys = read_yaml(path)
+    return resolve(make_parser(), path, keys.pop("recipe"), keys, [])
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

@@ -183,8 +183,17 @@ def parse(argv: list[str]) -> Recipe:
         raise SystemExit(0 if "-h" in argv or "--help" in argv else 2)
     at = argv.index("--config")
     path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
+    return resolve(parser, path, path.stem, read_yaml(path), argv)
 
-    keys = read_yaml(path)
+
+def resolve(
+    parser: argparse.ArgumentParser, path: Path, name: str, keys: dict[str, Any], argv: list[str]
+) -> Recipe:
+    """The recipe of `keys`, which stand in the file at `path`, and of the flags after them.
+
+    Raises:
+        SystemExit: as `parse`.
+    """
     known = [action.dest for action in parser._actions if action.dest != "help"]
     for key in keys:
         if key not in known:
@@ -234,4 +243,4 @@ def parse(argv: list[str]) -> Recipe:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         raise SystemExit(f"{path}: {' '.join(str(error).split())}{hint}") from error
     script, training, model, mixture, run = parts
-    return Recipe(path.stem, path, chosen, defaults, batch, script, training, model, mixture, run)
+    return Recipe(name, path, chosen, defaults, batch, script, training, model, mixture, run)

@@ -17,6 +17,7 @@ def completion_logps(
     attention_mask: Tensor,
     completion_mask: Tensor,
     temperature: float = 1.0,
+    **given,
 ) -> Tensor:
     """Log-probability of each row's completion given its prompt, log π(y | x), in nats.
 
@@ -26,6 +27,7 @@ def completion_logps(
         attention_mask: 1 on real tokens, same shape.
         completion_mask: 1 on completion tokens, same shape.
         temperature: of the distribution softmax(logits / temperature); 1 is the model's own.
+        given: what else the model's forward takes.
 
     Returns:
         Shape (rows,), float32 whatever the model's dtype: the sum over the completion's tokens.
@@ -37,6 +39,7 @@ def completion_logps(
         attention_mask=attention_mask,
         use_cache=False,
         logits_to_keep=input_ids.shape[1] - first + 1,
+        **given,
     ).logits[:, :-1]
     logps = (logits.float() / temperature).log_softmax(-1)
     per_token = logps.gather(-1, input_ids[:, first:, None]).squeeze(-1)

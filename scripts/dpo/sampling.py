@@ -33,8 +33,11 @@ def vader_score(text: str) -> float:
     return _VADER.polarity_scores(text)["compound"]
 
 
-def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages) -> list[int]:
-    """The prompt as the model sees it, up to where the assistant begins to speak."""
+def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages | str) -> list[int]:
+    """The prompt as the model sees it, up to where the assistant begins to speak; plain text as it
+    stands."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
         "input_ids"
     ]

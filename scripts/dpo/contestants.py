@@ -1,0 +1,130 @@
+"""The models that are held against each other: a run's policy, its reference, any other model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from dpo import adapters, foreign, output
+from dpo.recipe import Recipe
+from dpo.sources import check_weights, looks_local
+
+RUNS = Path("outputs")
+
+
+@dataclass
+class Contestant:
+    """A model under the name that it is shown by.
+
+    `path` is what loads: a folder or a hub name, at `revision`. `recipe` is that of the run which
+    it belongs to, None for another model.
+    """
+
+    name: str
+    path: str
+    revision: str | None = None
+    recipe: Recipe | None = None
+    dtype: str = "auto"
+    attention: str | None = None
+    trusted: bool = False
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        how = {"revision": self.revision, "trust_remote_code": self.trusted}
+        return AutoTokenizer.from_pretrained(self.path, **how)
+
+    def load(self, device: str) -> PreTrainedModel:
+        """The model; an adapter on its base. In the dtype that it was trained in: rounding the
+        weights would round away what was learned."""
+        model = adapters.load(
+            self.path,
+            revision=self.revision,
+            trust_remote_code=self.trusted,
+            dtype=self.dtype,
+            attn_implementation=self.attention,
+            use_safetensors=True,
+            # Over all GPUs that are seen: a model may be larger than one.
+            device_map="auto" if device.startswith("cuda") else None,
+        )
+        return model.eval()
+
+    def autocast(self, device: str) -> torch.autocast:
+        """The precision that its run computes in; for another model that of its weights."""
+        args = self.recipe.training if self.recipe else None
+        half = args is not None and (args.fp16 or args.bf16)
+        dtype = torch.float16 if half and args.fp16 else torch.bfloat16
+        return torch.autocast(device.split(":")[0], dtype, enabled=half)
+
+    def digest(self) -> str:
+        """A hash of the weights and the tokenizer, or the commit of a hub model; of an adapter with
+        its base's."""
+        folder = Path(self.path)
+        if not folder.is_dir():
+            config = cached_file(self.path, "config.json", revision=self.revision)
+            return str(extract_commit_hash(str(config), None))
+        digest = hashlib.sha256()
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("tokenizer*"))):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        if config := adapters.config_of(self.path):
+            base = Contestant("", config.base_model_name_or_path, config.revision)
+            digest.update(base.digest().encode())
+        return digest.hexdigest()
+
+
+def run_folder(name: str) -> Path | None:
+    """The folder of a run, given by its path or by its name under outputs/."""
+    found = (f for f in (Path(name), RUNS / name) if (f / output.SETTINGS).is_file())
+    return next(found, None)
+
+
+def policy_of(folder: Path) -> Contestant:
+    """The policy that a run has saved.
+
+    Raises:
+        SystemExit: it has saved none yet.
+    """
+    recipe = output.recipe_of(folder)
+    merged = folder / adapters.MERGED
+    path = merged if merged.is_dir() else folder
+    if not any(path.glob("*.safetensors")):
+        raise SystemExit(f"{folder} holds no policy yet: let its run end, or name a checkpoint")
+    return Contestant(str(folder), str(path), recipe=recipe, **_as_trained(recipe))
+
+
+def reference_of(recipe: Recipe) -> Contestant:
+    """What the policy of a recipe starts from."""
+    name = recipe.model.model_name_or_path
+    return Contestant(name, name, recipe.model.model_revision, recipe, **_as_trained(recipe))
+
+
+def _as_trained(recipe: Recipe) -> dict:
+    model = recipe.model
+    return {
+        "dtype": model.dtype,
+        "attention": model.attn_implementation,
+        "trusted": recipe.training.trust_remote_code,
+    }
+
+
+def find(name: str, like: Contestant | None = None) -> Contestant:
+    """The policy of a run, or a model by its folder or hub name, computed as `like` is.
+
+    Raises:
+        SystemExit: there is nothing of that name.
+    """
+    if folder := run_folder(name):
+        return policy_of(folder)
+    if looks_local(name) and not Path(name).is_dir():
+        runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output.SETTINGS}"))
+        raise SystemExit(
+            f"no run and no model at {name}: {', '.join(runs) or 'no run is here yet'}"
+        )
+    check_weights(name)
+    foreign.check_code(name, None, False)
+    return Contestant(name.rstrip("/"), name, dtype=like.dtype if like else "auto")

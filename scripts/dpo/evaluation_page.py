@@ -1,0 +1,136 @@
+"""An evaluation as rows of (name, value, note), and as a page."""
+
+from __future__ import annotations
+
+import html
+
+from dpo.page import document, facts, tile
+
+Row = tuple[str, str, str]
+
+
+def said(interval: dict, form: str = ".2f") -> str:
+    """A mean and its 95% interval: `0.62 (0.55 to 0.69)`."""
+    mean, low, high = (format(interval[key], form) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def rows(found: dict) -> list[Row]:
+    """What was measured, for the terminal and the page; intervals are of 95%."""
+    return [*_judged(found["judge"]), *_pairs(found["pairs"]), *_answers(found), *_suite(found)]
+
+
+def _judged(judge: dict | None) -> list[Row]:
+    if not judge:
+        return []
+    left_out = ", ".join(f"{count} left out: {why}" for why, count in judge["left_out"].items())
+    counts = f"{judge['wins']} won, {judge['ties']} tied, {judge['losses']} lost"
+    table = [("Win rate", said(judge["win_rate"]), "; ".join(filter(None, (counts, left_out))))]
+    if controlled := judge["length_controlled_win_rate"]:
+        note = "what it would be if both answered at one length"
+        table.append(("Win rate, length-controlled", said(controlled), note))
+    if reward := judge["reward"]:
+        note = f"{reward['policy']['mean']:.2f} against {reward['against']['mean']:.2f}"
+        table.append(("Reward, difference", said(reward["difference"], "+.3f"), note))
+    if cost := judge["cost"]:
+        money = f", ${cost['dollars']:.2f}" if "dollars" in cost else ""
+        note = f"on {cost['orders_disagree']:.0%} of the pairs it went by the place: ties"
+        table.append(("Judge", f"{cost['tokens_in'] + cost['tokens_out']:,} tokens{money}", note))
+    return table
+
+
+def _pairs(pairs: dict | None) -> list[Row]:
+    if not pairs:
+        return []
+    table = [
+        ("Preference accuracy", said(pairs["accuracy"]), f"{pairs['count']} held-out pairs"),
+        ("Margin", said(pairs["margin"], "+.3f"), "implicit reward, chosen less rejected"),
+    ]
+    groups = {"": pairs["by_length"], **pairs["by_category"]}
+    for column, group in groups.items():
+        for part in group:
+            name = f"{column}: {part['name']}" if column else part["name"]
+            table.append((f"— {name}", said(part["accuracy"]), f"accuracy, {part['count']} pairs"))
+    return table
+
+
+def _answers(found: dict) -> list[Row]:
+    of = found["answers"]
+    tokens, finished, distinct = of["mean_tokens"], of["finished"], of["distinct"]
+
+    def beside(values: dict, form: str) -> str:
+        return f"{values['policy']:{form}} against {values['against']:{form}}"
+
+    means = {side: finished[side]["mean"] for side in ("policy", "against")}
+    table = [
+        (
+            "Answer, tokens",
+            said(tokens["policy"], ".1f"),
+            f"against {said(tokens['against'], '.1f')}; "
+            f"difference {said(tokens['difference'], '+.1f')}",
+        ),
+        ("Ended by themselves", beside(means, ".0%"), "the others were cut"),
+        *(
+            (
+                f"Distinct {n}-grams",
+                beside({side: distinct[side][n] for side in means}, ".2f"),
+                "share of all",
+            )
+            for n in ("1", "2")
+        ),
+    ]
+    if of["kl"]:
+        sequence, token = of["kl"]["nats_per_sequence"], of["kl"]["nats_per_token"]
+        note = f"nats a sequence, on the policy's own answers; a token {said(token, '.3f')}"
+        table.append(("KL from the reference", said(sequence), note))
+    return table
+
+
+def _suite(found: dict) -> list[Row]:
+    def with_error(of: dict, side: str) -> str:
+        error = of[f"stderr_{side}"]
+        return f"{of[side]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+    return [
+        (f"{task}, {metric}", with_error(of, "policy"), f"against {with_error(of, 'against')}")
+        for task, metrics in (found["suite"] or {}).items()
+        for metric, of in metrics.items()
+    ]
+
+
+def _sample(sample: dict) -> str:
+    won = {1: "policy", 0: "against"}.get(sample["preferred"])
+
+    def side(name: str, title: str) -> str:
+        reward = sample[f"reward_{name}"]
+        said = f"{title} {reward:+.2f}" if reward is not None else title
+        tone = "up" if won == name else ""
+        return (
+            f'<div><small class="{tone}">{html.escape(said)}{" ✓" if tone else ""}</small>'
+            f"{html.escape(sample[name])}</div>"
+        )
+
+    return (
+        f'<div class="sample"><h3>{html.escape(sample["prompt"])}</h3><div class="pair">'
+        f"{side('against', 'against')}{side('policy', 'policy')}</div></div>"
+    )
+
+
+def page(found: dict) -> str:
+    """The evaluation as one page."""
+    asked = found["prompts"]
+    about = (
+        f"{asked['count']} prompts of {asked['source']}, {asked['samples']} answers each at "
+        f"temperature {asked['temperature']:g}, cut at {asked['max_new_tokens']} tokens. "
+        f"{found['finished']}"
+    )
+    judge = found["judge"]["about"] if found["judge"] else {}
+    return document(
+        f"{found['policy']} against {found['against']}",
+        f"""<p class="dim">{html.escape(about)}</p>
+<div class="tiles">{"".join(tile(*row) for row in rows(found) if row[0][0] != "—")}</div>
+<h2>All that was measured</h2>
+{facts({name: f"{value}; {note}" for name, value, note in rows(found)})}
+<h2>The same prompts</h2>{"".join(map(_sample, found["samples"]))}
+<h2>With what</h2>{facts({**judge, **found["versions"], "machine": found["machine"]})}""",
+    )

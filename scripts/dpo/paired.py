@@ -1,0 +1,185 @@
+"""A policy held against its reference, or any two models: pairs, answers to the same prompts, and
+how far the one has gone from the other."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Value
+
+from dpo import answers, evaluation
+from dpo.by_hand import said
+from dpo.contestants import Contestant
+from dpo.intervals import bootstrap, length_controlled, win_rate
+from dpo.judges import Comparison, Verdicts
+from dpo.reading import ABOUT, DIGESTS, IDS
+from dpo.rewards import implicit_reward
+from dpo.sampling import Completion, Messages, prompt_token_ids
+
+ALIKE = 0.1  # lengths that differ by less are about equal
+MOST_GROUPS = 20  # a column with more values names no categories
+
+
+@dataclass
+class Measured:
+    """What two models did: `pairs` and `kl` as evaluation.json holds them, or None; and their
+    answers, shape (prompts, samples)."""
+
+    pairs: dict | None
+    kl: dict | None
+    policy: list[list[Completion]]
+    against: list[list[Completion]]
+
+
+def measure(
+    policy: Contestant,
+    reference: Contestant | None,
+    against: Contestant,
+    prompts: list[Messages | str],
+    held_out: Dataset | None,
+    settings: answers.Settings,
+    device: str,
+) -> Measured:
+    """Measure a policy on held-out pairs and against another model on prompts.
+
+    One model at a time is in memory. The KL is from `reference`, at the temperature of sampling;
+    there is none without a reference, or if its tokens are others.
+    """
+    tokenizer = policy.tokenizer()
+    comparable = reference and reference.tokenizer().get_vocab() == tokenizer.get_vocab()
+    pairs: list[tuple[list[int], list[int]]] = []
+    if held_out is not None and policy.recipe:
+        pairs = evaluation.pair_rows(held_out, policy.recipe.training.max_length)
+    own: list[tuple[list[int], list[int]]] = []  # the policy's answers, for the KL
+    drawn: list[list[list[Completion]]] = []
+    logps: list[tuple[np.ndarray, np.ndarray]] = []  # of pairs and own, under each that scores
+
+    def visit(who: Contestant, draws: bool, scores: bool) -> None:
+        with who.autocast(device):
+            model = who.load(device)
+            if draws:
+                drawn.append(answers.draw(who, model, who.tokenizer(), prompts, settings))
+            if who is policy and comparable:
+                ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
+                rows = zip(ids, drawn[0], strict=True)
+                own.extend((prompt, answer.token_ids) for prompt, row in rows for answer in row)
+            if scores:
+                pad, temperature = tokenizer.pad_token_id, settings.temperature
+                under = f"under {who.name}"
+                of_pairs = evaluation.score(model, pairs, pad, desc=f"Pairs {under}", pairs=True)
+                of_own = evaluation.score(model, own, pad, temperature, desc=f"Answers {under}")
+                logps.append((of_pairs, of_own))
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    scores = bool(comparable or pairs)
+    visit(policy, draws=True, scores=scores)
+    if reference and (scores or against is reference):
+        visit(reference, draws=against is reference, scores=scores)
+    if against is not reference:
+        visit(against, draws=True, scores=False)
+    kl = found = None
+    if comparable:
+        nats = (logps[0][1] - logps[1][1]).reshape(len(prompts), -1)
+        kl = answers.kl(nats, answers.lengths(drawn[0]))
+    if pairs:
+        beta = policy.recipe.training.beta
+        chosen, rejected = np.split(implicit_reward(logps[0][0], logps[1][0], beta), 2)
+        found = by_group(chosen - rejected, held_out)
+    return Measured(found, kl, *drawn)
+
+
+def comparisons(asked: list[Messages | str], found: Measured) -> list[Comparison]:
+    """Every two answers to a prompt, for a judge."""
+    return [
+        Comparison(prompt, mine.text, other.text)
+        for prompt, policy, against in zip(asked, found.policy, found.against, strict=True)
+        for mine, other in zip(policy, against, strict=True)
+    ]
+
+
+def judged(found: Measured, verdicts: Verdicts) -> dict:
+    """What the verdicts come to, with intervals over prompts."""
+    longer = answers.lengths(found.policy) - answers.lengths(found.against)
+    preferred = verdicts.preferred.reshape(longer.shape)
+    controlled, reward = length_controlled(preferred, longer), None
+    if verdicts.rewards is not None:
+        mine, other = verdicts.rewards.reshape(2, *longer.shape).mean(axis=2)
+        parts = {"policy": mine, "against": other, "difference": mine - other}
+        reward = {name: asdict(bootstrap(values)) for name, values in parts.items()}
+    wins, ties, losses = (int((preferred == value).sum()) for value in (1, 0.5, 0))
+    return {
+        "name": verdicts.about["name"],
+        "kind": verdicts.about["kind"],
+        "about": verdicts.about,
+        "win_rate": asdict(win_rate(preferred)),
+        "length_controlled_win_rate": controlled and asdict(controlled),
+        **{"wins": wins, "ties": ties, "losses": losses},
+        "left_out": verdicts.left_out,
+        "reward": reward,
+        "cost": verdicts.cost,
+    }
+
+
+def lines(asked: list[Messages | str], found: Measured, verdicts: Verdicts | None) -> list[dict]:
+    """Prompt, both answers, and what a judge says, for every two answers."""
+    written = []
+    for at, pair in enumerate(comparisons(asked, found)):
+        line = {"prompt": said(pair.prompt), "policy": pair.policy, "against": pair.against}
+        line |= {"reward_policy": None, "reward_against": None, "preferred": None}
+        if verdicts and verdicts.rewards is not None:
+            line["reward_policy"], line["reward_against"] = verdicts.rewards[:, at].tolist()
+        if verdicts and not np.isnan(verdicts.preferred[at]):
+            line["preferred"] = float(verdicts.preferred[at])
+        written.append(line)
+    return written
+
+
+def by_group(margins: np.ndarray, held_out: Dataset) -> dict:
+    """Accuracy and margin of the implicit reward on all pairs, by which answer is longer, and by
+    each column of the data that names categories.
+
+    Args:
+        margins: implicit reward of the chosen answer minus that of the rejected, shape (pairs,).
+    """
+
+    def of(mask: np.ndarray, **name) -> dict:
+        correct = bootstrap(evaluation.accuracy(margins[mask]))
+        margin = asdict(bootstrap(margins[mask]))
+        return name | {"count": int(mask.sum()), "accuracy": asdict(correct), "margin": margin}
+
+    chosen, rejected = (
+        np.array([len(ids) for ids in held_out[side]]) for side in ("chosen_ids", "rejected_ids")
+    )
+    longer = (chosen - rejected) / np.maximum(chosen, rejected)
+    lengths = {
+        "chosen is longer": longer > ALIKE,
+        "about equal": np.abs(longer) <= ALIKE,
+        "chosen is shorter": longer < -ALIKE,
+    }
+    groups = {name: np.array(held_out[name]) for name in categories(held_out)}
+    return of(np.full(len(margins), True)) | {
+        "by_length": [of(mask, name=name) for name, mask in lengths.items() if mask.any()],
+        "by_category": {
+            column: [of(values == value, name=str(value)) for value in np.unique(values)]
+            for column, values in groups.items()
+        },
+    }
+
+
+def categories(held_out: Dataset) -> list[str]:
+    """The columns of text, whole numbers or yes and no that have from 2 to 20 values."""
+    ours = {"prompt", "chosen", "rejected", "merged", *IDS, *DIGESTS, *ABOUT}
+    features: Features = held_out.features
+    kinds = [
+        name
+        for name, kind in features.items()
+        if name not in ours and isinstance(kind, Value) and not kind.dtype.startswith("float")
+    ]
+    found = {name: set(held_out[name]) for name in kinds}
+    return [n for n, v in found.items() if 2 <= len(v) <= MOST_GROUPS and None not in v]

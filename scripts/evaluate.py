@@ -1,0 +1,176 @@
+"""Did the model get better? `make evaluate` runs this.
+
+    make evaluate RUN=outputs/smollm2-sentiment                  # policy against its reference
+    make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader      # and who wins, by a judge
+    make evaluate RUN=outputs/a AGAINST=outputs/b JUDGE=hand
+    make evaluate RUN=outputs/a JUDGE=http://localhost:8000/v1 JUDGE_MODEL=my-judge
+    make evaluate RUN=outputs/a SUITE=ifeval,gsm8k               # benchmarks, before and after
+
+On held-out pairs: accuracy and margin of the implicit reward, also by length and by category. On
+held-out prompts, or those of a file: both models answer with the same random numbers; lengths,
+ends, variety, the policy's KL from its reference, and with a judge the win rate. Answers are kept
+in cache/answers, and verdicts beside the evaluation: a second judge, or a second try, goes on from
+there.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dpo import answers, evaluation_page, judges, output, paired, prompts, suites
+from dpo.contestants import RUNS, Contestant, find, reference_of
+from dpo.evaluation import SEED, TEMPERATURE
+from dpo.machine import device_name
+from dpo.terminal import guarded, visible
+
+PACKAGES = ("torch", "transformers", "trl")
+SHOWN = 10  # samples on the page
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--run", required=True, help="a run's folder, or any model's folder or hub name")
+    add("--against", default="", help="another of these (default: what the run started from)")
+    add("--judge", default="", help="vader, hand, an endpoint's URL, or a reward model")
+    add("--judge_model", default="", help="the model that judges behind an endpoint")
+    add("--judge_price", default="", help="dollars for a million tokens in and out: 0.15,0.60")
+    add("--judge_parallel", type=int, default=4, help="requests at a time (4)")
+    add("--judge_timeout", type=float, default=60, help="seconds for a request (60)")
+    add("--prompts", default="", help="a file of prompts (default: the recipe's held-out ones)")
+    add("--limit", type=int, default=200, help="at most so many prompts (200)")
+    add("--samples", type=int, default=1, help="answers to each prompt (1)")
+    add("--temperature", type=float, default=TEMPERATURE, help=f"of sampling ({TEMPERATURE})")
+    add("--max_new_tokens", type=int, default=256, help="where an answer is cut (256)")
+    add("--seed", type=int, default=SEED, help="of the answers")
+    add("--suite", default="", help="benchmarks of lm-eval: ifeval,gsm8k")
+    add("--suite_tasks", default=None, help="a folder of benchmarks of your own, as lm-eval's")
+    add("--suite_limit", type=int, default=None, help="questions of each benchmark (all)")
+    return parser.parse_args()
+
+
+def prices(given: str) -> tuple[float, float] | None:
+    if not given:
+        return None
+    try:
+        into, out = map(float, given.split(","))
+    except ValueError:
+        raise SystemExit(
+            f"judge_price {given!r}: give two numbers, dollars for a million tokens in and out"
+        ) from None
+    return into, out
+
+
+def folder_of(args: argparse.Namespace, policy: Contestant, against: Contestant) -> Path:
+    """Where an evaluation lies: by what the policy was held against, on what, and the judge."""
+
+    def short(name: str) -> str:
+        return re.sub(r"[^\w.=,-]+", "-", name.removeprefix(f"{RUNS}/")).strip("-.")
+
+    parts = [short(args.against) if args.against else "reference"]
+    parts += [short(Path(args.prompts).stem)] if args.prompts else []
+    parts += [short(part) for part in (args.judge, args.judge_model) if part]
+    parts += ["suite"] if args.suite else []
+    mine = Path(policy.name) if policy.recipe else RUNS / "evaluations" / short(policy.name)
+    return mine / "evaluations" / "-".join(parts) if policy.recipe else mine / "-".join(parts)
+
+
+@guarded
+def main() -> None:
+    args = arguments()
+    started = time.monotonic()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    policy = find(args.run)
+    if not args.against and not policy.recipe:
+        raise SystemExit(f"{args.run} is no run: name with AGAINST= what it is held against")
+    reference = reference_of(policy.recipe) if policy.recipe else None
+    against = find(args.against, policy) if args.against else reference
+    recipe = policy.recipe or against.recipe
+    price = prices(args.judge_price)
+    if args.judge:
+        judges.check(args.judge, args.judge_model or None)
+    suite = args.suite.split(",") if args.suite else []
+    if suite:
+        suites.check(suite, args.suite_tasks)
+    held_out = prompts.held_out_pairs(recipe) if recipe else None
+    if not args.prompts and held_out is None:
+        raise SystemExit("there are no held-out prompts: name a file of some with PROMPTS=")
+    given = prompts.read(args.prompts) if args.prompts else list(held_out["prompt"])
+    asked = prompts.each_once(given, args.limit)
+    settings = answers.Settings(args.samples, args.temperature, args.max_new_tokens, args.seed)
+
+    found = paired.measure(policy, reference or against, against, asked, held_out, settings, device)
+    folder = folder_of(args, policy, against)
+    folder.mkdir(parents=True, exist_ok=True)
+    judge = verdicts = None
+    if args.judge:
+        verdicts = judges.judge(
+            args.judge,
+            paired.comparisons(asked, found),
+            folder / "judgements.jsonl",
+            model=args.judge_model or None,
+            price=price,
+            parallel=args.judge_parallel,
+            timeout=args.judge_timeout,
+            device=device,
+            seed=args.seed,
+        )
+        judge = paired.judged(found, verdicts)
+    lines = paired.lines(asked, found, verdicts)
+    shown = np.linspace(0, len(lines) - 1, min(SHOWN, len(lines))).astype(int)
+    results = {
+        "policy": policy.name,
+        "against": against.name,
+        "recipe": recipe.name if recipe else None,
+        "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "machine": device_name(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "prompts": {
+            "source": args.prompts or f"{recipe.name}, held out",
+            "count": len(asked),
+            **asdict(settings),
+        },
+        "pairs": found.pairs,
+        "answers": answers.measure(found.policy, found.against) | {"kl": found.kl},
+        "judge": judge,
+        "suite": suites.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit),
+        "samples": [lines[at] for at in shown],
+        "seconds": time.monotonic() - started,
+    }
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    output.write_whole(folder / "answers.jsonl", text)
+    output.write_whole(folder / "evaluation.html", evaluation_page.page(results))
+    output.write_whole(
+        folder / "evaluation.json", json.dumps(results, indent=1, ensure_ascii=False)
+    )
+    table = Table(title=visible(f"{policy.name} against {against.name}"), title_justify="left")
+    for column in ("", "policy, 95% interval", ""):
+        table.add_column(column)
+    for row in evaluation_page.rows(results):
+        table.add_row(*map(visible, row))
+    Console().print(table)
+    print(f"Written: {folder}/evaluation.html, evaluation.json and answers.jsonl")
+    if not args.judge:
+        print("Next: who wins? The same again with JUDGE=vader, hand, a reward model or a URL")
+
+
+if __name__ == "__main__":
+    main()
