@@ -18,6 +18,9 @@ AGAINST ?=
 JUDGE  ?=
 JUDGE_MODEL ?=
 PROMPTS ?=
+RUNS   ?=
+SWEEP  ?=
+WANDB  ?=
 SUITE  ?=
 
 BIN      := $(VENV)/bin
@@ -26,7 +29,7 @@ EXTRA    := $(VENV)/suite
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep frontier data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -50,6 +53,16 @@ submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITI
 evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did it get better: RUN= AGAINST= JUDGE= JUDGE_MODEL= PROMPTS= SUITE= ARGS="--samples 4"
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
+
+compare: $(READY) ## runs beside each other: RUNS="outputs/a outputs/b", or RECIPE= for all of its
+	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" $(ARGS)
+
+sweep: $(READY) $(EMBEDDED) ## a recipe at every point: RECIPE= SWEEP="beta=0.05,0.1 learning_rate=1e-6,5e-7" GPUS=(of each run)
+	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --config "$(CONFIG)" \
+	  --gpus "$(GPUS)" $(if $(WANDB),--wandb) -- $(ARGS)
+
+frontier: $(READY) $(EMBEDDED) ## the paper's reward-KL frontier on the embedded default: ARGS="--betas 0.05,0.5"
+	@$(BIN)/python scripts/frontier.py $(ARGS)
 
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)
@@ -88,11 +101,7 @@ audit: $(READY) ## known advisories against what is installed
 clean-cache: ## forget the reference log-probabilities and the answers that are kept in cache/
 	rm -rf cache/reference cache/answers
 
-embedded-evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did it get better: RUN= AGAINST= JUDGE= JUDGE_MODEL= PROMPTS= SUITE= ARGS="--samples 4"
-	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
-	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
-
-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
+embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
 	$(BIN)/python scripts/embedded_data.py $(ARGS)
 
 # Made anew when requirements.txt changes. VENV= names another environment, PYTHON= another Python.

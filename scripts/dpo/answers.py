@@ -75,7 +75,7 @@ def generated(
     if model.device.type == "cuda" and importlib.util.find_spec("vllm"):
         return by_vllm(who, tokenizer, rows, **how)
 
-    @find_executable_batch_size(starting_batch_size=256)
+    @find_executable_batch_size(starting_batch_size=64)
     def at_a_time(batch_size: int) -> list[Completion]:
         desc = f"Answers of {who.name}"
         return sample(model, tokenizer, rows, batch_size=batch_size, desc=desc, **how)

@@ -21,6 +21,11 @@ CARRIED_OUT = {
 CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
 
 
+def decides(key: str) -> bool:
+    """Whether an argument decides what is learned."""
+    return key not in CARRIED_OUT and not key.startswith(CARRIED_OUT_PREFIXES)
+
+
 @dataclass
 class RunArguments:
     """This repository's own arguments: how a run is carried out, never what is learned."""

@@ -45,6 +45,10 @@ img { width: 100%; height: auto; background: white; border: 1px solid var(--line
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td { border-top: 1px solid var(--line); padding: .3rem .5rem; vertical-align: top;
   overflow-wrap: anywhere; }
+th { text-align: left; padding: .3rem .5rem; vertical-align: bottom; }
+.wide { overflow-x: auto; }
+.wide td { min-width: 8.5rem; overflow-wrap: normal; }
+td.up { font-weight: 600; }
 code { font-size: .9em; }
 """
 

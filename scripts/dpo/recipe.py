@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dpo import secrets
-from dpo.arguments import BATCH, CARRIED_OUT, CARRIED_OUT_PREFIXES, RunArguments
+from dpo.arguments import BATCH, RunArguments, decides
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -51,9 +51,7 @@ class Recipe:
             **{
                 key: value
                 for key, value in settings.items()
-                if key not in CARRIED_OUT | BATCH
-                and not key.startswith(CARRIED_OUT_PREFIXES)
-                and value != self.defaults.get(key)
+                if decides(key) and key not in BATCH and value != self.defaults.get(key)
             },
             "global_batch": batch[0] * batch[1],
         }

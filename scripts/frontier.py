@@ -1,0 +1,105 @@
+"""The DPO paper's reward–KL frontier on the embedded default: `make frontier` runs this.
+
+    make frontier                                                  # 8 runs, about 45 minutes
+    make frontier ARGS="--betas 0.05,0.5 --loss_types sigmoid,hinge"
+
+Sweeps β and the loss type (make sweep), keeps checkpoints along each run, and measures each one's
+true reward and KL from the reference on held-out prompts. Points are kept as they are measured, in
+outputs/frontier/frontier.json: the same command goes on from there. A checkpoint is removed once it
+is measured (17 GB in all otherwise).
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dpo import answers, frontier, output, prompts, sweeping
+from dpo.asking import EXIT_CODE
+from dpo.checkpoints import step_of
+from dpo.contestants import policy_of, reference_of
+from dpo.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
+from dpo.machine import device_name
+from dpo.recipe import FOLDER, parse
+from dpo.sweeping import FAILED
+from dpo.terminal import guarded
+
+RECIPE = "smollm2-sentiment"
+INTO = Path("outputs/frontier")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--betas", default="0.05,0.1,1,5", help="as in the paper (0.05,0.1,1,5)")
+    add("--loss_types", default="sigmoid,ipo", help="TRL's loss types (sigmoid,ipo)")
+    add("--every", type=int, default=6, help="steps between the checkpoints of a run (6)")
+    add("--limit", type=int, default=128, help="at most so many held-out prompts (128)")
+    add("--samples", type=int, default=2, help="answers to each (2)")
+    add("--output", default=str(INTO), help=f"folder ({INTO})")
+    add("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
+    return parser.parse_args()
+
+
+@guarded
+def main() -> None:
+    args = arguments()
+    into = Path(args.output)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    recipe = parse(["--config", str(FOLDER / f"{RECIPE}.yaml"), *args.arguments])
+    # What is measured is measured here, along the run, and not at its end.
+    flags = [*args.arguments, f"--save_steps={args.every}", "--save_total_limit=99"]
+    flags += ["--save_only_model=true", "--eval_strategy=no", "--save_strategy=steps"]
+    sweep = f"loss_type={args.loss_types} beta={args.betas}"
+    runs = sweeping.resolved(RECIPE, sweep, into, flags)
+
+    asked = prompts.each_once(list(prompts.held_out_pairs(recipe)["prompt"]), args.limit)
+    settings = answers.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
+    path = into / "frontier.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"points": []}
+    measured = {(point["run"], point["step"]) for point in found["points"]}
+    reference = reference_of(recipe)
+    model = None
+    for run in runs:
+        if sweeping.carry_out([run], "", [[]], flags):
+            print("Asked to leave: the same command goes on from here")
+            sys.exit(EXIT_CODE)
+        if run.state == FAILED:
+            raise SystemExit(f"{run.name} failed: {run.last_line()} ({run.log})")
+        if model is None:
+            model = reference.load(device)
+            found["reference"] = frontier.start(reference, model, asked, settings)
+        policy = policy_of(run.folder)
+        for checkpoint in tqdm(sorted(run.folder.glob("checkpoint-*"), key=step_of), desc=run.name):
+            step = step_of(checkpoint)
+            if (run.name, step) not in measured:
+                there = frontier.at(policy, checkpoint)
+                point = {"run": run.name, "step": step, "beta": run.recipe.training.beta}
+                point["loss_type"] = run.recipe.training.loss_type[0]
+                found["points"].append(point | frontier.measure(there, model, asked, settings))
+                output.write_whole(path, json.dumps(found, indent=1))
+            shutil.rmtree(checkpoint)
+    found |= {
+        "reward_name": "true reward (VADER compound score, -1 to 1)",
+        "about": f"{RECIPE}: {len(asked)} held-out prompts, {args.samples} answers each at "
+        f"temperature {TEMPERATURE:g}, cut at {MAX_NEW_TOKENS} tokens; {device_name()}; "
+        f"{datetime.datetime.now().astimezone():%Y-%m-%d}",
+    }
+    for name, content in frontier.files(found).items():
+        output.write_whole(into / name, content)
+    print(frontier.markdown(frontier.table(found)))
+    print(f"Written: {into}/frontier.html, frontier.png, frontier.md, frontier.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Run a recipe at every point of a grid, and compare: `make sweep` runs this.
+
+    make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"
+    make sweep RECIPE=qwen-ultrafeedback SWEEP="loss_type=sigmoid,ipo" GPUS=2   # GPUs of each run
+
+Every point is checked before the first starts. They run one after another, or side by side where
+there are GPUs for it, each in outputs/<recipe>-sweep/<point>; the reference is scored once for all.
+The same command goes on where it was ended: finished points are left alone, a failed one does not
+end the others.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from dpo import comparison, comparison_page, output, sweeping
+from dpo.asking import EXIT_CODE
+from dpo.recipe import FOLDER, choices, names
+from dpo.sweeping import DONE, FAILED, Run
+from dpo.terminal import guarded, visible
+
+
+def sweep_file(recipe: str, sweep: str, into: Path) -> Path:
+    """A W&B sweep over the same grid, for agents on many machines; each of them runs a sweep of one
+    point, in the same folders."""
+    grid: dict[str, dict] = {}
+    for point in sweeping.points(sweep):
+        for key, value in point.items():
+            values = grid.setdefault(key, {"values": []})["values"]
+            value = yaml.safe_load(value if "e" not in value else repr(float(value)))
+            values.extend([value] if value not in values else [])
+    command = ["${env}", "${interpreter}", "scripts/sweep.py", "--recipe", recipe]
+    about = {
+        "name": into.name,
+        "project": os.environ.get("WANDB_PROJECT", "dpo-recipes"),
+        "method": "grid",
+        "metric": {"name": "eval/rewards/accuracies", "goal": "maximize"},
+        "parameters": grid,
+        "command": [*command, "--output", str(into), "--sweep", "${args_no_hyphens}"],
+    }
+    into.mkdir(parents=True, exist_ok=True)
+    output.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
+    return into / "sweep.yaml"
+
+
+def slots(gpus: str) -> list[list[str]]:
+    """The GPUs of each run that goes on at a time."""
+    here = [str(number) for number in range(torch.cuda.device_count())]
+    here = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(here)).split(",") if here else []
+    each = int(gpus) if gpus else 1
+    if not here:
+        return [[]]
+    if each > len(here):
+        raise SystemExit(f"GPUS={gpus} for each run, but this machine has {len(here)}")
+    return [here[at : at + each] for at in range(0, len(here) - each + 1, each)]
+
+
+def show(runs: list[Run]) -> None:
+    table = Table(title="Sweep", title_justify="left")
+    for column in ("point", "state", "accuracy", "true reward", "seconds"):
+        table.add_column(column, justify="left" if column in ("point", "state") else "right")
+    for run in runs:
+        report = run.folder / output.REPORT
+        found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        accuracy, reward = found.get("preference_accuracy"), found.get("true_reward")
+        seconds = sum(found["seconds"].values()) if found else run.seconds
+        table.add_row(
+            run.name,
+            run.state,
+            f"{accuracy['after']:.3f}" if accuracy else "",
+            f"{reward['after']:+.3f}" if reward else "",
+            f"{seconds:.0f}",
+        )
+    Console().print(table)
+
+
+@guarded
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, help="a file in recipes/")
+    parser.add_argument("--sweep", nargs="+", required=True, help="key=value,value ...")
+    parser.add_argument("--output", default="", help="folder (outputs/<recipe>-sweep)")
+    parser.add_argument("--config", default="", help="a file in accelerate_configs/")
+    parser.add_argument("--gpus", default="", help="GPUs of each run (1)")
+    parser.add_argument("--wandb", action="store_true", help="write a W&B sweep file, run nothing")
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
+    args = parser.parse_args()
+    if args.recipe not in names(FOLDER):
+        raise SystemExit(f"no RECIPE {args.recipe!r}: {choices(args.recipe, names(FOLDER))}")
+    into = Path(args.output or f"outputs/{args.recipe}-sweep")
+    places = slots(args.gpus)
+    if places == [[]]:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # to read the recipe as the runs will
+    sweep = " ".join(args.sweep)
+    runs = sweeping.resolved(args.recipe, sweep, into, args.arguments)
+    if args.wandb:
+        file = sweep_file(args.recipe, sweep, into)
+        print(f"Written: {file}. On one machine: wandb sweep {file}")
+        print("On every machine that takes part, as it says then: wandb agent <its id>")
+        return
+    if places == [[]]:
+        del os.environ["ACCELERATE_USE_CPU"]
+    asked = sweeping.carry_out(runs, args.config, places, args.arguments)
+    show(runs)
+    for run in runs:
+        if run.state == FAILED:
+            print(f"{run.name} failed: {visible(run.last_line())} ({run.log})")
+    if asked:
+        print("Asked to leave: the same command goes on from here")
+        sys.exit(EXIT_CODE)
+    done = [run.folder for run in runs if run.state == DONE]
+    if len(done) > 1:
+        written = comparison_page.write(comparison.collect(done), into, f"{args.recipe}: sweep")
+        print(f"Compared: {', '.join(map(str, written))}")
+    sys.exit(1 if any(run.state == FAILED for run in runs) else 0)
+
+
+if __name__ == "__main__":
+    main()
