@@ -29,7 +29,7 @@ EXTRA    := $(VENV)/suite
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep frontier data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep frontier sync data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -63,6 +63,9 @@ sweep: $(READY) $(EMBEDDED) ## a recipe at every point: RECIPE= SWEEP="beta=0.05
 
 frontier: $(READY) $(EMBEDDED) ## the paper's reward-KL frontier on the embedded default: ARGS="--betas 0.05,0.5"
 	@$(BIN)/python scripts/frontier.py $(ARGS)
+
+sync: $(READY) ## send to W&B what runs have kept offline: RUN=(all)
+	@$(BIN)/python scripts/sync.py --run "$(if $(filter command line,$(origin RUN)),$(RUN))"
 
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)

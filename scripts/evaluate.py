@@ -15,7 +15,6 @@ there.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
 import re
@@ -31,10 +30,9 @@ from rich.table import Table
 from dpo import answers, evaluation_page, judges, output, paired, prompts, suites
 from dpo.contestants import RUNS, Contestant, find, reference_of
 from dpo.evaluation import SEED, TEMPERATURE
-from dpo.machine import device_name
+from dpo.machine import device_name, versions
 from dpo.terminal import guarded, visible
 
-PACKAGES = ("torch", "transformers", "trl")
 SHOWN = 10  # samples on the page
 
 
@@ -142,7 +140,7 @@ def main() -> None:
         "recipe": recipe.name if recipe else None,
         "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "machine": device_name(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "prompts": {
             "source": args.prompts or f"{recipe.name}, held out",
             "count": len(asked),

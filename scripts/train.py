@@ -15,7 +15,6 @@ Flags after the recipe win over it. `--help` lists them all: TRL's, and at the e
 
 import datetime
 import gc
-import importlib.metadata
 import json
 import math
 import os
@@ -41,6 +40,7 @@ from trl import DPOTrainer
 from dpo import (
     adapters,
     checkpoints,
+    completions,
     evaluation,
     hub,
     metrics,
@@ -54,7 +54,7 @@ from dpo import (
 )
 from dpo.building import make_trainer
 from dpo.gates import Gates
-from dpo.machine import device_name, peak_memory_gb
+from dpo.machine import commit, device_name, peak_memory_gb, versions
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, check_model, load_rows
@@ -62,12 +62,11 @@ from dpo.stopping import Leave, end
 from dpo.terminal import guarded
 from dpo.tokenization import load_tokenizer
 from dpo.values import check_values
+from dpo.wandb_run import Describe, add_report
 
 # About what TRL and transformers set themselves; nobody who runs a recipe can change it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers")
 warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
-
-PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
 
 
 def sharding(trainer: DPOTrainer) -> str:
@@ -158,6 +157,7 @@ def train(
     leave.accelerator = trainer.accelerator
     trainer.add_callback(Gates(trainer, recipe))
     trainer.add_callback(leave)
+    trainer.add_callback(Describe(trainer, recipe, data))
     if done.exists():
         trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
         trainer.state = TrainerState.load_from_json(str(done))
@@ -241,7 +241,8 @@ def main() -> None:
         "curves": report.curves(metrics.read(folder) or trainer_state.log_history),
         "alerts": monitors.alerts_of(trainer_state),
         "settings": output.settings(recipe),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
+        "commit": commit(),
         "machine": device_name(),
         "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
@@ -254,7 +255,9 @@ def main() -> None:
         results |= evaluation.evaluate(recipe, str(policies[-1]), held_out, str(state.device))
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
+    results["completions"] = completions.read(folder)
     written = report.write(results, folder)
+    add_report(folder, recipe.name)
     keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
     tracking.finish({"data": results["data"]} | {k: results[k] for k in keys if k in results})
     show(results, written, policies)

@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -15,6 +14,7 @@ from test_monitors import easy, trainer_on
 from transformers.integrations import WandbCallback
 
 from dpo import metrics, tracking
+from dpo.recipe import parse
 from dpo.tracking import configure
 
 RECIPE = "smollm2-sentiment"
@@ -62,17 +62,18 @@ def decide(monkeypatch, tmp_path, report_to=("wandb",), **environment):
             monkeypatch.delenv(name)
     for name, value in {"NETRC": str(tmp_path / "netrc"), **environment}.items():
         monkeypatch.setenv(name, value)
-    training = SimpleNamespace(report_to=list(report_to), run_name=None)
-    line = configure(SimpleNamespace(name=RECIPE, training=training), tmp_path / "run")
+    flags = ("--use_cpu", "--bf16=false", "--beta=0.3", f"--output_dir={tmp_path / 'run'}")
+    recipe = parse(["--config", f"recipes/{RECIPE}.yaml", *flags])
+    training = recipe.training
+    training.report_to = list(report_to)
+    line = configure(recipe, tmp_path / "run")
     return line, os.environ.get("WANDB_MODE"), training.run_name
 
 
 def test_without_a_key_it_runs_offline_and_says_how_to_send(monkeypatch, tmp_path):
     line, mode, name = decide(monkeypatch, tmp_path)
-    assert mode == "offline" and name == "run"
-    assert line == (
-        f"offline; after `wandb login`, send it with: wandb sync {tmp_path}/run/wandb/offline-run-*"
-    )
+    assert mode == "offline" and name == f"{RECIPE} beta=0.3"
+    assert line == "offline; after `wandb login`, send it with: make sync"
 
 
 @pytest.mark.parametrize("source", ["environment", "netrc"])
@@ -112,7 +113,7 @@ def test_with_a_key_and_no_network_it_is_offline_within_seconds(
     line, mode, _ = decide(monkeypatch, tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL=url)
     assert time.monotonic() - started < tracking.REACHED + 3
     assert mode == "offline"
-    assert line.startswith(f"offline, since {url} gave no answer in 5 s") and "wandb sync" in line
+    assert line.startswith(f"offline, since {url} gave no answer in 5 s") and "make sync" in line
 
 
 class Starts(WandbCallback):

@@ -17,16 +17,18 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import evaluation, output
+from dpo import completions, evaluation, output
+from dpo.by_hand import said
 from dpo.sampling import sample
 from dpo.seen import own_draws
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
 PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328
+SHOWN = 3  # of them in completions.jsonl, as they were drawn and greedy
 
 # Gao et al. 2022 (arXiv 2210.10760) and, for DPO, Rafailov et al. 2024 (arXiv 2406.02900): as KL
 # grows, answers get worse by the true reward again while the learned one still rises. Where that is
-# depends on the data. The embedded default ends at 0.17 nats a token; this is three times as much.
+# depends on the data. The embedded default ends at 0.2 nats a token; this is more than twice that.
 DRIFTED = 0.5  # nats a token
 
 # Park et al. 2024 (arXiv 2403.19159): where DPO learns length, answers double. Half as long again,
@@ -58,14 +60,19 @@ class Drift(TrainerCallback):
         path = Path(args.output_dir, output.DRIFT)
         if args.eval_strategy == "no" or not self.applies():
             return
-        rows = self.trainer.eval_dataset["prompt_ids"]
-        prompts = [ids for ids in rows if len(ids) <= LONGEST_PROMPT][:PROMPTS]
+        data = self.trainer.eval_dataset
+        rows = [at for at, ids in enumerate(data["prompt_ids"]) if len(ids) <= LONGEST_PROMPT]
+        rows = rows[:PROMPTS]
+        prompts = [data["prompt_ids"][at] for at in rows]
         if state.global_step == 0 and prompts:
             with self.optional():
                 answers = self.answers(prompts)
                 start = {"prompts": prompts, "answers": answers}
+                start["asked"] = [said(data["prompt"][at]) for at in rows[:SHOWN]]
+                start["greedy"] = self.answers(prompts[:SHOWN], temperature=0)
                 start["logps"] = self.logps(prompts, answers).tolist()
                 output.write_whole(path, json.dumps(start))
+        completions.forget_after(path.parent, state.global_step)
         self.start = json.loads(path.read_text()) if path.is_file() else None
 
     @contextmanager
@@ -78,11 +85,11 @@ class Drift(TrainerCallback):
             reason = str(error).strip().splitlines()[0]
             tqdm.write(f"Drift from the reference is not measured from here on: {reason}")
 
-    def answers(self, prompts: list[list[int]]) -> list[list[int]]:
-        """The policy's own answers, as token ids."""
+    def answers(self, prompts: list[list[int]], temperature: float = 1.0) -> list[list[int]]:
+        """The policy's own answers, as token ids; greedy at temperature 0."""
         trainer = self.trainer
         model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
-        given = {"temperature": 1.0, "max_new_tokens": TOKENS, "seed": SEED}
+        given = {"temperature": temperature, "max_new_tokens": TOKENS, "seed": SEED}
         with own_draws(trainer.args.device), accelerator.autocast():
             drawn = sample(model, trainer.processing_class, prompts, **given)
         return [answer.token_ids for answer in drawn]
@@ -104,15 +111,35 @@ class Drift(TrainerCallback):
             with self.optional():
                 self.measure()
 
+    def rows(self, decoding: str, before: list, now: list) -> list[dict]:
+        """The first few answers as completions.jsonl holds them, beside those of the start."""
+        step, text = self.trainer.state.global_step, self.trainer.processing_class.decode
+        asked = self.start["asked"]
+        return [
+            {"step": step, "prompt": prompt, "decoding": decoding}
+            | {
+                "reference": text(first, skip_special_tokens=True).strip(),
+                "policy": text(last, skip_special_tokens=True).strip(),
+            }
+            for prompt, first, last in zip(asked, before, now, strict=False)
+        ]
+
     def measure(self) -> None:
         prompts, answers = self.start["prompts"], self.start["answers"]
         before = np.array([len(ids) for ids in answers])
         nats = (self.start["logps"] - self.logps(prompts, answers)).sum() / before.sum()
         if not np.isfinite(nats):  # a GPU does not survive drawing from what is no distribution
             raise RuntimeError(f"the log-probabilities of the reference's answers are {nats}")
-        now = np.array([len(ids) for ids in self.answers(prompts)])
+        drawn = self.answers(prompts)
+        now = np.array([len(ids) for ids in drawn])
         found = {"eval_drift_nats_per_token": float(nats), "eval_drift_tokens": float(now.mean())}
         Trainer.log(self.trainer, found)  # TRL's own would add what it has counted so far
+        greedy = self.answers(prompts[:SHOWN], temperature=0)
+        rows = [
+            *self.rows("greedy", self.start["greedy"], greedy),
+            *self.rows("sampled", self.start["answers"], drawn),
+        ]
+        completions.add(Path(self.trainer.args.output_dir), rows)
         tell = self.trainer.monitors.tell
         if nats > DRIFTED:
             tell(

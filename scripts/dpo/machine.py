@@ -1,15 +1,40 @@
-"""The machine of a run: its name, and how much of its memory was used."""
+"""The machine of a run: its name, its software, and how much of its memory was used."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import re
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+
+PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def commit() -> str | None:
+    """The commit of this repository that runs, and whether files differ from it; None where it is
+    no git checkout."""
+
+    def git(*words: str) -> str:
+        top = Path(__file__).parents[2]
+        done = subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ", changed" * bool(
+            git("status", "--porcelain", "--untracked-files=no")
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def cpu_name() -> str:

@@ -27,6 +27,8 @@ TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer ra
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
 METRICS = "metrics.jsonl"
+COMPLETIONS = "completions.jsonl"  # of the policy, at every evaluation
+WANDB_ID = "wandb-run"
 DRIFT = "drift.json"  # answers of the reference that the policy is held against
 # For pages that show what data and models say. It is escaped; were it not, it still could not run.
 NO_SCRIPTS = (

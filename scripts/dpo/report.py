@@ -186,10 +186,32 @@ def summary(report: dict) -> str:
     )
 
 
+def along(rows: list[dict]) -> str:
+    """What the policy said at each evaluation, prompt by prompt, after what the reference says."""
+    by_prompt: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        by_prompt.setdefault((row["prompt"], row["decoding"]), []).append(row)
+
+    def side(name: str, text: str) -> str:
+        return f"<div><small>{name}</small>{html.escape(text)}</div>"
+
+    def sides(said: list[dict]) -> str:
+        steps = "".join(side(f"step {row['step']}", row["policy"]) for row in said)
+        return side("reference", said[0]["reference"]) + steps
+
+    return "".join(
+        f'<div class="sample"><h3>{html.escape(prompt)} <small>{decoding}</small></h3>'
+        f'<div class="pair">{sides(said)}</div></div>'
+        for (prompt, decoding), said in by_prompt.items()
+    )
+
+
 def page(report: dict, drawn: bytes) -> str:
     """The report as one page."""
     samples = "".join(map(sample, report.get("samples", [])))
     results = "".join(tile(*row) for row in tiles(report))
+    said = along(report.get("completions", []))
+    code = {"commit": report["commit"]} if report.get("commit") else {}
     says = "True reward, preference accuracy, loss and implicit rewards of the run"
     return document(
         report["recipe"],
@@ -197,7 +219,8 @@ def page(report: dict, drawn: bytes) -> str:
 {"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
 {picture(drawn, says)}
 {f"<h2>The same prompts, before and after</h2>{samples}" if samples else ""}
-<h2>Settings and versions</h2>{facts({**report["settings"], **report["versions"]})}""",
+{f"<h2>While it trained</h2>{said}" if said else ""}
+<h2>Settings and versions</h2>{facts({**report["settings"], **report["versions"], **code})}""",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -85,7 +86,8 @@ def sample(
     """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
 
     No top-k or top-p: what is drawn is softmax(logits / temperature) itself, so that its
-    log-probability, and with it the KL divergence, can be computed exactly.
+    log-probability, and with it the KL divergence, can be computed exactly. At temperature 0 it is
+    the likeliest token each time.
 
     Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
@@ -93,6 +95,9 @@ def sample(
     is none.
     """
     end = tokenizer.eos_token_id
+    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if temperature:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     completions: list[Completion] = []
     was_training = model.training
     model.eval()
@@ -106,10 +111,7 @@ def sample(
             ).to(model.device)
             output = model.generate(
                 **batch,
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
+                **how,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=end,
                 pad_token_id=tokenizer.pad_token_id,

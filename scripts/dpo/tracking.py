@@ -4,6 +4,7 @@ or holds it up."""
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Callable
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from dpo.recipe import Recipe
+from dpo import output
+from dpo.arguments import decides
+from dpo.recipe import Recipe, read_yaml
 
 REACHED = 5  # seconds in which W&B must answer, or the run is offline
 PATIENCE = 60  # seconds that a tracker may take for one call
@@ -107,9 +111,30 @@ def answers(url: str) -> bool:
     return True
 
 
+def name_of(recipe: Recipe) -> str:
+    """The recipe, and what was given that differs from it: `qwen-ultrafeedback beta=0.05`."""
+    stated = recipe.defaults | read_yaml(recipe.path)
+    given = [
+        f"{key}={value}"
+        for key, value in recipe.chosen.items()
+        if decides(key) and value != stated.get(key)
+    ]
+    return " ".join([recipe.name, *given])
+
+
+def kept_id(folder: Path) -> str:
+    """The W&B id of the run in a folder: made once, so that a run that was killed goes on in W&B
+    too."""
+    path = folder / output.WANDB_ID
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        output.write_whole(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8")
+
+
 def configure(recipe: Recipe, folder: Path) -> str | None:
-    """Set what the user has not: project, group, run name, folder, and the mode without a key or
-    without an answer from W&B.
+    """Set what the user has not: project, group, run name and id, folder, and the mode, which is
+    offline without a key or without an answer from W&B.
 
     W&B takes these from the environment. Returns a line that says where the run goes, None if the
     recipe does not report to W&B.
@@ -120,7 +145,10 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
     os.environ.setdefault("WANDB_DIR", str(folder))
     os.environ.setdefault("WANDB_SILENT", "true")
-    recipe.training.run_name = recipe.training.run_name or folder.name
+    if PartialState().is_main_process:  # which alone opens the run
+        os.environ.setdefault("WANDB_RUN_ID", kept_id(folder))
+        os.environ.setdefault("WANDB_RESUME", "allow")
+    recipe.training.run_name = recipe.training.run_name or name_of(recipe)
     why = "offline; after `wandb login`"
     if "WANDB_MODE" not in os.environ:
         if not has_key():
@@ -129,7 +157,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
             os.environ["WANDB_MODE"] = "offline"
             why = f"offline, since {base_url()} gave no answer in {REACHED} s; when it does"
     if os.environ.get("WANDB_MODE") == "offline":
-        return f"{why}, send it with: wandb sync {os.environ['WANDB_DIR']}/wandb/offline-run-*"
+        return f"{why}, send it with: make sync"
     return f"project {os.environ['WANDB_PROJECT']}, group {os.environ['WANDB_RUN_GROUP']}"
 
 
@@ -141,8 +169,7 @@ def to_wandb(call: Callable[[Any], None]) -> None:
     try:
         within(PATIENCE, lambda: call(wandb))
     except (RuntimeError, TimeoutError) as error:
-        where = f"{os.environ.get('WANDB_DIR', '.')}/wandb"
-        tqdm.write(f"W&B did not take all ({error}): send it with wandb sync, from {where}")
+        tqdm.write(f"W&B did not take all ({error}): send it with make sync")
 
 
 def alert(title: str, text: str) -> None:
