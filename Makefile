@@ -20,6 +20,7 @@ JUDGE_MODEL ?=
 PROMPTS ?=
 RUNS   ?=
 SWEEP  ?=
+OUTPUT ?=
 WANDB  ?=
 SUITE  ?=
 
@@ -59,7 +60,7 @@ compare: $(READY) ## runs beside each other: RUNS="outputs/a outputs/b", or RECI
 
 sweep: $(READY) $(EMBEDDED) ## a recipe at every point: RECIPE= SWEEP="beta=0.05,0.1 learning_rate=1e-6,5e-7" GPUS=(of each run)
 	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --config "$(CONFIG)" \
-	  --gpus "$(GPUS)" $(if $(WANDB),--wandb) -- $(ARGS)
+	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb) -- $(ARGS)
 
 frontier: $(READY) $(EMBEDDED) ## the paper's reward-KL frontier on the embedded default: ARGS="--betas 0.05,0.5"
 	@$(BIN)/python scripts/frontier.py $(ARGS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -337,6 +338,26 @@ def run(*command: str, **changes: str | None) -> subprocess.CompletedProcess:
 
 def launch(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
     return run(sys.executable, "scripts/launch.py", *arguments, **changes)
+
+
+def make(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+    return run("make", f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="", **changes)
+
+
+@pytest.fixture(scope="session")
+def swept(tiny_model, tiny_data, tmp_path_factory) -> tuple[Path, list[str], str]:
+    """A sweep of two runs through make: its folder, the flags of its runs, and what it printed."""
+    folder = tmp_path_factory.mktemp("swept") / "sweep"
+    flags = [f for f in run_flags(tiny_model, tiny_data, folder / "x") if "output_dir" not in f]
+    result = make(
+        "sweep",
+        "SWEEP=beta=0.1,0.3",
+        f"OUTPUT={folder}",
+        f"ARGS={shlex.join(flags)}",
+        WANDB_MODE="offline",
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder, flags, result.stdout
 
 
 @contextmanager

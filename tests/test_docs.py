@@ -2,11 +2,10 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, make
 
 from dpo.layouts import LAYOUTS
 from dpo.lint import REASONS
@@ -46,10 +45,6 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     lines = [line.split("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
     return sorted({line for line in lines if line} - ELSEWHERE.keys())
-
-
-def make(*arguments: str):
-    return run("make", f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="")
 
 
 @pytest.mark.parametrize("command", commands())

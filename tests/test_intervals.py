@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dpo.intervals import bootstrap
+from dpo.intervals import bootstrap, length_controlled, win_rate
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():
@@ -13,3 +13,49 @@ def test_the_interval_holds_the_mean_as_often_as_it_says():
         interval = bootstrap(rng.exponential(size=120), resamples=1000)
         held += interval.low <= 1.0 <= interval.high
     assert 0.91 < held / 400 < 0.99
+
+
+def test_a_win_rate_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(300):
+        preferred = rng.choice([0, 0.5, 1], p=[0.3, 0.1, 0.6], size=(150, 1))
+        interval = win_rate(preferred)
+        held += interval.low <= 0.65 <= interval.high
+    assert 0.91 < held / 300 < 0.99
+
+
+def test_what_was_not_judged_does_not_count():
+    preferred = np.array([[1, np.nan], [0, 0], [np.nan, np.nan]])
+    assert win_rate(preferred).mean == 0.5
+
+
+def judged(rng, prompts: int, better: float, by_length: float) -> tuple[np.ndarray, np.ndarray]:
+    """Verdicts of a judge that goes by quality, `better` in log-odds, and by length."""
+    longer = rng.normal(20, 30, size=(prompts, 1))  # the first model's answers are longer
+    odds = better + by_length * np.tanh(longer / longer.std())
+    return (rng.random((prompts, 1)) < 1 / (1 + np.exp(-odds))).astype(float), longer
+
+
+def test_where_only_length_decides_the_controlled_rate_is_a_half():
+    preferred, longer = judged(np.random.default_rng(1), 3000, better=0, by_length=3)
+    assert win_rate(preferred).mean > 0.65
+    interval = length_controlled(preferred, longer, resamples=200)
+    assert interval.low < 0.5 < interval.high and interval.high - interval.low < 0.1
+
+
+def test_the_controlled_rate_finds_what_quality_alone_would_win():
+    rng, held = np.random.default_rng(2), 0
+    truth = 1 / (1 + np.exp(-0.8))
+    for _ in range(100):
+        preferred, longer = judged(rng, 300, better=0.8, by_length=2)
+        interval = length_controlled(preferred, longer, resamples=200)
+        held += interval.low <= truth <= interval.high
+    assert held / 100 > 0.88
+
+
+def test_a_judge_that_length_explains_wholly_is_no_trouble():
+    longer = np.linspace(-50, 50, 40)[:, None]
+    interval = length_controlled((longer > 0).astype(float), longer)
+    assert 0.3 < interval.mean < 0.7 and np.isfinite([interval.low, interval.high]).all()
+    assert length_controlled(np.ones((5, 1)), np.zeros((5, 1))) is None

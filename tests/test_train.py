@@ -37,7 +37,7 @@ def test_it_says_what_it_is_about_to_do(finished):
     assert "16 pairs to train on, 8 held out" in output
     assert "4 = 1.00 epochs" in output
     assert str(folder) in output
-    assert "wandb sync" in output
+    assert "make sync" in output
 
 
 def test_it_ends_with_a_report(finished):

@@ -4,6 +4,7 @@ they differ in the end."""
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from dpo.arguments import decides
 from dpo.contestants import RUNS, run_folder
 from dpo.evaluation import accuracy
 from dpo.intervals import Interval, bootstrap
+from dpo.recipe import make_parser
 
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting
@@ -110,7 +112,7 @@ def collect(given: list[Path]) -> list[Compared]:
     runs = [read(folder) for folder in given]
     keys = differing([run.settings for run in runs])
     for run in runs:
-        run.differs = {key: str(run.settings.get(key, "default")) for key in keys}
+        run.differs = {key: str(_stated(run.settings, key)) for key in keys}
         learned = {key: value for key, value in run.differs.items() if decides(key)}
         stated = ", ".join(f"{key}={value}" for key, value in learned.items())
         run.name = stated if 0 < len(stated) <= 60 else str(run.folder).removeprefix(f"{RUNS}/")
@@ -127,8 +129,17 @@ def differing(settings: list[dict[str, Any]]) -> list[str]:
     return [
         key
         for key in keys
-        if any(each.get(key, "default") != settings[0].get(key, "default") for each in settings)
+        if any(_stated(each, key) != _stated(settings[0], key) for each in settings)
     ]
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return vars(make_parser().parse_known_args([])[0])
+
+
+def _stated(settings: dict[str, Any], key: str) -> Any:
+    return settings.get(key, _defaults().get(key))
 
 
 def surroundings(runs: list[Compared]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from dpo import output, tracking
 from dpo.terminal import visible
 
-COLUMNS = ("step", "prompt", "decoding", "reference", "policy")
+COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]
 SHOWN = 160  # characters of a line in the terminal
 
 

@@ -120,11 +120,12 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
     """
     if folder := run_folder(name):
         return policy_of(folder)
-    if looks_local(name) and not Path(name).is_dir():
+    # `outputs/x` looks like a hub name; where there is an outputs/, it is none.
+    local = looks_local(name) or (Path(name).parent.is_dir() and "/" in name)
+    if local and not Path(name).is_dir():
         runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output.SETTINGS}"))
-        raise SystemExit(
-            f"no run and no model at {name}: {', '.join(runs) or 'no run is here yet'}"
-        )
+        known = ", ".join(runs) or "no run is here yet"
+        raise SystemExit(f"no run and no model at {name}; the runs here: {known}")
     check_weights(name)
     foreign.check_code(name, None, False)
     return Contestant(name.rstrip("/"), name, dtype=like.dtype if like else "auto")

@@ -41,16 +41,18 @@ def score(
     `pairs` says that the second half of the rows are the rejected answers to the prompts of the
     first half: then each prompt is computed once, where the model allows it.
     """
-    count = len(rows) // 2 if pairs else len(rows)
-    together = np.arange(len(rows)).reshape(-1, count).T  # of each pair, or each row, its rows
+    if not rows:
+        return np.zeros(0)
+    each = 2 if pairs else 1
+    together = np.arange(len(rows)).reshape(each, -1).T  # the rows of each pair, or each alone
     lengths = np.array([len(prompt) + len(completion) for prompt, completion in rows])
     longest_first = np.argsort(-lengths[together].sum(axis=1), kind="stable")
     shared = pairs and not prefix_sharing.obstacle(model)
     if shared:
         prefix_sharing.share_prefixes(model)
     logps = np.zeros(len(rows))
-    size = SCORING_ROWS // together.shape[1]
-    for start in tqdm(range(0, count, size), desc=desc, unit="batch", disable=not (rows and desc)):
+    size = SCORING_ROWS // each
+    for start in tqdm(range(0, len(together), size), desc=desc, unit="batch", disable=not desc):
         part = together[longest_first[start : start + size]].T.flatten()
         width = lengths[part].max()
         input_ids = torch.full((len(part), width), pad)

@@ -23,10 +23,11 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 68rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
 p.alert { border-left: .25rem solid var(--down); padding: .1rem .8rem; margin: .75rem 0 0; }
 p.dim, td.dim, .tile small { color: var(--dim); }
+p { overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .75rem;
   margin: 1.5rem 0; }
 .tile { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }

@@ -1,0 +1,308 @@
+"""make evaluate: any run or model against another, by pairs, answers, judges and benchmarks."""
+
+import json
+import shlex
+import shutil
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from browser import PHONE, fits, opened
+from conftest import make
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dpo import answers, evaluation, evaluation_page, paired, prompts, suites
+from dpo.contestants import Contestant, find
+from dpo.sampling import Completion, prompt_token_ids
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the walk?", "And you?")]
+SETTINGS = answers.Settings(samples=2, temperature=0.7, max_new_tokens=6, seed=1)
+
+
+@pytest.fixture
+def kept_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(answers, "KEPT", tmp_path / "kept")
+
+
+def other_model(tiny_model, folder, noise: float = 0.05):
+    """The tiny model with every weight moved a little."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape, generator=draw))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+def test_two_equal_models_say_the_same_and_are_no_nat_apart(tiny_model, kept_here, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    first, second = find(str(tiny_model)), find(str(tmp_path / "copy"))
+    found = paired.measure(first, second, second, PROMPTS, None, SETTINGS, "cpu")
+    assert found.policy == found.against and found.pairs is None
+    assert found.kl["nats_per_sequence"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_answers_are_drawn_once_for_equal_weights_alone(tiny_model, kept_here, tmp_path, capsys):
+    """Found by content: the same weights in another folder, not other weights in the same one."""
+
+    def draw(folder) -> list:
+        who = find(str(folder))
+        model, tokenizer = who.load("cpu"), who.tokenizer()
+        return answers.draw(who, model, tokenizer, PROMPTS, SETTINGS)
+
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    first = draw(tiny_model)
+    assert "found" not in capsys.readouterr().out
+    assert draw(tmp_path / "copy") == first
+    assert "found, nothing generated" in capsys.readouterr().out
+    other_model(tiny_model, tmp_path / "copy")
+    assert draw(tmp_path / "copy") != first
+    assert "found" not in capsys.readouterr().out
+
+
+def test_the_kl_of_an_evaluation_is_that_of_its_answers(tiny_model, kept_here, tmp_path):
+    policy = find(str(other_model(tiny_model, tmp_path / "other")))
+    reference = find(str(tiny_model))
+    found = paired.measure(policy, reference, reference, PROMPTS, None, SETTINGS, "cpu")
+    tokenizer, models = policy.tokenizer(), (policy.load("cpu"), reference.load("cpu"))
+    nats = []
+    for prompt, row in zip(PROMPTS, found.policy, strict=True):
+        ids = prompt_token_ids(tokenizer, prompt)
+        for answer in row:
+            rows = torch.tensor([ids + answer.token_ids])
+            with torch.no_grad():
+                p, q = ((m(rows).logits[0] / 0.7).log_softmax(-1) for m in models)
+            at = torch.arange(len(ids) - 1, rows.shape[1] - 1)
+            nats.append((p - q)[at, rows[0, at + 1]].sum().item())
+    assert found.kl["nats_per_sequence"]["mean"] == pytest.approx(np.mean(nats), abs=1e-4)
+    tokens = sum(len(answer.token_ids) for row in found.policy for answer in row)
+    assert found.kl["nats_per_token"]["mean"] == pytest.approx(sum(nats) / tokens, abs=1e-5)
+    assert np.mean(nats) > 0.1
+
+
+def test_pairs_share_their_prompt_and_score_the_same(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    prompts = [list(range(5, 5 + n)) for n in (9, 3, 20)]
+    chosen = [(ids, list(range(40, 40 + n))) for ids, n in zip(prompts, (4, 9, 2), strict=True)]
+    rejected = [(ids, list(range(60, 60 + n))) for ids, n in zip(prompts, (7, 1, 5), strict=True)]
+    rows = [*chosen, *rejected] * 5
+    rows = rows[::6] + rows[1::6] + rows[2::6] + rows[3::6] + rows[4::6] + rows[5::6]
+    alone = evaluation.score(model, rows, 2)
+    assert evaluation.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
+
+
+def test_pairs_are_told_apart_by_length_and_by_category():
+    held_out = Dataset.from_dict(
+        {
+            "chosen_ids": [[1] * n for n in (20, 10, 5, 20)],
+            "rejected_ids": [[1] * n for n in (5, 10, 20, 5)],
+            "topic": ["tea", "tea", "rain", "rain"],
+            "text": [f"all {n} differ, so none is a category" for n in range(4)],
+            "score": [0.1, 0.2, 0.1, 0.2],
+        }
+    )
+    found = paired.by_group(np.array([1.0, -1.0, -1.0, 1.0]), held_out)
+    assert found["count"] == 4 and found["accuracy"]["mean"] == 0.5
+    lengths = {
+        part["name"]: (part["count"], part["accuracy"]["mean"]) for part in found["by_length"]
+    }
+    assert lengths == {
+        "chosen is longer": (2, 1.0),
+        "about equal": (1, 0.0),
+        "chosen is shorter": (1, 0.0),
+    }
+    assert "score" not in found["by_category"]
+    topics = {p["name"]: p["accuracy"]["mean"] for p in found["by_category"]["topic"]}
+    assert topics == {"rain": 0.5, "tea": 0.5}
+
+
+def test_what_is_counted_of_answers():
+    long = [[Completion("a b a b", [1] * 6, True), Completion("a b c d", [1] * 8, False)]] * 3
+    short = [[Completion("a a", [1, 1], True)] * 2] * 3
+    found = answers.measure(long, short)
+    assert found["mean_tokens"]["difference"]["mean"] == 5
+    assert found["finished"]["policy"]["mean"] == 0.5 and found["finished"]["against"]["mean"] == 1
+    assert found["distinct"]["policy"] == {"1": 4 / 24, "2": 4 / 18}
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv"])
+def test_prompts_of_a_file(suffix, tmp_path):
+    path = tmp_path / f"prompts.{suffix}"
+    path.write_text(
+        {
+            "txt": "one\n\ntwo\n",
+            "jsonl": '{"prompt": "one"}\n{"prompt": "two"}\n',
+            "csv": "prompt\none\ntwo\n",
+        }[suffix]
+    )
+    assert prompts.read(str(path)) == [
+        [{"role": "user", "content": text}] for text in ("one", "two")
+    ]
+
+
+def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
+    """A stand-in for vLLM, which needs a GPU: what it is given, and what is made of its answers."""
+    given = {}
+
+    class LLM:
+        def __init__(self, **how):
+            given["engine"] = how
+
+        def generate(self, rows, how):
+            given["rows"], given["how"] = rows, how
+            ends = [[5, 6, tokenizer.eos_token_id], [7]]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]) for ids in ends]
+
+    vllm = ModuleType("vllm")
+    vllm.LLM, vllm.SamplingParams = LLM, lambda **how: how
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    who = Contestant("tiny", str(tiny_model))
+    tokenizer = who.tokenizer()
+    how = {"temperature": 0.7, "max_new_tokens": 9, "seed": 3}
+    first, second = answers.by_vllm(who, tokenizer, [[1, 2], [3]], **how)
+    assert given["rows"] == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3]}]
+    sampling = given["how"]
+    assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 1.0, -1)
+    assert sampling["max_tokens"] == 9
+    assert given["engine"]["model"] == str(tiny_model) and given["engine"]["seed"] == 3
+    assert first.finished and not second.finished and second.token_ids == [7]
+
+
+EVIL = "<script>alert(1)</script> \x1b[31m"
+
+
+def test_the_page_shows_what_models_say_as_text(tmp_path):
+    interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    found = {
+        "policy": "a",
+        "against": "b",
+        "finished": "now",
+        "machine": "CPU",
+        "versions": {"trl": "1"},
+        "prompts": {"source": EVIL, "count": 1, "samples": 1, "temperature": 1}
+        | {"max_new_tokens": 9},
+        "pairs": {"count": 9, "accuracy": interval, "margin": interval, "by_category": {}}
+        | {"by_length": [{"name": EVIL, "count": 9, "accuracy": interval}]},
+        "answers": {
+            "mean_tokens": dict.fromkeys(("policy", "against", "difference"), interval),
+            "finished": dict.fromkeys(("policy", "against"), interval),
+            "distinct": {side: {"1": 0.1, "2": 0.2} for side in ("policy", "against")},
+            "kl": dict.fromkeys(("nats_per_sequence", "nats_per_token"), interval),
+        },
+        "judge": {"win_rate": interval, "length_controlled_win_rate": interval, "wins": 1}
+        | {"ties": 1, "losses": 1, "left_out": {EVIL: 2}, "reward": None, "about": {"x": EVIL}}
+        | {"cost": {"tokens_in": 1, "tokens_out": 1, "orders_disagree": 0.5, "dollars": 1.0}},
+        "suite": {"task": {"acc": {"policy": 0.5, "against": 0.4, "stderr_policy": 0.1}}},
+        "samples": [{"prompt": EVIL, "policy": EVIL, "against": EVIL, "reward_policy": 0.1}],
+    }
+    found["suite"]["task"]["acc"]["stderr_against"] = None
+    found["samples"][0] |= {"reward_against": 0.2, "preferred": 1.0}
+    path = tmp_path / "page.html"
+    path.write_text(evaluation_page.page(found))
+    assert "<script" not in path.read_text()
+    with opened(path.as_uri(), PHONE) as page:
+        assert page.errors == [] and fits(page)
+        assert page.get_by_text("<script>alert(1)</script>").count() >= 5
+
+
+def evaluated(run, *given: str, judge: str = "") -> tuple[dict, str]:
+    """`make evaluate` of a tiny run: what was written, and what was printed."""
+    flags = ["--max_new_tokens=12", "--limit=6", *given]
+    result = make("evaluate", f"RUN={run}", f"JUDGE={judge}", f"ARGS={shlex.join(flags)}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    folder = next(w for w in result.stdout.split() if w.endswith("evaluation.html,"))[:-1]
+    path = folder.removesuffix(".html") + ".json"
+    with open(path) as file:
+        return json.load(file), result.stdout
+
+
+@pytest.mark.sight
+def test_a_run_is_held_against_its_reference(swept):
+    folder, _, _ = swept
+    run = folder / "beta=0.1"
+    found, said = evaluated(run, judge="vader")
+    report = json.loads((run / "report.json").read_text())
+    # The same pairs, scored by training and anew.
+    accuracy = report["preference_accuracy"]["after"]
+    assert found["pairs"]["accuracy"]["mean"] == pytest.approx(accuracy)
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    assert found["prompts"]["count"] == 6 and found["prompts"]["temperature"] == 0.7
+    judge = found["judge"]
+    assert judge["wins"] + judge["ties"] + judge["losses"] == 6
+    assert found["answers"]["kl"]["nats_per_sequence"]["mean"] > 0
+    assert "Win rate" in said and "Written:" in said
+    lines = (run / "evaluations/reference-vader/answers.jsonl").read_text().splitlines()
+    assert len(lines) == 6 and json.loads(lines[0])["reward_policy"] is not None
+    with opened((run / "evaluations/reference-vader/evaluation.html").as_uri(), PHONE) as page:
+        assert page.errors == [] and fits(page)
+        assert page.get_by_text("Win rate", exact=True).first.is_visible()
+
+
+@pytest.mark.sight
+def test_two_runs_are_held_against_each_other_on_given_prompts(swept, tmp_path):
+    folder, _, _ = swept
+    file = tmp_path / "asked.txt"
+    file.write_text("How was the soup?\nAnd the weather?\n")
+    given = (f"--prompts={file}", f"--against={folder / 'beta=0.3'}", "--samples=2")
+    found, _ = evaluated(folder / "beta=0.1", *given)
+    assert found["against"] == str(folder / "beta=0.3") and found["judge"] is None
+    assert found["prompts"]["count"] == 2 and found["prompts"]["samples"] == 2
+    assert found["pairs"]["count"] == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "says_so"),
+    [
+        (("RUN=outputs/none",), "no run and no model at outputs/none; the runs here:"),
+        (("RUN=models/SmolLM2-135M-Instruct",), "is no run: name with AGAINST="),
+        (
+            ("RUN=models/SmolLM2-135M-Instruct", "AGAINST=models/SmolLM2-135M-Instruct"),
+            "there are no held-out prompts: name a file of some with PROMPTS=",
+        ),
+    ],
+)
+@pytest.mark.sight
+def test_what_cannot_be_evaluated_is_said(given, says_so):
+    result = make("evaluate", *given)
+    assert result.returncode and says_so in result.stderr
+
+
+TASK = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: answer
+doc_to_choice: ["yes", "no"]
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.mark.sight
+def test_a_benchmark_of_lm_eval_before_and_after(tiny_model, tmp_path):
+    """A task of one's own, from a file: the others come from the hub."""
+    pytest.importorskip("lm_eval", reason="lm-eval is an optional extra, and not installed")
+    rows = [{"question": f"Is {n} even?", "answer": n % 2} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny_choice.yaml").write_text(TASK % (tmp_path / "rows.jsonl"))
+    suites.check(["tiny_choice"], str(tmp_path))
+    with pytest.raises(SystemExit, match=r"no task 'tiny_chance'; near it: .*tiny_choice"):
+        suites.check(["tiny_chance"], str(tmp_path))
+    mine, other = find(str(tiny_model)), find(str(other_model(tiny_model, tmp_path / "other", 0.5)))
+    found = suites.beside(mine, other, ["tiny_choice"], "cpu", str(tmp_path), None)
+    acc = found["tiny_choice"]["acc"]
+    assert 0 <= acc["policy"] <= 1 and acc["stderr_policy"] > 0
+    assert {acc["policy"] * 12 % 1, acc["against"] * 12 % 1} <= {0.0}
+
+
+def test_without_lm_eval_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"SUITE needs lm-eval: .*requirements-suite.txt"):
+        suites.check(["ifeval"], None)
