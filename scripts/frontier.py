@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dpo import answers, frontier, output, prompts, sweeping
+from dpo import answers, checkpoints, frontier, output, prompts, sweeping
 from dpo.asking import EXIT_CODE
 from dpo.checkpoints import step_of
 from dpo.contestants import policy_of, reference_of
@@ -71,11 +71,14 @@ def main() -> None:
     reference = reference_of(recipe)
     model = None
     for run in runs:
-        if sweeping.carry_out([run], "", [[]], flags):
+        if not output.finished(run.folder):  # weights alone are nothing to go on from
+            for checkpoint in checkpoints.named(run.folder):
+                checkpoints.delete(checkpoint)
+        if sweeping.carry_out([run], [], [None], flags):
             print("Asked to leave: the same command goes on from here")
             sys.exit(EXIT_CODE)
         if run.state == FAILED:
-            raise SystemExit(f"{run.name} failed: {run.last_line()} ({run.log})")
+            continue
         if model is None:
             model = reference.load(device)
             found["reference"] = frontier.start(reference, model, asked, settings)
@@ -89,6 +92,9 @@ def main() -> None:
                 found["points"].append(point | frontier.measure(there, model, asked, settings))
                 output.write_whole(path, json.dumps(found, indent=1))
             shutil.rmtree(checkpoint)
+    failed = [f"{run.name}: {run.last_line()} ({run.log})" for run in runs if run.state == FAILED]
+    if not found["points"]:
+        raise SystemExit(f"there is nothing to draw. Failed: {'; '.join(failed)}")
     found |= {
         "reward_name": "true reward (VADER compound score, -1 to 1)",
         "about": f"{RECIPE}: {len(asked)} held-out prompts, {args.samples} answers each at "
@@ -99,6 +105,8 @@ def main() -> None:
         output.write_whole(into / name, content)
     print(frontier.markdown(frontier.table(found)))
     print(f"Written: {into}/frontier.html, frontier.png, frontier.md, frontier.json")
+    if failed:
+        raise SystemExit(f"Not in it, since they failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -26,40 +26,51 @@ from dpo.recipe import FOLDER, choices, names
 from dpo.sweeping import DONE, FAILED, Run
 from dpo.terminal import guarded, visible
 
+CONFIGS = Path("accelerate_configs")
 
-def sweep_file(recipe: str, sweep: str, into: Path) -> Path:
+
+def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path) -> Path:
     """A W&B sweep over the same grid, for agents on many machines; each of them runs a sweep of one
     point, in the same folders."""
-    grid: dict[str, dict] = {}
-    for point in sweeping.points(sweep):
-        for key, value in point.items():
+    grid: dict[str, dict[str, list]] = {}
+    for run in runs:
+        for key, value in run.values.items():
             values = grid.setdefault(key, {"values": []})["values"]
-            value = yaml.safe_load(value if "e" not in value else repr(float(value)))
+            value = value if isinstance(value, int | float) else run.point[key]
             values.extend([value] if value not in values else [])
-    command = ["${env}", "${interpreter}", "scripts/sweep.py", "--recipe", recipe]
+    command = ["${env}", "${interpreter}", "${program}", "--recipe", runs[0].recipe.name, *how]
     about = {
         "name": into.name,
         "project": os.environ.get("WANDB_PROJECT", "dpo-recipes"),
+        "program": "scripts/sweep.py",
         "method": "grid",
-        "metric": {"name": "eval/rewards/accuracies", "goal": "maximize"},
         "parameters": grid,
-        "command": [*command, "--output", str(into), "--sweep", "${args_no_hyphens}"],
+        "command": [*command, "--output", str(into), "--sweep", "${args_no_hyphens}"]
+        + (["--", *arguments] if arguments else []),
     }
     into.mkdir(parents=True, exist_ok=True)
     output.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
     return into / "sweep.yaml"
 
 
-def slots(gpus: str) -> list[list[str]]:
-    """The GPUs of each run that goes on at a time."""
-    here = [str(number) for number in range(torch.cuda.device_count())]
-    here = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(here)).split(",") if here else []
-    each = int(gpus) if gpus else 1
-    if not here:
-        return [[]]
-    if each > len(here):
-        raise SystemExit(f"GPUS={gpus} for each run, but this machine has {len(here)}")
-    return [here[at : at + each] for at in range(0, len(here) - each + 1, each)]
+def places(config: str, gpus: str) -> list[str | None]:
+    """The GPUs of each run that goes on at a time, as CUDA_VISIBLE_DEVICES names them; `[None]` for
+    one at a time on the CPU.
+
+    Raises:
+        SystemExit: a run asks for more GPUs than there are.
+    """
+    if gpus and not (gpus.isdigit() and int(gpus) > 0):
+        raise SystemExit(f"GPUS={gpus} is not a number of GPUs for each run: give 1 or more")
+    count = 0 if config == "cpu" else torch.cuda.device_count()
+    if not count:
+        return [None]
+    each = int(gpus or 1)
+    if each > count:
+        raise SystemExit(f"GPUS={gpus} for each run, but this machine has {count}")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    seen = named[:count] if named != [""] else [*map(str, range(count))]
+    return [",".join(seen[at : at + each]) for at in range(0, count - each + 1, each)]
 
 
 def show(runs: list[Run]) -> None:
@@ -94,22 +105,28 @@ def main() -> None:
     parser.add_argument("--wandb", action="store_true", help="write a W&B sweep file, run nothing")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
     args = parser.parse_args()
-    if args.recipe not in names(FOLDER):
-        raise SystemExit(f"no RECIPE {args.recipe!r}: {choices(args.recipe, names(FOLDER))}")
+    for what, given, folder in (
+        ("RECIPE", args.recipe, FOLDER),
+        ("CONFIG", args.config, CONFIGS),
+    ):
+        if given and given not in names(folder):
+            raise SystemExit(f"no {what} {given!r}: {choices(given, names(folder))}")
     into = Path(args.output or f"outputs/{args.recipe}-sweep")
-    places = slots(args.gpus)
-    if places == [[]]:
+    at_a_time = places(args.config, args.gpus)
+    on_gpus = at_a_time != [None]
+    how = ["--config", args.config] if args.config else []
+    how += ["--gpus", args.gpus or "1"] if args.gpus or on_gpus else []
+    if not on_gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # to read the recipe as the runs will
-    sweep = " ".join(args.sweep)
-    runs = sweeping.resolved(args.recipe, sweep, into, args.arguments)
+    runs = sweeping.resolved(args.recipe, " ".join(args.sweep), into, args.arguments)
+    if not on_gpus:
+        del os.environ["ACCELERATE_USE_CPU"]
     if args.wandb:
-        file = sweep_file(args.recipe, sweep, into)
+        file = sweep_file(runs, how, args.arguments, into)
         print(f"Written: {file}. On one machine: wandb sweep {file}")
         print("On every machine that takes part, as it says then: wandb agent <its id>")
         return
-    if places == [[]]:
-        del os.environ["ACCELERATE_USE_CPU"]
-    asked = sweeping.carry_out(runs, args.config, places, args.arguments)
+    asked = sweeping.carry_out(runs, how, at_a_time, args.arguments)
     show(runs)
     for run in runs:
         if run.state == FAILED:

@@ -91,9 +91,12 @@ def draw(found: dict) -> Figure:
         figure, axis = plt.subplots(figsize=(7.6, 4.6), layout="tight")
     for (loss, beta), points in runs.items():
         x, y = ([p[name]["mean"] for p in points] for name in ("kl", "reward"))
-        bars = [[abs(p["reward"][end] - p["reward"]["mean"]) for p in points] for end in ENDS]
+        across, up = (
+            [[abs(p[name][end] - p[name]["mean"]) for p in points] for end in ("low", "high")]
+            for name in ("kl", "reward")
+        )
         axis.errorbar(
-            *(x, y, bars),
+            *(x, y, up, across),
             color=COLORS(betas.index(beta) / max(len(betas) - 1, 1) * 0.9),
             linestyle=LINES[losses.index(loss) % len(LINES)],
             marker="os^D"[losses.index(loss) % 4],
@@ -107,9 +110,6 @@ def draw(found: dict) -> Figure:
     )
     axis.legend(frameon=False, ncols=len(losses), fontsize=8)
     return figure
-
-
-ENDS = ("low", "high")
 
 
 def table(found: dict) -> list[list[str]]:

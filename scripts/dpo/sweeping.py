@@ -14,24 +14,31 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
 
 from dpo import output
+from dpo.arguments import decides
 from dpo.asking import EXIT_CODE, SIGNALS
 from dpo.recipe import FOLDER, Recipe, parse
+from dpo.terminal import visible
 from dpo.values import check_values
 
-OURS = ("output_dir", "run_name", "restart", "resume_from_checkpoint", "config")
+BAR = re.compile(r"[^\r\n]*?\d+%\|[^|\r\n]*\|[^\[\r\n]*\[[^\]\r\n]*\]")  # of tqdm; redrawn at exit
 DONE, FAILED, LEFT, WAITS = "done", "failed", "left", "waits"
 
 
 @dataclass
 class Run:
-    """One point of a sweep: what it sets, its recipe with that, and what became of it."""
+    """One point of a sweep: what it sets, its recipe with that, and what became of it.
+
+    `values` holds what its flags are parsed as.
+    """
 
     point: dict[str, str]
+    values: dict[str, Any]
     recipe: Recipe
     folder: Path
     state: str = WAITS
@@ -49,7 +56,7 @@ class Run:
     def last_line(self) -> str:
         """What a run that failed said last."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
+        lines = [line.strip() for line in BAR.sub("", text).splitlines()]
         return next((line for line in reversed(lines) if line), "it said nothing")
 
 
@@ -66,19 +73,21 @@ def points(sweep: str) -> list[dict[str, str]]:
             raise SystemExit(f'SWEEP: {part!r} is not key=value,value: SWEEP="beta=0.05,0.1"')
         if key in grid:
             raise SystemExit(f"SWEEP: {key} stands twice: name it once, with all its values")
-        if key in OURS:
-            raise SystemExit(f"SWEEP: {key} is set by the sweep itself")
-        grid[key] = [*dict.fromkeys(map(plain, values.split(",")))]
+        if key == "config" or not decides(key):
+            raise SystemExit(
+                f"SWEEP: {key} does not change what is learned: what all runs share goes in ARGS"
+            )
+        grid[key] = values.split(",")
     if not grid:
         raise SystemExit('nothing to sweep: SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"')
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def plain(value: str) -> str:
-    """A value in one spelling, so that 1e-6 and 0.000001 are one point."""
-    with contextlib.suppress(ValueError):
-        return f"{float(value):g}"
-    return value
+def plain(value: Any) -> str:
+    """A value in one spelling, so that 1e-6 and 0.000001 are one point, in one folder."""
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[Run]:
@@ -87,106 +96,114 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
     Raises:
         SystemExit: a point is no run that can start.
     """
-    runs = []
+    runs: dict[Path, Run] = {}
     for point in points(sweep):
-        name = ",".join(f"{key}={value}" for key, value in point.items())
+        flags = [*arguments, *(f"--{key}={value}" for key, value in point.items())]
+        config = ["--config", str(FOLDER / f"{recipe}.yaml")]
+        parsed = parse([*config, *flags])
+        stated = parsed.defaults | parsed.chosen
+        values = {key: stated[key] for key in point}
+        name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
         folder = into / re.sub(r"[^\w.=,+-]", "_", name)
-        flags = [f"--{key}={value}" for key, value in point.items()]
-        flags += [*arguments, f"--output_dir={folder}"]
-        parsed = parse(["--config", str(FOLDER / f"{recipe}.yaml"), *flags])
+        parsed = parse([*config, *flags, f"--output_dir={folder}"])
         check_values(parsed)
-        runs.append(Run(point, parsed, folder))
-    return runs
+        runs.setdefault(folder, Run(point, values, parsed, folder))
+    return [*runs.values()]
 
 
 def finished(run: Run) -> bool:
-    """Whether the run has been made, with the same settings."""
+    """Whether the run has been made, with the same settings, and is not asked for again."""
     settings = run.folder / output.SETTINGS
-    if not output.finished(run.folder) or not settings.is_file():
+    made = output.finished(run.folder) and settings.is_file()
+    if not made or run.recipe.run.restart:
         return False
     stated = {"recipe": run.recipe.name, **output.settings(run.recipe)}
     return yaml.safe_load(settings.read_text(encoding="utf-8")) == stated
 
 
-def start(run: Run, config: str, gpus: list[str], arguments: list[str]) -> None:
-    """Launch a run on the GPUs of these numbers, none on a CPU."""
+def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> None:
+    """Launch a run on these GPUs, as CUDA_VISIBLE_DEVICES names them; None for those there are."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "scripts/launch.py", "--recipe", run.recipe.name]
-    command += ["--config", config] if config else []
-    command += ["--gpus", str(len(gpus))] if gpus else []
-    command += ["--", *(f"--{key}={value}" for key, value in run.point.items()), *arguments]
-    command += [f"--output_dir={run.folder}"]
+    command = [sys.executable, "scripts/launch.py", "--recipe", run.recipe.name, *how, "--"]
+    command += [*arguments, *(f"--{key}={value}" for key, value in run.point.items())]
     environment = dict(os.environ)
     environment.setdefault("WANDB_RUN_GROUP", run.folder.parent.name)
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    with run.log.open("w", encoding="utf-8") as log:
-        run.process = subprocess.Popen(  # its own group: the terminal's Ctrl-C comes by us
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    # The launcher inherits the signals blocked, so that none ends it before it listens. It is in a
+    # group of its own, so that the terminal's Ctrl-C comes by us, and once.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    with run.log.open("a", encoding="utf-8") as log:
+        run.process = subprocess.Popen(
+            [*command, f"--output_dir={run.folder}"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     run.seconds = -time.monotonic()
 
 
-def trains(run: Run) -> bool:
-    """Whether a run has scored the reference, so that others find it."""
-    return run.process is not None and (
-        (run.folder / output.METRICS).exists() or run.process.poll() is not None
-    )
-
-
 @contextlib.contextmanager
-def handing_on(runs: list[Run]) -> Iterator[list[int]]:
-    """Give the runs that go on the signals that this process gets. Yields those it got."""
-    got: list[int] = []
+def heard() -> Iterator[deque[int]]:
+    """The signals that ask this process to leave, as they come. They no longer end it."""
+    came: deque[int] = deque()
 
-    def hand_on(number: int, frame) -> None:
-        got.append(number)
-        for run in runs:
-            if run.process and run.process.poll() is None:
-                run.process.send_signal(number)
+    def hear(number: int, frame) -> None:
+        came.append(number)
 
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before = {number: signal.signal(number, hear) for number in SIGNALS}
     try:
-        yield got
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def carry_out(runs: list[Run], config: str, slots: list[list[str]], arguments: list[str]) -> bool:
-    """Run them all, one in each slot at a time; what fails does not end the others.
+def carry_out(
+    runs: list[Run], how: list[str], places: list[str | None], arguments: list[str]
+) -> bool:
+    """Run them all, one in each place at a time; what fails does not end the others.
 
-    The first starts alone, until it trains: the others then find the reference scored. Returns
-    whether the sweep was asked to leave: then the runs that went on have saved, and the same
-    command goes on from there.
+    Until one trains, it is alone: the others then find the reference scored. Returns whether the
+    sweep was asked to leave: then the runs that went on have saved, and the same command goes on
+    from there.
 
     Args:
-        slots: the GPUs of each run that goes on at a time; `[[]]` for one on the CPU.
+        how: flags for launch.py.
+        places: the GPUs of each run that goes on at a time; `[None]` for one at a time.
+        arguments: flags for train.py, the same for all.
     """
     waiting = deque(run for run in runs if not finished(run))
-    for run in runs:
-        if run not in waiting:
-            run.state = DONE
-    free, going = deque(slots), {}
-    first = waiting[0] if waiting else None
+    free, going, asked = deque(places), {}, False
     bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="Sweep", unit="run")
-    with handing_on(runs) as asked, bar:
+    with heard() as came, bar:
+        for run in runs:
+            if run not in waiting:
+                run.state = DONE
+                bar.write(f"{run.name}: trained and evaluated already")
         while going or (waiting and not asked):
-            while waiting and free and not asked and (not going or trains(first)):
+            while came:
+                asked, number = True, came.popleft()
+                for run, _ in going.values():
+                    run.process.send_signal(number)
+            alone = not any((run.folder / output.METRICS).exists() for run, _ in going.values())
+            while waiting and free and not asked and not (going and alone):
                 run = waiting.popleft()
                 going[run.name] = (run, free.popleft())
-                start(run, config, going[run.name][1], arguments)
+                start(run, how, going[run.name][1], arguments)
                 bar.write(f"{run.name}: started, {run.log}")
-            for run, slot in list(going.values()):
+            for run, place in list(going.values()):
                 code = run.process.poll()
                 if code is None:
                     continue
                 del going[run.name]
-                free.append(slot)
+                free.append(place)
                 run.seconds += time.monotonic()
                 run.state = DONE if code == 0 else LEFT if code == EXIT_CODE else FAILED
-                why = f": {run.last_line()}" if run.state == FAILED else ""
+                why = f": {visible(run.last_line())}" if run.state == FAILED else ""
                 bar.write(f"{run.name}: {run.state} after {run.seconds:.0f} s{why}")
                 bar.update()
             time.sleep(0.3)
-    return bool(asked)
+    return asked
