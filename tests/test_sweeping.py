@@ -1,16 +1,19 @@
 """What a sweep is made of: values in one spelling, GPUs dealt out, runs that are asked to leave."""
 
+import json
 import os
 import signal
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 import torch
 import yaml
-from conftest import run_flags
+from conftest import ROOT, run, run_flags
 
-from dpo import metrics, output, sweeping
+from dpo import checkpoints, metrics, output, sweeping
 from dpo.sweeping import DONE, FAILED, LEFT, resolved
 from sweep import places, sweep_file
 
@@ -108,8 +111,8 @@ def test_side_by_side_the_first_trains_before_others_start(tiny_runs):
     assert first == ("0", [])
     assert second == ("1", [True]) and True in third[1]
     assert "is not finite on the longest micro-batch" in runs[1].last_line()
-    for run in runs[1:]:
-        log = run.log.read_text()
+    for other in runs[1:]:
+        log = other.log.read_text()
         assert "all found in" in log and "Reference on" not in log
     # Finished ones are not started again, the failed one is.
     again = resolved(RECIPE, "beta=0.1,0.3", runs[0].folder.parent, flags)
@@ -132,3 +135,25 @@ def test_a_run_that_was_asked_to_leave_goes_on_from_there(tiny_runs):
     again = runs[:1]
     assert not sweeping.carry_out(again, [], [None], flags)
     assert again[0].state == DONE and "Continuing from" in again[0].log.read_text()
+
+
+@pytest.mark.sight
+def test_a_frontier_that_is_killed_while_it_trains_goes_on(tiny_model, tiny_data, tmp_path):
+    """Its checkpoints hold weights alone, from which no run goes on: it trains anew."""
+    flags = [*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--max_steps=8"]
+    command = [sys.executable, "scripts/frontier.py", "--betas=0.1", "--loss_types=sigmoid"]
+    command += ["--every=2", "--limit=2", "--samples=1", f"--output={tmp_path / 'out'}", "--"]
+    first = tmp_path / "out/loss_type=sigmoid,beta=0.1/checkpoint-2" / checkpoints.MANIFEST
+    process = psutil.Popen([*command, *flags, "--report_to=none"], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not first.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    for each in (*process.children(recursive=True), process):
+        each.kill()
+    process.wait()
+    assert not output.finished(first.parent.parent)
+    result = run(*command, *flags, "--report_to=none", OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    found = json.loads((tmp_path / "out/frontier.json").read_text())
+    assert [point["step"] for point in found["points"]] == [2, 4, 6, 8]
