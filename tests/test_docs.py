@@ -34,6 +34,15 @@ ELSEWHERE = {
     "make test-faults": ".ci/run",
     "make test-sight": ".ci/run",
     "make clean-cache": "test_reference.py",
+    "make evaluate": "test_evaluate.py",
+    "make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader": "test_evaluate.py, on a tiny run",
+    "make compare": "test_compare.py",
+    "make sweep": "test_sweep.py",
+    "make sweep RECIPE=qwen-ultrafeedback "
+    'SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"': "test_sweep.py, on the tiny model",
+    'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_sweep.py",
+    "make frontier": "test_frontier.py, on the tiny model",
+    "make sync": "test_wandb_run.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }
 
