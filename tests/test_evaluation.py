@@ -61,6 +61,18 @@ def test_samples_follow_the_models_distribution(model, tokenizer):
     assert ((drawn[top] / count - expected[top]).abs() < 4 * deviation).all()
 
 
+def test_what_a_model_would_rather_generate_with_is_set_aside(model, tokenizer, tiny_model):
+    """generation_config.json may hold penalties and lists: answers would not be the model's
+    distribution."""
+    drawn = sample(model, tokenizer)
+    other = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    never = [token for row in drawn for answer in row for token in answer.token_ids]
+    other.generation_config.update(repetition_penalty=9.0, suppress_tokens=never)
+    before = other.generation_config.to_dict()
+    assert sample(other, tokenizer) == drawn
+    assert other.generation_config.to_dict() == before
+
+
 def test_an_answer_is_finished_when_it_has_its_end_token(model, tokenizer):
     for row in sample(model, tokenizer, samples=40, max_new_tokens=3, temperature=4.0):
         for answer in row:

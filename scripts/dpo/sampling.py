@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 Messages = list[dict[str, str]]
@@ -71,6 +73,22 @@ def sample_completions(
     return [completions[i : i + samples] for i in range(0, len(completions), samples)]
 
 
+@contextmanager
+def own_distribution(model: PreTrainedModel) -> Iterator[None]:
+    """Set aside what a model's generation_config.json would have `generate` make of its logits
+    (Qwen2.5's has a repetition penalty): answers would come from another distribution than is
+    scored. In place, since it lies under an adapter too."""
+    settings = vars(model.generation_config)
+    theirs = dict(settings)
+    try:
+        settings.clear()
+        settings.update(vars(GenerationConfig()))
+        yield
+    finally:
+        settings.clear()
+        settings.update(theirs)
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -85,8 +103,9 @@ def sample(
 ) -> list[Completion]:
     """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
 
-    No top-k or top-p: what is drawn is softmax(logits / temperature) itself, so that its
-    log-probability, and with it the KL divergence, can be computed exactly. At temperature 0 it is
+    No top-k, top-p or penalty, also where the model comes with some: what is drawn is
+    softmax(logits / temperature) itself, so that its log-probability, and with it the KL
+    divergence, can be computed exactly. At temperature 0 it is
     the likeliest token each time.
 
     Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
@@ -101,7 +120,8 @@ def sample(
     completions: list[Completion] = []
     was_training = model.training
     model.eval()
-    with tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc) as progress:
+    bar = tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc)
+    with bar as progress, own_distribution(model):
         for start in range(0, len(rows), batch_size):
             set_seed(seed + start)
             batch = tokenizer.pad(
