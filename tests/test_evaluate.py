@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from browser import PHONE, fits, opened
 from conftest import make
 from datasets import Dataset
@@ -93,6 +94,11 @@ def test_pairs_share_their_prompt_and_score_the_same(tiny_model):
     rows = [*chosen, *rejected] * 5
     rows = rows[::6] + rows[1::6] + rows[2::6] + rows[3::6] + rows[4::6] + rows[5::6]
     alone = evaluation.score(model, rows, 2)
+    assert evaluation.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
+    # Spread over GPUs, accelerate's hooks copy what they pass on; then prompts are not shared.
+    for layer in model.model.layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     assert evaluation.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
 
 

@@ -151,6 +151,8 @@ class SharedPrefixCollator(DataCollatorForPreference):
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why prefixes cannot be shared in `model`, in a few words; None when they can."""
     config, backbone = model.config, model.base_model
+    if len({*getattr(model, "hf_device_map", {}).values()}) > 1:
+        return "its layers lie on several devices"  # accelerate hands each a plan of its own
     if config.get_text_config() is not config:
         return "it has more than one modality"
     others = set(getattr(config, "layer_types", None) or ()) - SHARED_LAYERS
