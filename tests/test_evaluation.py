@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dpo import evaluation
 from dpo.evaluation import accuracy, compare, pair_rows, score
 from dpo.sampling import Completion, prompt_token_ids, sample_completions
 
@@ -87,6 +88,20 @@ def test_scoring_does_not_depend_on_the_batch(model, tokenizer):
     together = score(model, rows, tokenizer.pad_token_id, 1.0)
     alone = [score(model, [row], tokenizer.pad_token_id, 1.0)[0] for row in rows]
     assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_long_rows_are_scored_fewer_at_a_time(model, tokenizer, monkeypatch):
+    rows = [([5] * n, list(range(60, 60 + n))) for n in range(1, 30)]
+    together = score(model, rows, tokenizer.pad_token_id)
+    monkeypatch.setattr(evaluation, "SCORING_TOKENS", 100)
+    seen = []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **g: seen.append(g["input_ids"].shape) or forward(**g)
+    )
+    assert score(model, rows, tokenizer.pad_token_id) == pytest.approx(together, abs=1e-4)
+    assert all(n * width <= 100 and n <= 16 for n, width in seen)
+    assert sum(n for n, _ in seen) == len(rows) and len(seen) < len(rows)
 
 
 def test_kl_by_sampling_agrees_with_kl_by_sum(model, tokenizer, tiny_model):

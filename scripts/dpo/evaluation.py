@@ -23,7 +23,7 @@ from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader
 TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble
 MAX_NEW_TOKENS = 40
 SEED = 20_231_218  # apart from the seeds of the data, so that no answer is drawn again
-SCORING_ROWS = 16
+SCORING_ROWS, SCORING_TOKENS = 16, 8192  # at a time: a head gives every token a row of its words
 
 
 @torch.no_grad()
@@ -51,9 +51,13 @@ def score(
     if shared:
         prefix_sharing.share_prefixes(model)
     logps = np.zeros(len(rows))
-    size = SCORING_ROWS // each
-    for start in tqdm(range(0, len(together), size), desc=desc, unit="batch", disable=not desc):
-        part = together[longest_first[start : start + size]].T.flatten()
+    for some in tqdm(
+        batches(lengths[together].max(axis=1), longest_first, each),
+        desc=desc,
+        unit="batch",
+        disable=not desc,
+    ):
+        part = together[some].T.flatten()
         width = lengths[part].max()
         input_ids = torch.full((len(part), width), pad)
         attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
@@ -68,6 +72,24 @@ def score(
         found = completion_logps(model, *batch, temperature=temperature, **given)
         logps[part] = found.cpu().numpy()
     return logps
+
+
+def batches(widths: np.ndarray, order: np.ndarray, each: int) -> list[np.ndarray]:
+    """`order` in parts whose rows, `each` to one entry and padded to the widest, are not too many.
+
+    Args:
+        widths: tokens of the longest row of each entry, by its number in `order`.
+    """
+    parts: list[list[int]] = []
+    widest = 0
+    for at in order:
+        rows = each * (len(parts[-1]) + 1) if parts else 0
+        widest = max(widest, widths[at])
+        if not rows or rows > SCORING_ROWS or rows * widest > SCORING_TOKENS:
+            parts.append([])
+            widest = widths[at]
+        parts[-1].append(int(at))
+    return [np.array(part) for part in parts]
 
 
 def pair_rows(held_out: Dataset, max_length: int | None) -> list[tuple[list[int], list[int]]]:
