@@ -4,6 +4,8 @@ import json
 import shlex
 import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -84,6 +86,14 @@ def test_the_kl_of_an_evaluation_is_that_of_its_answers(tiny_model, kept_here, t
     tokens = sum(len(answer.token_ids) for row in found.policy for answer in row)
     assert found.kl["nats_per_token"]["mean"] == pytest.approx(sum(nats) / tokens, abs=1e-5)
     assert np.mean(nats) > 0.1
+
+
+def test_greedy_answers_have_no_kl(tiny_model, kept_here):
+    who = find(str(tiny_model))
+    greedy = replace(SETTINGS, temperature=0)
+    found = paired.measure(who, who, who, PROMPTS, None, greedy, "cpu")
+    assert found.kl is None
+    assert all(first == second for first, second in found.policy)
 
 
 def test_pairs_share_their_prompt_and_score_the_same(tiny_model):
@@ -198,7 +208,7 @@ def test_the_page_shows_what_models_say_as_text(tmp_path):
             "mean_tokens": dict.fromkeys(("policy", "against", "difference"), interval),
             "finished": dict.fromkeys(("policy", "against"), interval),
             "distinct": {side: {"1": 0.1, "2": 0.2} for side in ("policy", "against")},
-            "kl": dict.fromkeys(("nats_per_sequence", "nats_per_token"), interval),
+            "kl": dict.fromkeys(("nats_per_sequence", "nats_per_token"), interval) | {"from": EVIL},
         },
         "judge": {"win_rate": interval, "length_controlled_win_rate": interval, "wins": 1}
         | {"ties": 1, "losses": 1, "left_out": {EVIL: 2}, "reward": None, "about": {"x": EVIL}}
@@ -259,6 +269,20 @@ def test_two_runs_are_held_against_each_other_on_given_prompts(swept, tmp_path):
     assert found["against"] == str(folder / "beta=0.3") and found["judge"] is None
     assert found["prompts"]["count"] == 2 and found["prompts"]["samples"] == 2
     assert found["pairs"]["count"] == 8
+
+
+@pytest.mark.sight
+def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model):
+    """On the held-out pairs of that run, with it as the reference."""
+    folder, _, _ = swept
+    run = folder / "beta=0.1"
+    found, said = evaluated(tiny_model, f"--against={run}", "--temperature=0")
+    report = json.loads((run / "report.json").read_text())
+    margin = found["pairs"]["margin"]["mean"]
+    assert margin == pytest.approx(-report["margin"]["after"], abs=1e-3)
+    assert found["answers"]["kl"] is None and "KL of the policy" not in said
+    path = next(word for word in said.split() if word.endswith("evaluation.html,"))
+    shutil.rmtree(Path(path).parent)
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def _answers(found: dict) -> list[Row]:
     ]
     if of["kl"]:
         sequence, token = of["kl"]["nats_per_sequence"], of["kl"]["nats_per_token"]
-        note = f"nats a sequence, on the policy's own answers; a token {said(token, '.3f')}"
-        table.append(("KL from the reference", said(sequence), note))
+        note = f"from {of['kl']['from']}, nats a sequence; a token {said(token, '.3f')}"
+        table.append(("KL of the policy", said(sequence), note))
     return table
 
 

@@ -51,7 +51,7 @@ def length_controlled(
 
     Args:
         preferred: shape (prompts, samples), as for `win_rate`.
-        longer: tokens that the first model's answer is longer, same shape.
+        longer: by how much the first model's answer is longer, same shape.
 
     Returns:
         With a 95% bootstrap interval over prompts; None where lengths do not differ.

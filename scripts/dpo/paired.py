@@ -36,7 +36,7 @@ class Measured:
 
 def measure(
     policy: Contestant,
-    reference: Contestant | None,
+    reference: Contestant,
     against: Contestant,
     prompts: list[Messages | str],
     held_out: Dataset | None,
@@ -45,14 +45,15 @@ def measure(
 ) -> Measured:
     """Measure a policy on held-out pairs and against another model on prompts.
 
-    One model at a time is in memory. The KL is from `reference`, at the temperature of sampling;
-    there is none without a reference, or if its tokens are others.
+    One model at a time is in memory. Pairs are measured, and the KL at the temperature of sampling,
+    against `reference`: what the policy started from, or for a model that is no run's, the other.
+    There is neither if its tokens are others, and no KL of greedy answers.
     """
-    tokenizer = policy.tokenizer()
-    comparable = reference and reference.tokenizer().get_vocab() == tokenizer.get_vocab()
+    tokenizer, recipe = policy.tokenizer(), policy.recipe or against.recipe
+    comparable = reference.tokenizer().get_vocab() == tokenizer.get_vocab()
     pairs: list[tuple[list[int], list[int]]] = []
-    if held_out is not None and policy.recipe:
-        pairs = evaluation.pair_rows(held_out, policy.recipe.training.max_length)
+    if held_out is not None and comparable:
+        pairs = evaluation.pair_rows(held_out, recipe.training.max_length)
     own: list[tuple[list[int], list[int]]] = []  # the policy's answers, for the KL
     drawn: list[list[list[Completion]]] = []
     logps: list[tuple[np.ndarray, np.ndarray]] = []  # of pairs and own, under each that scores
@@ -62,7 +63,7 @@ def measure(
             model = who.load(device)
             if draws:
                 drawn.append(answers.draw(who, model, who.tokenizer(), prompts, settings))
-            if who is policy and comparable:
+            if who is policy and comparable and settings.temperature:
                 ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
                 rows = zip(ids, drawn[0], strict=True)
                 own.extend((prompt, answer.token_ids) for prompt, row in rows for answer in row)
@@ -77,18 +78,17 @@ def measure(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    scores = bool(comparable or pairs)
-    visit(policy, draws=True, scores=scores)
-    if reference and (scores or against is reference):
-        visit(reference, draws=against is reference, scores=scores)
+    visit(policy, draws=True, scores=comparable)
+    if comparable or against is reference:
+        visit(reference, draws=against is reference, scores=comparable)
     if against is not reference:
         visit(against, draws=True, scores=False)
     kl = found = None
-    if comparable:
+    if own:
         nats = (logps[0][1] - logps[1][1]).reshape(len(prompts), -1)
-        kl = answers.kl(nats, answers.lengths(drawn[0]))
+        kl = {"from": reference.name, **answers.kl(nats, answers.lengths(drawn[0]))}
     if pairs:
-        beta = policy.recipe.training.beta
+        beta = recipe.training.beta
         chosen, rejected = np.split(implicit_reward(logps[0][0], logps[1][0], beta), 2)
         found = by_group(chosen - rejected, held_out)
     return Measured(found, kl, *drawn)
@@ -105,7 +105,12 @@ def comparisons(asked: list[Messages | str], found: Measured) -> list[Comparison
 
 def judged(found: Measured, verdicts: Verdicts) -> dict:
     """What the verdicts come to, with intervals over prompts."""
-    longer = answers.lengths(found.policy) - answers.lengths(found.against)
+    # In characters, as in the paper: two models may have other tokens.
+    policy, against = (
+        np.array([[len(answer.text) for answer in row] for row in rows])
+        for rows in (found.policy, found.against)
+    )
+    longer = policy - against
     preferred = verdicts.preferred.reshape(longer.shape)
     controlled, reward = length_controlled(preferred, longer), None
     if verdicts.rewards is not None:
