@@ -62,10 +62,47 @@ def test_answers_are_drawn_once_for_equal_weights_alone(tiny_model, kept_here, t
     first = draw(tiny_model)
     assert "found" not in capsys.readouterr().out
     assert draw(tmp_path / "copy") == first
-    assert "found, nothing generated" in capsys.readouterr().out
+    assert "6 of 6 found, not generated again" in capsys.readouterr().out
     other_model(tiny_model, tmp_path / "copy")
     assert draw(tmp_path / "copy") != first
     assert "found" not in capsys.readouterr().out
+
+
+def test_after_a_kill_only_what_is_missing_is_generated(tiny_model, kept_here, monkeypatch):
+    """One batch is kept whole, the next one was cut off in the middle of a line."""
+    monkeypatch.setattr(answers, "BATCH", 2)
+    who = find(str(tiny_model))
+    model, tokenizer = who.load("cpu"), who.tokenizer()
+    whole = answers.draw(who, model, tokenizer, PROMPTS, SETTINGS)
+    (path,) = answers.KEPT.iterdir()
+    lines = [line for line in path.read_text().splitlines() if line]
+    path.write_text("\n".join(["", *lines[:2], lines[2][:20]]))
+    asked = []
+    sample = answers.sample
+    monkeypatch.setattr(
+        answers, "sample", lambda *given, **how: asked.append(given[2]) or sample(*given, **how)
+    )
+    assert answers.draw(who, model, tokenizer, PROMPTS, SETTINGS) == whole
+    assert [len(rows) for rows in asked] == [2, 2]
+    assert answers.read(path).keys() == set(range(6))
+
+
+def test_fewer_are_drawn_at_a_time_where_memory_runs_out(tiny_model, kept_here, monkeypatch):
+    sizes = []
+
+    def short_of_memory(model, tokenizer, rows, **how):
+        sizes.append(len(rows))
+        if len(rows) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [Completion("a", [1], True)] * len(rows)
+
+    monkeypatch.setattr(answers, "sample", short_of_memory)
+    who = find(str(tiny_model))
+    many = replace(SETTINGS, samples=20)
+    drawn = answers.draw(who, who.load("cpu"), who.tokenizer(), PROMPTS, many)
+    assert [len(row) for row in drawn] == [20, 20, 20]
+    first = next(at for at, size in enumerate(sizes) if size <= 16)
+    assert sizes[0] == 60 and max(sizes[first:]) <= 16  # too many are not tried again
 
 
 def test_the_kl_of_an_evaluation_is_that_of_its_answers(tiny_model, kept_here, tmp_path):
@@ -177,16 +214,20 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     vllm = ModuleType("vllm")
     vllm.LLM, vllm.SamplingParams = LLM, lambda **how: how
     monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     who = Contestant("tiny", str(tiny_model))
     tokenizer = who.tokenizer()
     how = {"temperature": 0.7, "max_new_tokens": 9, "seed": 3}
-    first, second = answers.by_vllm(who, tokenizer, [[1, 2], [3]], **how)
+    drawn = answers.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, **how)
     assert given["rows"] == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3]}]
-    sampling = given["how"]
-    assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 1.0, -1)
-    assert sampling["max_tokens"] == 9
-    assert given["engine"]["model"] == str(tiny_model) and given["engine"]["seed"] == 3
-    assert first.finished and not second.finished and second.token_ids == [7]
+    for sampling in given["how"]:
+        assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 1.0, -1)
+        assert sampling["max_tokens"] == 9
+    assert [sampling["seed"] for sampling in given["how"]] == [7, 12]  # equal prompts differ
+    engine = given["engine"]
+    assert engine["model"] == str(tiny_model) and engine["generation_config"] == "vllm"
+    assert engine["tensor_parallel_size"] == 4  # of five GPUs, at four heads
+    assert drawn[4].finished and not drawn[9].finished and drawn[9].token_ids == [7]
 
 
 EVIL = "<script>alert(1)</script> \x1b[31m"

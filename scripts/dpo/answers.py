@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import find_executable_batch_size
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tqdm.auto import tqdm
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo import output
+from dpo import adapters, secrets
 from dpo.contestants import Contestant
 from dpo.intervals import bootstrap
 from dpo.sampling import Completion, Messages, prompt_token_ids, sample
 
 KEPT = Path("cache/answers")
+BATCH = 64  # answers at a time, and kept together; memory may take fewer
 
 
 @dataclass
@@ -43,81 +47,127 @@ def draw(
 ) -> list[list[Completion]]:
     """The answers of a model to each prompt, with the random numbers that every model gets.
 
-    They are kept by all that decides them: whoever asks again, after a crash, with another judge,
-    or for another run's sake of the same reference, finds them.
+    They are kept, batch by batch, by all that decides them: whoever asks again, after a crash, with
+    another judge, or for another run's sake of the same reference, finds them.
     """
     device = str(model.device)
-    about = [who.digest(), device.split(":")[0], torch.is_autocast_enabled(model.device.type)]
-    about = json.dumps([*about, list(prompts), asdict(settings), tokenizer.chat_template])
-    path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.json"
-    if path.is_file():
-        rows = [Completion(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-        print(f"Answers of {who.name}: found, nothing generated")
-    else:
-        ids = [prompt_token_ids(tokenizer, p) for p in prompts for _ in range(settings.samples)]
-        rows = generated(who, model, tokenizer, ids, settings)
-        KEPT.mkdir(parents=True, exist_ok=True)
-        output.write_whole(path, json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+    about = [who.digest(), who.dtype, device.split(":")[0]]
+    about += [torch.is_autocast_enabled(model.device.type), list(prompts), asdict(settings)]
+    about = json.dumps([*about, tokenizer.chat_template])
+    path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
+    ids = [prompt_token_ids(tokenizer, p) for p in prompts for _ in range(settings.samples)]
+    found = read(path)
+    if found:
+        print(f"Answers of {who.name}: {len(found)} of {len(ids)} found, not generated again")
+    missing = {at: row for at, row in enumerate(ids) if at not in found}
+    for part in generated(who, model, tokenizer, missing, settings):
+        keep(path, part)
+        found |= part
+    rows = [found[at] for at in range(len(ids))]
     return [rows[at : at + settings.samples] for at in range(0, len(rows), settings.samples)]
+
+
+def keep(path: Path, part: dict[int, Completion]) -> None:
+    """Add answers to a file, in one write: another run may ask the same model the same."""
+    lines = [json.dumps({"at": at, **asdict(row)}) for at, row in part.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(secrets.mask("\n".join(["", *lines, ""])))
+
+
+def read(path: Path) -> dict[int, Completion]:
+    """Answers by their number. A line that a kill has cut off is left out."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            at = row.pop("at")
+            found[at] = Completion(**row)
+    return found
 
 
 def generated(
     who: Contestant,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[list[int]],
+    rows: dict[int, list[int]],
     settings: Settings,
-) -> list[Completion]:
-    """By vLLM on a GPU where it is installed, else by transformers, fewer at a time where memory
-    runs out."""
+) -> Iterator[dict[int, Completion]]:
+    """Answers to prompts, both by their number, a batch at a time: by vLLM on a GPU where it is
+    installed, else by transformers, fewer at a time where memory runs out."""
     how = dataclasses.asdict(settings)
     del how["samples"]
-    if model.device.type == "cuda" and importlib.util.find_spec("vllm"):
-        return by_vllm(who, tokenizer, rows, **how)
+    adapter = adapters.config_of(who.path, who.revision)
+    if model.device.type == "cuda" and not adapter and importlib.util.find_spec("vllm"):
+        if rows:
+            yield by_vllm(who, tokenizer, rows, **how)
+        return
+    seed = how.pop("seed")
 
-    @find_executable_batch_size(starting_batch_size=64)
-    def at_a_time(batch_size: int) -> list[Completion]:
-        desc = f"Answers of {who.name}"
-        return sample(model, tokenizer, rows, batch_size=batch_size, desc=desc, **how)
+    @find_executable_batch_size(starting_batch_size=BATCH)
+    def next_batch(batch_size: int) -> dict[int, Completion]:
+        part = dict(islice(rows.items(), batch_size))
+        begin = next(iter(part))
+        drawn = sample(model, tokenizer, [*part.values()], seed=seed + begin, **how)
+        return dict(zip(part, drawn, strict=True))
 
-    return at_a_time()
+    desc = f"Answers of {who.name}"
+    with tqdm(total=len(rows), desc=desc, unit="answer", disable=not rows) as progress:
+        while rows:
+            part = next_batch()
+            rows = {at: row for at, row in rows.items() if at not in part}
+            yield part
+            progress.update(len(part))
 
 
 def by_vllm(
     who: Contestant,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[list[int]],
+    rows: dict[int, list[int]],
     *,
     temperature: float,
     max_new_tokens: int,
     seed: int,
-) -> list[Completion]:
+) -> dict[int, Completion]:
     """The same distribution, drawn by vLLM beside the model that scores: each gets half of the
-    GPU's memory."""
+    GPUs' memory. Every answer has a seed of its own, by its number."""
     from vllm import LLM, SamplingParams
 
+    config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()
+    gpus = torch.cuda.device_count()
     engine = LLM(
         model=who.path,
         revision=who.revision,
-        dtype=who.dtype,
+        # Autocast computes with weights in half precision; vLLM has none, but can load them so.
+        dtype=str(torch.get_autocast_dtype("cuda")).removeprefix("torch.")
+        if torch.is_autocast_enabled("cuda")
+        else who.dtype,
         trust_remote_code=who.trusted,
+        # Attention heads are shared out evenly.
+        tensor_parallel_size=max(
+            n for n in range(1, max(gpus, 1) + 1) if config.num_attention_heads % n == 0
+        ),
         gpu_memory_utilization=0.45,
+        generation_config="vllm",  # not the model's own, as in sampling.py
         seed=seed,
     )
-    how = SamplingParams(
-        temperature=temperature,
-        top_p=1.0,
-        top_k=-1,
-        max_tokens=max_new_tokens,
-        seed=None,  # one for all requests would give equal prompts equal answers
-        stop_token_ids=[tokenizer.eos_token_id],
-    )
-    drawn = engine.generate([{"prompt_token_ids": ids} for ids in rows], how)
-    completions = []
-    for given in drawn:
+    how = [
+        SamplingParams(
+            temperature=temperature,
+            top_p=1.0,
+            top_k=-1,
+            max_tokens=max_new_tokens,
+            seed=seed + at,
+            stop_token_ids=[tokenizer.eos_token_id],
+        )
+        for at in rows
+    ]
+    drawn = engine.generate([{"prompt_token_ids": ids} for ids in rows.values()], how)
+    completions = {}
+    for at, given in zip(rows, drawn, strict=True):
         ids = list(given.outputs[0].token_ids)
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        completions.append(Completion(text, ids, ids[-1:] == [tokenizer.eos_token_id]))
+        completions[at] = Completion(text, ids, ids[-1:] == [tokenizer.eos_token_id])
     return completions
 
 
