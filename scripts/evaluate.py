@@ -129,7 +129,6 @@ def main() -> None:
             parallel=args.judge_parallel,
             timeout=args.judge_timeout,
             device=device,
-            seed=args.seed,
         )
         judge = paired.judged(found, verdicts)
     lines = paired.lines(asked, found, verdicts)

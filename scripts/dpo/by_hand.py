@@ -1,64 +1,73 @@
-"""A judge that is you: two answers in the terminal, and which one is better."""
+"""A person as judge: two answers in the terminal, without names."""
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections import Counter
 
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from dpo.judgements import Comparison, Kept, Verdicts, digest, turns
 from dpo.terminal import visible
 
-if TYPE_CHECKING:
-    from dpo.judges import Comparison
-
-KEYS = "1 or 2: the better one; 3: a tie; s: skip; q: keep what was said, and end"
+FIRST_IS_BETTER = {"1": 1.0, "2": 0.0, "3": 0.5}
+QUESTION = "Which is better, 1 or 2? (3 neither, s skip, q quit and keep) "
+SKIPPED, QUIT = "skipped by hand", "not judged yet: the same command goes on"
 
 
 def check() -> None:
-    """See that somebody is there.
-
-    Raises:
-        SystemExit: the input is no terminal.
-    """
+    """Raises SystemExit if nobody sits at the terminal."""
     if not sys.stdin.isatty():
         raise SystemExit("JUDGE=hand asks you, and this is no terminal: run it in one")
 
 
-def ask(seed: int) -> Callable[[list[Comparison]], Iterator[tuple[int, dict]]]:
-    """The answers of each pair in an order drawn by the seed, and nothing that tells whose they
-    are."""
+def judge(comparisons: list[Comparison], kept: Kept) -> Verdicts:
+    """Ask for every comparison that was not judged yet, until the person quits. The key of a
+    comparison is a hash, and tells which answer is shown first: chance, and the same when it is
+    shown again."""
+    check()
+    about = {"kind": "hand", "name": "hand", "question": QUESTION.strip()}
+    kept.introduce(about)
+    console = Console()
+    left_out: Counter[str] = Counter()
+    preferred = np.full(len(comparisons), np.nan)
+    for place, compared in enumerate(comparisons):
+        key = digest("hand", turns(compared.prompt), compared.policy, compared.against)
+        swapped = int(key, 16) % 2 == 1
+        if key not in kept.entries:
+            if not left_out[QUIT]:
+                console.rule(f"{place + 1} of {len(comparisons)}")
+                show(console, compared, swapped)
+                choice = ask()
+            if left_out[QUIT] or choice in "sq":
+                left_out[QUIT if left_out[QUIT] or choice == "q" else SKIPPED] += 1
+                continue
+            first = "against" if swapped else "policy"
+            kept.append({"key": key, "choice": choice, "shown_first": first})
+        better = FIRST_IS_BETTER[kept.entries[key]["choice"]]
+        preferred[place] = 1 - better if swapped else better
+    return Verdicts(preferred, None, dict(+left_out), about)
 
-    def asked(comparisons: list[Comparison]) -> Iterator[tuple[int, dict]]:
-        print(f"{len(comparisons)} pairs of answers. {KEYS}")
-        draw = random.Random(seed)
-        for at, pair in enumerate(comparisons):
-            first_is_policy = draw.random() < 0.5
-            shown = (pair.policy, pair.against) if first_is_policy else (pair.against, pair.policy)
-            print(f"\n── {at + 1} of {len(comparisons)} " + "─" * 40)
-            print(visible(said(pair.prompt)))
-            for number, answer in enumerate(shown, start=1):
-                print(f"\n[{number}] {visible(answer)}")
-            given = reply()
-            if given == "q":
-                for rest in range(at, len(comparisons)):
-                    yield rest, {"left_out": "not asked yet"}
-                return
-            if given == "s":
-                yield at, {"left_out": "skipped"}
-            else:
-                first = {"1": 1.0, "2": 0.0, "3": 0.5}[given]
-                yield at, {"preferred": first if first_is_policy else 1 - first}
 
-    return asked
+def show(console: Console, compared: Comparison, swapped: bool) -> None:
+    answers = [compared.policy, compared.against]
+    parts = [(message["role"], message["content"]) for message in turns(compared.prompt)]
+    parts += zip(("answer 1", "answer 2"), answers[::-1] if swapped else answers, strict=True)
+    for heading, text in parts:
+        console.print(Text(visible(heading), "bold"))
+        console.print(Text(visible(text)), "\n", sep="")
 
 
-def reply() -> str:
+def ask() -> str:
     while True:
-        given = input("\nBetter: ").strip().lower()
-        if given in ("1", "2", "3", "s", "q"):
-            return given
-        print(KEYS)
+        try:
+            choice = input(QUESTION).strip().lower()[:1]
+        except EOFError:
+            return "q"
+        if choice in {*FIRST_IS_BETTER, "s", "q"}:
+            return choice
 
 
 def said(prompt: list[dict] | str) -> str:

@@ -114,7 +114,8 @@ def judged(found: Measured, verdicts: Verdicts) -> dict:
     preferred = verdicts.preferred.reshape(longer.shape)
     controlled, reward = length_controlled(preferred, longer), None
     if verdicts.rewards is not None:
-        mine, other = verdicts.rewards.reshape(2, *longer.shape).mean(axis=2)
+        judged = ~np.isnan(preferred).all(axis=1)
+        mine, other = np.nanmean(verdicts.rewards.reshape(2, *longer.shape)[:, judged], axis=2)
         parts = {"policy": mine, "against": other, "difference": mine - other}
         reward = {name: asdict(bootstrap(values)) for name, values in parts.items()}
     wins, ties, losses = (int((preferred == value).sum()) for value in (1, 0.5, 0))
@@ -137,10 +138,10 @@ def lines(asked: list[Messages | str], found: Measured, verdicts: Verdicts | Non
     for at, pair in enumerate(comparisons(asked, found)):
         line = {"prompt": said(pair.prompt), "policy": pair.policy, "against": pair.against}
         line |= {"reward_policy": None, "reward_against": None, "preferred": None}
-        if verdicts and verdicts.rewards is not None:
-            line["reward_policy"], line["reward_against"] = verdicts.rewards[:, at].tolist()
         if verdicts and not np.isnan(verdicts.preferred[at]):
             line["preferred"] = float(verdicts.preferred[at])
+            if verdicts.rewards is not None:
+                line["reward_policy"], line["reward_against"] = verdicts.rewards[:, at].tolist()
         written.append(line)
     return written
 

@@ -1,85 +1,143 @@
-"""A judge that scores: any reward model of transformers with one number to its answer."""
+"""A reward model of the field as a judge: a transformer with one logit for a whole conversation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from jinja2 import TemplateError
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo import foreign
+from dpo.sampling import Messages
+from dpo.sources import check_reachable, looks_local, one_line
 
-if TYPE_CHECKING:
-    from dpo.judges import Comparison
+ROWS = 16  # answers at a time
+JUDGES = (
+    "vader (the known reward), hand (you, in the terminal), the URL of an OpenAI-compatible "
+    "endpoint, or a reward model's folder or hub name"
+)
 
-ROWS = 16
 
-
-def ask(
-    name: str, device: str
-) -> tuple[dict[str, Any], Callable[[list[Comparison]], Iterator[tuple[int, dict]]]]:
-    """A reward model, loaded in its own dtype from safetensors, and never with code of its own.
-
-    Returns what it was asked with, and the judge.
+class RewardModel:
+    """A sequence classifier with one label, by folder or hub name. Weights load when they score.
 
     Raises:
-        SystemExit: it has no head for rewards, or more than one number to it, or no chat template.
+        SystemExit: there is none of that name, its weights are pickles, it runs only with code of
+            its own, it has more labels than one, or no chat template.
     """
-    foreign.check_code(name, None, False)
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model, loaded = AutoModelForSequenceClassification.from_pretrained(
-        name,
-        dtype="auto",
-        use_safetensors=True,
-        output_loading_info=True,
-        device_map="auto" if device.startswith("cuda") else None,
-    )
-    if model.config.num_labels != 1 or loaded["missing_keys"]:
-        raise SystemExit(
-            f"the judge {name} is no reward model: it needs a trained head for one number, and has "
-            f"{model.config.num_labels}, "
-            f"untrained: {', '.join(sorted(loaded['missing_keys'])) or 'none'}"
+
+    def __init__(self, name: str, device: str = "cpu"):
+        self.name, self.device = name, device
+        check_files(name)
+        foreign.check_code(name, None, False)
+        try:
+            self.config = AutoConfig.from_pretrained(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"the judge {name} cannot be read: {one_line(error)}") from error
+        labels = self.config.num_labels
+        if labels != 1:
+            kinds = ", ".join(self.config.architectures or ["a model"])
+            raise SystemExit(
+                f"the judge {name} is no reward model, which has one label: it is {kinds} with "
+                f"{labels}"
+            )
+        if not self.tokenizer.chat_template:
+            raise SystemExit(f"the judge {name} has no chat template: answers cannot be put to it")
+        dtype = str(self.config.dtype).removeprefix("torch.")
+        self.about = {"kind": "model", "name": name, "dtype": dtype}
+        files = sorted(Path(name).glob("*.safetensors"))
+        stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        weights = stamps or getattr(self.config, "_commit_hash", None)
+        self.identity = {**self.about, "weights": weights, "template": self.tokenizer.chat_template}
+
+    def score(
+        self, answers: dict[str, tuple[Messages, str]]
+    ) -> Iterator[tuple[str, float | None, str | None]]:
+        """The reward of each answer to its prompt, by key, or why there is none. Longest first:
+        what does not fit in memory shows at once."""
+        if not answers:
+            return
+        model, rows = self.load(), {}
+        text_config = model.config.get_text_config()
+        longest = getattr(text_config, "max_position_embeddings", None) or np.inf
+        for key, (prompt, answer) in answers.items():
+            try:
+                ids = self.ids([*prompt, {"role": "assistant", "content": answer}])
+            except (TemplateError, TypeError, ValueError):
+                yield key, None, "the judge's chat template does not take the conversation"
+                continue
+            if len(ids) > longest:
+                yield key, None, f"longer than the {longest} tokens that the judge reads"
+            else:
+                rows[key] = ids
+        # The logit is read at the last token that is not padding. A model without a padding token
+        # reads it at the very last one, and takes one row at a time.
+        pad = text_config.pad_token_id
+        order = sorted(rows, key=lambda key: -len(rows[key]))
+        size = ROWS if pad is not None else 1
+        with tqdm(total=len(order), desc="Reward model", unit="answer") as progress:
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                rewards = logits(model, [rows[key] for key in part], pad)
+                for key, reward in zip(part, rewards, strict=True):
+                    finite = bool(np.isfinite(reward))
+                    yield key, *((float(reward), None) if finite else (None, "no finite reward"))
+                progress.update(len(part))
+
+    def ids(self, messages: Messages) -> list[int]:
+        """A conversation as tokens. The template sets the start token, if there is one; the
+        tokenizer must not set another."""
+        return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+
+    def load(self) -> Any:
+        """In its own dtype, over all GPUs. Raises SystemExit if the weights lack a reward head,
+        which transformers would draw at random."""
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            self.name,
+            dtype="auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map="auto" if self.device.startswith("cuda") else None,
         )
-    if not tokenizer.chat_template:
-        raise SystemExit(f"the judge {name} has no chat template: answers cannot be put to it")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.eval()
-
-    def asked(comparisons: list[Comparison]) -> Iterator[tuple[int, dict]]:
-        from dpo.judges import of_rewards
-
-        rows = [
-            token_ids(tokenizer, pair.prompt, answer)
-            for pair in comparisons
-            for answer in (pair.policy, pair.against)
-        ]
-        rewards = scores(model, tokenizer, rows)
-        for at in range(len(comparisons)):
-            yield at, of_rewards(*rewards[2 * at : 2 * at + 2])
-
-    return {"dtype": str(model.dtype).removeprefix("torch.")}, asked
+        if found["missing_keys"]:
+            lacks = ", ".join(sorted(found["missing_keys"])[:3])
+            raise SystemExit(f"the judge {self.name} is no reward model: its weights lack {lacks}")
+        return model.eval()
 
 
-def token_ids(tokenizer, prompt: list[dict] | str, answer: str) -> list[int]:
-    """Prompt and answer as the reward model sees a conversation. The template writes its own
-    beginning: another would be a token too many."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    messages = [*messages, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+def check_files(name: str) -> None:
+    """Raises SystemExit if a model of that name is not here or on the hub, as safetensors."""
+    if Path(name).is_dir():
+        files = [path.name for path in Path(name).iterdir()]
+    elif looks_local(name):
+        raise SystemExit(f"no judge {name!r}: {JUDGES}")
+    else:
+        try:
+            files = check_reachable(name, "model")
+        except SystemExit as error:
+            raise SystemExit(f"no judge {name!r}: {JUDGES}; and {error}") from error
+    if files is not None and not any(file.endswith(".safetensors") for file in files):
+        raise SystemExit(
+            f"the judge {name} has no weights in safetensors, and nothing else is read: a pickle "
+            "can run code"
+        )
 
 
 @torch.no_grad()
-def scores(model, tokenizer, rows: list[list[int]]) -> list[float]:
-    """The reward of each row of token ids, longest rows first."""
-    rewards = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-    for start in tqdm(range(0, len(rows), ROWS), desc="Reward model", unit="batch"):
-        part = order[start : start + ROWS]
-        ids = {"input_ids": [rows[row] for row in part]}
-        batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
-        for row, reward in zip(part, model(**batch).logits[:, 0].float().tolist(), strict=True):
-            rewards[row] = reward
-    return rewards
+def logits(model: Any, rows: list[list[int]], pad: int | None) -> np.ndarray:
+    """The one logit of each row of token ids, shape (rows,)."""
+    width = max(map(len, rows))
+    input_ids = torch.full((len(rows), width), pad or 0)
+    attention_mask = torch.zeros_like(input_ids)
+    for place, row in enumerate(rows):
+        input_ids[place, : len(row)] = torch.tensor(row)
+        attention_mask[place, : len(row)] = 1
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    output = model(**{name: tensor.to(model.device) for name, tensor in given.items()})
+    return output.logits[:, 0].float().cpu().numpy()
