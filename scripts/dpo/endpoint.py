@@ -152,7 +152,8 @@ class Asking:
     async def ask_all(self, missing: dict[str, tuple[str, Asked]], parallel: int) -> None:
         """Ask all, by key, each with whose answer A is. `failed` has what came to nothing."""
         queue = iter(missing.items())
-        bar = tqdm(total=len(missing), desc=f"Judge {self.model}", unit="verdict")
+        named = {"desc": f"Judge {self.model}", "unit": "verdict", "disable": not missing}
+        bar = tqdm(total=len(missing), **named)
 
         async def work() -> None:
             for key, (side, asked) in queue:
