@@ -13,6 +13,7 @@ ARGS   ?=
 MODEL  ?=
 DATASET ?=
 DEVICE ?=
+PORT   ?=
 RUN    ?= outputs/smollm2-sentiment
 AGAINST ?=
 JUDGE  ?=
@@ -30,7 +31,7 @@ EXTRA    := $(VENV)/suite
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep frontier sync data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -64,6 +65,9 @@ sweep: $(READY) $(EMBEDDED) ## a recipe at every point: RECIPE= SWEEP="beta=0.05
 
 frontier: $(READY) $(EMBEDDED) ## the paper's reward-KL frontier on the embedded default: ARGS="--betas 0.05,0.5"
 	@$(BIN)/python scripts/frontier.py $(ARGS)
+
+dashboard: $(READY) ## runs live in a page of this machine, without an account: RUNS=outputs PORT=
+	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"
 
 sync: $(READY) ## send to W&B what runs have kept offline: RUN=(all)
 	@$(BIN)/python scripts/sync.py --run "$(if $(filter command line,$(origin RUN)),$(RUN))"

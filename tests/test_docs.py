@@ -42,6 +42,7 @@ ELSEWHERE = {
     'SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"': "test_sweep.py, on the tiny model",
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_sweep.py",
     "make frontier": "test_frontier.py, on the tiny model",
+    "make dashboard": "test_dashboard.py",
     "make sync": "test_wandb_run.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }

@@ -18,9 +18,7 @@ SHOWN = 160  # characters of a line in the terminal
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's completions.jsonl, each with COLUMNS; none without it."""
-    path = folder / output.COMPLETIONS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
-    return [json.loads(line) for line in lines]
+    return output.read_lines(folder / output.COMPLETIONS)
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:

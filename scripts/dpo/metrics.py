@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from dpo.output import METRICS, write_whole
+from dpo.output import METRICS, read_lines, write_whole
 
 # What the clock says; all else is the same in every run of a recipe on the same machine.
 TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
@@ -18,15 +18,8 @@ TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_s
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, oldest first: `step`, `epoch`, `seconds` since training began
-    (of all its parts, if it was resumed), and what TRL logs, None where it is not finite. A line
-    that was cut off is left out; without a file there are none."""
-    path, entries = folder / METRICS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:  # a kill in the middle of a write; only the last can be
-            break
-    return entries
+    (of all its parts, if it was resumed), and what TRL logs, None where it is not finite."""
+    return read_lines(folder / METRICS)
 
 
 def line(entry: dict[str, Any]) -> str:

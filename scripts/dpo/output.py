@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -48,6 +49,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
     follow_umask(Path(file.name))
     os.replace(file.name, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none without the file. A line that was cut off is left
+    out: of a file that is appended to, only the last can be, by a kill in the middle of a write."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
 
 
 def follow_umask(path: Path) -> None:

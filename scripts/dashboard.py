@@ -1,0 +1,76 @@
+"""Runs in a page of this machine, live and without an account: `make dashboard` runs this.
+
+    make dashboard              # all runs under outputs/
+    make dashboard PORT=8000
+
+The page is trackio's. It is fed from the files that every run writes, so that it shows runs that go
+on, were killed, have ended or were copied here, and is kept nowhere: a temporary folder holds its
+tables as long as it is open. Only this machine reaches it.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from dpo.following import PROJECT, Followed
+from dpo.terminal import guarded
+
+EVERY = 2  # seconds between two looks at the files
+
+
+def serve(port: int | None):
+    """Start the page, on this machine alone. Returns its server and its address.
+
+    Raises:
+        SystemExit: the port is taken.
+    """
+    import trackio  # it reads the environment as it is imported
+
+    quiet = {"open_browser": False, "block_thread": False}
+    said = io.StringIO()  # among it a token that lets one delete runs
+    try:
+        with contextlib.redirect_stdout(said):
+            server, url, *_ = trackio.show(
+                PROJECT, host="127.0.0.1", server_port=port, share=False, **quiet
+            )
+    except OSError as error:
+        raise SystemExit(f"port {port} is taken: give another with PORT=") from error
+    return server, f"{url.rstrip('/')}/?project={PROJECT}&smoothing=0"
+
+
+@guarded
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", default="outputs", type=Path, help="a folder of runs (outputs)")
+    parser.add_argument("--port", help="the first that is free from 7860 on")
+    args = parser.parse_args()
+    if args.port and not args.port.isdecimal():
+        raise SystemExit(f"PORT={args.port}: give a number")
+    for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignore Ctrl-C
+        signal.signal(asked, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="dashboard-") as kept:
+        os.environ |= {"TRACKIO_DIR": kept, "HF_HUB_OFFLINE": "1"}
+        from trackio.sqlite_storage import SQLiteStorage
+
+        runs = Followed(args.runs, SQLiteStorage)
+        runs.catch_up()
+        server, url = serve(int(args.port) if args.port else None)
+        print(f"{len(runs.held)} runs of {args.runs}: {url} (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(EVERY)
+                with contextlib.suppress(FileNotFoundError):  # a run was just moved aside
+                    runs.catch_up()
+        server.close()
+    print("Closed; the runs are as they were")
+
+
+if __name__ == "__main__":
+    main()
