@@ -364,7 +364,7 @@ def test_a_benchmark_of_lm_eval_before_and_after(tiny_model, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tiny_choice.yaml").write_text(TASK % (tmp_path / "rows.jsonl"))
     suites.check(["tiny_choice"], str(tmp_path))
-    with pytest.raises(SystemExit, match=r"no task 'tiny_chance'; near it: .*tiny_choice"):
+    with pytest.raises(SystemExit, match=r"no task 'tiny_chance': did you mean: .*tiny_choice"):
         suites.check(["tiny_chance"], str(tmp_path))
     mine, other = find(str(tiny_model)), find(str(other_model(tiny_model, tmp_path / "other", 0.5)))
     found = suites.beside(mine, other, ["tiny_choice"], "cpu", str(tmp_path), None)

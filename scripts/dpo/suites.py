@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from dpo.contestants import Contestant
+from dpo.recipe import choices
 
 
 def check(tasks: list[str], folder: str | None) -> None:
@@ -27,8 +28,7 @@ def check(tasks: list[str], folder: str | None) -> None:
     known = TaskManager(include_path=folder).all_tasks
     for task in tasks:
         if task not in known:
-            near = [name for name in known if name.startswith(task[:4])][:8]
-            raise SystemExit(f"SUITE: lm-eval has no task {task!r}; near it: {', '.join(near)}")
+            raise SystemExit(f"SUITE: lm-eval has no task {task!r}: {choices(task, [*known])}")
 
 
 def run(
