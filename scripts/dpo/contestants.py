@@ -120,8 +120,8 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
     """
     if folder := run_folder(name):
         return policy_of(folder)
-    # `outputs/x` looks like a hub name; where there is an outputs/, it is none.
-    local = looks_local(name) or (Path(name).parent.is_dir() and "/" in name)
+    # `outputs/x` looks like a hub name, and means a folder.
+    local = looks_local(name) or Path(name).parts[0] in (str(RUNS), "models")
     if local and not Path(name).is_dir():
         runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output.SETTINGS}"))
         known = ", ".join(runs) or "no run is here yet"
