@@ -98,6 +98,7 @@ def test_without_save_merged_there_is_the_adapter_alone(tiny_model, tiny_data, t
     assert report["preference_accuracy"]["after"] == pytest.approx(last["accuracy"])
 
 
+@pytest.mark.distributed
 def test_another_adapter_on_that_base_is_scored_anew(trained_on, tiny_adapter, tmp_path):
     folder, flags, _ = trained_on
     other = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))

@@ -140,6 +140,7 @@ def test_what_models_say_is_text_on_a_phone_and_a_desktop(tmp_path):
             assert shown.get_by_text("a3 says <script>alert(1)</script>").count() == 3
 
 
+@pytest.mark.sight
 @pytest.mark.parametrize(
     ("given", "says_so"),
     [
@@ -152,6 +153,7 @@ def test_what_is_no_run_is_refused_with_those_there_are(given, says_so):
     assert result.returncode and says_so in result.stderr
 
 
+@pytest.mark.sight
 def test_a_wandb_report_needs_a_login():
     result = make("compare", "RUNS=a b", "ARGS=--wandb", WANDB_API_KEY=None, NETRC="/dev/null")
     assert "a W&B report needs a login: wandb login" in result.stderr

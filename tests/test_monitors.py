@@ -127,6 +127,7 @@ def test_weights_that_a_step_made_infinite_are_not_saved(tiny_model, tmp_path):
 # ---- divergence
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("rate", [3, 10])
 def test_a_learning_rate_that_is_far_too_high_ends_the_run(rate, tiny_model, tmp_path):
     rows = pairs_of(96, 0), pairs_of(16, 1)

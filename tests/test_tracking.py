@@ -181,6 +181,7 @@ def test_an_alert_and_an_end_that_hang_are_left_behind(monkeypatch, capsys):
     assert capsys.readouterr().out.count("W&B did not take all (no answer in 0.2 s)") == 2
 
 
+@pytest.mark.sight
 def test_a_wandb_that_refuses_the_key_does_not_end_a_run(tiny_model, tiny_data, tmp_path, refusing):
     folder = tmp_path / "run"
     flags = run_flags(tiny_model, tiny_data, folder)
