@@ -93,7 +93,7 @@ def policy_of(folder: Path) -> Contestant:
     merged = folder / adapters.MERGED
     path = merged if merged.is_dir() else folder
     if not any(path.glob("*.safetensors")):
-        raise SystemExit(f"{folder} holds no policy yet: let its run end, or name a checkpoint")
+        raise SystemExit(f"{folder} holds no policy yet: let its run end")
     return Contestant(str(folder), str(path), recipe=recipe, **_as_trained(recipe))
 
 

@@ -127,7 +127,7 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
         every answer) and ten `samples` side by side.
     """
     args, start = recipe.training, reference_of(recipe)
-    trained = replace(start, path=policy_folder, revision=None, recipe=recipe)
+    trained = replace(start, path=policy_folder, revision=None)
     tokenizer = trained.tokenizer()
     pad = tokenizer.pad_token_id
     pairs = pair_rows(held_out, args.max_length)

@@ -105,8 +105,7 @@ def sample(
 
     No top-k, top-p or penalty, also where the model comes with some: what is drawn is
     softmax(logits / temperature) itself, so that its log-probability, and with it the KL
-    divergence, can be computed exactly. At temperature 0 it is
-    the likeliest token each time.
+    divergence, can be computed exactly. At temperature 0 it is the likeliest token each time.
 
     Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more

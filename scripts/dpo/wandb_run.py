@@ -37,7 +37,7 @@ class Describe(TrainerCallback):
         """Model, data, loss, and how the run is sharded."""
         recipe, accelerator = self.recipe, self.trainer.accelerator
         data = recipe.script.dataset_name or "mixture"
-        how = checkpoints.sharding(accelerator) or "unsharded"
+        how = checkpoints.sharding(accelerator)
         named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, how]
         return [Path(tag).name[:LONGEST_TAG] for tag in named]
 
