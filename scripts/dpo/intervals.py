@@ -24,9 +24,33 @@ def bootstrap(
     With `weights`, same shape, of the ratio of sums Σ values / Σ weights.
     """
     weights = np.ones(len(values)) if weights is None else weights
-    picks = np.random.default_rng(0).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].sum(1) / weights[picks].sum(1), [0.025, 0.975])
+    sums = resampled(np.stack([values, weights]), resamples)
+    low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975])
     return Interval(float(values.sum() / weights.sum()), float(low), float(high))
+
+
+def resampled(values: np.ndarray, resamples: int = 10_000) -> np.ndarray:
+    """Means of resamples of `values`, shape (rows, n): shape (rows, resamples). A resample picks
+    the same for all rows, so that what one row's mean has over another's is paired."""
+    rows, count = values.shape
+    draw, part = np.random.default_rng(0), 100  # resamples at a time, or memory would be their sum
+    means = np.empty((rows, resamples))
+    for start in range(0, resamples, part):
+        picks = draw.integers(0, count, size=(min(part, resamples - start), count))
+        means[:, start : start + part] = values[:, picks].mean(axis=2)
+    return means
+
+
+def paired(values: np.ndarray, resamples: int = 10_000) -> list[list[Interval]]:
+    """How the mean of each row of `values`, shape (rows, n), differs from that of each other one,
+    paired: `[i][j]` is row i less row j."""
+    means = resampled(values, resamples)
+
+    def less(i: int, j: int) -> Interval:
+        low, high = np.quantile(means[i] - means[j], [0.025, 0.975])
+        return Interval(float((values[i] - values[j]).mean()), float(low), float(high))
+
+    return [[less(i, j) for j in range(len(values))] for i in range(len(values))]
 
 
 def win_rate(preferred: np.ndarray) -> Interval:
