@@ -160,12 +160,17 @@ def make_parser() -> argparse.ArgumentParser:
         def error(self, message: str):
             raise SystemExit(f"{self.prog}: {message}")
 
-    return Parser(
+    parser = Parser(
         (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments),
         prog="train.py",
         allow_abbrev=False,
         description="Train a policy with DPO as a recipe says; flags after it win over it.",
     )
+    # hub.py; and the filter would log a mean in place of a loss that is not finite (monitors.py).
+    parser.set_defaults(
+        precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
+    )
+    return parser
 
 
 def parse(argv: list[str]) -> Recipe:
@@ -202,10 +207,6 @@ def resolve(
         parser.set_defaults(use_cpu=True)
     if os.environ.get("DS_ACCELERATOR") == "cpu" and "WORLD_SIZE" in os.environ:
         parser.set_defaults(ddp_backend="gloo")
-    # hub.py; and the filter would log a mean in place of a loss that is not finite (monitors.py).
-    parser.set_defaults(
-        precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
-    )
     defaults = vars(parser.parse_known_args([])[0])
     flags, rest = _as_flags(keys)
     parser.set_defaults(**rest)
