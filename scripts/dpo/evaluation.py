@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from dpo import prefix_sharing, reference
 from dpo.contestants import reference_of
 from dpo.intervals import bootstrap
 from dpo.prefix_sharing import SharedPrefixes
+from dpo.reading import DIGESTS
 from dpo.recipe import Recipe
 from dpo.rewards import completion_logps, implicit_reward
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
@@ -120,7 +122,8 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
         `preference_accuracy`: share of held-out pairs whose chosen answer has the higher implicit
         reward, `before` and `after` with a 95% interval, and the `ceiling` that the true reward
         itself reaches on these noisy labels (None if unknown). `margin`: the mean by which it is
-        higher, and `margins`, pair by pair. With a known reward also
+        higher, and `margins`, pair by pair. `held_out_digest` says which pairs they are, so that
+        those of two runs are held against each other. With a known reward also
         `true_reward` (mean before, after, and of the difference by prompt, with its interval),
         `kl_nats_per_sequence` and `_per_token` (KL of the policy from the reference at the
         sampling temperature, on the policy's own answers), `mean_tokens`, `answers` (rewards of
@@ -169,6 +172,7 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
         reference_own = score(first, own, pad, TEMPERATURE, "KL, reference")
 
     results = preferences(policy_pairs, reference_pairs, args.beta)
+    results["held_out_digest"] = digest_of(held_out)
     if known:
         ceiling = np.greater(held_out["vader_chosen"], held_out["vader_rejected"]).mean()
         results["preference_accuracy"]["ceiling"] = float(ceiling)
@@ -178,6 +182,15 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
         results["kl_nats_per_sequence"] = float(nats.mean())
         results["kl_nats_per_token"] = float(nats.sum() / tokens)
     return results
+
+
+def digest_of(held_out: Dataset) -> str | None:
+    """Which pairs these are, by what they say, whatever the tokenizer; None where it is not known,
+    as with images."""
+    if DIGESTS[0] not in held_out.column_names:
+        return None
+    said = np.array([held_out[column] for column in DIGESTS], dtype=np.int64)
+    return hashlib.sha256(said.tobytes()).hexdigest()[:16]
 
 
 def scored_in_training(held_out: Dataset, args: DPOConfig) -> np.ndarray | None:
