@@ -56,8 +56,9 @@ evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did it get better: RUN
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
 
-compare: $(READY) ## runs beside each other: RUNS="outputs/a outputs/b", or RECIPE= for all of its
-	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" $(ARGS)
+compare: $(READY) ## runs beside each other: RUNS="outputs/a outputs/b", or RECIPE= for all of its; AGAINST= OUTPUT= WANDB=1
+	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" \
+	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(WANDB),--wandb) $(ARGS)
 
 sweep: $(READY) $(EMBEDDED) ## a recipe at every point: RECIPE= SWEEP="beta=0.05,0.1 learning_rate=1e-6,5e-7" GPUS=(of each run)
 	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --config "$(CONFIG)" \

@@ -1,7 +1,8 @@
 """Runs beside each other: `make compare` runs this.
 
     make compare RUNS="outputs/a outputs/b"        # the first is what the others are held against
-    make compare RECIPE=smollm2-sentiment          # all runs of a recipe, those of its sweeps too
+    make compare RECIPE=smollm2-sentiment          # all runs of a recipe, those of its sweep too
+    make compare RECIPE=smollm2-sentiment AGAINST=outputs/smollm2-sentiment
 
 What differs between them, what they reached with 95% intervals, which differences are within noise,
 their curves overlaid, and the same prompts side by side: one page that needs no network, and the
@@ -9,15 +10,40 @@ same table in Markdown. From what the runs' folders hold: no model is loaded, no
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from dpo import comparison, comparison_page, wandb_page
+from dpo import comparison, comparison_page, comparison_table, wandb_page
+from dpo.comparison import Compared
+from dpo.comparison_table import Row
 from dpo.terminal import guarded, visible
 
-INTO = Path("outputs/comparison")
+TONES = {"best": "bold green", "up": "green", "down": "red"}
+WIDTH, COLUMN = 120, 24  # characters: of what is no terminal, and of a run
+
+
+def show(runs: list[Compared], rows: list[Row], title: str) -> None:
+    """The table, in as many parts as the terminal's width takes, and what it comes to."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    size = max(console.width // COLUMN - 1, 1)
+    for start in range(0, len(runs), size):
+        part = slice(start, start + size)
+        table = Table(title=Text(visible(title)), title_justify="left")
+        for name in ("", *(run.name for run in runs[part])):
+            table.add_column(Text(visible(name)))
+        for name, cells, tones in comparison_page.lines(runs, rows):
+            said = zip(cells[part], tones[part], strict=True)
+            shown = (Text(visible(cell), TONES.get(tone, tone)) for cell, tone in said)
+            table.add_row(Text(visible(name), "dim"), *shown)
+        console.print(table)
+    for name, said in comparison_table.verdicts(runs, rows).items():
+        console.print(Text.assemble((visible(f"{name}: "), "bold"), visible(said)))
+    for line in comparison.warnings(runs):
+        console.print(Text(visible(f"Not the settings alone: {line}"), "yellow"))
 
 
 @guarded
@@ -27,6 +53,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", default="", help="folders of runs, or names under outputs/")
     parser.add_argument("--recipe", default="", help="all runs of this recipe instead")
+    parser.add_argument("--against", default="", help="the run that others are held against")
     parser.add_argument(
         "--output", default="outputs/comparison", help="folder (outputs/comparison)"
     )
@@ -34,28 +61,21 @@ def main() -> None:
     args = parser.parse_args()
     if args.wandb:
         wandb_page.check()
-    if bool(args.runs) == bool(args.recipe):
-        raise SystemExit('which runs? RUNS="outputs/a outputs/b", or RECIPE=name for all of it')
     names = args.runs.split()
+    if bool(names) == bool(args.recipe):
+        raise SystemExit('which runs? RUNS="outputs/a outputs/b", or RECIPE=name for all of it')
     given = comparison.folders(names) if names else comparison.runs_of(args.recipe)
-    runs = comparison.collect(given)
-    title = f"{args.recipe}: {len(runs)} runs" if args.recipe else f"{len(runs)} runs compared"
-    rows = comparison.rows(runs)
-    table = Table(title=title, title_justify="left")
-    for column in ("", *(run.name for run in runs)):
-        table.add_column(visible(column))
-    for row in rows:
-        table.add_row(row.name, *map(visible, row.values))
-        if any(row.differences):
-            said = map(comparison_page.against_first, row.differences)
-            table.add_row("— against the first", *said, style="dim")
-    Console().print(table)
-    for key, values in comparison.surroundings(runs).items():
-        print(f"Not the settings alone: {key} differs: {visible('; '.join(values))}")
+    first = comparison.folders(args.against.split())
+    runs = comparison.collect([*dict.fromkeys([*first, *given])])
+    title = f"{args.recipe or 'Comparison'}: {len(runs)} run{'s' * (len(runs) > 1)}"
+    show(runs, comparison_table.table(runs), title)
     written = comparison_page.write(runs, Path(args.output), title)
     print(f"Written: {', '.join(map(str, written))}")
     if args.wandb:
         print(f"W&B report: {wandb_page.report(runs, title)}")
+    waiting = [run.folder for run in runs if run.report and not run.evaluations]
+    if waiting:
+        print(f"Next: who wins? make evaluate RUN={waiting[0]} JUDGE=..., and compare again")
 
 
 if __name__ == "__main__":

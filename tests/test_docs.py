@@ -37,6 +37,8 @@ ELSEWHERE = {
     "make evaluate": "test_evaluate.py",
     "make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader": "test_evaluate.py, on a tiny run",
     "make compare": "test_compare.py",
+    'make compare RUNS="outputs/a outputs/b"': "test_compare.py, on two tiny runs",
+    "make compare RECIPE=smollm2-sentiment": "test_compare.py, without make",
     "make sweep": "test_sweep.py",
     "make sweep RECIPE=qwen-ultrafeedback "
     'SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"': "test_sweep.py, on the tiny model",

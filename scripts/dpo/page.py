@@ -41,6 +41,7 @@ img { width: 100%; height: auto; background: white; border: 1px solid var(--line
 .sample h3 { margin: 0; padding: .5rem 1rem; font-size: .95rem; background: var(--soft); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 .pair > div { padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.pair.many { grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
 .pair small { color: var(--dim); display: block; }
 .up { color: var(--up); } .down { color: var(--down); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
@@ -48,8 +49,18 @@ td { border-top: 1px solid var(--line); padding: .3rem .5rem; vertical-align: to
   overflow-wrap: anywhere; }
 th { text-align: left; padding: .3rem .5rem; vertical-align: bottom; }
 .wide { overflow-x: auto; }
-.wide td { min-width: 8.5rem; overflow-wrap: normal; }
-td.up { font-weight: 600; }
+.wide td, .wide th { min-width: 8.5rem; overflow-wrap: normal; }
+.wide :is(td, th):first-child { position: sticky; left: 0; background: var(--page);
+  overflow-wrap: anywhere; }
+.whole { white-space: nowrap; }
+details summary { cursor: pointer; margin: .75rem 0; }
+.key { display: inline-block; width: 1.9rem; padding: .35rem .15rem; vertical-align: middle;
+  line-height: 0; background: #fff; border-radius: .2rem; }
+.key i { display: block; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
+  gap: .75rem; }
+td.best { font-weight: 600; color: var(--up); }
 code { font-size: .9em; }
 """
 

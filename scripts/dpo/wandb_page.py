@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from dpo import comparison, comparison_page, tracking
+from dpo import comparison_page, comparison_table, tracking
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -42,7 +42,7 @@ def of(runs: list[Compared], title: str, **where: str) -> Report:
 
     folders = json.dumps([str(run.settings["output_dir"]) for run in runs])
     runset = v2.Runset(**where, name=title, filters=f"Config('output_dir') in {folders}")
-    table = comparison_page.markdown(runs, comparison.rows(runs), title)
+    table = comparison_page.markdown(runs, comparison_table.table(runs), title)
     panels = [v2.LinePlot(title=name, x="Step", y=[name]) for name in PANELS]
     blocks = [v2.MarkdownBlock(text=table), v2.PanelGrid(runsets=[runset], panels=panels)]
     return v2.Report(**where, title=title[:128], blocks=blocks)
