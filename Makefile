@@ -107,8 +107,8 @@ lint: $(READY) ## check style and format
 audit: $(READY) ## known advisories against what is installed
 	$(BIN)/python scripts/audit.py
 
-clean-cache: ## forget the reference log-probabilities and the answers that are kept in cache/
-	rm -rf cache/reference cache/answers
+clean-cache: ## forget the log-probabilities, answers and benchmarks that are kept in cache/
+	rm -rf cache/reference cache/answers cache/suites
 
 embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
 	$(BIN)/python scripts/embedded_data.py $(ARGS)
@@ -124,7 +124,7 @@ $(READY): requirements.txt requirements.lock
 
 # Only where SUITE asks for it.
 $(EXTRA): requirements-suite.txt | $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $< --constraint requirements.txt
 	touch $@
 
 $(EMBEDDED): | $(READY)

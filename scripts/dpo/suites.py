@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import importlib.util
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from dpo import output
 from dpo.contestants import Contestant
 from dpo.recipe import choices
+
+KEPT = Path("cache/suites")
 
 
 def check(tasks: list[str], folder: str | None) -> None:
@@ -31,29 +41,59 @@ def check(tasks: list[str], folder: str | None) -> None:
             raise SystemExit(f"SUITE: lm-eval has no task {task!r}: {choices(task, [*known])}")
 
 
+def import_evaluate() -> None:
+    """Import the package `evaluate`, which tasks ask for by name: scripts/evaluate.py lies before it
+    on the path."""
+    path, scripts = [*sys.path], Path(__file__).parents[1]
+    sys.path[:] = [place for place in path if Path(place).resolve() != scripts]
+    try:
+        importlib.import_module("evaluate")
+    finally:
+        sys.path[:] = path
+
+
 def run(
     who: Contestant, tasks: list[str], device: str, folder: str | None, limit: int | None
 ) -> dict[str, dict[str, tuple[float, float | None]]]:
     """Each task's metrics of a model, with lm-eval's standard errors: task, metric, (value, error).
 
-    The chat template is applied where the model has one, since that is how it is used.
+    The chat template is applied where the model has one, since that is how it is used. What a task
+    came to is kept by all that decides it: the same reference is asked once for all runs.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    tokenizer = who.tokenizer()
-    model = HFLM(pretrained=who.load(device), tokenizer=tokenizer, batch_size=8)
+    import_evaluate()
+    tokenizer, manager = who.tokenizer(), TaskManager(include_path=folder)
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    about = [who.digest(), who.dtype, limit, own, importlib.metadata.version("lm_eval")]
+    model, found = None, {}
     with who.autocast(device):
-        found = lm_eval.simple_evaluate(
-            model=model,
-            tasks=tasks,
-            task_manager=TaskManager(include_path=folder),
-            apply_chat_template=bool(tokenizer.chat_template),
-            limit=limit,
-            log_samples=False,
-        )
-    return {task: _metrics(values) for task, values in found["results"].items()}
+        about.append(torch.is_autocast_enabled(device.split(":")[0]))
+        for task in tasks:
+            name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
+            path = KEPT / f"{name}.json"
+            if not path.is_file():
+                if model is None:
+                    loaded = who.load(device)
+                    model = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=8)
+                results = lm_eval.simple_evaluate(
+                    model=model,
+                    tasks=[task],
+                    task_manager=manager,
+                    apply_chat_template=bool(tokenizer.chat_template),
+                    limit=limit,
+                    log_samples=False,
+                )["results"]
+                metrics = {name: _metrics(values) for name, values in results.items()}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                output.write_whole(path, json.dumps(metrics))
+            else:
+                print(f"{task} of {who.name}: found, not run again")
+            found |= json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def beside(
