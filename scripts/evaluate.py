@@ -2,7 +2,7 @@
 
     make evaluate RUN=outputs/smollm2-sentiment                  # policy against its reference
     make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader      # and who wins, by a judge
-    make evaluate RUN=outputs/a AGAINST=outputs/b JUDGE=hand
+    make evaluate RUN=outputs/a/checkpoint-100 AGAINST=outputs/b JUDGE=hand
     make evaluate RUN=outputs/a JUDGE=http://localhost:8000/v1 JUDGE_MODEL=my-judge
     make evaluate RUN=outputs/a SUITE=ifeval,gsm8k               # benchmarks, before and after
 
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo import answers, evaluation_page, judges, output, paired, prompts, suites
-from dpo.contestants import RUNS, Contestant, find, reference_of
+from dpo.contestants import RUNS, Contestant, find, reference_of, run_folder
 from dpo.evaluation import SEED, TEMPERATURE
 from dpo.machine import device_name, versions
 from dpo.terminal import guarded, visible
@@ -82,11 +82,15 @@ def folder_of(args: argparse.Namespace, policy: Contestant, against: Contestant)
         return re.sub(r"[^\w.=,-]+", "-", name.removeprefix(f"{RUNS}/")).strip("-.")
 
     parts = [short(args.against) if args.against else "reference"]
+    run = policy.recipe and run_folder(policy.name)
+    if policy.recipe and not run:  # a checkpoint, which may be rotated away
+        run = Path(policy.name).parent
+        parts.insert(0, Path(policy.name).name)
     parts += [short(Path(args.prompts).stem)] if args.prompts else []
     parts += [short(part) for part in (args.judge, args.judge_model) if part]
     parts += ["suite"] if args.suite else []
-    mine = Path(policy.name) if policy.recipe else RUNS / "evaluations" / short(policy.name)
-    return mine / "evaluations" / "-".join(parts) if policy.recipe else mine / "-".join(parts)
+    mine = run / "evaluations" if run else RUNS / "evaluations" / short(policy.name)
+    return mine / "-".join(parts)
 
 
 @guarded
@@ -113,6 +117,8 @@ def main() -> None:
         raise SystemExit("there are no held-out prompts: name a file of some with PROMPTS=")
     given = prompts.read(args.prompts) if args.prompts else list(held_out["prompt"])
     asked = prompts.each_once(given, args.limit)
+    for who in (policy, against):
+        prompts.check(asked, who)
     settings = answers.Settings(args.samples, args.temperature, args.max_new_tokens, args.seed)
 
     found = paired.measure(policy, reference or against, against, asked, held_out, settings, device)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, foreign, output
+from dpo import adapters, checkpoints, foreign, output
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
 
@@ -83,17 +83,21 @@ def run_folder(name: str) -> Path | None:
     return next(found, None)
 
 
-def policy_of(folder: Path) -> Contestant:
-    """The policy that a run has saved.
+def policy_of(folder: Path, run: Path | None = None) -> Contestant:
+    """The policy that a run has saved; in a checkpoint of `run`, as it was there.
 
     Raises:
         SystemExit: it has saved none yet.
     """
-    recipe = output.recipe_of(folder)
+    recipe = output.recipe_of(run or folder)
     merged = folder / adapters.MERGED
     path = merged if merged.is_dir() else folder
     if not any(path.glob("*.safetensors")):
-        raise SystemExit(f"{folder} holds no policy yet: let its run end")
+        whole = checkpoints.last_whole(run or folder)
+        raise SystemExit(
+            f"{folder} holds no policy yet: let its run end"
+            + (f", or name its checkpoint {whole}" if whole else "")
+        )
     return Contestant(str(folder), str(path), recipe=recipe, **_as_trained(recipe))
 
 
@@ -113,13 +117,16 @@ def _as_trained(recipe: Recipe) -> dict:
 
 
 def find(name: str, like: Contestant | None = None) -> Contestant:
-    """The policy of a run, or a model by its folder or hub name, computed as `like` is.
+    """The policy of a run or of a checkpoint, or a model by its folder or hub name, computed as
+    `like` is.
 
     Raises:
         SystemExit: there is nothing of that name.
     """
     if folder := run_folder(name):
         return policy_of(folder)
+    if Path(name).is_dir() and (run := run_folder(str(Path(name).parent))):
+        return policy_of(Path(name), run)
     # `outputs/x` looks like a hub name, and means a folder.
     local = looks_local(name) or Path(name).parts[0] in (str(RUNS), "models")
     if local and not Path(name).is_dir():
