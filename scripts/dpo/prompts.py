@@ -8,6 +8,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from dpo import preferences
+from dpo.contestants import Contestant
+from dpo.reading import IDS
 from dpo.recipe import Recipe
 from dpo.sampling import Messages
 from dpo.sources import load, load_rows
@@ -15,16 +17,34 @@ from dpo.tokenization import load_tokenizer
 
 
 def held_out_pairs(recipe: Recipe) -> Dataset | None:
-    """The held-out pairs of a recipe, checked and tokenised as a run does it; None without any."""
+    """The held-out pairs of a recipe, checked and tokenised as a run does it; None without any, or
+    with images, which are tokenised as they are trained on."""
     if recipe.training.eval_strategy == "no":
         return None
-    linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
-    return linted["held-out"].pairs if "held-out" in linted else None
+    train, held_out = load_rows(recipe)
+    # Where they are a split of their own, what is trained on is nothing to them.
+    linted = preferences.prepare(recipe, (held_out or train, held_out), load_tokenizer(recipe))
+    pairs = linted["held-out"].pairs if "held-out" in linted else None
+    return pairs if pairs is not None and IDS[0] in pairs.column_names else None
 
 
 def each_once(prompts: list[Messages | str], limit: int) -> list[Messages | str]:
     """The first `limit` of them; one that several pairs share counts once."""
     return [*{json.dumps(prompt): prompt for prompt in prompts}.values()][:limit]
+
+
+def check(prompts: list[Messages | str], who: Contestant) -> None:
+    """See that a model can be asked all of them.
+
+    Raises:
+        SystemExit: some have several turns, and it has no chat template.
+    """
+    turns = max(1 if isinstance(prompt, str) else len(prompt) for prompt in prompts)
+    if turns > 1 and not who.tokenizer().chat_template:
+        raise SystemExit(
+            f"{who.name} has no chat template, and prompts have up to {turns} turns: give others "
+            "with PROMPTS=, or a chat model"
+        )
 
 
 def read(file: str) -> list[Messages | str]:

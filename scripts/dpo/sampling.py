@@ -38,7 +38,9 @@ def vader_score(text: str) -> float:
 
 def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages | str) -> list[int]:
     """The prompt as the model sees it, up to where the assistant begins to speak; plain text as it
-    stands."""
+    stands, and so what a user says to a model that is not made to chat."""
+    if not isinstance(prompt, str) and not tokenizer.chat_template and len(prompt) == 1:
+        prompt = prompt[0]["content"]
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
