@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dpo.intervals import bootstrap, length_controlled, win_rate
+from dpo.intervals import bootstrap, length_controlled, share, win_rate
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():
@@ -23,6 +23,16 @@ def test_a_win_rate_holds_the_truth_as_often_as_it_says():
         interval = win_rate(preferred)
         held += interval.low <= 0.65 <= interval.high
     assert 0.91 < held / 300 < 0.99
+
+
+def test_eight_of_eight_is_not_certain():
+    """Wilson's interval, where a resample never differs: 8 / (8 + 1.96²)."""
+    every, none = share(np.ones(8)), share(np.zeros(8))
+    assert (every.mean, every.high, none.mean, none.low) == (1, 1, 0, 0)
+    assert round(every.low, 3) == 0.676 and round(none.high, 3) == 0.324
+    assert win_rate(np.ones((8, 2))) == every
+    some = np.array([1, 0, 0.5, 1])
+    assert share(some) == bootstrap(some)
 
 
 def test_what_was_not_judged_does_not_count():

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo import adapters, secrets
 from dpo.contestants import Contestant
-from dpo.intervals import bootstrap
+from dpo.intervals import bootstrap, share
 from dpo.sampling import Completion, Messages, prompt_token_ids, sample
 
 KEPT = Path("cache/answers")
@@ -194,7 +194,7 @@ def measure(policy: list[list[Completion]], against: list[list[Completion]]) -> 
     found = {
         "mean_tokens": {name: asdict(bootstrap(values)) for name, values in tokens.items()},
         "finished": {
-            name: asdict(bootstrap(np.array([[a.finished for a in row] for row in rows]).mean(1)))
+            name: asdict(share(np.array([[a.finished for a in row] for row in rows]).mean(1)))
             for name, rows in sides.items()
         },
         "distinct": {

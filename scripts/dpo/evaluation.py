@@ -14,7 +14,7 @@ from trl import DPOConfig
 
 from dpo import prefix_sharing, reference
 from dpo.contestants import reference_of
-from dpo.intervals import bootstrap
+from dpo.intervals import bootstrap, share
 from dpo.prefix_sharing import SharedPrefixes
 from dpo.reading import DIGESTS
 from dpo.recipe import Recipe
@@ -208,7 +208,7 @@ def preferences(policy: np.ndarray, reference: np.ndarray, beta: float) -> dict:
     """
     chosen, rejected = np.split(implicit_reward(policy, reference, beta), 2)
     margins = chosen - rejected
-    correct, margin = bootstrap(accuracy(margins)), bootstrap(margins)
+    correct, margin = share(accuracy(margins)), bootstrap(margins)
     return {
         "preference_accuracy": {
             "before": 0.5,  # the reference's implicit reward is zero everywhere

@@ -53,6 +53,17 @@ def paired(values: np.ndarray, resamples: int = 10_000) -> list[list[Interval]]:
     return [[less(i, j) for j in range(len(values))] for i in range(len(values))]
 
 
+def share(values: np.ndarray) -> Interval:
+    """`bootstrap` of values from 0 to 1. Where all are 0, or all are 1, every resample says so too:
+    then the interval is Wilson's (1927), which knows how few they may be."""
+    found, edge = bootstrap(values), len(values) / (len(values) + 1.96**2)
+    if (values == 1).all():
+        found.low = edge
+    if (values == 0).all():
+        found.high = 1 - edge
+    return found
+
+
 def win_rate(preferred: np.ndarray) -> Interval:
     """Share of comparisons that the first of two models wins, a tie half.
 
@@ -61,7 +72,7 @@ def win_rate(preferred: np.ndarray) -> Interval:
             one prompt are alike, so that the prompt is what is resampled.
     """
     judged = preferred[~np.isnan(preferred).all(axis=1)]
-    return bootstrap(np.nanmean(judged, axis=1))
+    return share(np.nanmean(judged, axis=1))
 
 
 def length_controlled(

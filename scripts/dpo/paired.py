@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Value
 from dpo import answers, evaluation
 from dpo.by_hand import said
 from dpo.contestants import Contestant
-from dpo.intervals import bootstrap, length_controlled, win_rate
+from dpo.intervals import bootstrap, length_controlled, share, win_rate
 from dpo.judges import Comparison, Verdicts
 from dpo.reading import ABOUT, DIGESTS, IDS
 from dpo.rewards import implicit_reward
@@ -155,7 +155,7 @@ def by_group(margins: np.ndarray, held_out: Dataset) -> dict:
     """
 
     def of(mask: np.ndarray, **name) -> dict:
-        correct = bootstrap(evaluation.accuracy(margins[mask]))
+        correct = share(evaluation.accuracy(margins[mask]))
         margin = asdict(bootstrap(margins[mask]))
         return name | {"count": int(mask.sum()), "accuracy": asdict(correct), "margin": margin}
 
