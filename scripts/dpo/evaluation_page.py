@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import html
 
-from dpo.page import document, facts, tile
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from dpo.page import document, facts, picture, png, tile
+from dpo.report import AFTER, NEUTRAL
+from dpo.terminal import visible
 
 Row = tuple[str, str, str]
 
@@ -98,6 +103,39 @@ def _suite(found: dict) -> list[Row]:
     ]
 
 
+def shares(found: dict) -> dict[str, dict]:
+    """Every share with its interval, by name: win rates, and accuracy on all pairs and on parts."""
+    judge, pairs, named = found["judge"], found["pairs"], {}
+    if judge:
+        named["win rate"] = judge["win_rate"]
+        if judge["length_controlled_win_rate"]:
+            named["win rate, length-controlled"] = judge["length_controlled_win_rate"]
+    if pairs:
+        named["accuracy"] = pairs["accuracy"]
+        groups = {"": pairs["by_length"], **pairs["by_category"]}
+        for column, group in groups.items():
+            for part in group:
+                name = f"{column}: {part['name']}" if column else part["name"]
+                named[f"accuracy, {name}"] = part["accuracy"]
+    return named
+
+
+def draw(named: dict[str, dict]) -> Figure:
+    """Shares with their 95% intervals, one under another, and where neither side has more."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        size = (7.6, 0.9 + 0.28 * len(named))
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+    for at, interval in enumerate(named.values()):
+        axis.plot([interval["low"], interval["high"]], [at, at], color=AFTER)
+        axis.plot(interval["mean"], at, "o", color=AFTER)
+    axis.axvline(0.5, color=NEUTRAL, zorder=0)
+    # A dollar sign would begin a formula.
+    labels = [visible(name)[:48].replace("$", r"\$") for name in named]
+    axis.set_yticks(range(len(named)), labels)
+    axis.set(xlim=(-0.02, 1.02), ylim=(len(named) - 0.5, -0.5), xlabel="share, 95% interval")
+    return figure
+
+
 def _sample(sample: dict) -> str:
     won = {1: "policy", 0: "against"}.get(sample["preferred"])
 
@@ -125,10 +163,13 @@ def page(found: dict) -> str:
         f"{found['finished']}"
     )
     judge = found["judge"]["about"] if found["judge"] else {}
+    named = shares(found)
+    drawn = picture(png(draw(named)), "Win rates and accuracy with intervals") if named else ""
     return document(
         f"{found['policy']} against {found['against']}",
         f"""<p class="dim">{html.escape(about)}</p>
 <div class="tiles">{"".join(tile(*row) for row in rows(found) if row[0][0] != "—")}</div>
+{drawn}
 <h2>All that was measured</h2>
 {facts({name: f"{value}; {note}" for name, value, note in rows(found)})}
 <h2>The same prompts</h2>{"".join(map(_sample, found["samples"]))}
