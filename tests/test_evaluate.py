@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from browser import PHONE, fits, opened
+from browser import PHONE, fits, opened, pictures
 from conftest import make
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo import answers, evaluation, evaluation_page, paired, prompts, suites
 from dpo.contestants import Contestant, find
+from dpo.recipe import parse
 from dpo.sampling import Completion, prompt_token_ids
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the walk?", "And you?")]
@@ -125,6 +126,22 @@ def test_the_kl_of_an_evaluation_is_that_of_its_answers(tiny_model, kept_here, t
     assert np.mean(nats) > 0.1
 
 
+def test_a_model_that_does_not_chat_is_asked_in_plain_text(tiny_model, kept_here, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "chat_template.jinja").unlink()
+    base, chat = find(str(base)), find(str(tiny_model))
+    tokenizer = base.tokenizer()
+    assert prompt_token_ids(tokenizer, PROMPTS[1]) == tokenizer("How was the walk?")["input_ids"]
+    found = paired.measure(chat, base, base, PROMPTS, None, SETTINGS, "cpu")
+    assert found.policy != found.against  # they were asked otherwise, and have equal weights
+    assert found.kl["nats_per_sequence"]["mean"] == 0
+    prompts.check(PROMPTS, base)
+    prompts.check([PROMPTS[0] * 3], chat)
+    with pytest.raises(SystemExit, match="has no chat template, and prompts have up to 3 turns"):
+        prompts.check([PROMPTS[0] * 3], base)
+
+
 def test_greedy_answers_have_no_kl(tiny_model, kept_here):
     who = find(str(tiny_model))
     greedy = replace(SETTINGS, temperature=0)
@@ -198,6 +215,16 @@ def test_prompts_of_a_file(suffix, tmp_path):
     ]
 
 
+def test_held_out_pairs_of_a_stream_leave_its_quarantine_alone(tiny_flags, tmp_path):
+    """A stream writes its quarantine anew, as it comes by; what is trained on is not read here."""
+    given = [*tiny_flags, "--dataset_streaming=true"]
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *given])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/quarantine.jsonl").write_text("{}\n")
+    assert len(prompts.held_out_pairs(recipe)) == 8
+    assert (tmp_path / "run/quarantine.jsonl").exists()
+
+
 def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     """A stand-in for vLLM, which needs a GPU: what it is given, and what is made of its answers."""
     given = {}
@@ -230,7 +257,7 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     assert drawn[4].finished and not drawn[9].finished and drawn[9].token_ids == [7]
 
 
-EVIL = "<script>alert(1)</script> \x1b[31m"
+EVIL = "<script>alert(1)</script> $x \x1b[31m"
 
 
 def test_the_page_shows_what_models_say_as_text(tmp_path):
@@ -265,6 +292,7 @@ def test_the_page_shows_what_models_say_as_text(tmp_path):
     with opened(path.as_uri(), PHONE) as page:
         assert page.errors == [] and fits(page)
         assert page.get_by_text("<script>alert(1)</script>").count() >= 5
+        assert min(pictures(page)) > 600
 
 
 def evaluated(run, *given: str, judge: str = "") -> tuple[dict, str]:
@@ -298,6 +326,17 @@ def test_a_run_is_held_against_its_reference(swept):
     with opened((run / "evaluations/reference-vader/evaluation.html").as_uri(), PHONE) as page:
         assert page.errors == [] and fits(page)
         assert page.get_by_text("Win rate", exact=True).first.is_visible()
+
+
+@pytest.mark.sight
+def test_a_checkpoint_is_held_against_what_its_run_started_from(swept):
+    run = swept[0] / "beta=0.1"
+    (last,) = run.glob("checkpoint-4")
+    found, _ = evaluated(last)
+    report = json.loads((run / "report.json").read_text())
+    assert found["against"] == report["model"] and found["policy"] == str(last)
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    assert (run / "evaluations/checkpoint-4-reference/evaluation.html").is_file()
 
 
 @pytest.mark.sight
@@ -349,7 +388,7 @@ dataset_path: json
 dataset_kwargs: {data_files: {test: %s}}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "{{question}}"
+doc_to_text: !function own.question
 doc_to_target: answer
 doc_to_choice: ["yes", "no"]
 metric_list: [{metric: acc}]
@@ -357,17 +396,27 @@ metric_list: [{metric: acc}]
 
 
 @pytest.mark.sight
-def test_a_benchmark_of_lm_eval_before_and_after(tiny_model, tmp_path):
+def test_a_benchmark_of_lm_eval_before_and_after(tiny_model, tmp_path, monkeypatch, capsys):
     """A task of one's own, from a file: the others come from the hub."""
     pytest.importorskip("lm_eval", reason="lm-eval is an optional extra, and not installed")
+    monkeypatch.setattr(suites, "KEPT", tmp_path / "kept")
     rows = [{"question": f"Is {n} even?", "answer": n % 2} for n in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "tiny_choice.yaml").write_text(TASK % (tmp_path / "rows.jsonl"))
-    suites.check(["tiny_choice"], str(tmp_path))
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tasks / "tiny_choice.yaml").write_text(TASK % (tasks / "rows.jsonl"))
+    # As mbpp and squad do; scripts/evaluate.py is on the path as well.
+    code = "from evaluate import load\ndef question(row):\n    return row['question']\n"
+    (tasks / "own.py").write_text(code)
+    suites.check(["tiny_choice"], str(tasks))
     with pytest.raises(SystemExit, match=r"no task 'tiny_chance': did you mean: .*tiny_choice"):
-        suites.check(["tiny_chance"], str(tmp_path))
+        suites.check(["tiny_chance"], str(tasks))
     mine, other = find(str(tiny_model)), find(str(other_model(tiny_model, tmp_path / "other", 0.5)))
-    found = suites.beside(mine, other, ["tiny_choice"], "cpu", str(tmp_path), None)
+    of = (["tiny_choice"], "cpu", str(tmp_path / "tasks"), None)
+    found = suites.beside(mine, other, *of)
+    assert "found, not run again" not in capsys.readouterr().out
+    assert suites.beside(mine, other, *of) == found
+    assert capsys.readouterr().out.count("found, not run again") == 2
     acc = found["tiny_choice"]["acc"]
     assert 0 <= acc["policy"] <= 1 and acc["stderr_policy"] > 0
     assert {acc["policy"] * 12 % 1, acc["against"] * 12 % 1} <= {0.0}
