@@ -42,8 +42,8 @@ def check(tasks: list[str], folder: str | None) -> None:
 
 
 def import_evaluate() -> None:
-    """Import the package `evaluate`, which tasks ask for by name: scripts/evaluate.py lies before it
-    on the path."""
+    """Import the package `evaluate`, which tasks ask for by name: scripts/evaluate.py lies before
+    it on the path."""
     path, scripts = [*sys.path], Path(__file__).parents[1]
     sys.path[:] = [place for place in path if Path(place).resolve() != scripts]
     try:
