@@ -261,7 +261,7 @@ EVIL = "<script>alert(1)</script> $x \x1b[31m"
 
 
 def test_the_page_shows_what_models_say_as_text(tmp_path):
-    interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    interval = {"mean": -10.5, "low": -10.4, "high": 10.6}
     found = {
         "policy": "a",
         "against": "b",
@@ -289,6 +289,10 @@ def test_the_page_shows_what_models_say_as_text(tmp_path):
     path = tmp_path / "page.html"
     path.write_text(evaluation_page.page(found))
     assert "<script" not in path.read_text()
+    with opened(path.as_uri()) as page:
+        assert page.errors == [] and fits(page)
+        spills = "[...document.querySelectorAll('.tile')].map(t => t.scrollWidth - t.clientWidth)"
+        assert max(page.evaluate(spills)) <= 0
     with opened(path.as_uri(), PHONE) as page:
         assert page.errors == [] and fits(page)
         assert page.get_by_text("<script>alert(1)</script>").count() >= 5

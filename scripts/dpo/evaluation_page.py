@@ -154,6 +154,13 @@ def _sample(sample: dict) -> str:
     )
 
 
+def _tile(row: Row) -> str:
+    """The number alone is large; what stands behind it would not fit."""
+    name, value, note = row
+    number, _, rest = value.partition(" ")
+    return tile(name, number, "; ".join(filter(None, (rest, note))))
+
+
 def page(found: dict) -> str:
     """The evaluation as one page."""
     asked = found["prompts"]
@@ -168,7 +175,7 @@ def page(found: dict) -> str:
     return document(
         f"{found['policy']} against {found['against']}",
         f"""<p class="dim">{html.escape(about)}</p>
-<div class="tiles">{"".join(tile(*row) for row in rows(found) if row[0][0] != "—")}</div>
+<div class="tiles">{"".join(_tile(row) for row in rows(found) if row[0][0] != "—")}</div>
 {drawn}
 <h2>All that was measured</h2>
 {facts({name: f"{value}; {note}" for name, value, note in rows(found)})}
