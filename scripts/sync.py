@@ -11,16 +11,18 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from dpo import tracking
+from dpo import output, tracking
 from dpo.contestants import RUNS, run_folder
 from dpo.terminal import guarded
 
 
 def waiting(folder: Path) -> dict[str, list[Path]]:
-    """What was not sent yet, by W&B run. One that was killed and went on has several parts."""
+    """What was not sent yet, by W&B run. One that was killed and went on has several parts. One
+    that goes on is left out: W&B would take what it has so far for all."""
     parts = defaultdict(list)
     for part in sorted(folder.glob("**/wandb/offline-run-*")):
-        if [*part.glob("*.wandb")] and not [*part.glob("*.wandb.synced")]:
+        there = [*part.glob("*.wandb")] and not [*part.glob("*.wandb.synced")]
+        if there and not output.going_on(part.parents[1]):
             parts[part.name.rsplit("-", 1)[-1]].append(part)
     return dict(parts)
 

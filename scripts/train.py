@@ -161,6 +161,7 @@ def train(
     if done.exists():
         trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
         trainer.state = TrainerState.load_from_json(str(done))
+        tracking.open_again(trainer)
     else:
         given, others = recipe.training.resume_from_checkpoint, recipe.run.other_processes
         checkpoint = resuming.to_go_on_from(trainer, folder, given, others)

@@ -26,7 +26,7 @@ import psutil
 import pytest
 from conftest import ROOT, launch, run_flags, running
 
-from dpo import checkpoints, metrics
+from dpo import checkpoints, completions, metrics
 from dpo.asking import EXIT_CODE
 
 pytestmark = pytest.mark.faults
@@ -146,8 +146,8 @@ class Runs:
             time.sleep(0.01)
         return failed or {process.exitcode for process in processes}
 
-    def outcome(self, name: str) -> tuple[bytes, list, dict]:
-        """Weights, everything that was logged, and what evaluation found."""
+    def outcome(self, name: str) -> tuple[bytes, list, list, dict]:
+        """Weights, everything that was logged, what the policy said, and what evaluation found."""
         folder = self.home / name / "run"
         report = json.loads((folder / "report.json").read_text())
         logged = [
@@ -155,7 +155,8 @@ class Runs:
             for entry in metrics.read(folder)
         ]
         found = {key: report[key] for key in ("true_reward", "preference_accuracy", "curves")}
-        return (folder / "model.safetensors").read_bytes(), logged, found
+        weights = (folder / "model.safetensors").read_bytes()
+        return weights, logged, completions.read(folder), found
 
     def finish_undisturbed(self) -> None:
         """Keeps what a run without a fault ends with, and how many file operations it takes."""

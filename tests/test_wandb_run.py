@@ -10,6 +10,7 @@ import pytest
 from conftest import launch, make, run, run_flags, running
 
 from dpo import completions, output
+from sync import waiting
 
 pytestmark = pytest.mark.sight
 
@@ -93,6 +94,35 @@ def test_a_killed_run_goes_on_in_wandb_too(tiny_model, tiny_data, tmp_path):
     assert len(parts) == 2 and ids == {(folder / output.WANDB_ID).read_text()}
     steps = [row["step"] for row in completions.read(folder)]
     assert steps == [20] * 6 + [40] * 6
+    assert [*folder.glob("wandb/artifacts/staging/*")]  # of tables and report, to be sent from here
+
+    (folder / "report.json").unlink()  # as a kill in the evaluation leaves it
+    assert "Trained already" in launch("--config", "cpu", "--", *flags).stdout
+    third = sorted(folder.glob("wandb/offline-run-*"))[2]
+    assert third.name.endswith((folder / output.WANDB_ID).read_text())
+    assert "report-smollm2-sentiment" in json.dumps(records(third))
+    assert config_of(third)["beta"] == 0.1
+
+
+KILLED = """
+import os, pathlib, signal, sys, time
+sys.path.insert(0, "scripts")
+from dpo import recipe, tracking
+folder = pathlib.Path(sys.argv[1])
+flags = ["--use_cpu", "--bf16=false", f"--output_dir={folder}"]
+tracking.configure(recipe.parse(["--config", "recipes/smollm2-sentiment.yaml", *flags]), folder)
+import wandb
+wandb.init()
+wandb.log({"told": 1})
+time.sleep(3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_does_not_take_what_an_offline_run_has_told(tmp_path):
+    run(sys.executable, "-c", KILLED, tmp_path / "run")
+    (part,) = tmp_path.glob("run/wandb/offline-run-*")
+    assert [told["item"]["told"] for told in of("history", part)] == [1]
 
 
 STAND_IN = """#!{python}
@@ -142,6 +172,15 @@ def test_what_is_waiting_is_sent_by_run_and_a_failure_ends_no_other(tmp_path, mo
         "offline-run-2026_id1b-id1",
     ]
     assert not any("id3" in line for line in lines)
+
+
+def test_a_run_that_goes_on_is_not_sent_yet(tmp_path):
+    part = tmp_path / "run/wandb/offline-run-20260101_000000-id1"
+    part.mkdir(parents=True)
+    (part / "run-id1.wandb").write_bytes(b"x")
+    with output.lock(tmp_path / "run"):
+        assert waiting(tmp_path) == {}
+    assert waiting(tmp_path) == {"id1": [part]}
 
 
 def test_without_a_key_nothing_is_sent(swept):

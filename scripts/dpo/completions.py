@@ -29,9 +29,8 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 def add(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Keep the answers of an evaluation: in completions.jsonl, a line in the terminal, and in the
     W&B run a table of all so far, under one name: what is logged last is what its page shows."""
-    every = [*read(folder), *rows]
-    write(folder, every)
-    row = rows[0]
+    write(folder, [*read(folder), *rows])
+    every, row = read(folder), rows[0]  # secrets in the file are masked
     said = " ".join(f"{row['prompt']} → {row['policy']}".split())
     tqdm.write(visible(f"{'says':>8}  step {row['step']}  {said}")[:SHOWN])
 

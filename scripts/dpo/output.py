@@ -144,6 +144,15 @@ def lock(folder: Path) -> TextIO:
     return file
 
 
+def going_on(folder: Path) -> bool:
+    """Whether a run that is still going on has the folder."""
+    try:
+        lock(folder).close()
+    except SystemExit:
+        return True
+    return False
+
+
 def claim(recipe: Recipe) -> TextIO | None:
     """Make the output folder this recipe's own, and write the resolved recipe into it.
 

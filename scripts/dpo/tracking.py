@@ -88,6 +88,15 @@ def bound(trainer: Trainer) -> None:
     callbacks[:] = [Bounded(c) if isinstance(c, trackers) else c for c in callbacks]
 
 
+def open_again(trainer: Trainer) -> None:
+    """Let trackers go on with a training that has ended, for what its evaluation finds."""
+    if trainer.is_world_process_zero():
+        about = trainer.args, trainer.state, trainer.control
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Bounded):
+                callback.on_train_begin(*about, model=trainer.model)
+
+
 def base_url() -> str:
     import wandb
 
@@ -144,7 +153,12 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     os.environ.setdefault("WANDB_PROJECT", "dpo-recipes")
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
     os.environ.setdefault("WANDB_DIR", str(folder))
+    os.environ.setdefault(
+        "WANDB_DATA_DIR", f"{os.environ['WANDB_DIR']}/wandb"
+    )  # of tables, to send
     os.environ.setdefault("WANDB_SILENT", "true")
+    # W&B writes an offline run down every 15 seconds, and a kill takes what it has not.
+    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     if PartialState().is_main_process:  # which alone opens the run
         os.environ.setdefault("WANDB_RUN_ID", kept_id(folder))
         os.environ.setdefault("WANDB_RESUME", "allow")
