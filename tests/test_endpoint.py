@@ -445,7 +445,7 @@ def test_a_judging_that_was_stopped_goes_on_where_it_was(kept, monkeypatch, caps
             )
             assert paused.wait(120)
             process.send_signal(how)
-            assert process.wait() == -how
+            assert process.wait()  # not always by the signal: packages run code as Python ends
         said = sum("verdict" in json.loads(line) for line in kept.read_text().splitlines())
         assert 23 <= said <= 25  # two requests were under way
         with fake.one_by_one:
@@ -456,4 +456,5 @@ def test_a_judging_that_was_stopped_goes_on_where_it_was(kept, monkeypatch, caps
     assert verdicts.preferred.tolist() == [1, 0] * 15 and verdicts.cost["requests"] == 60
     log = (kept.parent / "log").read_text()
     assert " tokens]" in log
+    assert log.endswith("KeyboardInterrupt\n") == (how == signal.SIGINT)
     assert KEY not in kept.read_text() + log + str(capsys.readouterr())
