@@ -4,7 +4,6 @@ what they said to the same prompts."""
 from __future__ import annotations
 
 import datetime
-import fcntl
 import functools
 import json
 import re
@@ -54,23 +53,12 @@ class Compared:
         if self.report:
             return "finished"
         step = f"step {self.entries[-1]['step']}" if self.entries else "step 0"
-        if _goes_on(self.folder):
+        if output.going_on(self.folder):
             return f"going on, {step}"
         if (self.folder / output.TRAINED).is_file():
             return "trained, not evaluated"
         log = self.folder.with_name(f"{self.folder.name}.log")  # a sweep's
         return f"not finished, {step}" + (f": see {log}" if log.is_file() else "")
-
-
-def _goes_on(folder: Path) -> bool:
-    if not (folder / output.LOCK).is_file():
-        return False
-    with (folder / output.LOCK).open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

@@ -146,10 +146,13 @@ def lock(folder: Path) -> TextIO:
 
 def going_on(folder: Path) -> bool:
     """Whether a run that is still going on has the folder."""
-    try:
-        lock(folder).close()
-    except SystemExit:
-        return True
+    if not (folder / LOCK).is_file():
+        return False
+    with (folder / LOCK).open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 
