@@ -12,7 +12,7 @@ from test_bad_input import edited, refusal
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dpo import secrets
-from dpo.output import write_whole
+from dpo.output import read_lines, write_json, write_lines, write_whole
 from dpo.terminal import guarded
 
 FLAG = "hf_plantedInAFlag0123456789abcdef"
@@ -181,6 +181,16 @@ def test_torchrun_is_told_no_secret(monkeypatch, tmp_path):
         guarded(record(fail))()
     assert "it is ***" in (tmp_path / "error.json").read_text()
     assert "a-long-secret" not in (tmp_path / "error.json").read_text()
+
+
+def test_json_stays_json_whatever_is_masked(tmp_path):
+    """A quote keeps its escape, and no line end hides a token or cuts a file."""
+    said = f'curl -H "Authorization: Bearer a-long-word" x\n{FLAG}\u2028{FLAG}'
+    shown = 'curl -H "Authorization***" x\n***\u2028***'
+    write_lines(tmp_path / "lines", [{"said": [said]}, {"last": 1}])
+    assert read_lines(tmp_path / "lines") == [{"said": [shown]}, {"last": 1}]
+    write_json(tmp_path / "json", {said: {"a": (said, 1.5, None)}})
+    assert json.loads((tmp_path / "json").read_text()) == {shown: {"a": [shown, 1.5, None]}}
 
 
 def test_files_are_written_masked(monkeypatch, tmp_path):

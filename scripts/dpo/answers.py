@@ -69,10 +69,10 @@ def draw(
 
 def keep(path: Path, part: dict[int, Completion]) -> None:
     """Add answers to a file, in one write: another run may ask the same model the same."""
-    lines = [json.dumps({"at": at, **asdict(row)}) for at, row in part.items()]
+    lines = [json.dumps(secrets.masked({"at": at, **asdict(row)})) for at, row in part.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(secrets.mask("\n".join(["", *lines, ""])))
+        file.write("\n".join(["", *lines, ""]))
 
 
 def read(path: Path) -> dict[int, Completion]:

@@ -3,7 +3,6 @@ said at the start, when it was the reference."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    output.write_whole(folder / output.COMPLETIONS, text)
+    output.write_lines(folder / output.COMPLETIONS, rows)
 
 
 def add(folder: Path, rows: list[dict[str, Any]]) -> None:

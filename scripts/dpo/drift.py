@@ -42,7 +42,7 @@ class Drift(TrainerCallback):
     from the start. The first process does it alone.
 
     Not where weights are sharded (ZeRO-3, FSDP): to generate there gathers the whole model, which
-    was sharded because there is no room for it. Nor for pairs with images, nor without evaluation.
+    was sharded because there is no room for it. Nor without evaluation.
     """
 
     def __init__(self, trainer):
@@ -71,7 +71,7 @@ class Drift(TrainerCallback):
                 start["asked"] = [said(data["prompt"][at]) for at in rows[:SHOWN]]
                 start["greedy"] = self.answers(prompts[:SHOWN], temperature=0)
                 start["logps"] = self.logps(prompts, answers).tolist()
-                output.write_whole(path, json.dumps(start))
+                output.write_json(path, start)
         completions.forget_after(path.parent, state.global_step)
         self.start = json.loads(path.read_text()) if path.is_file() else None
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dpo.sampling import Messages
-from dpo.secrets import mask
+from dpo.secrets import masked
 
 
 @dataclass
@@ -94,8 +94,7 @@ class Kept:
             self.append({"about": about})
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Text is masked before it becomes JSON, whose quotes must stay."""
-        entry = {k: mask(v) if isinstance(v, str) else v for k, v in entry.items()}
+        entry = masked(entry)
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
         self.lines.append(entry)

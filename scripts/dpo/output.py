@@ -18,7 +18,7 @@ import yaml
 from safetensors import SafetensorError
 
 from dpo.recipe import Recipe, make_parser, read_yaml, resolve
-from dpo.secrets import mask
+from dpo.secrets import mask, masked
 
 SETTINGS = "recipe.yaml"
 REPORT = "report.json"
@@ -51,11 +51,26 @@ def write_whole(path: Path, content: str | bytes) -> None:
     os.replace(file.name, path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a value as JSON, secrets in its texts masked."""
+    text = json.dumps(masked(value), indent=1, ensure_ascii=False)
+    write_whole(path, text.encode())
+
+
+def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    """`write_json`, one object a line."""
+    lines = (json.dumps(masked(each), ensure_ascii=False, default=str) for each in entries)
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one a line; none without the file. A line that was cut off is left
     out: of a file that is appended to, only the last can be, by a kill in the middle of a write."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    # Not splitlines(), to which U+2028 in an answer ends a line as well.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        if not line:
+            continue
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 
 from dpo import lint
-from dpo.output import QUARANTINE, write_whole
+from dpo.output import QUARANTINE, write_lines
 from dpo.sources import Rows
 from dpo.terminal import visible
 
@@ -63,8 +62,7 @@ def set_aside(linted: dict[str, Linted], folder: Path) -> Path | None:
     path.unlink(missing_ok=True)
     if not lines:
         return None
-    text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-    write_whole(path, text)
+    write_lines(path, lines)
     return path
 
 

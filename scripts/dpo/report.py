@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpo.output import REPORT, write_whole
+from dpo.output import REPORT, write_json, write_whole
 from dpo.page import document, facts, picture, png, tile
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
@@ -229,5 +228,5 @@ def write(report: dict, folder: Path) -> list[Path]:
     drawn = png(draw(report))
     write_whole(folder / "report.png", drawn)
     write_whole(folder / "report.html", page(report, drawn))
-    write_whole(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    write_json(folder / REPORT, report)
     return [folder / "report.html", folder / REPORT]

@@ -39,13 +39,24 @@ def known() -> list[str]:
     return sorted(written, key=len, reverse=True)
 
 
-def mask(text: str) -> str:
-    """The text with `***` for every secret in it."""
-    for value in known():
+def mask(text: str, values: list[str] | None = None) -> str:
+    """The text with `***` for every secret in it. `values` are those known, if they are at hand."""
+    for value in known() if values is None else values:
         text = text.replace(value, MASK)
     for shape in SHAPES:
         text = shape.sub(MASK, text)
     return text
+
+
+def masked(value: Any, values: list[str] | None = None) -> Any:
+    """A value of JSON with every text in it masked: in JSON itself a mask could take a quote's
+    escape with it, and a secret could hide behind one."""
+    values = known() if values is None else values
+    if isinstance(value, str):
+        return mask(value, values)
+    if isinstance(value, dict):
+        return {masked(key, values): masked(each, values) for key, each in value.items()}
+    return [masked(v, values) for v in value] if isinstance(value, list | tuple) else value
 
 
 def refuse(where: str, said: Any) -> None:
