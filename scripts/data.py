@@ -137,8 +137,6 @@ def main() -> None:
     check_model(recipe)
     rows, tokenizer = load_rows(recipe), load_tokenizer(recipe)
     linted = preferences.prepare(recipe, rows, tokenizer)
-    if IDS[0] not in linted["train"].pairs.column_names:
-        raise SystemExit("pairs with images are prepared as they are trained on: nothing to show")
     folder = Path(recipe.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     aside = quarantine.set_aside(linted, folder)

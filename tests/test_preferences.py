@@ -239,6 +239,12 @@ def test_what_has_no_rows_says_so(tmp_path):
         load(f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no")
 
 
+def test_images_are_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(pair("What?", "A.", "B.") | {"image": "x"}))
+    with pytest.raises(SystemExit, match=r"train.jsonl has images, and text alone is trained on"):
+        load(f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no")
+
+
 def test_a_stream_is_not_split(tiny_data):
     with pytest.raises(SystemExit, match="a stream cannot be split"):
         load(f"--dataset_name={tiny_data}", "--dataset_streaming", "--test_split_size=0.1")

@@ -59,8 +59,6 @@ def make_trainer(
         **(args.model_init_kwargs or {}),
         "use_safetensors": True,  # never a pickle
     }
-    if {"image", "images"} & {*(train.column_names or ())}:
-        args.precompute_ref_log_probs = False  # TRL prepares images as it trains
     start: dict[str, Any] = {
         "model": model.model_name_or_path,
         "peft_config": get_peft_config(model),

@@ -109,14 +109,12 @@ def prepare(
     and rejected, the token ids of each as TRL names them, and what plain columns the data had.
 
     Raises:
-        SystemExit: the rows are no preferences; the chat template is none to train with.
+        SystemExit: the rows are no preferences, or have images; the chat template is none to train
+            with.
     """
-    if {"image", "images"} & {*(rows[0][0].data.column_names or ())}:
-        if recipe.mixture.test_split_size is not None:
-            raise SystemExit("test_split_size: pairs with images are not split: name a test split")
-        whole = [concatenate_datasets([part.data for part in side]) for side in rows if side]
-        linted = (Linted(data, "images, not checked", len(data)) for data in whole)
-        return dict(zip(("train", "held-out"), linted, strict=False))
+    for part in (*rows[0], *rows[1]):
+        if {"image", "images"} & {*(part.data.column_names or ())}:
+            raise SystemExit(f"{part.name} has images, and text alone is trained on here")
     # The others find what one process of the machine has done.
     with PartialState().local_main_process_first():
         train, test = (

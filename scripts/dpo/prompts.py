@@ -9,7 +9,6 @@ from datasets import Dataset
 
 from dpo import preferences
 from dpo.contestants import Contestant
-from dpo.reading import IDS
 from dpo.recipe import Recipe
 from dpo.sampling import Messages
 from dpo.sources import load, load_rows
@@ -17,15 +16,13 @@ from dpo.tokenization import load_tokenizer
 
 
 def held_out_pairs(recipe: Recipe) -> Dataset | None:
-    """The held-out pairs of a recipe, checked and tokenised as a run does it; None without any, or
-    with images, which are tokenised as they are trained on."""
+    """The held-out pairs of a recipe, checked and tokenised as a run does it; None without any."""
     if recipe.training.eval_strategy == "no":
         return None
     train, held_out = load_rows(recipe)
     # Where they are a split of their own, what is trained on is nothing to them.
     linted = preferences.prepare(recipe, (held_out or train, held_out), load_tokenizer(recipe))
-    pairs = linted["held-out"].pairs if "held-out" in linted else None
-    return pairs if pairs is not None and IDS[0] in pairs.column_names else None
+    return linted["held-out"].pairs if "held-out" in linted else None
 
 
 def each_once(prompts: list[Messages | str], limit: int) -> list[Messages | str]:

@@ -91,8 +91,6 @@ class FastDPOTrainer(DPOTrainer):
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         reason = prefix_sharing.obstacle(models[0])
-        if self._is_vision_dataset:
-            reason = "the data has images"
         if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
             reason = "the adapter puts virtual tokens before the prompt"
         if reason:
