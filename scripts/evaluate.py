@@ -15,7 +15,6 @@ there.
 
 import argparse
 import datetime
-import json
 import os
 import re
 import time
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo import answers, evaluation_page, judges, output, paired, prompts, suites
+from dpo.arguments import positive
 from dpo.contestants import RUNS, Contestant, find, reference_of, run_folder
 from dpo.evaluation import SEED, TEMPERATURE
 from dpo.machine import device_name, versions
@@ -49,17 +49,17 @@ def arguments() -> argparse.Namespace:
     add("--judge", default="", help="vader, hand, an endpoint's URL, or a reward model")
     add("--judge_model", default="", help="the model that judges behind an endpoint")
     add("--judge_price", default="", help="dollars for a million tokens in and out: 0.15,0.60")
-    add("--judge_parallel", type=int, default=4, help="requests at a time (4)")
+    add("--judge_parallel", type=positive, default=4, help="requests at a time (4)")
     add("--judge_timeout", type=float, default=60, help="seconds for a request (60)")
     add("--prompts", default="", help="a file of prompts (default: the recipe's held-out ones)")
-    add("--limit", type=int, default=200, help="at most so many prompts (200)")
-    add("--samples", type=int, default=1, help="answers to each prompt (1)")
+    add("--limit", type=positive, default=200, help="at most so many prompts (200)")
+    add("--samples", type=positive, default=1, help="answers to each prompt (1)")
     add("--temperature", type=float, default=TEMPERATURE, help=f"of sampling ({TEMPERATURE})")
-    add("--max_new_tokens", type=int, default=256, help="where an answer is cut (256)")
+    add("--max_new_tokens", type=positive, default=256, help="where an answer is cut (256)")
     add("--seed", type=int, default=SEED, help="of the answers")
     add("--suite", default="", help="benchmarks of lm-eval: ifeval,gsm8k")
     add("--suite_tasks", default=None, help="a folder of benchmarks of your own, as lm-eval's")
-    add("--suite_limit", type=int, default=None, help="questions of each benchmark (all)")
+    add("--suite_limit", type=positive, default=None, help="questions of each benchmark (all)")
     return parser.parse_args()
 
 
@@ -121,6 +121,8 @@ def main() -> None:
         prompts.check(asked, who)
     settings = answers.Settings(args.samples, args.temperature, args.max_new_tokens, args.seed)
 
+    # First, since a benchmark may not be had, and what it needs cannot be seen before.
+    reached = suites.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)
     found = paired.measure(policy, reference or against, against, asked, held_out, settings, device)
     folder = folder_of(args, policy, against)
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,18 +156,15 @@ def main() -> None:
         "pairs": found.pairs,
         "answers": answers.measure(found.policy, found.against) | {"kl": found.kl},
         "judge": judge,
-        "suite": suites.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit),
+        "suite": reached,
         "samples": [lines[at] for at in shown],
         "seconds": time.monotonic() - started,
     }
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    output.write_whole(folder / "answers.jsonl", text)
+    output.write_lines(folder / "answers.jsonl", lines)
     output.write_whole(folder / "evaluation.html", evaluation_page.page(results))
-    output.write_whole(
-        folder / "evaluation.json", json.dumps(results, indent=1, ensure_ascii=False)
-    )
+    output.write_json(folder / "evaluation.json", results)
     table = Table(title=visible(f"{policy.name} against {against.name}"), title_justify="left")
-    for column in ("", "policy, 95% interval", ""):
+    for column in ("", "policy (95% interval)", ""):
         table.add_column(column)
     for row in evaluation_page.rows(results):
         table.add_row(*map(visible, row))

@@ -14,11 +14,13 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from browser import PHONE, fits, opened, pictures
 from conftest import make
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
+from test_endpoint import MODEL, longer, serving
+from test_judges import save_reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo import answers, evaluation, evaluation_page, paired, prompts, suites
-from dpo.contestants import Contestant, find
+from dpo import answers, contestants, evaluation, evaluation_page, paired, prompts, suites
+from dpo.contestants import Contestant, find, reference_of
 from dpo.recipe import parse
 from dpo.sampling import Completion, prompt_token_ids
 
@@ -67,6 +69,40 @@ def test_answers_are_drawn_once_for_equal_weights_alone(tiny_model, kept_here, t
     other_model(tiny_model, tmp_path / "copy")
     assert draw(tmp_path / "copy") != first
     assert "found" not in capsys.readouterr().out
+
+
+def test_models_of_the_hub_are_told_apart_by_their_commit(monkeypatch):
+    """An adapter there has no config.json; what it stands on counts too."""
+    commits = {"me/one": "1" * 40, "me/two": "2" * 40, "me/base": "3" * 40}
+    files = {"me/one": "adapter_config.json", "me/two": "adapter_config.json"}
+    base = SimpleNamespace(base_model_name_or_path="me/base", revision=None)
+
+    def cached(name, file, revision):
+        there = file == files.get(name, "config.json")
+        return f"models--x/snapshots/{commits[name]}/{file}" if there else None
+
+    monkeypatch.setattr(contestants, "cached_file", cached)
+    monkeypatch.setattr(contestants.adapters, "config_of", lambda name, _: files.get(name) and base)
+    digests = {Contestant(name, name).digest() for name in commits}
+    commits["me/base"] = "4" * 40
+    digests |= {Contestant(name, name).digest() for name in commits}
+    assert len(digests) == 6
+
+
+def test_a_reference_is_asked_as_its_policy_is(tiny_model, tmp_path):
+    """With the template that the recipe names; padded, if it has no token for that, as TRL does."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = tokenizer.pad_token = None
+    shutil.copytree(tiny_model, tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "base/chat_template.jinja").unlink(missing_ok=True)
+    flags = [f"--model_name_or_path={tmp_path / 'base'}", "--chat_template_path=qwen2_5"]
+    asked = reference_of(
+        parse(["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", *flags])
+    ).tokenizer()
+    assert "Alibaba" in asked.chat_template and asked.pad_token == asked.eos_token
+    alone = find(str(tmp_path / "base")).tokenizer()
+    assert alone.chat_template is None and alone.pad_token == alone.eos_token
 
 
 def test_after_a_kill_only_what_is_missing_is_generated(tiny_model, kept_here, monkeypatch):
@@ -174,8 +210,10 @@ def test_pairs_are_told_apart_by_length_and_by_category():
             "topic": ["tea", "tea", "rain", "rain"],
             "text": [f"all {n} differ, so none is a category" for n in range(4)],
             "score": [0.1, 0.2, 0.1, 0.2],
+            "label": [1, 0, None, 0],
+            "hard": [True, None, False, False],
         }
-    )
+    ).cast_column("label", ClassLabel(names=["sad", "glad"]))
     found = paired.by_group(np.array([1.0, -1.0, -1.0, 1.0]), held_out)
     assert found["count"] == 4 and found["accuracy"]["mean"] == 0.5
     lengths = {
@@ -189,6 +227,12 @@ def test_pairs_are_told_apart_by_length_and_by_category():
     assert "score" not in found["by_category"]
     topics = {p["name"]: p["accuracy"]["mean"] for p in found["by_category"]["topic"]}
     assert topics == {"rain": 0.5, "tea": 0.5}
+    counts = {
+        column: {part["name"]: part["count"] for part in found["by_category"][column]}
+        for column in ("label", "hard")
+    }
+    assert counts["label"] == {"sad": 2, "glad": 1, "none": 1}
+    assert counts["hard"] == {"False": 2, "True": 1, "none": 1}
 
 
 def test_what_is_counted_of_answers():
@@ -299,10 +343,11 @@ def test_the_page_shows_what_models_say_as_text(tmp_path):
         assert min(pictures(page)) > 600
 
 
-def evaluated(run, *given: str, judge: str = "") -> tuple[dict, str]:
+def evaluated(run, *given: str, **variables: object) -> tuple[dict, str]:
     """`make evaluate` of a tiny run: what was written, and what was printed."""
     flags = ["--max_new_tokens=12", "--limit=6", *given]
-    result = make("evaluate", f"RUN={run}", f"JUDGE={judge}", f"ARGS={shlex.join(flags)}")
+    stated = [f"{name}={value}" for name, value in variables.items()]
+    result = make("evaluate", f"RUN={run}", *stated, f"ARGS={shlex.join(flags)}")
     assert result.returncode == 0, result.stderr[-3000:]
     folder = next(w for w in result.stdout.split() if w.endswith("evaluation.html,"))[:-1]
     path = folder.removesuffix(".html") + ".json"
@@ -314,7 +359,7 @@ def evaluated(run, *given: str, judge: str = "") -> tuple[dict, str]:
 def test_a_run_is_held_against_its_reference(swept):
     folder, _, _ = swept
     run = folder / "beta=0.1"
-    found, said = evaluated(run, judge="vader")
+    found, said = evaluated(run, JUDGE="vader")
     report = json.loads((run / "report.json").read_text())
     # The same pairs, scored by training and anew.
     accuracy = report["preference_accuracy"]["after"]
@@ -344,23 +389,31 @@ def test_a_checkpoint_is_held_against_what_its_run_started_from(swept):
 
 
 @pytest.mark.sight
-def test_two_runs_are_held_against_each_other_on_given_prompts(swept, tmp_path):
-    folder, _, _ = swept
-    file = tmp_path / "asked.txt"
+def test_a_run_is_held_against_another_model_on_given_prompts_by_an_endpoint(
+    swept, tiny_model, tmp_path
+):
+    file, other = tmp_path / "asked.txt", other_model(tiny_model, tmp_path / "other", 0.5)
     file.write_text("How was the soup?\nAnd the weather?\n")
-    given = (f"--prompts={file}", f"--against={folder / 'beta=0.3'}", "--samples=2")
-    found, _ = evaluated(folder / "beta=0.1", *given)
-    assert found["against"] == str(folder / "beta=0.3") and found["judge"] is None
+    given = {"PROMPTS": file, "AGAINST": other, "JUDGE_MODEL": MODEL}
+    with serving(longer) as fake:
+        found, _ = evaluated(swept[0] / "beta=0.1", "--samples=2", **given, JUDGE=fake.url)
+    assert found["against"] == str(other) and found["pairs"]["count"] == 8
     assert found["prompts"]["count"] == 2 and found["prompts"]["samples"] == 2
-    assert found["pairs"]["count"] == 8
+    judge = found["judge"]
+    assert judge["about"]["model"] == MODEL and judge["about"]["name"] == fake.url
+    assert judge["wins"] + judge["ties"] + judge["losses"] == 4 and judge["cost"]["requests"] > 2
 
 
 @pytest.mark.sight
-def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model):
-    """On the held-out pairs of that run, with it as the reference."""
+def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model, tmp_path):
+    """On the held-out pairs of that run, with it as the reference, by a reward model."""
     folder, _, _ = swept
     run = folder / "beta=0.1"
-    found, said = evaluated(tiny_model, f"--against={run}", "--temperature=0")
+    judge, tokenizer = tmp_path / "judge", AutoTokenizer.from_pretrained(tiny_model)
+    save_reward_model(judge, tokenizer, max_position_embeddings=1000)
+    found, said = evaluated(tiny_model, "--temperature=0", AGAINST=run, JUDGE=judge)
+    assert found["judge"]["about"]["name"] == str(judge) and found["judge"]["left_out"] == {}
+    assert found["judge"]["reward"]["difference"]["mean"] != 0
     report = json.loads((run / "report.json").read_text())
     margin = found["pairs"]["margin"]["mean"]
     assert margin == pytest.approx(-report["margin"]["after"], abs=1e-3)
@@ -372,6 +425,8 @@ def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model):
 @pytest.mark.parametrize(
     ("given", "says_so"),
     [
+        (("RUN=",), "no model is named; the runs here:"),
+        (("ARGS=--limit 0",), "argument --limit: '0' is no whole number from 1 on"),
         (("RUN=outputs/none",), "no run and no model at outputs/none; the runs here:"),
         (("RUN=models/SmolLM2-135M-Instruct",), "is no run: name with AGAINST="),
         (
@@ -399,11 +454,10 @@ metric_list: [{metric: acc}]
 """
 
 
-@pytest.mark.sight
-def test_a_benchmark_of_lm_eval_before_and_after(tiny_model, tmp_path, monkeypatch, capsys):
-    """A task of one's own, from a file: the others come from the hub."""
+@pytest.fixture
+def tasks(tmp_path) -> Path:
+    """A folder with a benchmark of one's own, from a file: the others come from the hub."""
     pytest.importorskip("lm_eval", reason="lm-eval is an optional extra, and not installed")
-    monkeypatch.setattr(suites, "KEPT", tmp_path / "kept")
     rows = [{"question": f"Is {n} even?", "answer": n % 2} for n in range(12)]
     tasks = tmp_path / "tasks"
     tasks.mkdir()
@@ -412,11 +466,17 @@ def test_a_benchmark_of_lm_eval_before_and_after(tiny_model, tmp_path, monkeypat
     # As mbpp and squad do; scripts/evaluate.py is on the path as well.
     code = "from evaluate import load\ndef question(row):\n    return row['question']\n"
     (tasks / "own.py").write_text(code)
+    return tasks
+
+
+@pytest.mark.sight
+def test_a_benchmark_of_lm_eval_before_and_after(tasks, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(suites, "KEPT", tmp_path / "kept")
     suites.check(["tiny_choice"], str(tasks))
     with pytest.raises(SystemExit, match=r"no task 'tiny_chance': did you mean: .*tiny_choice"):
         suites.check(["tiny_chance"], str(tasks))
     mine, other = find(str(tiny_model)), find(str(other_model(tiny_model, tmp_path / "other", 0.5)))
-    of = (["tiny_choice"], "cpu", str(tmp_path / "tasks"), None)
+    of = (["tiny_choice"], "cpu", str(tasks), None)
     found = suites.beside(mine, other, *of)
     assert "found, not run again" not in capsys.readouterr().out
     assert suites.beside(mine, other, *of) == found
@@ -424,6 +484,19 @@ def test_a_benchmark_of_lm_eval_before_and_after(tiny_model, tmp_path, monkeypat
     acc = found["tiny_choice"]["acc"]
     assert 0 <= acc["policy"] <= 1 and acc["stderr_policy"] > 0
     assert {acc["policy"] * 12 % 1, acc["against"] * 12 % 1} <= {0.0}
+    (tasks / "own.py").write_text("import no_such_package")
+    with pytest.raises(SystemExit, match=r"SUITE=tiny_choice cannot be run: .*no_such_package"):
+        suites.beside(mine, other, *of)
+
+
+@pytest.mark.sight
+def test_a_benchmark_through_make(tasks, swept):
+    found, said = evaluated(swept[0] / "beta=0.1", f"--suite_tasks={tasks}", SUITE="tiny_choice")
+    acc = found["suite"]["tiny_choice"]["acc"]
+    assert (
+        0 <= acc["policy"] <= 1
+        and f"{acc['policy']:.4f} ± {1.96 * acc['stderr_policy']:.4f}" in said
+    )
 
 
 def test_without_lm_eval_it_says_how_to_get_it(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field
 
 BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
@@ -19,6 +20,13 @@ CARRIED_OUT = {
     *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
 }
 CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
+
+
+def positive(text: str) -> int:
+    """A number on the command line that has to be 1 or more."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def decides(key: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft.utils import CONFIG_NAME
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
@@ -14,6 +15,7 @@ from transformers.utils.hub import extract_commit_hash
 from dpo import adapters, checkpoints, foreign, output
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
+from dpo.tokenization import load_tokenizer
 
 RUNS = Path("outputs")
 
@@ -35,8 +37,14 @@ class Contestant:
     trusted: bool = False
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        how = {"revision": self.revision, "trust_remote_code": self.trusted}
-        return AutoTokenizer.from_pretrained(self.path, **how)
+        """Its own; a reference is asked as its policy was, with the template of the recipe."""
+        if self.recipe and self.path == self.recipe.model.model_name_or_path:
+            tokenizer = load_tokenizer(self.recipe)
+        else:
+            how = {"revision": self.revision, "trust_remote_code": self.trusted}
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **how)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as TRL has it
+        return tokenizer
 
     def load(self, device: str) -> PreTrainedModel:
         """The model; an adapter on its base. In the dtype that it was trained in: rounding the
@@ -63,16 +71,18 @@ class Contestant:
     def digest(self) -> str:
         """A hash of the weights and the tokenizer, or the commit of a hub model; of an adapter with
         its base's."""
-        folder = Path(self.path)
-        if not folder.is_dir():
-            config = cached_file(self.path, "config.json", revision=self.revision)
-            return str(extract_commit_hash(str(config), None))
-        digest = hashlib.sha256()
-        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("tokenizer*"))):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        if config := adapters.config_of(self.path):
-            base = Contestant("", config.base_model_name_or_path, config.revision)
+        folder, digest = Path(self.path), hashlib.sha256()
+        adapter = adapters.config_of(self.path, self.revision)
+        if folder.is_dir():
+            for path in sorted((*folder.glob("*.safetensors"), *folder.glob("tokenizer*"))):
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            name = CONFIG_NAME if adapter else "config.json"
+            config = cached_file(self.path, name, revision=self.revision)
+            digest.update(extract_commit_hash(config, None).encode())
+        if adapter:
+            base = Contestant("", adapter.base_model_name_or_path, adapter.revision)
             digest.update(base.digest().encode())
         return digest.hexdigest()
 
@@ -81,6 +91,12 @@ def run_folder(name: str) -> Path | None:
     """The folder of a run, given by its path or by its name under outputs/."""
     found = (f for f in (Path(name), RUNS / name) if (f / output.SETTINGS).is_file())
     return next(found, None)
+
+
+def known_runs() -> str:
+    """The runs that there are, for a message."""
+    runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output.SETTINGS}"))
+    return f"the runs here: {', '.join(runs) or 'none yet'}"
 
 
 def policy_of(folder: Path, run: Path | None = None) -> Contestant:
@@ -123,6 +139,8 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
     Raises:
         SystemExit: there is nothing of that name.
     """
+    if not name:
+        raise SystemExit(f"no model is named; {known_runs()}")
     if folder := run_folder(name):
         return policy_of(folder)
     if Path(name).is_dir() and (run := run_folder(str(Path(name).parent))):
@@ -130,9 +148,7 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
     # `outputs/x` looks like a hub name, and means a folder.
     local = looks_local(name) or Path(name).parts[0] in (str(RUNS), "models")
     if local and not Path(name).is_dir():
-        runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output.SETTINGS}"))
-        known = ", ".join(runs) or "no run is here yet"
-        raise SystemExit(f"no run and no model at {name}; the runs here: {known}")
+        raise SystemExit(f"no run and no model at {name}; {known_runs()}")
     check_weights(name)
     foreign.check_code(name, None, False)
     return Contestant(name.rstrip("/"), name, dtype=like.dtype if like else "auto")

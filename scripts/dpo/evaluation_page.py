@@ -63,10 +63,6 @@ def _answers(found: dict) -> list[Row]:
     of = found["answers"]
     tokens, finished, distinct = of["mean_tokens"], of["finished"], of["distinct"]
 
-    def beside(values: dict, form: str) -> str:
-        return f"{values['policy']:{form}} against {values['against']:{form}}"
-
-    means = {side: finished[side]["mean"] for side in ("policy", "against")}
     table = [
         (
             "Answer, tokens",
@@ -74,12 +70,16 @@ def _answers(found: dict) -> list[Row]:
             f"against {said(tokens['against'], '.1f')}; "
             f"difference {said(tokens['difference'], '+.1f')}",
         ),
-        ("Ended by themselves", beside(means, ".0%"), "the others were cut"),
+        (
+            "Ended by themselves",
+            said(finished["policy"], ".0%"),
+            f"against {said(finished['against'], '.0%')}; the others were cut",
+        ),
         *(
             (
                 f"Distinct {n}-grams",
-                beside({side: distinct[side][n] for side in means}, ".2f"),
-                "share of all",
+                f"{distinct['policy'][n]:.2f}",
+                f"against {distinct['against'][n]:.2f}; share of all",
             )
             for n in ("1", "2")
         ),
@@ -94,7 +94,7 @@ def _answers(found: dict) -> list[Row]:
 def _suite(found: dict) -> list[Row]:
     def with_error(of: dict, side: str) -> str:
         error = of[f"stderr_{side}"]
-        return f"{of[side]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+        return f"{of[side]:.4f}" + (f" ± {1.96 * error:.4f}" if error is not None else "")
 
     return [
         (f"{task}, {metric}", with_error(of, "policy"), f"against {with_error(of, 'against')}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Value
 
 from dpo import answers, evaluation
 from dpo.by_hand import said
@@ -168,24 +168,36 @@ def by_group(margins: np.ndarray, held_out: Dataset) -> dict:
         "about equal": np.abs(longer) <= ALIKE,
         "chosen is shorter": longer < -ALIKE,
     }
-    groups = {name: np.array(held_out[name]) for name in categories(held_out)}
     return of(np.full(len(margins), True)) | {
         "by_length": [of(mask, name=name) for name, mask in lengths.items() if mask.any()],
         "by_category": {
-            column: [of(values == value, name=str(value)) for value in np.unique(values)]
-            for column, values in groups.items()
+            column: [of(mask, name=name) for name, mask in groups.items()]
+            for column, groups in categories(held_out).items()
         },
     }
 
 
-def categories(held_out: Dataset) -> list[str]:
-    """The columns of text, whole numbers or yes and no that have from 2 to 20 values."""
+def categories(held_out: Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of text, class labels, whole numbers or yes and no that have from 2 to 20 values:
+    by column and value, which pairs have it. A value that is missing is one of its own."""
     ours = {"prompt", "chosen", "rejected", "merged", *IDS, *DIGESTS, *ABOUT}
-    features: Features = held_out.features
-    kinds = [
-        name
-        for name, kind in features.items()
-        if name not in ours and isinstance(kind, Value) and not kind.dtype.startswith("float")
-    ]
-    found = {name: set(held_out[name]) for name in kinds}
-    return [n for n, v in found.items() if 2 <= len(v) <= MOST_GROUPS and None not in v]
+    found = {}
+    for column, kind in held_out.features.items():
+        if column in ours or not isinstance(kind, Value | ClassLabel):
+            continue
+        if kind.dtype.startswith("float"):
+            continue
+        values = held_out[column]
+        kinds = sorted(set(values), key=lambda value: (value is None, value))
+        if 2 <= len(kinds) <= MOST_GROUPS:
+            named = {value: _named(kind, value) for value in kinds}
+            found[column] = {
+                name: np.array([value == each for each in values]) for value, name in named.items()
+            }
+    return found
+
+
+def _named(kind: Value | ClassLabel, value: str | int | bool | None) -> str:
+    if value is None or (value == -1 and isinstance(kind, ClassLabel)):
+        return "none"
+    return kind.int2str(value) if isinstance(kind, ClassLabel) else str(value)

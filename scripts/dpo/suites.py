@@ -15,6 +15,7 @@ import torch
 from dpo import output
 from dpo.contestants import Contestant
 from dpo.recipe import choices
+from dpo.sources import one_line
 
 KEPT = Path("cache/suites")
 
@@ -59,6 +60,9 @@ def run(
 
     The chat template is applied where the model has one, since that is how it is used. What a task
     came to is kept by all that decides it: the same reference is asked once for all runs.
+
+    Raises:
+        SystemExit: a task's data, or a package that it asks for, is not there.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -68,7 +72,8 @@ def run(
     tokenizer, manager = who.tokenizer(), TaskManager(include_path=folder)
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
     own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    about = [who.digest(), who.dtype, limit, own, importlib.metadata.version("lm_eval")]
+    about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
+    about.append(importlib.metadata.version("lm_eval"))
     model, found = None, {}
     with who.autocast(device):
         about.append(torch.is_autocast_enabled(device.split(":")[0]))
@@ -79,17 +84,20 @@ def run(
                 if model is None:
                     loaded = who.load(device)
                     model = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=8)
-                results = lm_eval.simple_evaluate(
-                    model=model,
-                    tasks=[task],
-                    task_manager=manager,
-                    apply_chat_template=bool(tokenizer.chat_template),
-                    limit=limit,
-                    log_samples=False,
-                )["results"]
+                try:
+                    results = lm_eval.simple_evaluate(
+                        model=model,
+                        tasks=[task],
+                        task_manager=manager,
+                        apply_chat_template=bool(tokenizer.chat_template),
+                        limit=limit,
+                        log_samples=False,
+                    )["results"]
+                except (ImportError, OSError) as error:  # a package of its own, or its data
+                    raise SystemExit(f"SUITE={task} cannot be run: {one_line(error)}") from error
                 metrics = {name: _metrics(values) for name, values in results.items()}
                 path.parent.mkdir(parents=True, exist_ok=True)
-                output.write_whole(path, json.dumps(metrics))
+                output.write_json(path, metrics)
             else:
                 print(f"{task} of {who.name}: found, not run again")
             found |= json.loads(path.read_text(encoding="utf-8"))
