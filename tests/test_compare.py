@@ -13,7 +13,7 @@ from browser import DESKTOP, PHONE, fits, opened, pictures
 from conftest import make
 
 from compare import show
-from dpo import comparison, comparison_page, comparison_table, intervals
+from dpo import comparison, comparison_page, comparison_table, contestants, intervals
 from dpo.comparison_table import Row, Units
 
 EVIL = "<script>alert(1)</script> | \x1b[31m [/bold]"
@@ -64,7 +64,7 @@ def a_run(folder, margins, rewards=None, digest="d", **settings):
     return folder
 
 
-def evaluated(folder, preferred, name="reference-vader", against="m"):
+def evaluated(folder, preferred, name="reference-vader", against="m", temperature=0.7):
     """Add an evaluation in which a judge has preferred the run's answers so."""
     into = folder / "evaluations" / name
     into.mkdir(parents=True)
@@ -72,7 +72,7 @@ def evaluated(folder, preferred, name="reference-vader", against="m"):
     asked = [f"prompt {at}" for at in range(len(preferred))]
     found = {
         "against": against,
-        "prompts": {"samples": 1},
+        "prompts": {"samples": 1, "temperature": temperature, "max_new_tokens": 40},
         "judge": {"win_rate": rate, "length_controlled_win_rate": None},
         "answers": {"mean_tokens": {"difference": rate}, "kl": {"nats_per_sequence": rate}},
         "suite": {"ifeval": {"acc": {"policy": 0.5, "against": 0.25, "stderr_policy": 0.01}}},
@@ -216,8 +216,13 @@ def test_win_rates_are_paired_over_the_prompts_that_were_judged(tmp_path):
     assert rates.values[0] == "0.500 (0.500 to 0.500)" and rates.values[3] == ""
     assert rates.differences()[1].mean == pytest.approx(0.25)
     assert rates.differences()[2:] == [None, None]  # against another model, and not evaluated
+    found = comparison_table.verdicts(runs, [rates])[rates.name]
+    assert found.endswith("better than m or another, beyond noise: beta=1, beta=2")
     assert row(runs, "ifeval, acc, reference-vader").values[0] == "0.5000 ± 0.0196 (against 0.2500)"
     assert row(runs, "KL, nats a sequence, reference-vader").values[3] == ""
+    shutil.rmtree(given[1] / "evaluations")
+    evaluated(given[1], left_out, temperature=0)
+    assert row(comparison.collect(given), rates.name).differences() == []  # drawn otherwise
     shutil.rmtree(given[1] / "evaluations")
     evaluated(given[1], left_out)
     difference = row(comparison.collect(given), rates.name).differences()[1]
@@ -314,7 +319,7 @@ def test_runs_of_a_recipe_are_found_its_sweeps_too(tmp_path, monkeypatch):
 
 def test_what_is_no_run_is_refused_with_those_there_are(tmp_path, monkeypatch):
     a_run(tmp_path / "r", [1])
-    monkeypatch.setattr(comparison, "RUNS", tmp_path)
+    monkeypatch.setattr(contestants, "RUNS", tmp_path)
     with pytest.raises(SystemExit, match=f"no run at {tmp_path}/none; the runs here: {tmp_path}/r"):
         comparison.folders([f"{tmp_path}/r", f"{tmp_path}/none"])
     assert comparison.folders([f"{tmp_path}/r", f"{tmp_path}/r/"]) == [tmp_path / "r"]

@@ -15,7 +15,7 @@ import yaml
 
 from dpo import completions, metrics, output, report
 from dpo.arguments import decides
-from dpo.contestants import RUNS, run_folder
+from dpo.contestants import RUNS, known_runs, run_folder
 from dpo.recipe import make_parser
 
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
@@ -113,9 +113,7 @@ def folders(names: list[str]) -> list[Path]:
     for name in names:
         folder = run_folder(name)
         if not folder:
-            runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output.SETTINGS}"))
-            known = ", ".join(runs) or "no run is here yet"
-            raise SystemExit(f"no run at {name}; the runs here: {known}")
+            raise SystemExit(f"no run at {name}; {known_runs()}")
         found.append(folder)
     return [*dict.fromkeys(found)]
 

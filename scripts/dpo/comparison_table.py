@@ -30,13 +30,14 @@ class Row:
 
     `units` where runs can be held against each other: then `between[i][j]` is how run i differs
     from run j, paired, None where they have nothing in common. `gained` says which runs are better
-    than their reference beyond noise, None where that is not known.
+    than `over` beyond noise, None where that is not known.
     """
 
     name: str
     values: list[str]
     units: list[Units | None] = field(default_factory=list)
     gained: list[bool | None] = field(default_factory=list)
+    over: str = "the reference"
 
     def __post_init__(self) -> None:
         self.between: list[list[Interval | None]] = _between(self.units)
@@ -113,8 +114,9 @@ def verdicts(runs: list[Compared], rows: list[Row]) -> dict[str, str]:
         better, worse = ([n for n, gained in known if gained is which] for which in (True, False))
         if better or worse:
             who = "all" if not worse else f"all but {', '.join(worse)}"
-            who = who if len(worse) < len(better) else ", ".join(better) or "none"
-            said.append(f"better than the reference, beyond noise: {who}")
+            if len(better) + len(worse) < len(known) or len(worse) >= len(better):
+                who = ", ".join(better) or "none"
+            said.append(f"better than {row.over}, beyond noise: {who}")
         if said:
             found[row.name] = "; ".join(said)
     return found
@@ -164,7 +166,7 @@ def _accuracy(runs: list[Compared]) -> Row:
     for run in runs:
         margins = np.array(run.report.get("margins") or [])
         of = (run.report.get("held_out_digest"), len(margins))
-        units.append(Units(of, accuracy(margins)) if len(margins) else None)
+        units.append(Units(of, accuracy(margins)) if all(of) else None)
     said = [_interval(of, ".3f") for of in found]
     gained = [of["low"] > 0.5 if of else None for of in found]
     return Row("held-out accuracy", said, units, gained)
@@ -183,7 +185,7 @@ def _reward(runs: list[Compared]) -> Row:
         answers = run.report.get("answers")
         values = np.array(answers["after"]).mean(axis=1) if answers else np.array([])
         of = (run.report.get("held_out_digest"), len(values))
-        units.append(Units(of, values) if len(values) else None)
+        units.append(Units(of, values) if all(of) else None)
     return Row("true reward", said, units, [of["low"] > 0 if of else None for of in found])
 
 
@@ -250,6 +252,7 @@ def _evaluation(runs: list[Compared], name: str) -> list[Row]:
             [_interval(rate, ".3f") for rate in rates],
             units,
             [rate["low"] > 0.5 if rate else None for rate in rates],
+            " or ".join(dict.fromkeys(of["against"] for of in found if of)),
         ),
         Row(f"length-controlled, {name}", [_interval(of, ".3f") for of in controlled]),
         Row(f"reward difference, {name}", [_interval(of, "+.3f") for of in rewards]),
@@ -290,4 +293,5 @@ def _preferred(folder: Path, found: dict[str, Any]) -> Units | None:
     verdicts = verdicts.reshape(-1, found["prompts"]["samples"])
     counts = (~np.isnan(verdicts)).sum(axis=1)
     means = np.where(counts, np.nansum(verdicts, axis=1) / np.maximum(counts, 1), np.nan)
-    return Units((found["against"], *(line["prompt"] for line in lines)), means)
+    how = tuple(found["prompts"][key] for key in ("temperature", "max_new_tokens", "samples"))
+    return Units((found["against"], how, *(line["prompt"] for line in lines)), means)
