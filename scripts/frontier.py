@@ -21,13 +21,14 @@ import torch
 from tqdm import tqdm
 
 from dpo import answers, checkpoints, frontier, output, prompts, sweeping
+from dpo.arguments import positive
 from dpo.asking import EXIT_CODE
 from dpo.checkpoints import step_of
 from dpo.contestants import policy_of, reference_of
 from dpo.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
 from dpo.machine import device_name
 from dpo.recipe import FOLDER, parse
-from dpo.sweeping import FAILED
+from dpo.sweeping import FAILED, LEFT
 from dpo.terminal import guarded
 
 RECIPE = "smollm2-sentiment"
@@ -41,9 +42,9 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--betas", default="0.05,0.1,1,5", help="as in the paper (0.05,0.1,1,5)")
     add("--loss_types", default="sigmoid,ipo", help="TRL's loss types (sigmoid,ipo)")
-    add("--every", type=int, default=6, help="steps between the checkpoints of a run (6)")
-    add("--limit", type=int, default=128, help="at most so many held-out prompts (128)")
-    add("--samples", type=int, default=2, help="answers to each (2)")
+    add("--every", type=positive, default=6, help="steps between the checkpoints of a run (6)")
+    add("--limit", type=positive, default=128, help="at most so many held-out prompts (128)")
+    add("--samples", type=positive, default=2, help="answers to each (2)")
     add("--output", default=str(INTO), help=f"folder ({INTO})")
     add("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
     return parser.parse_args()
@@ -66,15 +67,24 @@ def main() -> None:
     asked = prompts.each_once(list(prompts.held_out_pairs(recipe)["prompt"]), args.limit)
     settings = answers.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
     path = into / "frontier.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"points": []}
-    measured = {(point["run"], point["step"]) for point in found["points"]}
+    how = {"prompts": len(asked), "samples": args.samples}
+    found = {"points": [], "how": how}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if found["how"] != how:
+        raise SystemExit(
+            f"{path} holds points of {found['how']}, and {how} would be no match for them: give "
+            "another --output"
+        )
     reference = reference_of(recipe)
     model = None
     for run in runs:
-        if not output.finished(run.folder):  # weights alone are nothing to go on from
+        if not (run.folder / output.TRAINED).is_file():  # weights alone are nothing to go on from
             for checkpoint in checkpoints.named(run.folder):
                 checkpoints.delete(checkpoint)
-        if sweeping.carry_out([run], [], [None], flags):
+        if not sweeping.finished(run):  # what it is now is not what was measured
+            found["points"] = [point for point in found["points"] if point["run"] != run.name]
+        if sweeping.carry_out([run], [], [None], flags) or run.state == LEFT:
             print("Asked to leave: the same command goes on from here")
             sys.exit(EXIT_CODE)
         if run.state == FAILED:
@@ -82,15 +92,15 @@ def main() -> None:
         if model is None:
             model = reference.load(device)
             found["reference"] = frontier.start(reference, model, asked, settings)
-        policy = policy_of(run.folder)
+        measured = {point["step"] for point in found["points"] if point["run"] == run.name}
         for checkpoint in tqdm(sorted(run.folder.glob("checkpoint-*"), key=step_of), desc=run.name):
             step = step_of(checkpoint)
-            if (run.name, step) not in measured:
-                there = frontier.at(policy, checkpoint)
+            if step not in measured:
+                there = policy_of(checkpoint, run.folder)
                 point = {"run": run.name, "step": step, "beta": run.recipe.training.beta}
                 point["loss_type"] = run.recipe.training.loss_type[0]
                 found["points"].append(point | frontier.measure(there, model, asked, settings))
-                output.write_whole(path, json.dumps(found, indent=1))
+                output.write_json(path, found)
             shutil.rmtree(checkpoint)
     failed = [f"{run.name}: {run.last_line()} ({run.log})" for run in runs if run.state == FAILED]
     if not found["points"]:
@@ -101,6 +111,7 @@ def main() -> None:
         f"temperature {TEMPERATURE:g}, cut at {MAX_NEW_TOKENS} tokens; {device_name()}; "
         f"{datetime.datetime.now().astimezone():%Y-%m-%d}",
     }
+    output.write_json(path, found)
     for name, content in frontier.files(found).items():
         output.write_whole(into / name, content)
     print(frontier.markdown(frontier.table(found)))

@@ -23,7 +23,7 @@ from rich.table import Table
 from dpo import comparison, comparison_page, output, sweeping
 from dpo.asking import EXIT_CODE
 from dpo.recipe import FOLDER, choices, names
-from dpo.sweeping import DONE, FAILED, Run
+from dpo.sweeping import DONE, FAILED, LEFT, Run
 from dpo.terminal import guarded, visible
 
 CONFIGS = Path("accelerate_configs")
@@ -131,7 +131,7 @@ def main() -> None:
     for run in runs:
         if run.state == FAILED:
             print(f"{run.name} failed: {visible(run.last_line())} ({run.log})")
-    if asked:
+    if asked or any(run.state == LEFT for run in runs):
         print("Asked to leave: the same command goes on from here")
         sys.exit(EXIT_CODE)
     done = [run.folder for run in runs if run.state == DONE]

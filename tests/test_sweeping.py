@@ -13,7 +13,9 @@ import torch
 import yaml
 from conftest import ROOT, run, run_flags
 
+import sweep
 from dpo import checkpoints, metrics, output, sweeping
+from dpo.asking import EXIT_CODE
 from dpo.sweeping import DONE, FAILED, LEFT, resolved
 from sweep import places, sweep_file
 
@@ -100,6 +102,21 @@ def tiny_runs(on_cpu, tiny_model, tiny_data, tmp_path, monkeypatch):
         [*flags, *more],
         started,
     )
+
+
+def test_a_sweep_with_a_run_that_was_asked_to_leave_is_not_done(monkeypatch, tmp_path):
+    """As by a signal to that run's launcher alone."""
+
+    def left(runs, *given) -> bool:
+        runs[0].state, runs[1].state = LEFT, DONE
+        return False
+
+    monkeypatch.setattr(sweeping, "carry_out", left)
+    given = ["--recipe", RECIPE, "--sweep", "beta=0.1,0.3", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        sweep.main()
+    assert ended.value.code == EXIT_CODE
 
 
 @pytest.mark.sight

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import gc
 import html
-import json
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,11 +65,6 @@ def start(
         drawn = answers.draw(reference, model, reference.tokenizer(), prompts, settings)
     nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
     return {"reward": reward_of(drawn), "kl": nothing}
-
-
-def at(run: Contestant, checkpoint: Path) -> Contestant:
-    """The policy of a run as it was at a checkpoint."""
-    return replace(run, name=str(checkpoint), path=str(checkpoint), revision=None)
 
 
 def lines(found: dict) -> dict[tuple[str, float], list[dict]]:
@@ -148,5 +141,4 @@ def files(found: dict) -> dict[str, str | bytes]:
         "frontier.png": drawn,
         "frontier.html": page(found, drawn),
         "frontier.md": markdown(table(found)),
-        "frontier.json": json.dumps(found, indent=1, ensure_ascii=False),
     }
