@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dpo.asking import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
+from dpo.asking import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
 from dpo.recipe import FOLDER as RECIPES
 from dpo.recipe import choices, names, read_yaml
 from dpo.terminal import guarded
@@ -206,7 +206,8 @@ def main() -> None:
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
     command += ["scripts/train.py", "--config", f"{RECIPES}/{args.recipe}.yaml", *args.arguments]
     print(shlex.join(command), flush=True)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, CONFIG: config}
     if on_cpu:
         environment = KEPT_MEMORY | environment | {"DS_ACCELERATOR": "cpu"}
         environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))

@@ -260,7 +260,7 @@ def main() -> None:
     written = report.write(results, folder)
     add_report(folder, recipe.name)
     keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
-    tracking.finish({"data": results["data"]} | {k: results[k] for k in keys if k in results})
+    tracking.finish({key: results[key] for key in keys if key in results})
     show(results, written, policies)
 
 

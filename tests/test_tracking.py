@@ -173,12 +173,16 @@ def test_an_alert_and_an_end_that_hang_are_left_behind(monkeypatch, capsys):
     def hang(*_, **__):
         time.sleep(600)
 
-    stuck = SimpleNamespace(run=SimpleNamespace(summary={}), alert=hang, finish=hang)
+    run = SimpleNamespace(
+        summary={}, settings=SimpleNamespace(mode="online"), dir="there/run-1/files"
+    )
+    stuck = SimpleNamespace(run=run, alert=hang, finish=hang)
     monkeypatch.setattr(tracking, "PATIENCE", 0.2)
     monkeypatch.setitem(tracking.sys.modules, "wandb", stuck)
     tracking.alert("drift", "far")
     tracking.finish({"data": 1})
-    assert capsys.readouterr().out.count("W&B did not take all (no answer in 0.2 s)") == 2
+    said = "W&B did not take all (no answer in 0.2 s): send it with wandb sync there/run-1"
+    assert capsys.readouterr().out.count(said) == 2
 
 
 @pytest.mark.sight

@@ -45,7 +45,7 @@ def test_a_run_says_who_it_is_and_what_it_is_made_of(part, swept):
     assert runs[0]["run_group"] == "sweep" and runs[0]["project"] == "dpo-recipes"
     assert runs[0]["display_name"].startswith("smollm2-sentiment ")
     assert "beta=0.3" in runs[0]["display_name"]
-    assert {"model", "data", "sigmoid", "no shards"} <= {t for r in runs for t in r.get("tags", [])}
+    assert {"model", "data", "sigmoid", "cpu"} <= {t for r in runs for t in r.get("tags", [])}
     config = config_of(part)
     assert config["recipe"]["beta"] == 0.3 and config["recipe"]["name"] == "smollm2-sentiment"
     assert config["versions"]["trl"] == "1.16.0" and config["global_batch"] == 4
@@ -114,6 +114,7 @@ tracking.configure(recipe.parse(["--config", "recipes/smollm2-sentiment.yaml", *
 import wandb
 wandb.init()
 wandb.log({"told": 1})
+tracking.alert("drift", "far from the reference")
 time.sleep(3)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -123,6 +124,7 @@ def test_a_kill_does_not_take_what_an_offline_run_has_told(tmp_path):
     run(sys.executable, "-c", KILLED, tmp_path / "run")
     (part,) = tmp_path.glob("run/wandb/offline-run-*")
     assert [told["item"]["told"] for told in of("history", part)] == [1]
+    assert [alert["title"] for alert in of("alert", part)] == ["drift"]
 
 
 STAND_IN = """#!{python}

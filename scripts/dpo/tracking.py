@@ -183,7 +183,9 @@ def to_wandb(call: Callable[[Any], None]) -> None:
     try:
         within(PATIENCE, lambda: call(wandb))
     except (RuntimeError, TimeoutError) as error:
-        tqdm.write(f"W&B did not take all ({error}): send it with make sync")
+        offline = wandb.run.settings.mode == "offline"
+        how = "make sync" if offline else f"wandb sync {Path(wandb.run.dir).parent}"
+        tqdm.write(f"W&B did not take all ({error}): send it with {how}")
 
 
 def alert(title: str, text: str) -> None:
@@ -192,10 +194,11 @@ def alert(title: str, text: str) -> None:
 
 
 def finish(results: dict[str, Any]) -> None:
-    """Add the final results to the W&B run, if there is one, and close it."""
+    """Add the final results, held-out metrics by name, to the W&B run, if there is one, and close
+    it."""
 
     def close(wandb) -> None:
-        wandb.run.summary.update(results)
+        wandb.run.summary.update({f"eval/{name}": value for name, value in results.items()})
         wandb.finish()
 
     to_wandb(close)

@@ -3,12 +3,14 @@ policy says, and the report that it ended with."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 from dpo import checkpoints, output, quarantine, tracking
+from dpo.asking import CONFIG
 from dpo.machine import commit, versions
 from dpo.recipe import Recipe
 
@@ -34,11 +36,12 @@ class Describe(TrainerCallback):
         tracking.to_wandb(tell)
 
     def tags(self) -> list[str]:
-        """Model, data, loss, and how the run is sharded."""
-        recipe, accelerator = self.recipe, self.trainer.accelerator
+        """Model, data, loss, and the config that the launcher took, without one how the run is
+        sharded."""
+        recipe = self.recipe
         data = recipe.script.dataset_name or "mixture"
-        how = checkpoints.sharding(accelerator)
-        named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, how]
+        config = os.environ.get(CONFIG) or checkpoints.sharding(self.trainer.accelerator)
+        named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, config]
         return [Path(tag).name[:LONGEST_TAG] for tag in named]
 
     def config(self) -> dict[str, Any]:
