@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Request, sync_playwright
 
 PHONE, DESKTOP = 390, 1280  # pixels wide
 
@@ -17,6 +17,11 @@ def opened(url: str, width: int = DESKTOP, offline: bool = True) -> Iterator[Pag
 
     `offline` refuses every request but those for files and data.
     """
+
+    def failed(request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # by the page itself, as it went elsewhere
+            page.errors.append(f"asked for {request.url}: {request.failure}")
+
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if not chromium:
         assert not os.environ.get("CI"), "CI installs Chromium, and it is not here"
@@ -28,7 +33,7 @@ def opened(url: str, width: int = DESKTOP, offline: bool = True) -> Iterator[Pag
         page.errors = []
         page.on("console", lambda said: said.type == "error" and page.errors.append(said.text))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("requestfailed", lambda request: page.errors.append(f"asked for {request.url}"))
+        page.on("requestfailed", failed)
         if offline:
             page.context.set_offline(True)
         page.goto(url)

@@ -54,9 +54,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README + DOCS, flags=re.DOTALL)
 
 
-def commands() -> list[str]:
+def commands() -> list:
     lines = [line.split("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
-    return sorted({line for line in lines if line} - ELSEWHERE.keys())
+    return [
+        pytest.param(line, marks=[pytest.mark.distributed] if "GPUS=" in line else [])
+        for line in sorted({line for line in lines if line} - ELSEWHERE.keys())
+    ]
 
 
 @pytest.mark.parametrize("command", commands())
