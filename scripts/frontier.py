@@ -67,14 +67,15 @@ def main() -> None:
     asked = prompts.each_once(list(prompts.held_out_pairs(recipe)["prompt"]), args.limit)
     settings = answers.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
     path = into / "frontier.json"
-    how = {"prompts": len(asked), "samples": args.samples}
+    how = {"prompts": len(asked), "samples": args.samples, "every": args.every}
+    how["arguments"] = args.arguments
     found = {"points": [], "how": how}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
     if found["how"] != how:
         raise SystemExit(
-            f"{path} holds points of {found['how']}, and {how} would be no match for them: give "
-            "another --output"
+            f"{path} holds points that were measured otherwise ({found['how']}): give the same "
+            "again, or another --output"
         )
     reference = reference_of(recipe)
     model = None
@@ -82,8 +83,6 @@ def main() -> None:
         if not (run.folder / output.TRAINED).is_file():  # weights alone are nothing to go on from
             for checkpoint in checkpoints.named(run.folder):
                 checkpoints.delete(checkpoint)
-        if not sweeping.finished(run):  # what it is now is not what was measured
-            found["points"] = [point for point in found["points"] if point["run"] != run.name]
         if sweeping.carry_out([run], [], [None], flags) or run.state == LEFT:
             print("Asked to leave: the same command goes on from here")
             sys.exit(EXIT_CODE)

@@ -52,4 +52,4 @@ def test_the_frontier_through_make(tiny_model, tiny_data, tmp_path):
     assert again.returncode == 0 and "started" not in again.stdout + again.stderr
     assert json.loads((tmp_path / "out/frontier.json").read_text())["points"] == found["points"]
     other = make("frontier", f"ARGS={words.replace('--samples=1', '--samples=2')}")
-    assert other.returncode and "give another --output" in other.stderr
+    assert other.returncode and "or another --output" in other.stderr

@@ -187,8 +187,8 @@ def test_json_stays_json_whatever_is_masked(tmp_path):
     """A quote keeps its escape, and no line end hides a token or cuts a file."""
     said = f'curl -H "Authorization: Bearer a-long-word" x\n{FLAG}\u2028{FLAG}'
     shown = 'curl -H "Authorization***" x\n***\u2028***'
-    write_lines(tmp_path / "lines", [{"said": [said]}, {"last": 1}])
-    assert read_lines(tmp_path / "lines") == [{"said": [shown]}, {"last": 1}]
+    write_lines(tmp_path / "lines", [{"said": [said]}, {"last": FLAG.encode()}])
+    assert read_lines(tmp_path / "lines") == [{"said": [shown]}, {"last": "b'***'"}]
     write_json(tmp_path / "json", {said: {"a": (said, 1.5, None)}})
     assert json.loads((tmp_path / "json").read_text()) == {shown: {"a": [shown, 1.5, None]}}
 

@@ -184,6 +184,14 @@ def test_an_alert_and_an_end_that_hang_are_left_behind(monkeypatch, capsys):
     said = "W&B did not take all (no answer in 0.2 s): send it with wandb sync there/run-1"
     assert capsys.readouterr().out.count(said) == 2
 
+    def fail():  # as W&B leaves it
+        stuck.run = None
+        raise RuntimeError("gone")
+
+    stuck.finish = fail
+    tracking.finish({})
+    assert "W&B did not take all (gone)" in capsys.readouterr().out
+
 
 @pytest.mark.sight
 def test_a_wandb_that_refuses_the_key_does_not_end_a_run(tiny_model, tiny_data, tmp_path, refusing):

@@ -95,7 +95,7 @@ def against(difference: Interval | None) -> str:
 
 def verdicts(runs: list[Compared], rows: list[Row]) -> dict[str, str]:
     """What the table comes to, in words, by the name of each metric that has a better and a worse:
-    which runs are best, and which are better than their reference."""
+    which runs are best, and which are better than what the row holds them against."""
     found = {}
     for row in rows:
         top, said = row.highest(), []

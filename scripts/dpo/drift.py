@@ -73,7 +73,7 @@ class Drift(TrainerCallback):
                 start["logps"] = self.logps(prompts, answers).tolist()
                 output.write_json(path, start)
         completions.forget_after(path.parent, state.global_step)
-        self.start = json.loads(path.read_text()) if path.is_file() else None
+        self.start = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @contextmanager
     def optional(self) -> Iterator[None]:

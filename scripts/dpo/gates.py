@@ -36,7 +36,7 @@ class Gates(TrainerCallback):
         trainer = self.trainer
         agreed(trainer, disk_too_small(trainer, self.save_merged))
         agreed(trainer, not_finite(trainer))
-        if isinstance(trainer.train_dataset, IterableDataset) or trainer._is_vision_dataset:
+        if isinstance(trainer.train_dataset, IterableDataset):
             return  # no rows to choose from
         with untouched(trainer):
             agreed(trainer, wrong_batch(trainer))

@@ -113,7 +113,8 @@ def prepare(
             with.
     """
     for part in (*rows[0], *rows[1]):
-        if {"image", "images"} & {*(part.data.column_names or ())}:
+        columns = part.data.column_names or next(iter(part.data), {})
+        if {"image", "images"} & {*columns}:
             raise SystemExit(f"{part.name} has images, and text alone is trained on here")
     # The others find what one process of the machine has done.
     with PartialState().local_main_process_first():

@@ -178,13 +178,14 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
 def to_wandb(call: Callable[[Any], None]) -> None:
     """Let `call` tell the W&B run something, if there is one; it says so if that fails."""
     wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
+    run = wandb.run if wandb else None  # W&B forgets it where finishing fails
+    if run is None:
         return
     try:
         within(PATIENCE, lambda: call(wandb))
     except (RuntimeError, TimeoutError) as error:
-        offline = wandb.run.settings.mode == "offline"
-        how = "make sync" if offline else f"wandb sync {Path(wandb.run.dir).parent}"
+        offline = run.settings.mode == "offline"
+        how = "make sync" if offline else f"wandb sync {Path(run.dir).parent}"
         tqdm.write(f"W&B did not take all ({error}): send it with {how}")
 
 
