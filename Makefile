@@ -64,7 +64,7 @@ sweep: $(READY) $(EMBEDDED) ## a recipe at every point: RECIPE= SWEEP="beta=0.05
 	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --config "$(CONFIG)" \
 	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb) -- $(ARGS)
 
-frontier: $(READY) $(EMBEDDED) ## the paper's reward-KL frontier on the embedded default: ARGS="--betas 0.05,0.5"
+frontier: $(READY) $(EMBEDDED) ## the paper's reward-KL frontier on the embedded default, an hour: ARGS="--betas 0.05,0.5"
 	@$(BIN)/python scripts/frontier.py $(ARGS)
 
 dashboard: $(READY) ## runs live in a page of this machine, without an account: RUNS=outputs PORT=
