@@ -1,6 +1,6 @@
 """The DPO paper's reward–KL frontier on the embedded default: `make frontier` runs this.
 
-    make frontier                                                  # 8 runs, an hour on two CPU cores
+    make frontier                                                  # 8 runs, an hour on two cores
     make frontier ARGS="--betas 0.05,0.5 --loss_types sigmoid,hinge"
 
 Sweeps β and the loss type (make sweep), keeps checkpoints along each run, and measures each one's
