@@ -67,8 +67,12 @@ def main() -> None:
     asked = prompts.each_once(list(prompts.held_out_pairs(recipe)["prompt"]), args.limit)
     settings = answers.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
     path = into / "frontier.json"
-    how = {"prompts": len(asked), "samples": args.samples, "every": args.every}
-    how["arguments"] = args.arguments
+    how = {
+        "prompts": len(asked),
+        "samples": args.samples,
+        "every": args.every,
+        "arguments": args.arguments,
+    }
     found = {"points": [], "how": how}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -445,7 +445,8 @@ def test_a_judging_that_was_stopped_goes_on_where_it_was(kept, monkeypatch, caps
             )
             assert paused.wait(120)
             process.send_signal(how)
-            assert process.wait()  # not always by the signal: packages run code as Python ends
+            # Of Ctrl-C Python makes 1 where a package runs code as it ends.
+            assert process.wait() in ((-how, 1) if how == signal.SIGINT else (-how,))
         said = sum("verdict" in json.loads(line) for line in kept.read_text().splitlines())
         assert 23 <= said <= 25  # two requests were under way
         with fake.one_by_one:

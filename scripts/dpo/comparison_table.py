@@ -12,6 +12,7 @@ import numpy as np
 from dpo import intervals, output
 from dpo.comparison import Compared
 from dpo.evaluation import accuracy
+from dpo.evaluation_page import with_error
 from dpo.intervals import Interval
 
 
@@ -274,14 +275,7 @@ def _metrics(found: dict[str, Any]) -> dict[tuple[str, str], dict]:
 
 
 def _benchmark(of: dict | None) -> str:
-    if not of:
-        return ""
-
-    def said(side: str) -> str:
-        error = of.get(f"stderr_{side}")
-        return f"{of[side]:.4f}" + (f" ± {1.96 * error:.4f}" if error is not None else "")
-
-    return f"{said('policy')} (against {said('against')})"
+    return f"{with_error(of, 'policy')} (against {with_error(of, 'against')})" if of else ""
 
 
 def _preferred(folder: Path, found: dict[str, Any]) -> Units | None:

@@ -91,11 +91,13 @@ def _answers(found: dict) -> list[Row]:
     return table
 
 
-def _suite(found: dict) -> list[Row]:
-    def with_error(of: dict, side: str) -> str:
-        error = of[f"stderr_{side}"]
-        return f"{of[side]:.4f}" + (f" ± {1.96 * error:.4f}" if error is not None else "")
+def with_error(of: dict, side: str) -> str:
+    """What one side reached on a benchmark, with a 95% interval where lm-eval knows the error."""
+    error = of.get(f"stderr_{side}")
+    return f"{of[side]:.4f}" + (f" ± {1.96 * error:.4f}" if error is not None else "")
 
+
+def _suite(found: dict) -> list[Row]:
     return [
         (f"{task}, {metric}", with_error(of, "policy"), f"against {with_error(of, 'against')}")
         for task, metrics in (found["suite"] or {}).items()

@@ -153,9 +153,8 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     os.environ.setdefault("WANDB_PROJECT", "dpo-recipes")
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
     os.environ.setdefault("WANDB_DIR", str(folder))
-    os.environ.setdefault(
-        "WANDB_DATA_DIR", f"{os.environ['WANDB_DIR']}/wandb"
-    )  # of tables, to send
+    # Where tables wait to be sent.
+    os.environ.setdefault("WANDB_DATA_DIR", f"{os.environ['WANDB_DIR']}/wandb")
     os.environ.setdefault("WANDB_SILENT", "true")
     # W&B writes an offline run down every 15 seconds, and a kill takes what it has not.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
