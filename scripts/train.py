@@ -107,7 +107,9 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
         "data": f"{'a stream of' if streams else pairs} pairs to train on, {held_out} held out",
         "batch": f"{args.per_device_train_batch_size} pairs a device × "
         f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes "
-        f"= {batch} pairs",
+        f"= {batch} pairs"
+        + "; what a step learns depends on this division"
+        * trainer.composition_matters,
         "steps": f"{steps}{epochs}; β {args.beta:g}, learning rate {args.learning_rate:g}",
         "sharing": trainer.sharing,
         "device": device_name() + sharding(trainer),

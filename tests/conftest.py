@@ -151,6 +151,7 @@ def trainer_of(
     cache: Path | None = None,
     weights: int = 0,
     with_held_out: bool = False,
+    pairs: list = EDGE_PAIRS,
     **arguments,
 ) -> DPOTrainer:
     """Stock DPOTrainer or ours, on a random model of an architecture and rows of tokens.
@@ -161,7 +162,7 @@ def trainer_of(
     any_tokenizer().save_pretrained(folder / "model")
     rows = [
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        for prompt, chosen, rejected in EDGE_PAIRS
+        for prompt, chosen, rejected in pairs
     ]
     settings = {
         "output_dir": str(folder / "run"),

@@ -128,6 +128,21 @@ def test_two_processes_learn_what_one_learns(
     assert_learned_alike(folder, one_process / trained)
 
 
+@pytest.mark.parametrize(("config", "rows"), [("ddp", 7), ("ddp", 5), ("zero2", 5), ("zero3", 7)])
+def test_every_pair_of_an_incomplete_batch_weighs_the_same(
+    config, rows, learn, tiny_data, tmp_path
+):
+    """Of the second step of an epoch, 3 pairs or 1 are left for two processes."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[:rows]))
+    few = [f"--dataset_name={data}", "--eval_strategy=no"]
+    for where, processes in (("cpu", 1), (config, 2)):
+        learn(tmp_path / where, "full", where, processes, *few)
+    assert_learned_alike(tmp_path / config, tmp_path / "cpu")
+
+
 def test_a_kept_reference_serves_a_sharded_policy(learn, one_process, tmp_path):
     """Where it is found, a single batch goes through the policy before training."""
     for name, said in (("first", "16 scored, and kept in"), ("second", "all found in")):

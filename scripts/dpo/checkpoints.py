@@ -176,7 +176,8 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
     """Refuse a checkpoint that this run cannot go on from as if it had not been interrupted.
 
     Args:
-        about: this run's `processes`, `sharding`, `model`, `data` and `settings`.
+        about: this run's `processes`, `sharding`, `model`, `data`, `settings` and, where it
+            matters to the loss, `micro_batches`.
         other_processes: the user allows another number of processes, where no shards forbid it.
 
     Raises:
@@ -198,6 +199,13 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
         refuse(
             f"was written with {manifest['sharding']}, and this run has {about['sharding']}",
             "go on as it was written",
+        )
+    before, now = manifest.get("micro_batches"), about["micro_batches"]
+    if before != now:
+        refuse(
+            f"was written with {before} pairs a micro-batch, micro-batches and processes, and "
+            f"this run has {now}: its loss depends on them",
+            "give those again",
         )
     before, now = manifest["processes"], about["processes"]
     if before != now and not other_processes:
