@@ -24,6 +24,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
@@ -188,6 +189,9 @@ def train(
         hub.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
     trainer.accelerator.end_training()  # no process waits for another from here on
+    # Nothing that outlives the trainer may hold its policy and its optimizer's states.
+    trainer.accelerator.free_memory()
+    leave.accelerator = None
     return trainer.eval_dataset, trainer.state, seconds
 
 
@@ -226,6 +230,8 @@ def main() -> None:
     if not state.is_main_process:
         return
     gc.collect()  # policy, reference and optimizer of the training are no longer needed
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     unset_hf_deepspeed_config()  # or ZeRO-3 would shard the models that are loaded next
     started = time.monotonic()
     results = {
