@@ -379,7 +379,7 @@ def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
             process_group=0,
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (folder / checkpoint / checkpoints.MANIFEST).exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
