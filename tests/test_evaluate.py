@@ -285,8 +285,9 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     vllm = ModuleType("vllm")
     vllm.LLM, vllm.SamplingParams = LLM, lambda **how: how
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     who = Contestant("tiny", str(tiny_model))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, who.weight_bytes()))
     tokenizer = who.tokenizer()
     how = {"temperature": 0.7, "max_new_tokens": 9, "seed": 3}
     drawn = answers.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, **how)

@@ -18,7 +18,7 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo import adapters, secrets
+from dpo import adapters, placing, secrets
 from dpo.contestants import Contestant
 from dpo.intervals import bootstrap, share
 from dpo.sampling import Completion, Messages, prompt_token_ids, sample
@@ -134,20 +134,19 @@ def by_vllm(
     from vllm import LLM, SamplingParams
 
     config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()
-    gpus = torch.cuda.device_count()
+    # Autocast computes with weights in half precision; vLLM has none, but can load them so.
+    half = torch.is_autocast_enabled("cuda")
+    dtype = str(torch.get_autocast_dtype("cuda")).removeprefix("torch.") if half else who.dtype
+    share = 0.45
     engine = LLM(
         model=who.path,
         revision=who.revision,
-        # Autocast computes with weights in half precision; vLLM has none, but can load them so.
-        dtype=str(torch.get_autocast_dtype("cuda")).removeprefix("torch.")
-        if torch.is_autocast_enabled("cuda")
-        else who.dtype,
+        dtype=dtype,
         trust_remote_code=who.trusted,
-        # Attention heads are shared out evenly.
-        tensor_parallel_size=max(
-            n for n in range(1, max(gpus, 1) + 1) if config.num_attention_heads % n == 0
+        tensor_parallel_size=placing.tensor_parallel(
+            placing.weight_bytes(config, dtype), config.num_attention_heads, share
         ),
-        gpu_memory_utilization=0.45,
+        gpu_memory_utilization=share,
         generation_config="vllm",  # not the model's own, as in sampling.py
         seed=seed,
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from peft.utils import CONFIG_NAME
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, checkpoints, foreign, output
+from dpo import adapters, checkpoints, foreign, output, placing
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
 from dpo.tokenization import load_tokenizer
@@ -56,10 +56,18 @@ class Contestant:
             dtype=self.dtype,
             attn_implementation=self.attention,
             use_safetensors=True,
-            # Over all GPUs that are seen: a model may be larger than one.
-            device_map="auto" if device.startswith("cuda") else None,
+            device_map=placing.device_map(device, self.weight_bytes),
         )
         return model.eval()
+
+    def weight_bytes(self) -> int:
+        """Of the model that `load` gives: of an adapter, its base's."""
+        adapter = adapters.config_of(self.path, self.revision)
+        name = adapter.base_model_name_or_path if adapter else self.path
+        revision = adapter.revision if adapter else self.revision
+        trusted = {"trust_remote_code": self.trusted}
+        config = AutoConfig.from_pretrained(name, revision=revision, **trusted)
+        return placing.weight_bytes(config, self.dtype, **trusted)
 
     def autocast(self, device: str) -> torch.autocast:
         """The precision that its run computes in; for another model that of its weights."""
