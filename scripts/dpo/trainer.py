@@ -166,7 +166,8 @@ class FastDPOTrainer(DPOTrainer):
                 raise RuntimeError("the run has pairs that the reference did not score")
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:
-            lengths = reference.shared_lengths(self.train_dataset, self.args.max_length)
+            cut = (self.args.max_length, self.args.truncation_mode)
+            lengths = reference.shared_lengths(self.train_dataset, *cut)
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         return loader
