@@ -119,6 +119,8 @@ def wrong_batch(trainer: DPOTrainer) -> str | None:
     pad = tokenizer.pad_token_id
     if pad is None:
         return "the tokenizer has no pad token: set pad_token in its tokenizer_config.json"
+    own = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id
+    ended = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}  # ends.py
     places = np.unique(np.linspace(0, len(trainer.train_dataset) - 1, SAMPLE).astype(int)).tolist()
     batch = batch_of(trainer, places)
     halves = zip(batch["input_ids"].chunk(2), batch["completion_mask"].chunk(2), strict=True)
@@ -131,7 +133,7 @@ def wrong_batch(trainer: DPOTrainer) -> str | None:
                 return f"{where} has no token left to learn: raise max_length"
             if ids[at][counted[at].bool()].tolist() != kept:
                 return f"{where} has other tokens than the batch counts: the collator is wrong"
-            if pad in kept[:-1] and pad != tokenizer.eos_token_id:
+            if pad in kept[:-1] and pad not in ended:
                 return (
                     f"{where} has the pad token {tokenizer.pad_token!r} as text, and the model "
                     "would not learn it: set a pad_token of its own in tokenizer_config.json"

@@ -111,7 +111,10 @@ class FastDPOTrainer(DPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            hub.drop_pickle(output_dir or self.args.output_dir)
+            folder = Path(output_dir or self.args.output_dir)
+            hub.drop_pickle(folder)
+            if is_peft_model(self.model):
+                adapters.save_generation_config(self.model, folder)
 
     def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
         return hub.publish(self, commit_message, revision)
