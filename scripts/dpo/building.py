@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import adapters, foreign, hub, tracking
+from dpo import adapters, ends, foreign, hub, tracking
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
 from dpo.recipe import Recipe
@@ -112,6 +112,7 @@ def make_trainer(
         processing_class=tokenizer,
         **start,
     )
+    ends.remember(trainer.model, trainer.processing_class, ends.kind_of(train.features))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise SystemExit(f"{launched} processes were launched and do not see each other")

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
+from dpo import cutting
 from dpo.output import write_whole
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -205,7 +206,9 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     Longest pairs first: a batch that does not fit in memory fails in the first second.
     """
     accelerator, model = trainer.accelerator, reference_model(trainer)
-    order = np.argsort(-shared_lengths(dataset, trainer.args.max_length), kind="stable")
+    args = trainer.args
+    lengths = shared_lengths(dataset, args.max_length, args.truncation_mode)
+    order = np.argsort(-lengths, kind="stable")
     loader = accelerator.prepare(
         DataLoader(
             dataset.select(order).select_columns(ROWS),
@@ -224,18 +227,21 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     return logps
 
 
-def cut_lengths(dataset: Dataset, max_length: int | None) -> tuple[np.ndarray, ...]:
-    """Tokens of each prompt, prompt and chosen, and prompt and rejected, as cut in training; each
-    of shape (rows,)."""
+def cut_lengths(
+    dataset: Dataset, max_length: int | None, truncation_mode: str
+) -> tuple[np.ndarray, ...]:
+    """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
+    prompt and rejected, as cut in training; each of shape (rows,)."""
     table = dataset.select_columns(ROWS).with_format("arrow")[:]
     prompt, chosen, rejected = (
         pc.list_value_length(table[name]).to_numpy().astype(int) for name in ROWS
     )
-    most = np.inf if max_length is None else max_length
-    return tuple(np.minimum(n, most) for n in (prompt, prompt + chosen, prompt + rejected))
+    return cutting.lengths(prompt, chosen, rejected, max_length, truncation_mode)
 
 
-def shared_lengths(dataset: Dataset, max_length: int | None) -> np.ndarray:
-    """Tokens of each pair with its prompt counted once, cut as in training, shape (rows,)."""
-    prompt, chosen, rejected = cut_lengths(dataset, max_length)
+def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:
+    """Tokens of each pair with the prompt counted once, where both rows have it, cut as in
+    training, shape (rows,). What completions begin alike with is counted twice, though it is
+    computed once: so many at most."""
+    prompt, chosen, rejected = cut_lengths(dataset, max_length, truncation_mode)
     return chosen + rejected - prompt

@@ -116,7 +116,10 @@ class FastDPOTrainer(DPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            hub.drop_pickle(output_dir or self.args.output_dir)
+            folder = Path(output_dir or self.args.output_dir)
+            hub.drop_pickle(folder)
+            if is_peft_model(self.model):
+                adapters.save_generation_config(self.model, folder)
 
     def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
         return hub.publish(self, commit_message, revision)
@@ -196,7 +199,8 @@ class FastDPOTrainer(DPOTrainer):
                 raise RuntimeError("the run has pairs that the reference did not score")
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:
-            lengths = reference.shared_lengths(self.train_dataset, self.args.max_length)
+            cut = (self.args.max_length, self.args.truncation_mode)
+            lengths = reference.shared_lengths(self.train_dataset, *cut)
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         if self._lays_out and self.args.world_size > 1:

@@ -51,8 +51,9 @@ def longest_micro_batch(trainer: DPOTrainer) -> list[int]:
     """The rows of the micro-batch that has the most tokens of all that the run will take, on
     whichever process: computed tokens with shared prefixes, else those of the padded rectangle."""
     args, state = trainer.args, trainer.state
-    _, chosen, rejected = reference.cut_lengths(trainer.train_dataset, args.max_length)
-    shared = reference.shared_lengths(trainer.train_dataset, args.max_length)
+    how = (trainer.train_dataset, args.max_length, args.truncation_mode)
+    _, chosen, rejected = reference.cut_lengths(*how)
+    shared = reference.shared_lengths(*how)
     batches = innermost(trainer.get_train_dataloader())
     left = state.max_steps * args.gradient_accumulation_steps * args.world_size
     longest, most = [], -1
