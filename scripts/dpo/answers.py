@@ -50,9 +50,9 @@ def draw(
     They are kept, batch by batch, by all that decides them: whoever asks again, after a crash, with
     another judge, or for another run's sake of the same reference, finds them.
     """
-    device = str(model.device)
-    about = [who.digest(), who.dtype, device.split(":")[0]]
-    about += [torch.is_autocast_enabled(model.device.type), list(prompts), asdict(settings)]
+    device = model.device.type
+    half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    about = [who.digest(), who.dtype, device, half, list(prompts), asdict(settings)]
     about = json.dumps([*about, tokenizer.chat_template])
     path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
     ids = [prompt_token_ids(tokenizer, p) for p in prompts for _ in range(settings.samples)]
