@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -27,6 +29,14 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
     if not find_adapter_config_file(name, revision=revision):
         return None
     return PeftConfig.from_pretrained(name, revision=revision)
+
+
+def shape_of(folder: Path) -> str:
+    """How an adapter in a folder acts on its base (rank, α, modules, rsLoRA, ...), as JSON; not
+    where that base lies, nor who wrote it."""
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    aside = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+    return json.dumps({k: v for k, v in config.items() if k not in aside}, sort_keys=True)
 
 
 def checked_base(recipe: Recipe) -> str | None:

@@ -52,10 +52,10 @@ def draw(
     They are kept, batch by batch, by all that decides them: whoever asks again, after a crash, with
     another judge, or for another run's sake of the same reference, finds them.
     """
-    device = str(model.device)
-    about = [who.digest(), who.dtype, device.split(":")[0]]
     asked, kind = asked or [prompt_token_ids(tokenizer, p) for p in prompts], kind_of(prompts)
-    about += [torch.is_autocast_enabled(model.device.type), asked, asdict(settings)]
+    device = model.device.type
+    half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    about = [who.digest(), who.dtype, device, half, asked, asdict(settings)]
     about = json.dumps([*about, ends.of(model.generation_config, tokenizer, kind)])
     path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
     ids = [row for row in asked for _ in range(settings.samples)]

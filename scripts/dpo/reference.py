@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
-from dpo import cutting
+from dpo import adapters, cutting
+from dpo.digests import digests_of
 from dpo.output import write_whole
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -111,13 +112,27 @@ def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:
         "rows": digest_of_rows(dataset),
         "weights": digest_of_weights(model, trainer.adapter),
         "config": json.dumps(config, sort_keys=True, default=str),
-        "dtype": str(model.dtype),
-        "autocast": trainer.accelerator.mixed_precision,
+        **numerics(trainer),
         "attention": model.config._attn_implementation,
         "max_length": str(args.max_length),
         "truncation_mode": args.truncation_mode,
         "ld_alpha": str(args.ld_alpha),
         "template": str(trainer.processing_class.chat_template),
+    }
+
+
+def numerics(trainer: DPOTrainer) -> dict[str, str]:
+    """What the reference computes in. DeepSpeed casts the weights themselves, later than this is
+    asked, and FSDP as it gathers them: that is not what autocast does with float32 weights."""
+    accelerator = trainer.accelerator
+    model, plugin = accelerator.unwrap_model(trainer.model), accelerator.state.deepspeed_plugin
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    cast = half.get(accelerator.mixed_precision) if plugin else None
+    sharding = f"ZeRO-{plugin.zero_stage}" if plugin else "FSDP" * trainer.is_fsdp_enabled
+    return {
+        "dtype": str(cast or model.dtype),
+        "autocast": accelerator.mixed_precision,
+        "sharding": sharding or "none",
     }
 
 
@@ -133,8 +148,9 @@ def digest_of_rows(dataset: Dataset) -> str:
 
 
 def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> str:
-    """A hash of the weight files of a model's folder, or the commit of a hub model; of an adapter's
-    file too, if the reference is one on that model.
+    """A hash of the weight files of a model's folder, or the commit of a hub model; of an adapter
+    too, its weights and what it makes of them (rank, α, modules), if the reference is one on that
+    model.
 
     From where the weights came and not from memory: ZeRO-3 has no process hold them all.
 
@@ -142,22 +158,22 @@ def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> st
         RuntimeError: neither is known, for a model that was made in memory.
     """
 
-    def digest_of(files: list[Path]) -> str:
-        digest = hashlib.sha256()
-        for path in files:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+    def hashed(*parts: str) -> str:
+        return hashlib.sha256(b"".join(bytes.fromhex(part) for part in parts)).hexdigest()
 
     folder = Path(model.config._name_or_path)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    known = digest_of(files) if files else getattr(model.config, "_commit_hash", None)
+    known = getattr(model.config, "_commit_hash", None)
+    known = hashed(*digests_of(files)) if files else known
     if known is None:
         raise RuntimeError(
             f"no weight files and no commit are known of {folder}, to find its log-probabilities "
             "by: --precompute_ref_log_probs false"
         )
-    return known + (digest_of([adapter]) if adapter else "")
+    if adapter:
+        shape = hashlib.sha256(adapters.shape_of(adapter.parent).encode()).hexdigest()
+        known += hashed(*digests_of([adapter]), shape)
+    return known
 
 
 def read(path: Path, rows: int) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo import foreign, placing
+from dpo.contestants import DECIDES
 from dpo.sampling import Messages
 from dpo.sources import check_reachable, looks_local, one_line
 
@@ -51,7 +52,7 @@ class RewardModel:
             raise SystemExit(f"the judge {name} has no chat template: answers cannot be put to it")
         dtype = str(self.config.dtype).removeprefix("torch.")
         self.about = {"kind": "model", "name": name, "dtype": dtype}
-        files = sorted(Path(name).glob("*.safetensors"))
+        files = sorted({path for kind in DECIDES for path in Path(name).glob(kind)})
         stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         weights = stamps or getattr(self.config, "_commit_hash", None)
         self.identity = {**self.about, "weights": weights, "template": self.tokenizer.chat_template}

@@ -76,7 +76,8 @@ def run(
     about += [ends.of(None, tokenizer), importlib.metadata.version("lm_eval")]
     model, found = None, {}
     with who.autocast(device):
-        about.append(torch.is_autocast_enabled(device.split(":")[0]))
+        kind = device.split(":")[0]
+        about.append(torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind)))
         for task in tasks:
             name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
             path = KEPT / f"{name}.json"

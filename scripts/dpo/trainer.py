@@ -242,6 +242,7 @@ class FastDPOTrainer(DPOTrainer):
             self.accelerator.wait_for_everyone()
             if state.best_model_checkpoint == str(beside):
                 state.best_model_checkpoint = str(checkpoint)
+            about = {}
             if self.is_world_process_zero():
                 state.save_to_json(str(beside / "trainer_state.json"))
                 about = self.about | {
@@ -249,7 +250,8 @@ class FastDPOTrainer(DPOTrainer):
                     "seconds": time.monotonic() - self.started,
                     "unlogged": unlogged,
                 }
-                checkpoints.finish(beside, checkpoint, about)
+            checkpoints.finish(beside, checkpoint, about)
+            if self.is_world_process_zero():
                 best = state.best_model_checkpoint
                 checkpoints.rotate(folder, self.args.save_total_limit, best)
             self.accelerator.wait_for_everyone()
