@@ -33,7 +33,7 @@ PYTEST   := $(BIN)/python -m pytest --numprocesses 2
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench check-gpu test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -86,6 +86,9 @@ shelf: $(READY) ## write recipes/README.md anew from the recipes' headers
 
 bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 8"
 	$(BIN)/python scripts/bench.py $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in under ten minutes: DEVICE=cuda ARGS="--only parity"
+	$(BIN)/python scripts/check_gpu.py $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
 	$(PYTEST) --dist loadfile $(ARGS)

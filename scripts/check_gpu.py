@@ -1,0 +1,270 @@
+"""Everything that only a GPU can show, in under ten minutes and one command.
+
+    make check-gpu                                   # on one GPU
+    make check-gpu DEVICE=cpu ARGS="--small"         # its parts, tried on a CPU
+    make check-gpu ARGS="--only parity zero2"
+
+Prefix sharing against the plain path on the GPU's kernels; the embedded default through the
+launcher, killed and gone on from; ZeRO with one process; QLoRA; the speed beside stock TRL's; peak
+memory beside what docs/scaling.md predicts. Nothing is loaded from outside. Each part is a process
+of its own with a time limit: of one that crashes a failed row is left, and the next goes on.
+
+Writes check-gpu.json, check-gpu.md and a log of each part to outputs/check-gpu, which the next
+start empties. Ends with 1 if a row failed.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import bench
+from dpo import gpu_runs
+from dpo.gpu_checks import (
+    JSON,
+    TABLE,
+    Job,
+    Row,
+    activations,
+    append,
+    counted,
+    judged,
+    line,
+    memory,
+    parameters,
+    skipped,
+    write,
+)
+from dpo.gpu_parity import parity
+from dpo.machine import PACKAGES, commit, cpu_name
+from dpo.output import read_lines
+from dpo.terminal import guarded
+from dpo.workload import LENGTHS, config_of, matmul_peak
+
+MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"
+LEAST = 15  # seconds: with less left a part is not begun
+SLOWER = 10  # times longer a part may take on a CPU
+
+
+def machine(job: Job) -> Iterator[Row]:
+    """A product of two matrices, so that a device that does not work is seen as that."""
+    flops = matmul_peak(job.device)
+    name = torch.cuda.get_device_name() if job.device == "cuda" else cpu_name()
+    text = f"{name}, {flops / 1e12:.3g} TFLOP/s in a product of matrices"
+    yield judged("the device computes", flops > 0, text, tflops=flops / 1e12)
+
+
+def speed(job: Job) -> Iterator[Row]:
+    """Stock TRL beside everything, as make bench times them; the second one's peak memory."""
+    asked = bench.Job("Qwen3-0.6B", job.device, 4, 20, str(LENGTHS), turns=1)
+    if job.small:
+        asked = bench.Job(str(job.model), job.device, 2, 1, "9,5,6", turns=1)
+    found = {}
+    for name in (bench.BASELINE, "+ reference scored once: everything"):
+        (variant,) = [variant for variant in bench.VARIANTS if variant.name == name]
+        got = found[name] = bench.work_elsewhere(variant, asked)
+        if "seconds" not in got:
+            yield skipped(f"speed, {asked.model}", f"{name}: out of memory")
+            return
+        got["pairs"] = len(asked.timed) / sum(got["seconds"])
+    stock, ours = found.values()
+    ratio = ours["pairs"] / stock["pairs"]
+    says = f"{ours['pairs']:.3g} pairs a second, stock TRL {stock['pairs']:.3g}: {ratio:.2f} ×"
+    figures = {"pairs": ours["pairs"], "stock_pairs": stock["pairs"], "ratio": ratio}
+    row = judged(f"speed, {asked.model}", ratio >= 1, says, "1 × or more", **figures)
+    yield row if job.device == "cuda" else skipped(row.name, f"{says}: judged on a GPU only")
+    config = config_of(asked.model)
+    tokens = asked.timed.sum(axis=1).reshape(-1, asked.pairs).sum(axis=1).max()
+    predicted = 16 * parameters(config) + activations(config, tokens)
+    name = f"speed, {asked.model}: memory of everything"
+    yield memory(name, job, ours["peak_memory_gb"], predicted / 1e9)
+
+
+# What is done, by the names that --only takes, and how many seconds each may take.
+PARTS: dict[str, tuple[Callable[[Job], Iterator[Row]], int]] = {
+    "machine": (machine, 60),
+    "parity": (parity, 150),
+    "default": (gpu_runs.default_run, 240),
+    "single": (gpu_runs.unsharded, 90),
+    "zero2": (partial(gpu_runs.sharded, config="zero2"), 90),
+    "zero3": (partial(gpu_runs.sharded, config="zero3"), 90),
+    "zero3_offload": (partial(gpu_runs.sharded, config="zero3_offload"), 180),  # it compiles
+    "qlora": (gpu_runs.qlora, 90),
+    "speed": (speed, 120),
+}
+
+
+def name_of(device: str) -> str:
+    """Name, memory and driver, without touching the GPU: its memory is for the parts."""
+    if device == "cpu":
+        return f"CPU ({cpu_name()})"
+    asked = ["nvidia-smi", f"--id={os.environ['CUDA_VISIBLE_DEVICES']}", "--format=csv,noheader"]
+    asked += ["--query-gpu=name,memory.total,driver_version"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        said = "a GPU that nvidia-smi does not name, ?, ?"
+    name, total, driver = said.rsplit(", ", 2)
+    return f"{name}, {total}, driver {driver}, CUDA {torch.version.cuda}"
+
+
+def versions() -> dict[str, str]:
+    """Of what is installed: parts go without some."""
+    names = (*PACKAGES, "bitsandbytes", "triton")
+    found = {each.name: each.version for each in importlib.metadata.distributions()}
+    return {"Python": platform.python_version()} | {n: found[n] for n in names if n in found}
+
+
+def model_with_weights(model: Path, folder: Path) -> Path:
+    """The model; where its folder holds no weights, one of its shape with random ones. They are
+    half a GB, and a machine that nothing reaches may have the rest only."""
+    if [*model.glob("*.safetensors")]:
+        return model
+    made = folder / "model"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(model)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(made)
+    AutoTokenizer.from_pretrained(model).save_pretrained(made)
+    return made
+
+
+def emptied(folder: Path) -> Path:
+    """The folder without what an earlier check left there.
+
+    Raises:
+        SystemExit: something else lies there.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / JSON).exists():
+        raise SystemExit(f"{folder} holds other things than a check: give another --output")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def done(name: str, words: list[str], folder: Path, seconds: float, whole: bool) -> list[Row]:
+    """The rows of a part, run in a process of its own, with a failed one if it ends otherwise than
+    it should.
+
+    Args:
+        seconds: that it may take; `whole` says whether they are all that it may ever have.
+    """
+    log, found = folder / f"{name}.log", folder / f"{name}.jsonl"
+    began = time.monotonic()
+    with log.open("w") as file:
+        process = psutil.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(seconds)
+        except psutil.TimeoutExpired:
+            code = None
+        finally:
+            gpu_runs.kill(process)
+    rows = [Row(**row) for row in read_lines(found)]
+    spent = time.monotonic() - began - sum(row.seconds for row in rows)
+    if code is None and whole:
+        rows.append(Row(name, "failed", f"took more than {seconds:.0f} s: see {log}", "", spent))
+    elif code is None:
+        rows.append(Row(name, "not run", "cut short: the time was over", "", spent))
+    elif code:
+        rows.append(Row(name, "failed", f"{last_words(log)}: see {log}", "", spent))
+    return rows
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that says something, as one cell of a table."""
+    lines = [text.strip() for text in log.read_text(errors="replace").splitlines()]
+    said = [text for text in lines if re.search(r"[A-Za-z]{3}", text)]
+    return said[-1][:200] if said else "ended without a word"
+
+
+def check(job: Job, names: list[str], minutes: float) -> list[Row]:
+    """All rows, each told as soon as it is known and written with those before it."""
+    began, rows = time.monotonic(), []
+    results = {
+        "machine": name_of(job.device),
+        "device": job.device,
+        "model": str(job.model),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    given = [f"--device={job.device}", f"--model={job.model}", f"--data={job.data}"]
+    given += [f"--output={job.folder}", *(["--small"] if job.small else [])]
+    for name in names:
+        left = 60 * minutes - (time.monotonic() - began)
+        limit = PARTS[name][1] * (1 if job.device == "cuda" else SLOWER)
+        if left < LEAST:
+            new = [Row(name, "not run", "the time was over")]
+        else:
+            print(f"{name}, at most {min(left, limit):.0f} s …", flush=True)
+            words = [sys.executable, __file__, f"--part={name}", *given]
+            new = done(name, words, job.folder, min(left, limit), left >= limit)
+        print(*map(line, new), sep="\n", flush=True)
+        rows += new
+        spent = (time.monotonic() - began) / 60
+        write(results | {"minutes": spent, "rows": [asdict(row) for row in rows]}, job.folder)
+    return rows
+
+
+def part(name: str, job: Job) -> None:
+    """One part, in this process: its rows go to a file as they come."""
+    began = time.monotonic()
+    for row in PARTS[name][0](job):
+        row.seconds, began = time.monotonic() - began, time.monotonic()
+        append(row, job.folder / f"{name}.jsonl")
+
+
+@guarded
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a chat model's folder")
+    parser.add_argument("--data", default=DATA, help="preferences with a known reward")
+    parser.add_argument("--small", action="store_true", help="leave out what takes long on a CPU")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it (default: 9.5)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/check-gpu"), help="folder")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU is here: DEVICE=cpu tries the parts of the check on the CPU")
+    job = Job(args.device, args.model, args.data, args.output, args.small)
+    if args.part:
+        return part(args.part, job)
+    # What the parts start inherits it: one GPU, however many there are, and nothing sent.
+    os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    if args.device == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    emptied(job.folder)
+    job.model = model_with_weights(job.model, job.folder)
+    rows = check(job, args.only or [*PARTS], args.minutes)
+    failed = sum(row.outcome == "failed" for row in rows)
+    print(
+        f"\n{counted(rows)}. Written: {job.folder / TABLE}, {job.folder / JSON}. "
+        + (
+            f"What failed has its log in {job.folder}"
+            if failed
+            else "On a GPU: put the table into docs/gpu.md, between its marks"
+        )
+    )
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
