@@ -127,8 +127,8 @@ def test_without_a_whole_one_a_run_begins_anew(run, tmp_path):
 def test_a_checkpoint_takes_only_a_run_that_it_fits(run):
     checkpoint = run / "checkpoint-4"
     manifest = checkpoints.read(checkpoint)
-    about = {key: manifest[key] for key in ("settings", "model", "data", "sharding", "processes")}
-    about["settings"] = {"beta": 0.5}
+    keys = ("settings", "model", "data", "sharding", "processes", "micro_batches")
+    about = {key: manifest[key] for key in keys} | {"settings": {"beta": 0.5}}
 
     def refusal(other_processes=False, **changes) -> str:
         with pytest.raises(SystemExit) as refused:
@@ -152,6 +152,8 @@ def test_a_checkpoint_takes_only_a_run_that_it_fits(run):
     assert "with other model than this run reads" in refusal(model="another")
     assert "with other data than this run reads" in refusal(data="others")
     assert "by 1 processes, and this run has 2: run on 1, or allow it" in refusal(processes=2)
+    divided = refusal(other_processes=True, micro_batches=[2, 2, 1])
+    assert "and this run has [2, 2, 1]: its loss depends on them" in divided
     checkpoints.check_fits(copy, about | {"processes": 2}, other_processes=True)
     sharded = {"sharding": "ZeRO-3 on 2 processes", "processes": 2}
     assert "with no shards, and this run has ZeRO-3 on 2 processes" in refusal(True, **sharded)

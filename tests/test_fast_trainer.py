@@ -126,6 +126,8 @@ def test_every_step_sees_the_pairs_of_stock_trl(tmp_path):
 def test_pairs_stay_together_where_it_matters_which_do(loss_type, tmp_path):
     trainer = trainer_of(tmp_path, "llama", fast=True, loss_type=[loss_type])
     assert not isinstance(innermost(trainer.get_train_dataloader()).sampler, DealtSampler)
+    assert trainer.about["micro_batches"] == [2, 2, 1]  # such a run goes on with no others
+    assert trainer_of(tmp_path, "llama", fast=True).about["micro_batches"] is None
 
 
 def test_a_router_that_is_balanced_over_a_micro_batch_keeps_it(tmp_path):

@@ -65,7 +65,8 @@ def test_a_run_stays_on_its_gpu(name, way, tmp_path):
             assert trainer.sharing == sharing
             trainer.train()
         assert all(isinstance(p, OnGPU) for p in trainer.model.parameters())
-        rows = evaluation.pair_rows(trainer.eval_dataset, trainer.args.max_length)
+        cut = (trainer.args.max_length, trainer.args.truncation_mode)
+        rows = evaluation.pair_rows(trainer.eval_dataset, *cut)
         with trainer.accelerator.autocast():
             trainer.model.eval()
             scored = evaluation.score(trainer.model, rows, 0, pairs=True)
