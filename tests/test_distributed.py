@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import platform
 import re
 import shutil
 import signal
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,6 +165,36 @@ def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tin
     assert second.returncode == 0, second.stderr[-3000:]
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in first.stdout
     assert_learned_alike(folder, one_process / "full")
+
+
+@pytest.mark.parametrize("apart", ["output_dir", "reference_cache", "working directory"])
+def test_machines_that_share_no_folder_do_not_start(apart, tiny_model, tiny_data, tmp_path):
+    """Two launches that meet, each with folders of its own: one line says so on both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = ["--config=ddp", "--gpus=1", "--nodes=2", f"--main=127.0.0.1:{port}"]
+    relative = apart == "working directory"
+
+    def start(rank: str):
+        place = tmp_path / rank
+        place.mkdir()
+        for name in ("scripts", "recipes", "accelerate_configs"):
+            (place / name).symlink_to(ROOT / name)
+        flags = ten_steps(tiny_model, tiny_data, Path("run") if relative else tmp_path / "run")
+        flags += [] if relative else [f"--{apart}={place / 'own'}"]
+        command = (sys.executable, "scripts/launch.py", *together, "--node_rank", rank, "--")
+        return run("env", "-C", place, *command, *flags, OMP_NUM_THREADS="1")
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(start, ("0", "1"))
+    told = (
+        f"{'run' if relative else tmp_path / '1/own'} is not shared between the machines: "
+        f"machine 1 ({platform.node()}) does not find in it what the first has written"
+    )
+    for result in (first, second):
+        assert result.returncode != 0 and told in result.stderr
+    assert not [*tmp_path.rglob(".shared-*")] and not [*tmp_path.rglob("*.safetensors")]
 
 
 def test_a_run_goes_on_after_one_process_dies(one_process, tiny_model, tiny_data, tmp_path):
