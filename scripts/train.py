@@ -54,6 +54,7 @@ from dpo import (
     tracking,
 )
 from dpo.building import make_trainer
+from dpo.folders import check_shared
 from dpo.gates import Gates
 from dpo.machine import commit, device_name, peak_memory_gb, versions
 from dpo.quarantine import Linted
@@ -217,6 +218,8 @@ def main() -> None:
         lock = output.claim(recipe)  # noqa: F841  held as long as the process lives
         checkpoints.sweep(folder)
     state.wait_for_everyone()
+    cache = [Path(recipe.run.reference_cache)] * recipe.training.precompute_ref_log_probs
+    check_shared([folder, *cache])
     if output.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
         return

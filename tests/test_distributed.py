@@ -1,10 +1,12 @@
 """What several processes and machines learn, and how a run of them ends early."""
 
 import json
+import platform
 import re
 import shutil
 import signal
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,6 +190,83 @@ def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tin
     assert second.returncode == 0, second.stderr[-3000:]
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in first.stdout
     assert_learned_alike(folder, one_process / "full")
+
+
+# In bfloat16, as on a GPU: the sum over a step's micro-batches beside what went into it, without
+# the trial. An engine of its own scores the reference, on the same weights.
+SUMS = """
+import os, sys
+if "RANK" in os.environ:
+    import transformers.training_args
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+    from deepspeed.runtime.engine import DeepSpeedEngine as Engine
+    from deepspeed.utils import safe_get_full_grad
+    init, step, sums = Engine.__init__, Engine.step, {}
+    def note(name, gradient):
+        sums[name] = sums.get(name, 0) + gradient.float()
+    def new_init(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        trial = sys.modules["dpo.trial"]
+        forget = trial.forget_gradients
+        trial.forget_gradients = lambda trainer: (forget(trainer), sums.clear())
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and not hasattr(parameter, "noted"):
+                parameter.noted = True
+                parameter.register_hook(lambda gradient, name=name: note(name, gradient))
+    def new_step(self, *args, **kwargs):
+        if self.is_gradient_accumulation_boundary():
+            for name, parameter in self.module.named_parameters():
+                if name in sums:
+                    off = safe_get_full_grad(parameter).float() - sums[name]
+                    print("OFF BY", float(off.norm() / sums[name].norm()), flush=True)
+            sums.clear()
+        return step(self, *args, **kwargs)
+    Engine.__init__, Engine.step = new_init, new_step
+"""
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c not in ("ddp", "fsdp2")])
+def test_gradients_are_summed_in_float32(config, tiny_model, tiny_data, tmp_path):
+    """Though they are bfloat16's: sums in it are off by 0.003 after eight micro-batches."""
+    (tmp_path / "sitecustomize.py").write_text(SUMS)
+    flags = run_flags(tiny_model, tiny_data, tmp_path / "run")
+    flags += ["--per_device_train_batch_size=1", "--gradient_accumulation_steps=8", "--bf16=true"]
+    flags += ["--max_steps=2", "--eval_strategy=no", "--save_strategy=no", "--report_to=none"]
+    flags += ["--policy_is_reference=false"]
+    result = launch("--config", config, "--gpus=1", "--", *flags, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    off = [float(line.split()[-1]) for line in result.stdout.splitlines() if "OFF BY" in line]
+    assert len(off) > 2 * 10 and max(off) < 1e-6
+
+
+@pytest.mark.parametrize("apart", ["output_dir", "reference_cache", "working directory"])
+def test_machines_that_share_no_folder_do_not_start(apart, tiny_model, tiny_data, tmp_path):
+    """Two launches that meet, each with folders of its own: one line says so on both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = ["--config=ddp", "--gpus=1", "--nodes=2", f"--main=127.0.0.1:{port}"]
+    relative = apart == "working directory"
+
+    def start(rank: str):
+        place = tmp_path / rank
+        place.mkdir()
+        for name in ("scripts", "recipes", "accelerate_configs"):
+            (place / name).symlink_to(ROOT / name)
+        flags = ten_steps(tiny_model, tiny_data, Path("run") if relative else tmp_path / "run")
+        flags += [] if relative else [f"--{apart}={place / 'own'}"]
+        command = (sys.executable, "scripts/launch.py", *together, "--node_rank", rank, "--")
+        return run("env", "-C", place, *command, *flags, OMP_NUM_THREADS="1")
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(start, ("0", "1"))
+    told = (
+        f"{'run' if relative else tmp_path / '1/own'} is not shared between the machines: "
+        f"machine 1 ({platform.node()}) does not find in it what the first has written"
+    )
+    for result in (first, second):
+        assert result.returncode != 0 and told in result.stderr
+    assert not [*tmp_path.rglob(".shared-*")] and not [*tmp_path.rglob("*.safetensors")]
 
 
 def test_a_run_goes_on_after_one_process_dies(one_process, tiny_model, tiny_data, tmp_path):

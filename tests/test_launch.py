@@ -146,6 +146,10 @@ def test_configs_load_and_state_no_value_twice(path):
         for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
             assert shards[key] == "auto"
         assert shards["bf16"] == {"enabled": "auto"}
+        # DeepSpeed's own choices: gradients summed in bfloat16, and sent after the backward pass.
+        assert shards["data_types"] == {"grad_accum_dtype": "fp32"}
+        zero = shards["zero_optimization"]
+        assert zero.get("overlap_comm", zero["stage"] == 3)
 
 
 def test_every_deepspeed_config_is_used():

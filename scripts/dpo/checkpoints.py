@@ -29,13 +29,12 @@ BESIDE, DELETED, BROKEN = ".writing", ".deleted-", "broken-"
 def sharding(accelerator: Accelerator) -> str:
     """How a checkpoint of this run lies on disk, in words.
 
-    ZeRO writes one shard a process, ZeRO-1 and 2 the same ones. FSDP gathers all; its files have
+    ZeRO writes one shard a process, in another form at each stage. FSDP gathers all; its files have
     other names than those of a run that shards nothing.
     """
     plugin = accelerator.state.deepspeed_plugin
     if plugin:
-        kind = "ZeRO-3" if plugin.zero_stage == 3 else "ZeRO-1 or 2"
-        return f"{kind} on {accelerator.num_processes} processes"
+        return f"ZeRO-{plugin.zero_stage} on {accelerator.num_processes} processes"
     return "FSDP" if accelerator.is_fsdp2 else "no shards"
 
 

@@ -152,6 +152,16 @@ def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int
     return micro, share // micro
 
 
+def data_workers(values: dict[str, Any]) -> int:
+    """Processes that make the next batches while a GPU computes. On a CPU they would take what
+    computes, and a stream comes in another order through several."""
+    import torch
+
+    on_cpu = values["use_cpu"] or os.environ.get("DS_ACCELERATOR") == "cpu"
+    streams = values["dataset_streaming"] or values["streaming"]
+    return 0 if on_cpu or streams or not torch.cuda.is_available() else 2
+
+
 def make_parser() -> argparse.ArgumentParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
@@ -207,6 +217,7 @@ def resolve(
         parser.set_defaults(use_cpu=True)
     if os.environ.get("DS_ACCELERATOR") == "cpu" and "WORLD_SIZE" in os.environ:
         parser.set_defaults(ddp_backend="gloo")
+    parser.set_defaults(dataloader_num_workers=None)  # until all else is known
     defaults = vars(parser.parse_known_args([])[0])
     flags, rest = _as_flags(keys)
     parser.set_defaults(**rest)
@@ -227,6 +238,8 @@ def resolve(
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
     if values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]:
         values["precompute_ref_log_probs"] = False
+    if values["dataloader_num_workers"] is None:
+        values["dataloader_num_workers"] = data_workers(values)
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
             raise SystemExit(f"{path}: {key} is {values[key]}: give 1 or more")

@@ -27,6 +27,7 @@ from dpo import (
     reference,
     resuming,
     shared_attention,
+    stock,
 )
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, EvenBatches, innermost, layout
 from dpo.monitors import Monitors
@@ -68,7 +69,8 @@ class FastDPOTrainer(DPOTrainer):
         self.micro_batches_done = 0  # of the step
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
-        super().__init__(*args, **kwargs)
+        with stock.unhashed():
+            super().__init__(*args, **kwargs)
         self._make_ready()
         if self._precompute_engine is not None:
             # Its hooks would go on counting the modules that pass, and after a single batch, the
@@ -106,6 +108,12 @@ class FastDPOTrainer(DPOTrainer):
         self.data_collator = SharedPrefixCollator(**vars(self.data_collator))
         half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
         self.sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+
+    # Called in Trainer.__init__.
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        if self.args.ddp_find_unused_parameters is None:
+            self.args.ddp_find_unused_parameters = stock.may_leave_unused(self.model)
+        return super()._build_accelerator_args(**kwargs)
 
     # Rows that were linted are tokens already (preferences.py).
     def _prepare_dataset(self, dataset, *args):

@@ -129,14 +129,15 @@ def room_for_states(trainer: DPOTrainer) -> list[Tensor]:
 def forget_gradients(trainer: DPOTrainer) -> None:
     """As if nothing had gone backward.
 
-    ZeRO-3 begins anew when its gradients are zeroed. ZeRO-1 and 2 keep what they have summed: it
-    is dropped as they drop it themselves when a step overflows.
+    ZeRO-3 begins anew when its gradients are zeroed, and so does ZeRO-1 in bfloat16, which has an
+    optimizer of its own. Else ZeRO-1 and 2 keep what they have summed: it is dropped as they drop
+    it themselves when a step overflows.
     """
     if not trainer.is_deepspeed_enabled:
         return trainer.model_wrapped.zero_grad()
     zero = trainer.model_wrapped.optimizer
     zero.zero_grad()
-    if trainer.model_wrapped.zero_optimization_stage() < 3:
+    if hasattr(zero, "all_grad_tensors"):
         zero.micro_step_id = -1
         zero.all_grad_tensors.clear()
         zero.averaged_gradients.clear()
