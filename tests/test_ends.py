@@ -1,5 +1,6 @@
 """An answer ends where the model was trained to end it, whoever samples it and with what."""
 
+import itertools
 import json
 
 import pytest
@@ -71,7 +72,7 @@ def chained(folder, tokenizer, *words: str):
         embedding[:] = torch.eye(32)[0]
         head.weight.zero_()
         head.weight[chain[0]] = torch.eye(32)[0]
-        for place, (token, after) in enumerate(zip(chain, chain[1:], strict=False), start=1):
+        for place, (token, after) in enumerate(itertools.pairwise(chain), start=1):
             embedding[token] = torch.eye(32)[place]
             head.weight[after] += torch.eye(32)[place]
     model.config.tie_word_embeddings = False
