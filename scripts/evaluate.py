@@ -115,7 +115,7 @@ def main() -> None:
     held_out = prompts.held_out_pairs(recipe) if recipe else None
     if not args.prompts and held_out is None:
         raise SystemExit("there are no held-out prompts: name a file of some with PROMPTS=")
-    given = prompts.read(args.prompts) if args.prompts else list(held_out["prompt"])
+    given = prompts.read(args.prompts) if args.prompts else prompts.of_pairs(held_out)
     asked = prompts.each_once(given, args.limit)
     for who in (policy, against):
         prompts.check(asked, who)

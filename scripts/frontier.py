@@ -64,7 +64,7 @@ def main() -> None:
     sweep = f"loss_type={args.loss_types} beta={args.betas}"
     runs = sweeping.resolved(RECIPE, sweep, into, flags)
 
-    asked = prompts.each_once(list(prompts.held_out_pairs(recipe)["prompt"]), args.limit)
+    asked = prompts.each_once(prompts.of_pairs(prompts.held_out_pairs(recipe)), args.limit)
     settings = answers.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
     path = into / "frontier.json"
     how = {

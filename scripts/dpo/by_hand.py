@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from dpo.judgements import Comparison, Kept, Verdicts, digest, turns
+from dpo.judgements import Comparison, Kept, Verdicts, digest, told, turns
+from dpo.sampling import Prompt
 from dpo.terminal import visible
 
 FIRST_IS_BETTER = {"1": 1.0, "2": 0.0, "3": 0.5}
@@ -53,7 +54,7 @@ def judge(comparisons: list[Comparison], kept: Kept) -> Verdicts:
 
 def show(console: Console, compared: Comparison, swapped: bool) -> None:
     answers = [compared.policy, compared.against]
-    parts = [(message["role"], message["content"]) for message in turns(compared.prompt)]
+    parts = [(message["role"], told(message)) for message in turns(compared.prompt)]
     parts += zip(("answer 1", "answer 2"), answers[::-1] if swapped else answers, strict=True)
     for heading, text in parts:
         console.print(Text(visible(heading), "bold"))
@@ -70,10 +71,11 @@ def ask() -> str:
             return choice
 
 
-def said(prompt: list[dict] | str) -> str:
+def said(prompt: Prompt) -> str:
     """A prompt as text, with who spoke where there was more than one turn."""
     if isinstance(prompt, str):
         return prompt
+    prompt = turns(prompt)
     if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+        return told(prompt[0])
+    return "\n".join(f"{turn['role']}: {told(turn)}" for turn in prompt)

@@ -17,7 +17,7 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
-from dpo.judgements import Comparison, Kept, Verdicts, digest, left_out, turns
+from dpo.judgements import Comparison, Kept, Verdicts, digest, left_out, told, turns
 from dpo.sampling import Messages
 from dpo.sources import one_line
 
@@ -106,7 +106,7 @@ def request(prompt: Messages, a: str, b: str) -> str:
     """What the judge reads. An answer cannot forge a part's heading: it was written before the mark
     was drawn."""
     mark = secrets.token_hex(8)
-    parts = [(f"message, role {message['role']!r}", message["content"]) for message in prompt]
+    parts = [(f"message, role {message['role']!r}", told(message)) for message in prompt]
     parts += [("answer A", a), ("answer B", b)]
     text = "\n".join(f"{mark} {heading}\n{content}" for heading, content in parts)
     return TEMPLATE.format(mark=mark, parts=text)

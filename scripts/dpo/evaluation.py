@@ -15,11 +15,12 @@ from trl import DPOConfig
 from dpo import cutting, prefix_sharing, reference
 from dpo.contestants import reference_of
 from dpo.intervals import bootstrap, share
+from dpo.judgements import told
 from dpo.prefix_sharing import SharedPrefixes
 from dpo.reading import DIGESTS
 from dpo.recipe import Recipe
 from dpo.rewards import completion_logps, implicit_reward
-from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
+from dpo.sampling import Completion, kind_of, sample, vader_score
 
 # scripts/embedded_data.py samples its pairs with these two as well.
 TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble
@@ -137,30 +138,30 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
     pairs = pair_rows(held_out, args.max_length, args.truncation_mode)
     known = "vader_chosen" in held_out.column_names
     count = min(recipe.run.reward_prompts, len(held_out)) if known else 0
-    prompts = held_out["prompt"][:count] if count else []
+    prompts, samples = list(held_out["prompt"][:count]) if count else [], recipe.run.reward_samples
+    # As they were tokenised for training, with the tools and options of their rows.
+    asked = [ids for ids in held_out["prompt_ids"][:count] for _ in range(samples)]
 
     def answer(model: PreTrainedModel, desc: str) -> list[list[Completion]]:
-        return sample_completions(
+        drawn = sample(
             model,
             tokenizer,
-            prompts,
-            samples=recipe.run.reward_samples,
+            asked,
             temperature=TEMPERATURE,
             max_new_tokens=MAX_NEW_TOKENS,
             seed=SEED,
             desc=desc,
+            kind=kind_of(prompts),
         )
+        return [drawn[at : at + samples] for at in range(0, len(drawn), samples)]
 
     # One model at a time: the larger of the two decides the memory, not their sum.
     with trained.autocast(device):
         policy = trained.load(device)
         policy_pairs = score(policy, pairs, pad, desc="Held-out pairs, policy", pairs=True)
         after = answer(policy, "Answers of the policy") if count else []
-        own = [
-            (prompt_token_ids(tokenizer, prompt), completion.token_ids)
-            for prompt, row in zip(prompts, after, strict=True)
-            for completion in row
-        ]
+        drawn = [completion.token_ids for row in after for completion in row]
+        own = [*zip(asked, drawn, strict=True)]
         policy_own = score(policy, own, pad, TEMPERATURE, "KL, policy")
         del policy
         reference_pairs, first = scored_in_training(held_out, args), None
@@ -247,7 +248,7 @@ def compare(prompts: list, before: list[list[Completion]], after: list[list[Comp
         "answers": {name: values.round(4).tolist() for name, values in scores.items()},
         "samples": [
             {
-                "prompt": prompts[i][-1]["content"],
+                "prompt": prompts[i] if isinstance(prompts[i], str) else told(prompts[i][-1]),
                 "before": before[i][0].text,
                 "after": after[i][0].text,
                 "reward_before": float(scores["before"][i, 0]),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo.sampling import Messages
+from dpo.sampling import Messages, Prompt, parts
 from dpo.secrets import masked
 
 
@@ -21,7 +21,7 @@ from dpo.secrets import masked
 class Comparison:
     """Two answers to one prompt."""
 
-    prompt: Messages | str
+    prompt: Prompt
     policy: str
     against: str
 
@@ -46,9 +46,20 @@ class Verdicts:
     cost: dict[str, Any] | None = None
 
 
-def turns(prompt: Messages | str) -> Messages:
-    """Plain text is what a user says."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def turns(prompt: Prompt) -> Messages:
+    """Plain text is what a user says. Tools, and what else of the template's options are words and
+    not switches, are told first."""
+    said, options = parts(prompt)
+    said = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    words = {name: value for name, value in options.items() if value and value is not True}
+    before = {"role": "system", "content": json.dumps(words, ensure_ascii=False)}
+    return [before, *said] if words else said
+
+
+def told(message: dict[str, Any]) -> str:
+    """What a message says; of an assistant that calls tools without a word, the calls."""
+    content = message.get("content")
+    return json.dumps(message.get("tool_calls")) if content is None else content
 
 
 def digest(*parts: Any) -> str:

@@ -15,9 +15,10 @@ from dpo.by_hand import said
 from dpo.contestants import Contestant
 from dpo.intervals import bootstrap, length_controlled, share, win_rate
 from dpo.judges import Comparison, Verdicts
-from dpo.reading import ABOUT, DIGESTS, IDS
+from dpo.prompts import as_trained
+from dpo.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.rewards import implicit_reward
-from dpo.sampling import Completion, Messages, prompt_token_ids
+from dpo.sampling import Completion, Prompt
 
 ALIKE = 0.1  # lengths that differ by less are about equal
 MOST_GROUPS = 20  # a column with more values names no categories
@@ -38,7 +39,7 @@ def measure(
     policy: Contestant,
     reference: Contestant,
     against: Contestant,
-    prompts: list[Messages | str],
+    prompts: list[Prompt],
     held_out: Dataset | None,
     settings: answers.Settings,
     device: str,
@@ -50,7 +51,8 @@ def measure(
     There is neither if its tokens are others, and no KL of greedy answers.
     """
     tokenizer, recipe = policy.tokenizer(), policy.recipe or against.recipe
-    comparable = reference.tokenizer().get_vocab() == tokenizer.get_vocab()
+    theirs = reference.tokenizer()  # those that the held-out pairs were tokenised by
+    comparable = theirs.get_vocab() == tokenizer.get_vocab()
     pairs: list[tuple[list[int], list[int]]] = []
     if held_out is not None and comparable:
         args = recipe.training
@@ -63,10 +65,11 @@ def measure(
         with who.autocast(device):
             model = who.load(device)
             if draws:
-                drawn.append(answers.draw(who, model, who.tokenizer(), prompts, settings))
+                words = who.tokenizer()
+                asked = as_trained(prompts, words, held_out, theirs)
+                drawn.append(answers.draw(who, model, words, prompts, settings, asked))
             if who is policy and comparable and settings.temperature:
-                ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
-                rows = zip(ids, drawn[0], strict=True)
+                rows = zip(asked, drawn[0], strict=True)
                 own.extend((prompt, answer.token_ids) for prompt, row in rows for answer in row)
             if scores:
                 pad, temperature = tokenizer.pad_token_id, settings.temperature
@@ -95,7 +98,7 @@ def measure(
     return Measured(found, kl, *drawn)
 
 
-def comparisons(asked: list[Messages | str], found: Measured) -> list[Comparison]:
+def comparisons(asked: list[Prompt], found: Measured) -> list[Comparison]:
     """Every two answers to a prompt, for a judge."""
     return [
         Comparison(prompt, mine.text, other.text)
@@ -133,7 +136,7 @@ def judged(found: Measured, verdicts: Verdicts) -> dict:
     }
 
 
-def lines(asked: list[Messages | str], found: Measured, verdicts: Verdicts | None) -> list[dict]:
+def lines(asked: list[Prompt], found: Measured, verdicts: Verdicts | None) -> list[dict]:
     """Prompt, both answers, and what a judge says, for every two answers."""
     written = []
     for at, pair in enumerate(comparisons(asked, found)):
@@ -181,7 +184,7 @@ def by_group(margins: np.ndarray, held_out: Dataset) -> dict:
 def categories(held_out: Dataset) -> dict[str, dict[str, np.ndarray]]:
     """The columns of text, class labels, whole numbers or yes and no that have from 2 to 20 values:
     by column and value, which pairs have it. A value that is missing is one of its own."""
-    ours = {"prompt", "chosen", "rejected", "merged", *IDS, *DIGESTS, *ABOUT}
+    ours = {"prompt", "chosen", "rejected", OPTIONS, "merged", *IDS, *DIGESTS, *ABOUT}
     found = {}
     for column, kind in held_out.features.items():
         if column in ours or not isinstance(kind, Value | ClassLabel):

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from dpo import preferences
 from dpo.contestants import Contestant
+from dpo.reading import OPTIONS
 from dpo.recipe import Recipe
-from dpo.sampling import Messages
+from dpo.sampling import Prompt, parts, prompt_token_ids
 from dpo.sources import load, load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.tokenization import load_tokenizer, options_of
 
 
 def held_out_pairs(recipe: Recipe) -> Dataset | None:
@@ -25,18 +27,44 @@ def held_out_pairs(recipe: Recipe) -> Dataset | None:
     return linted["held-out"].pairs if "held-out" in linted else None
 
 
-def each_once(prompts: list[Messages | str], limit: int) -> list[Messages | str]:
+def of_pairs(held_out: Dataset) -> list[Prompt]:
+    """The prompts of linted pairs, each with the tools and other options of its row."""
+    said = list(held_out["prompt"])
+    options = list(held_out[OPTIONS]) if OPTIONS in held_out.column_names else [""] * len(said)
+    rows = zip(said, options, strict=True)
+    return [{"prompt": p, "options": json.loads(o)} if o else p for p, o in rows]
+
+
+def as_trained(
+    prompts: list[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Dataset | None,
+    by: PreTrainedTokenizerBase,
+) -> list[list[int]]:
+    """Token ids of prompts as a model with this tokenizer sees them: those of the held-out pair,
+    where `by`, which tokenised it, has the same tokens and chat template; else rendered anew."""
+    known: dict[str, list[int]] = {}
+    same = tokenizer.chat_template == by.chat_template
+    if held_out is not None and same and tokenizer.get_vocab() == by.get_vocab():
+        rows = zip(of_pairs(held_out), held_out["prompt_ids"], strict=True)
+        for prompt, ids in rows:
+            known.setdefault(json.dumps(prompt), ids)
+    return [known.get(json.dumps(p)) or prompt_token_ids(tokenizer, p) for p in prompts]
+
+
+def each_once(prompts: list[Prompt], limit: int) -> list[Prompt]:
     """The first `limit` of them; one that several pairs share counts once."""
     return [*{json.dumps(prompt): prompt for prompt in prompts}.values()][:limit]
 
 
-def check(prompts: list[Messages | str], who: Contestant) -> None:
+def check(prompts: list[Prompt], who: Contestant) -> None:
     """See that a model can be asked all of them.
 
     Raises:
         SystemExit: some have several turns, and it has no chat template.
     """
-    turns = max(1 if isinstance(prompt, str) else len(prompt) for prompt in prompts)
+    said = [parts(prompt)[0] for prompt in prompts]
+    turns = max(1 if isinstance(prompt, str) else len(prompt) for prompt in said)
     if turns > 1 and not who.tokenizer().chat_template:
         raise SystemExit(
             f"{who.name} has no chat template, and prompts have up to {turns} turns: give others "
@@ -44,8 +72,9 @@ def check(prompts: list[Messages | str], who: Contestant) -> None:
         )
 
 
-def read(file: str) -> list[Messages | str]:
-    """The prompts of a file: a line each of .txt, or the column `prompt`, text or messages.
+def read(file: str) -> list[Prompt]:
+    """The prompts of a file: a line each of .txt, or the column `prompt`, text or messages, with
+    those of `tools` and `chat_template_kwargs` if it has them.
 
     Text is what a user says.
 
@@ -57,7 +86,7 @@ def read(file: str) -> list[Messages | str]:
         raise SystemExit(f"PROMPTS: no file {file}")
     if path.suffix == ".txt":
         lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [line for line in lines if line.strip()]
+        rows = [{"prompt": line} for line in lines if line.strip()]
     else:
         splits, _ = load(file, "PROMPTS")
         table = splits["train"]
@@ -65,7 +94,12 @@ def read(file: str) -> list[Messages | str]:
             raise SystemExit(
                 f"PROMPTS: {file} has no column `prompt`, only {', '.join(table.column_names)}"
             )
-        rows = list(table["prompt"])
+        rows = list(table)
     if not rows:
         raise SystemExit(f"PROMPTS: {file} holds no prompts")
-    return [[{"role": "user", "content": row}] if isinstance(row, str) else row for row in rows]
+    found = []
+    for row in rows:
+        said, options = row["prompt"], options_of(row)
+        said = [{"role": "user", "content": said}] if isinstance(said, str) else said
+        found.append({"prompt": said, "options": options} if options else said)
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import inspect
+import json
 import os
 from functools import partial
 from itertools import islice
@@ -25,12 +26,13 @@ from dpo.layouts import LAYOUTS, Fault, detect, to_pair
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
 from dpo.sources import Rows, one_line
-from dpo.tokenization import Tokenization
+from dpo.tokenization import GIVEN, Tokenization
 
 SEEN = 100  # rows by which a layout is told
 BATCH = 1000
 BEST = "row of the best response"  # a column of pairs that several rows were made into
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+OPTIONS = "template_options"  # what the template gets beside the messages, as JSON, or nothing
 DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
 ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
 SCALARS = (*(f"{kind}{bits}" for kind in ("int", "float") for bits in (32, 64)), "string", "bool")
@@ -74,10 +76,12 @@ def paired(source: Rows) -> tuple[Rows, list[Bad]]:
             f"{source.name}: responses are compared by a prompt and a score, and not in a stream"
         )
     system = layouts.first_of(layouts.SYSTEMS, columns)
-    systems = data[system] if system else [None] * len(data)
+    more = [system] if system else []
+    more += [name for name in GIVEN if name in columns]
+    beside = zip(*(data[name] for name in more), strict=True) if more else [()] * len(data)
     scores = [layouts.number(value) for value in data[score]]
     groups: dict[int, list[int]] = {}
-    for row, asked in enumerate(zip(systems, data[prompt], strict=True)):
+    for row, asked in enumerate(zip(beside, data[prompt], strict=True)):
         groups.setdefault(lint.digest(asked), []).append(row)
     best, worst, bad = [], [], []
     for rows in groups.values():
@@ -101,6 +105,12 @@ def paired(source: Rows) -> tuple[Rows, list[Bad]]:
         "score_rejected": [scores[row] for row in worst],
         BEST: [row + 1 for row in best],
         **({"system": chosen[system]} if system else {}),
+        # As JSON: a table would have every row bear the keys of all others.
+        **{
+            name: [v if v is None or isinstance(v, str) else json.dumps(v) for v in chosen[name]]
+            for name in GIVEN
+            if name in more
+        },
     }
     return Rows(source.name, Dataset.from_dict(pairs)), bad
 
@@ -111,7 +121,7 @@ def pair_of(row: dict[str, Any], layout: str, chat: bool) -> dict[str, Any]:
     Raises:
         Fault: the row is no pair.
     """
-    more = ("tools", "chat_template_kwargs", "score_chosen", "score_rejected")
+    more = (*GIVEN, "score_chosen", "score_rejected")
     kept = {name: row[name] for name in more if row.get(name) is not None}
     return kept | to_pair(row, layout, chat)
 
@@ -131,7 +141,7 @@ def lint_batch(
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     found = []
     for row, number in zip(rows, numbers, strict=True):
-        entry = dict.fromkeys((*lint.COLUMNS, *IDS, *DIGESTS, "merged"))
+        entry = dict.fromkeys((*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, "merged"))
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
@@ -141,6 +151,10 @@ def lint_batch(
             for name in lint.COLUMNS:
                 entry[name] = pair[name] if words.kind is str else lint.plain(pair[name])
                 entry[f"{name}_digest"] = lint.digest(entry[name])
+            given, seen = words.options(pair)
+            entry[OPTIONS] = json.dumps(given) if given else ""
+            if seen:  # with other tools it is another prompt
+                entry["prompt_digest"] = lint.digest([entry["prompt"], seen])
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -154,7 +168,7 @@ def lint_batch(
             lint.check_tokens(*ids, max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
-    names = [*lint.COLUMNS, *IDS, *DIGESTS, "merged", *kept, *ABOUT]
+    names = [*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, "merged", *kept, *ABOUT]
     return {name: [entry[name] for entry in found] for name in names}
 
 
@@ -179,7 +193,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    ours = {*lint.COLUMNS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST}
+    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST}
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Json())
     work = {
@@ -197,6 +211,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         "remove_columns": columns,
         "features": Features(
             dict.fromkeys(lint.COLUMNS, shape)
+            | {OPTIONS: Value("string")}
             | dict.fromkeys(IDS, List(Value("int32")))
             | dict.fromkeys((*DIGESTS, "merged"), Value("int64"))
             | {name: features[name] for name in kept}

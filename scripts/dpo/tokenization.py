@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from functools import cached_property
@@ -19,6 +20,7 @@ from dpo.recipe import Recipe, choices
 
 TEMPLATES = files("trl") / "chat_templates"
 QUESTION = [{"role": "user", "content": "question"}]
+GIVEN = ("tools", "chat_template_kwargs")  # columns that a chat template is given beside messages
 ANSWER = [{"role": "assistant", "content": "answer"}]
 
 
@@ -53,6 +55,14 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             f"{choices(given, names)}"
         )
     return tokenizer
+
+
+def options_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row gives to the chat template beside its messages: its `tools` and what its
+    `chat_template_kwargs` are, each as it is or as JSON."""
+    more = [row.get(name) or None for name in GIVEN]
+    tools, options = (json.loads(v) if isinstance(v, str) else v for v in more)
+    return ({} if tools is None else {"tools": tools}) | (options or {})
 
 
 class Tokenization:
@@ -159,9 +169,7 @@ class Tokenization:
             whole = [prompt + text + end * (not text.endswith(end)) for text in answers]
             return prompt, *whole
         try:
-            more = [pair.get(name) or None for name in ("tools", "chat_template_kwargs")]
-            tools, options = (json.loads(v) if isinstance(v, str) else v for v in more)
-            options = {"tools": tools, **(options or {})}
+            options = options_of(pair)
             return (
                 self._render(prompt, True, **options),
                 self._render(prompt + pair["chosen"], **options),
@@ -169,6 +177,20 @@ class Tokenization:
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise Fault("template_refuses", str(error)) from error
+
+    def options(self, pair: Pair) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the template is given beside a pair's messages; and of it what the model sees,
+        without which the prompt would read otherwise. Plain text is given nothing."""
+        if self.kind is str:
+            return {}, {}
+        prompt, given = pair["prompt"], options_of(pair)
+        seen = given
+        for name in given:
+            fewer = {key: value for key, value in seen.items() if key != name}
+            with contextlib.suppress(TemplateError, TypeError, ValueError):  # it is needed
+                same = self._render(prompt, True, **fewer) == self._render(prompt, True, **seen)
+                seen = fewer if same else seen
+        return given, seen
 
     def __call__(
         self, texts: list[tuple[str, str, str]]
