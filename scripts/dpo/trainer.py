@@ -197,6 +197,8 @@ class FastDPOTrainer(DPOTrainer):
             self._saving = True
             super()._save_checkpoint(model, trial)
             self._saving = False
+            if self.args.sync_ref_model and not self.args.save_only_model:
+                resuming.save_reference(self, beside)
             unlogged = self.settled.unlogged or resuming.unlogged(self)
             self.accelerator.wait_for_everyone()
             if state.best_model_checkpoint == str(beside):
