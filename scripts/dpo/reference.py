@@ -241,13 +241,16 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     return logps
 
 
+def lengths(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    """Tokens of each prompt, chosen and rejected, whole; each of shape (rows,)."""
+    table = dataset.select_columns(ROWS).with_format("arrow")[:]
+    return tuple(pc.list_value_length(table[name]).to_numpy().astype(int) for name in ROWS)
+
+
 def cut_lengths(dataset: Dataset, max_length: int | None) -> tuple[np.ndarray, ...]:
     """Tokens of each prompt, prompt and chosen, and prompt and rejected, as cut in training; each
     of shape (rows,)."""
-    table = dataset.select_columns(ROWS).with_format("arrow")[:]
-    prompt, chosen, rejected = (
-        pc.list_value_length(table[name]).to_numpy().astype(int) for name in ROWS
-    )
+    prompt, chosen, rejected = lengths(dataset)
     most = np.inf if max_length is None else max_length
     return tuple(np.minimum(n, most) for n in (prompt, prompt + chosen, prompt + rejected))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from dpo import (
     hub,
     memory,
     output,
+    positions,
     prefix_sharing,
     reference,
     resuming,
@@ -63,6 +65,9 @@ class FastDPOTrainer(DPOTrainer):
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
+        self.live = self._live_since(
+            **inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
+        )
         super().__init__(*args, **kwargs)
         self._make_ready()
         if self._precompute_engine is not None:
@@ -73,6 +78,15 @@ class FastDPOTrainer(DPOTrainer):
         self.monitors, self.settled = Monitors(self), resuming.Settled(self)
         self.add_callback(self.monitors)
         self.add_callback(self.settled)
+
+    @staticmethod
+    def _live_since(model, args=None, train_dataset=None, eval_dataset=None, **_) -> str | None:
+        """Why the reference is not scored beforehand, though it was asked for."""
+        reason = None
+        if args is not None and args.precompute_ref_log_probs:
+            reason = positions.by_batch(model, args, train_dataset, eval_dataset)
+            args.precompute_ref_log_probs = reason is None
+        return reason
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
