@@ -118,6 +118,8 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
         "output": args.output_dir,
         "W&B": tracked or "off",
     }
+    if trainer.live:
+        lines["kept"] = f"no log-probabilities of the reference, which stays live: {trainer.live}"
     if is_deepspeed_zero3_enabled():
         lines["sharded"] = shares(trainer)
     trainer.accelerator.print("\n" + "\n".join(f"{k:>8}  {v}" for k, v in lines.items()) + "\n")

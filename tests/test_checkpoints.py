@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dpo import checkpoints
 from dpo.recipe import parse
-from dpo.resuming import TakeUp, to_go_on_from
+from dpo.resuming import REFERENCE, TakeUp, to_go_on_from
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 
@@ -220,6 +220,35 @@ def test_what_was_not_logged_yet_is_logged_all_the_same(tmp_path):
     assert logged(resumed) == logged(whole)
     again = load_file(tmp_path / "run/checkpoint-9/model.safetensors")
     assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_reference_that_moves_goes_on_from_where_it_was(name, tmp_path):
+    """Of tied weights, too. Synchronised at every second step, and stopped between two."""
+    how = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}
+    how |= {"precompute_ref_log_probs": False, "save_steps": 3, "max_steps": 9}
+    whole = trainer_of(tmp_path, name, fast=True, **(SAVING | how))
+    start = {name: weight.clone() for name, weight in whole.ref_model.named_parameters()}
+    whole.train()
+    for step in (6, 9):
+        shutil.rmtree(tmp_path / f"run/checkpoint-{step}")
+    resumed = trainer_of(tmp_path, name, fast=True, **(SAVING | how))
+    taken = to_go_on_from(resumed, tmp_path / "run", None, other_processes=False)
+    assert taken.name == "checkpoint-3"
+    resumed.add_callback(TakeUp(resumed, taken))
+    resumed.train(resume_from_checkpoint=str(taken))
+    for model, other in ((whole.model, resumed.model), (whole.ref_model, resumed.ref_model)):
+        there = dict(other.named_parameters())
+        assert all(torch.equal(weight, there[name]) for name, weight in model.named_parameters())
+    assert not all(torch.equal(w, start[n]) for n, w in whole.ref_model.named_parameters())
+
+
+def test_a_checkpoint_without_the_reference_that_had_moved_is_refused(run, tmp_path):
+    shutil.copytree(run / "checkpoint-2", tmp_path / "run/checkpoint-2")
+    how = {"sync_ref_model": True, "precompute_ref_log_probs": False}
+    trainer = trainer_in(tmp_path, **how)
+    with pytest.raises(SystemExit, match=f"without {REFERENCE}.* --restart"):
+        to_go_on_from(trainer, tmp_path / "run", None, other_processes=False)
 
 
 def test_a_run_without_a_step_left_trains_none(tmp_path):

@@ -16,6 +16,8 @@ import torch
 from conftest import ROOT, launch, run, run_flags, running
 from safetensors.torch import load_file
 
+from dpo.resuming import REFERENCE
+
 pytestmark = pytest.mark.distributed
 
 
@@ -31,6 +33,7 @@ NAMES = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
 CONFIGS = [under(config) for config in NAMES]
 LORA = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
 HALF = ["--dtype=bfloat16", "--bf16=false", "--learning_rate=0.01"]
+MOVES = ["--sync_ref_model", "--ref_model_sync_steps=3", "--eval_strategy=no"]
 TRAINED = {
     "full": [],
     "lora": LORA,
@@ -160,6 +163,34 @@ def test_a_kept_reference_serves_a_sharded_policy(learn, one_process, tmp_path):
     for name, said in (("first", "16 scored, and kept in"), ("second", "all found in")):
         assert said in learn(tmp_path / name, "full", "zero3", 2, "--eval_strategy=no")
         assert_learned_alike(tmp_path / name, one_process / "full")
+
+
+@pytest.fixture(scope="module")
+def moved(learn, tmp_path_factory) -> Path:
+    """The folder of one process whose reference follows its policy."""
+    learn(folder := tmp_path_factory.mktemp("moved") / "run", "full", "cpu", 1, *MOVES)
+    return folder
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3", "fsdp2"])
+def test_a_reference_that_moves_is_sharded_and_goes_on(config, learn, moved, tmp_path):
+    """It moves as that of one process does, and a run that was stopped between two moves ends with
+    the weights of one that was not, to the bit."""
+    folder, at_the_end = tmp_path / "run", f"checkpoint-10/{REFERENCE}"
+    learn(folder, "full", config, 2, *MOVES)
+    assert_learned_alike(folder, moved)
+    expected, found = load_file(moved / at_the_end), load_file(folder / at_the_end)
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+    (policy,) = folder.glob("*.safetensors")
+    ended = [path.read_bytes() for path in (policy, folder / at_the_end)]
+    for name in ("report.json", "trainer_state.json", policy.name):
+        (folder / name).unlink()
+    for step in (6, 8, 10):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    assert f"Continuing from {folder}/checkpoint-4" in learn(folder, "full", config, 2, *MOVES)
+    assert [path.read_bytes() for path in (policy, folder / at_the_end)] == ended
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -105,12 +105,13 @@ def free_port() -> int:
 class Runs:
     """Runs of one recipe by a number of processes, in a folder each."""
 
-    def __init__(self, model: Path, data: Path, home: Path, processes: int):
+    def __init__(self, model: Path, data: Path, home: Path, processes: int, *more: str):
         self.home, self.processes, self.survived = home, processes, 0
         self.flags = [
             *run_flags(model, data, home / "run"),
             *("--report_to=none", "--disable_tqdm=true", "--max_steps=9", "--logging_steps=2"),
             *("--eval_steps=3", "--save_steps=1", "--save_total_limit=2", "--reward_prompts=1"),
+            *more,
         ]
 
     def start(self, name: str, fault: tuple | None = None, rank: int = 0) -> list:
@@ -182,21 +183,26 @@ def runs_of(tiny_model, tiny_data, tmp_path_factory):
     del os.environ["PYTHONPATH"]
     known = {}
 
-    def runs_of(processes: int) -> Runs:
-        if processes not in known:
+    def runs_of(processes: int, *more: str) -> Runs:
+        which = (processes, *more)
+        if which not in known:
             home = tmp_path_factory.mktemp(f"{processes}-processes")
-            known[processes] = Runs(tiny_model, tiny_data, home, processes)
-            known[processes].finish_undisturbed()
-        return known[processes]
+            known[which] = Runs(tiny_model, tiny_data, home, processes, *more)
+            known[which].finish_undisturbed()
+        return known[which]
 
     return runs_of
 
 
+MOVES = ("--sync_ref_model", "--ref_model_sync_steps=2")
+KILLS = (50, 30, 10) if os.environ.get("FULL") else (15, 9, 6)
+
+
 @pytest.mark.parametrize(
-    ("processes", "kills"), [(1, 50), (2, 30)] if os.environ.get("FULL") else [(1, 17), (2, 10)]
+    ("processes", "more", "kills"), [*zip((1, 2, 1), ((), (), MOVES), KILLS, strict=True)]
 )
-def test_killed_runs_end_as_undisturbed_ones(processes, kills, runs_of):
-    runs = runs_of(processes)
+def test_killed_runs_end_as_undisturbed_ones(processes, more, kills, runs_of):
+    runs = runs_of(processes, *more)
     draw, survived, number = drawn(processes), 0, 0
     while survived < kills:
         name, number, ended = f"run{number}", number + 1, None

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import adapters, ends, foreign, hub, tracking
+from dpo import adapters, ends, foreign, hub, positions, tracking
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
 from dpo.recipe import Recipe
@@ -64,9 +64,10 @@ def make_trainer(
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: the recipe would publish checkpoints, or spread the model over GPUs; processes
-            do not see each other; or they were launched for DeepSpeed or FSDP, and accelerate does
-            not use it. They would train side by side, unsharded, and say nothing.
+        SystemExit: the recipe would publish checkpoints, or spread the model over GPUs; it has the
+            reference scored beforehand where that gives other numbers; processes do not see each
+            other; or they were launched for DeepSpeed or FSDP, and accelerate does not use it. They
+            would train side by side, unsharded, and say nothing.
     """
     model, args = recipe.model, recipe.training
     hub.check(args)
@@ -102,6 +103,13 @@ def make_trainer(
             "model": adapters.trainable(start["model"], zero3, **init),
             "adapter": adapters.weights_file(model),
         }
+    if recipe.chosen.get("precompute_ref_log_probs") and (
+        reason := positions.by_batch(start["model"], args, train, held_out)
+    ):
+        raise SystemExit(
+            f"{recipe.path}: precompute_ref_log_probs is True: {reason}; beforehand, they are "
+            "scored in other batches than trained in: leave it out, or lower max_length"
+        )
     trainer = FastDPOTrainer(
         share_prefix=recipe.run.share_prefix,
         reference_cache=recipe.run.reference_cache,

@@ -76,6 +76,7 @@ def disk_too_small(trainer: DPOTrainer, save_merged: bool) -> str | None:
     checkpoint = policy
     if not args.save_only_model:
         checkpoint += 8 * trained
+        checkpoint += policy if args.sync_ref_model else 0  # the reference, which moves
         checkpoint += (4 * trained + policy) if trainer.is_deepspeed_enabled else 0
     every = {"no": math.inf, "steps": state.save_steps}.get(args.save_strategy)
     every = every or state.max_steps / state.num_train_epochs  # `epoch` and `best`

@@ -2,20 +2,27 @@
 
 transformers restores weights, optimizer, schedule, random draws and the place in the data. What it
 forgets is the part of the log that was not written yet: losses and metrics since the last logged
-step, and the tokens seen so far.
+step, and the tokens seen so far; and with `sync_ref_model` the reference, which has moved.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from dpo import checkpoints
+
+REFERENCE = "reference.safetensors"  # in a checkpoint, where the reference moves
 
 
 def to_go_on_from(
@@ -37,6 +44,11 @@ def to_go_on_from(
                 answer[0] = checkpoints.newest(folder)
             if answer[0]:
                 checkpoints.check_fits(answer[0], trainer.about, other_processes)
+                if trainer.args.sync_ref_model and not (answer[0] / REFERENCE).is_file():
+                    raise SystemExit(
+                        f"{answer[0]} was written without {REFERENCE}, the reference as it had "
+                        "moved by then (sync_ref_model): train anew with --restart"
+                    )
         except ValueError as wrong:
             answer[1] = (
                 f"--resume_from_checkpoint {given} cannot be gone on from: {wrong}. Leave the flag "
@@ -61,6 +73,48 @@ def unlogged(trainer: DPOTrainer) -> dict[str, Any]:
     }
 
 
+def moving(trainer: DPOTrainer) -> dict[str, torch.nn.Parameter]:
+    """The weights of a reference that follows the policy; each process has the same order."""
+    return dict(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
+
+
+def gathered(parameter: torch.nn.Parameter, written: bool = False):
+    """The whole of a parameter that ZeRO-3 shards, within; what the first process has `written`
+    into it then goes to the others."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if written else None)
+
+
+@torch.no_grad()
+def save_reference(trainer: DPOTrainer, folder: Path) -> None:
+    """Write the reference as it is now, whole, whatever shards it. Called by all processes."""
+    weights = {}
+    for name, parameter in moving(trainer).items():
+        with gathered(parameter):
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if trainer.is_world_process_zero():
+                weights[name] = whole.detach().cpu().clone()
+    if trainer.is_world_process_zero():
+        save_file(weights, folder / REFERENCE)
+
+
+@torch.no_grad()
+def load_reference(trainer: DPOTrainer, folder: Path) -> None:
+    """Give the reference the weights that it had moved to. Called by all processes."""
+    with safe_open(folder / REFERENCE, framework="pt") as file:
+        for name, parameter in moving(trainer).items():
+            with gathered(parameter, written=True):
+                weight = file.get_tensor(name)
+                if isinstance(parameter, DTensor):
+                    weight = weight.to(parameter.device)
+                    weight = distribute_tensor(weight, parameter.device_mesh, parameter.placements)
+                if not hasattr(parameter, "ds_id") or trainer.is_world_process_zero():
+                    parameter.copy_(weight)
+
+
 class Settled(TrainerCallback):
     """Knows, while a step is computed, what the trainer had not logged when it began: a run that
     fails within the step saves itself as it was then. Of a single process only: of several, the
@@ -79,13 +133,17 @@ class Settled(TrainerCallback):
 
 
 class TakeUp(TrainerCallback):
-    """Gives a trainer that goes on from a checkpoint what the interrupted one had not logged."""
+    """Gives a trainer that goes on from a checkpoint what the interrupted one had not logged, and
+    the reference as it had moved."""
 
     def __init__(self, trainer: DPOTrainer, checkpoint: Path):
-        self.trainer, self.manifest = trainer, checkpoints.read(checkpoint)
+        self.trainer, self.checkpoint = trainer, checkpoint
+        self.manifest = checkpoints.read(checkpoint)
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, left = self.trainer, self.manifest["unlogged"]
+        if args.sync_ref_model:
+            load_reference(trainer, self.checkpoint)
         losses, rank = left["losses"], trainer.accelerator.process_index
         same = len(losses) == trainer.accelerator.num_processes
         trainer._tr_loss += losses[rank] if same else sum(losses) / len(losses)

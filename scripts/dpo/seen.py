@@ -15,15 +15,15 @@ from torch import Tensor
 SAMPLE = 256  # elements of a tensor, at most
 
 
-def gather_pairs(accelerator: Accelerator, rows: Tensor, pairs: np.ndarray) -> Tensor:
+def gather_pairs(accelerator: Accelerator, rows: Tensor, pairs: np.ndarray | None) -> Tensor:
     """A row for each pair of all processes, from those of this process's micro-batch.
 
     Args:
         rows: shape (pairs here, …).
         pairs: how many pairs of each process count, shape (processes,); `layout` says why they
-            may differ, and be 0 where there is a row all the same.
+            may differ, and be 0 where there is a row all the same. None if they do not.
     """
-    if pairs.min() == pairs.max():
+    if pairs is None or pairs.min() == pairs.max():
         return accelerator.gather(rows)
     most = max(pairs.max(), 1)
     padded = torch.cat([rows, rows[:1].expand(most - len(rows), *rows.shape[1:])])
@@ -32,7 +32,7 @@ def gather_pairs(accelerator: Accelerator, rows: Tensor, pairs: np.ndarray) -> T
 
 
 @contextmanager
-def gathered(accelerator: Accelerator, pairs: np.ndarray) -> Iterator[list[Tensor]]:
+def gathered(accelerator: Accelerator, pairs: np.ndarray | None = None) -> Iterator[list[Tensor]]:
     """What `accelerator.gather` returns, kept. TRL gathers the numbers of all pairs for its means,
     the last six times in this order: rewards of the chosen and the rejected, accuracies, margins,
     log-probabilities of the chosen and the rejected; each of shape (pairs of all processes,).

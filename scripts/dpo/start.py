@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from trl import DPOTrainer
 
 from dpo import reference
+from dpo.seen import gathered
 from dpo.trial import batch_of
 
 SCORED = 4  # pairs
@@ -51,44 +52,60 @@ def starts_elsewhere(trainer: DPOTrainer) -> str | None:
     """Whether the policy differs from its reference: their log-ratios are zero, and the loss is
     the constant of its type.
 
-    Pair by pair, so that nothing cancels. A log-ratio may be off by what reference.py grants a
-    token, and the loss by its slope times the log-ratios that were found.
+    Pair by pair, so that nothing cancels; then the shortest beside the longest, as training mixes
+    them and the scoring of a kept reference does not. A log-ratio may be off by what reference.py
+    grants a token, and the loss by its slope times the log-ratios that were found.
     """
     args, dataset, expected = trainer.args, trainer.train_dataset, start_loss(trainer.args)
     known, likely = np.arange(len(dataset)), "Either they were loaded from different weights"
     if trainer.precompute_ref_logps:  # of a short run only its own rows are scored
         known = np.flatnonzero(~np.isnan(np.array(dataset["ref_chosen_logps"])))
         likely = "Either what is kept is of other weights or rows (make clean-cache)"
+    tried = [[int(place)] for place in known[:SCORED]]
+    lengths = reference.shared_lengths(dataset, args.max_length, args.truncation_mode)[known]
+    ends = sorted({int(lengths.argmin()), int(lengths.argmax())})
+    if args.per_device_train_batch_size > 1 and len(ends) > 1:
+        tried.append(known[ends].tolist())
     trainer.model_wrapped.eval()
-    for place in known[:SCORED]:
-        batch = batch_of(trainer, [place])
+    for places in tried:
+        batch = batch_of(trainer, places)
         trainer._metrics["eval"].clear()
-        loss = trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)[0]
-        found = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
-        ratios = [found[f"rewards/{name}"] / args.beta for name in ("chosen", "rejected")]
-        tokens = batch["completion_mask"].sum(1).tolist()
-        for name, ratio, count in zip(("chosen", "rejected"), ratios, tokens, strict=True):
-            allowed = reference.nats_per_token(trainer) * count
-            if not abs(ratio) <= allowed:
+        with gathered(trainer.accelerator) as numbers:
+            model = trainer.model_wrapped
+            loss, *_ = trainer.prediction_step(model, batch, prediction_loss_only=True)
+        # Of this process: all have scored the same pairs.
+        ratios = [(rewards[: len(places)] / args.beta).tolist() for rewards in numbers[-6:-4]]
+        tokens = batch["completion_mask"].sum(1).view(2, -1).tolist()
+        for at, place in enumerate(places):
+            for name, ratio, count in zip(("chosen", "rejected"), ratios, tokens, strict=True):
+                allowed = reference.nats_per_token(trainer) * count[at]
+                if abs(ratio[at]) <= allowed:
+                    continue
+                if len(places) > 1:
+                    likely = (
+                        f"It is scored beside pair {places[1 - at]}, and the model computes a row "
+                        "otherwise beside others (--precompute_ref_log_probs false)"
+                    )
                 return (
                     f"the policy does not start as its reference: of pair {place}, the "
-                    f"log-probability of {name} differs by {ratio:+.4g} nats, and {allowed:.2g} is "
-                    f"what {count} tokens may. {likely}, or dtype or adapter of the two differ; if "
-                    "it is meant, --policy_is_reference false"
+                    f"log-probability of {name} differs by {ratio[at]:+.4g} nats, and "
+                    f"{allowed:.2g} is what {count[at]} tokens may. {likely}, or dtype or adapter "
+                    "of the two differ; if it is meant, --policy_is_reference false"
                 )
-        if expected is None:
+        if expected is None or len(places) > 1:
             continue
-        loss = float(loss) - trainer.router_aux_loss_coef * found.get("aux_loss", 0.0)
+        balance = trainer._metrics["eval"]["aux_loss"][-1:] or [0.0]
+        loss = float(loss) - trainer.router_aux_loss_coef * balance[0]
         constant, slope = expected
-        moved = sum(map(abs, ratios))
+        moved = sum(abs(ratio) for (ratio,) in ratios)
         rounding = 1e-4 if reference.nats_per_token(trainer) <= 1e-4 else 1e-2
         allowed = rounding * (1 + abs(constant))
         allowed += slope * math.expm1(min(moved * max(1, args.beta), 100))
         if not abs(loss - constant) <= allowed:
             return (
-                f"the loss of pair {place} is {loss:.5g} before step 1, and {constant:.5g} is that "
-                f"of {' + '.join(args.loss_type)} where policy and reference are the same: TRL "
-                "computes another loss than it says; if the policy starts elsewhere on purpose, "
-                "--policy_is_reference false"
+                f"the loss of pair {places[0]} is {loss:.5g} before step 1, and {constant:.5g} is "
+                f"that of {' + '.join(args.loss_type)} where policy and reference are the same: "
+                "TRL computes another loss than it says; if the policy starts elsewhere on "
+                "purpose, --policy_is_reference false"
             )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from dpo import (
     hub,
     memory,
     output,
+    positions,
     prefix_sharing,
     reference,
     resuming,
@@ -69,6 +71,9 @@ class FastDPOTrainer(DPOTrainer):
         self.micro_batches_done = 0  # of the step
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
+        self.live = self._live_since(
+            **inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
+        )
         with stock.unhashed():
             super().__init__(*args, **kwargs)
         self._make_ready()
@@ -80,6 +85,15 @@ class FastDPOTrainer(DPOTrainer):
         self.monitors, self.settled = Monitors(self), resuming.Settled(self)
         self.add_callback(self.monitors)
         self.add_callback(self.settled)
+
+    @staticmethod
+    def _live_since(model, args=None, train_dataset=None, eval_dataset=None, **_) -> str | None:
+        """Why the reference is not scored beforehand, though it was asked for."""
+        reason = None
+        if args is not None and args.precompute_ref_log_probs:
+            reason = positions.by_batch(model, args, train_dataset, eval_dataset)
+            args.precompute_ref_log_probs = reason is None
+        return reason
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
@@ -246,6 +260,8 @@ class FastDPOTrainer(DPOTrainer):
             self._saving = True
             super()._save_checkpoint(model, trial)
             self._saving = False
+            if self.args.sync_ref_model and not self.args.save_only_model:
+                resuming.save_reference(self, beside)
             unlogged = self.settled.unlogged or resuming.unlogged(self)
             self.accelerator.wait_for_everyone()
             if state.best_model_checkpoint == str(beside):
