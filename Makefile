@@ -24,6 +24,7 @@ SWEEP  ?=
 OUTPUT ?=
 WANDB  ?=
 SUITE  ?=
+TRL    ?=
 
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
@@ -31,7 +32,7 @@ EXTRA    := $(VENV)/suite
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench test test-architectures test-distributed test-faults test-sight lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench test test-architectures test-distributed test-faults test-sight test-trl lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -99,6 +100,9 @@ test-faults: $(READY) $(EMBEDDED) ## runs killed 80 times and more end as if the
 
 test-sight: $(READY) $(EMBEDDED) ## runs evaluated, compared, swept and watched, through make
 	$(BIN)/python -m pytest -m sight $(ARGS)
+
+test-trl: $(READY) ## TRL's own DPO tests with our trainer, where stock passes: TRL=(a checkout) ARGS="-k iterable"
+	$(BIN)/python tests/stock_trl.py "$(TRL)" $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import adapters, foreign, hub, tracking
+from dpo import adapters, fits, foreign, hub, loading, tracking
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
 from dpo.recipe import Recipe
@@ -45,13 +45,16 @@ def make_trainer(
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: the recipe would publish checkpoints; processes do not see each other; or they
+        SystemExit: the model's files are not whole, or do not fit the tokenizer and the data; the
+            recipe would publish checkpoints; processes do not see each other; or they
             were launched for DeepSpeed or FSDP, and accelerate does not use it. They would train
             side by side, unsharded, and say nothing.
     """
     model, args = recipe.model, recipe.training
     hub.check(args)
     foreign.read_as_data()
+    if tokenizer is not None:  # else TRL finds it, and makes tokens of the rows
+        fits.check(recipe, tokenizer, train, held_out)
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -77,16 +80,17 @@ def make_trainer(
             "model": adapters.trainable(start["model"], zero3, **init),
             "adapter": adapters.weights_file(model),
         }
-    trainer = FastDPOTrainer(
-        share_prefix=recipe.run.share_prefix,
-        reference_cache=recipe.run.reference_cache,
-        settings=recipe.learned(recipe.chosen),
-        args=args,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        **start,
-    )
+    with loading.whole():
+        trainer = FastDPOTrainer(
+            share_prefix=recipe.run.share_prefix,
+            reference_cache=recipe.run.reference_cache,
+            settings=recipe.learned(recipe.chosen),
+            args=args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            **start,
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise SystemExit(f"{launched} processes were launched and do not see each other")

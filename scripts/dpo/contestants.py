@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, checkpoints, foreign, output
+from dpo import adapters, checkpoints, fits, foreign, output
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
 from dpo.tokenization import load_tokenizer
@@ -59,6 +59,7 @@ class Contestant:
             # Over all GPUs that are seen: a model may be larger than one.
             device_map="auto" if device.startswith("cuda") else None,
         )
+        fits.check_rows(model.config, self.tokenizer(), self.path)
         return model.eval()
 
     def autocast(self, device: str) -> torch.autocast:
