@@ -59,7 +59,7 @@ def test_the_reference_has_none(kind, scored, tiny_model, tiny_data, tmp_path):
     rows = [*trainer.train_dataset.select(range(4))]
     batch = trainer.data_collator([{name: row[name] for name in ROWS} for row in rows])
     plain = [batch[name] for name in ("input_ids", "attention_mask", "completion_mask")]
-    expected = completion_logps(adapters.load(str(start)).eval(), *plain).cpu().numpy()
+    expected = completion_logps(adapters.load(str(start)).eval(), *plain).detach().numpy()
     if scored == "kept":
         found = np.concatenate([[row[column] for row in rows] for column in COLUMNS])
         assert found == pytest.approx(expected, abs=1e-3)
