@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from place import ROOT
 
@@ -157,10 +159,14 @@ def trainer_of(
     weights: int = 0,
     with_held_out: bool = False,
     pairs: list = EDGE_PAIRS,
+    train: Any = None,
+    held_out: Any = None,
+    compute_metrics: Callable | None = None,
     **arguments,
 ) -> DPOTrainer:
     """Stock DPOTrainer or ours, on a random model of an architecture and rows of tokens.
 
+    Other rows than EDGE_PAIRS in `train` and `held_out`, in whatever form DPOTrainer takes them.
     The model lies in `folder`; with another seed in `weights` it has others, at the same place.
     """
     random_model(name, weights).save_pretrained(folder / "model")
@@ -193,8 +199,9 @@ def trainer_of(
     return kind(
         model=str(folder / "model"),
         args=DPOConfig(**(settings | arguments)),
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(rows[:4]) if with_held_out else None,
+        train_dataset=Dataset.from_list(rows) if train is None else train,
+        eval_dataset=Dataset.from_list(rows[:4]) if with_held_out else held_out,
+        compute_metrics=compute_metrics,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
         **(ours if fast else {}),
     )

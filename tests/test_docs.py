@@ -33,6 +33,7 @@ ELSEWHERE = {
     "make test-distributed": ".ci/run",
     "make test-faults": ".ci/run",
     "make test-sight": ".ci/run",
+    "make test-trl": "needs a checkout of TRL's tests",
     "make clean-cache": "test_reference.py",
     "make evaluate": "test_evaluate.py",
     "make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader": "test_evaluate.py, on a tiny run",

@@ -73,6 +73,40 @@ FLAGS = {
     "--dataset_streaming --max_steps=-1": "max_steps is -1: a stream has no end",
     "--fp16=true --bf16=true": "At most one of fp16 and bf16 can be True",
     "--load_best_model_at_end --eval_strategy=no": "Evaluation strategy: ",
+    "--loss_type sigmoid sft --loss_weights 1 0": "loss_weights is [1.0, 0.0]: give numbers above",
+    "--loss_weights=-1": "loss_weights is [-1.0]: give numbers above 0",
+    "--loss_weights=nan": "loss_weights is [nan]: give numbers above 0",
+    # not finite
+    "--num_train_epochs=nan --max_steps=-1": "num_train_epochs is nan: ",
+    "--router_aux_loss_coef=nan": "router_aux_loss_coef is nan: give 0 or more",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=inf": "coef is inf: give a fin",
+    "--neftune_noise_alpha=nan": "neftune_noise_alpha is nan: give a finite number",
+    "--eval_delay=nan": "eval_delay is nan: give a finite number",
+    '--lr_scheduler_kwargs={"num_cycles":NaN}': "lr_scheduler_kwargs is {'num_cycles': nan}: give",
+    # stated and then undone
+    "--sync_ref_model --precompute_ref_log_probs=true": "precompute_ref_log_probs is True: the ref",
+    "--dataset_streaming --precompute_ref_log_probs=true": "is True: a stream's rows are not there",
+    "--torch_compile": "torch_compile is True: it would compile anew for the lengths of every",
+    "--torch_compile_backend=eager": "torch_compile is True: it would compile anew",
+    "--neftune_noise_alpha=5": "neftune_noise_alpha is 5.0: its noise goes by the shape of a batch",
+    "--padding_free": "padding_free is True: TRL has switched it off",
+    "--label_smoothing_factor=0.1": "label_smoothing_factor is 0.1: no loss of DPO looks at it",
+    "--ignore_bias_buffers": "ignore_bias_buffers is True: nothing looks at it",
+    "--use_peft --lora_dropout=0.1": "lora_dropout is 0.1: it does nothing unless disable_dropout",
+    "--f_alpha_divergence_coef=0.3": "_coef is 0.3: it does nothing unless f_divergence_type is",
+    "--discopop_tau=0.05": "discopop_tau is 0.05: it does nothing unless loss_type is discopop",
+    "--ref_model_mixup_alpha=0.5": "it does nothing unless sync_ref_model is true",
+    "--ref_model_sync_steps=64": "it does nothing unless sync_ref_model is true",
+    "--eval_strategy=epoch --eval_steps=5": "eval_steps is 5.0: it does nothing unless eval_strate",
+    "--save_strategy=epoch --save_steps=5": "save_steps is 5.0: it does nothing unless save_strate",
+    "--hub_model_id=me/mine": "hub_model_id is me/mine: it does nothing unless push_to_hub is true",
+    "--num_train_epochs=2 --max_steps=9": "num_train_epochs is 2.0: it does nothing unless max_ste",
+    "--lr_scheduler_type=constant --warmup_steps=5": "warmup_steps is 5.0: it does nothing unless",
+    "--optim=sgd --adam_beta2=0.95": "adam_beta2 is 0.95: it does nothing unless optim is a kind",
+    "--use_peft --bnb_4bit_quant_type=fp4": "it does nothing unless load_in_4bit is true",
+    "--use_dora": "use_dora is True: without use_peft all weights are trained",
+    "--streaming": "streaming is True: it does nothing unless datasets is stated",
+    '--model_init_kwargs={"dtype":"bfloat16"}': "give dtype as a key of its own",
     "--dtype=bfloat16": "dtype bfloat16: full fine-tuning hardly moves weights",
     # the model and the data
     "--model_name_or_path=./nothing": "no model folder ./nothing: `make install` makes",
@@ -118,6 +152,38 @@ def test_every_recipe_has_values_that_can_be(monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ | {"ACCELERATE_USE_CPU": "true"})
     for recipe in ROOT.rglob("recipes/*.yaml"):
         check_values(parse(["--config", str(recipe)]))
+
+
+# Data files, a switch that a flag turns over, and what a switch that is off takes with it.
+FINE = (
+    "--eval_strategy=no",
+    "--eval_strategy=no --eval_steps=5",
+    "--eval_strategy=epoch",
+    "--lr_scheduler_type=constant",
+    "--max_steps=-1 --num_train_epochs=2",
+    "--sync_ref_model --ref_model_sync_steps=4",
+    "--sync_ref_model --precompute_ref_log_probs=false --precompute_ref_batch_size=4",
+    "--torch_compile --share_prefix=false",
+    "--use_peft --lora_dropout=0.1 --disable_dropout=false",
+    "--loss_type sigmoid sft --loss_weights 1 0.5",
+    "--dataset_streaming",
+)
+
+
+@pytest.mark.parametrize("flags", FINE)
+def test_what_has_an_effect_is_taken(flags):
+    check_values(parse(["--config", str(RECIPE), "--use_cpu", *flags.split()]))
+
+
+def test_a_mixture_leaves_no_data_set_beside_it(tmp_path):
+    """A flag that names other data would be lost, and the mixture trained on."""
+    recipe = tmp_path / "mixed.yaml"
+    text = RECIPE.read_text().replace(
+        "dataset_name: recipes/data/sentiment", "datasets:\n- path: x"
+    )
+    recipe.write_text(text)
+    with pytest.raises(SystemExit, match="dataset_name is mine: it does nothing unless datasets"):
+        check_values(parse(["--config", str(recipe), "--use_cpu", "--dataset_name=mine"]))
 
 
 def test_a_large_rate_is_left_to_plain_descent(monkeypatch):

@@ -18,7 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file, has_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 from trl import ModelConfig
 
-from dpo import output
+from dpo import loading, output
 from dpo.recipe import Recipe
 
 MERGED = "merged"
@@ -77,6 +77,7 @@ def weights_file(model: ModelConfig) -> Path:
     return Path(cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, revision=revision))
 
 
+@loading.whole()
 def trainable(name: str, zero3: bool, **init) -> PeftModel:
     """The adapter that training starts from, on its base. TRL trains it on, and keeps a frozen
     copy of it, the adapter "ref", as the reference.
@@ -103,6 +104,7 @@ def match_reference(policy: PeftModel) -> None:
             parameter.data = trained.data.clone()
 
 
+@loading.whole()
 def load(name: str, revision: str | None = None, **init) -> PreTrainedModel:
     """A model; of an adapter the model that it makes of its base, their weights added."""
     init["revision"] = revision

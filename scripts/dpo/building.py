@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import adapters, ends, foreign, hub, positions, tracking
+from dpo import adapters, ends, fits, foreign, hub, loading, positions, tracking
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
 from dpo.recipe import Recipe
@@ -64,10 +64,11 @@ def make_trainer(
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: the recipe would publish checkpoints, or spread the model over GPUs; it has the
-            reference scored beforehand where that gives other numbers; processes do not see each
-            other; or they were launched for DeepSpeed or FSDP, and accelerate does not use it. They
-            would train side by side, unsharded, and say nothing.
+        SystemExit: the model's files are not whole, or do not fit the tokenizer and the data; the
+            recipe would publish checkpoints, or spread the model over GPUs; it has the reference
+            scored beforehand where that gives other numbers; processes do not see each other; or
+            they were launched for DeepSpeed or FSDP, and accelerate does not use it. They would
+            train side by side, unsharded, and say nothing.
     """
     model, args = recipe.model, recipe.training
     hub.check(args)
@@ -77,6 +78,8 @@ def make_trainer(
             "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
             "and shard a model that is too large for one GPU with CONFIG=zero3"
         )
+    if tokenizer is not None:  # else TRL finds it, and makes tokens of the rows
+        fits.check(recipe, tokenizer, train, held_out)
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -110,16 +113,17 @@ def make_trainer(
             f"{recipe.path}: precompute_ref_log_probs is True: {reason}; beforehand, they are "
             "scored in other batches than trained in: leave it out, or lower max_length"
         )
-    trainer = FastDPOTrainer(
-        share_prefix=recipe.run.share_prefix,
-        reference_cache=recipe.run.reference_cache,
-        settings=recipe.learned(recipe.chosen),
-        args=args,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        **start,
-    )
+    with loading.whole():
+        trainer = FastDPOTrainer(
+            share_prefix=recipe.run.share_prefix,
+            reference_cache=recipe.run.reference_cache,
+            settings=recipe.learned(recipe.chosen),
+            args=args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            **start,
+        )
     ends.remember(trainer.model, trainer.processing_class, ends.kind_of(train.features))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, checkpoints, foreign, output, placing
+from dpo import adapters, checkpoints, fits, foreign, output, placing
 from dpo.digests import digests_of
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
@@ -68,6 +68,7 @@ class Contestant:
             use_safetensors=True,
             device_map=placing.device_map(device, self.weight_bytes),
         )
+        fits.check_rows(model.config, self.tokenizer(), self.path)
         return model.eval()
 
     def weight_bytes(self) -> int:

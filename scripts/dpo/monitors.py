@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
@@ -284,7 +285,9 @@ class Monitors(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         held_out = (metrics or {}).get("eval_rewards/accuracies")
         pairs = np.array(self.kept["pairs"])
-        if held_out is None or len(pairs) < ENOUGH:
+        # Of a stream, or of a set that is given to `evaluate`, the number of pairs is not known.
+        known = isinstance(self.trainer.eval_dataset, Dataset)
+        if held_out is None or len(pairs) < ENOUGH or not known:
             return
         train = (pairs[:, 0] > pairs[:, 1]).mean()
         both = (train + held_out) / 2

@@ -29,6 +29,7 @@ class Recipe:
     """A recipe and the flags given after it, parsed, checked and resolved.
 
     `chosen` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
+    `flags` are the names of the latter, which win over the recipe.
     `global_batch` is the number of pairs of one optimizer step, over all processes.
     """
 
@@ -42,6 +43,7 @@ class Recipe:
     model: ModelConfig
     mixture: DatasetMixtureConfig
     run: RunArguments
+    flags: frozenset[str] = frozenset()
 
     def learned(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Of a run's settings those that decide what is learned, where they are no defaults."""
@@ -235,8 +237,10 @@ def resolve(
         if key in keys or value != defaults[key]
     }
     values = vars(namespace)
+    given = frozenset(flag[2:].split("=")[0] for flag in argv if flag.startswith("--"))
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
-    if values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]:
+    moves = values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]
+    if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # values.py refuses it
         values["precompute_ref_log_probs"] = False
     if values["dataloader_num_workers"] is None:
         values["dataloader_num_workers"] = data_workers(values)
@@ -255,4 +259,5 @@ def resolve(
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         raise SystemExit(f"{path}: {' '.join(str(error).split())}{hint}") from error
     script, training, model, mixture, run = parts
-    return Recipe(name, path, chosen, defaults, batch, script, training, model, mixture, run)
+    stated = (chosen, defaults, batch)
+    return Recipe(name, path, *stated, script, training, model, mixture, run, given)

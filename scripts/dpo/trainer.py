@@ -21,6 +21,7 @@ from trl import DPOTrainer
 from dpo import (
     adapters,
     checkpoints,
+    dropout,
     hub,
     memory,
     output,
@@ -101,6 +102,7 @@ class FastDPOTrainer(DPOTrainer):
             return
         self._ready = True
         keep_gradients(self.model)
+        dropout.off_without_gradients(self.model)
         if is_peft_model(self.model):
             adapters.match_reference(self.model)
         if self.share_prefix:
@@ -151,8 +153,11 @@ class FastDPOTrainer(DPOTrainer):
 
     # TRL scores here, at the end of its __init__, when the models are built.
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        if isinstance(dataset, IterableDataset):  # which TRL refuses, in a word
+            return super()._precompute_ref_logps(dataset, name, batch_size)
         self._make_ready()
-        rows = self._rows_of_the_run(super().get_train_dataloader()) if name == "train" else None
+        trained = dataset is self.train_dataset  # an evaluation set may be called "train" too
+        rows = self._rows_of_the_run(super().get_train_dataloader()) if trained else None
         with memory.explained(self, "scoring the reference"):
             return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
 

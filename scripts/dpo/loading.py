@@ -1,0 +1,74 @@
+"""A model's files must hold all of its weights, and no others.
+
+transformers and peft draw what is missing at random, print so and go on. Policy and reference
+would have the same random numbers, and no check that compares the two would see it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, modeling_utils
+
+
+def some(names: Iterable[str]) -> str:
+    names = sorted(map(str, names))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def refuse(name: str, kind: str, **wrong: Iterable[str]) -> None:
+    """Raises SystemExit if there are names of weights in `wrong`, each list called by its key."""
+    if any(wrong.values()):
+        parts = "; ".join(f"{key}: {some(names)}" for key, names in wrong.items() if names)
+        raise SystemExit(
+            f"the weights in {name} are not those of {kind}: {parts}. Missing "
+            "ones would be random numbers. Give a folder that save_pretrained of that class wrote"
+        )
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Where models are loaded in here, refuse weights that are missing, left over or of another
+    shape. Tied weights, and what transformers knows to be of no importance, are aside.
+
+    transformers has seen all this when it reports what it loaded, whichever way it loaded (sharded,
+    quantised, renamed); peft returns it for an adapter.
+
+    Raises:
+        SystemExit: there are such weights, or the model predicts no words.
+    """
+    report, load_adapter = modeling_utils.log_state_dict_report, PeftModel.load_adapter
+
+    def checked(model: PreTrainedModel, pretrained_model_name_or_path: str, *args, **kwargs):
+        found, name = kwargs["loading_info"], pretrained_model_name_or_path
+        if sys.exc_info()[0]:  # it reports on a load that failed, too
+            return report(model, name, *args, **kwargs)
+        refuse(
+            name,
+            type(model).__name__,
+            missing=found.missing_keys,
+            unexpected=found.unexpected_keys,
+            mismatched=[key[0] for key in found.mismatched_keys],
+        )
+        if model.get_output_embeddings() is None:
+            raise SystemExit(f"{name} is a {type(model).__name__}, which predicts no words")
+        return report(model, name, *args, **kwargs)
+
+    def checked_adapter(self: PeftModel, model_id: str, *args, **kwargs) -> Any:
+        found = load_adapter(self, model_id, *args, **kwargs)
+        if not self.active_peft_config.is_prompt_learning:  # which peft loads apart
+            kind = f"its adapter on {type(self.get_base_model()).__name__}"
+            refuse(model_id, kind, missing=found.missing_keys, unexpected=found.unexpected_keys)
+        return found
+
+    modeling_utils.log_state_dict_report = checked
+    PeftModel.load_adapter = checked_adapter
+    try:
+        yield
+    finally:
+        modeling_utils.log_state_dict_report = report
+        PeftModel.load_adapter = load_adapter

@@ -1,0 +1,76 @@
+"""The reference is scored without dropout, whatever the policy is trained with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_flags
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, set_seed
+
+from dpo import adapters
+from dpo.building import make_trainer
+from dpo.preferences import prepare
+from dpo.recipe import parse
+from dpo.reference import COLUMNS, ROWS
+from dpo.rewards import completion_logps
+from dpo.sources import load_rows
+from dpo.tokenization import load_tokenizer
+
+
+def with_dropout(kind: str, model: Path, folder: Path) -> tuple[Path, list[str]]:
+    """What a run starts from, and its flags: an adapter with dropout that is trained on, or a model
+    with dropout that gets an adapter."""
+    start = folder / "start"
+    flags = ["--use_peft", "--disable_dropout=false", "--share_prefix=false"]
+    if kind == "a model":
+        shutil.copytree(model, start)
+        settings = json.loads((start / "config.json").read_text())
+        (start / "config.json").write_text(json.dumps(settings | {"attention_dropout": 0.5}))
+        return start, [*flags, "--lora_target_modules", "q_proj", "v_proj"]
+    set_seed(1)
+    shape = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"], init_lora_weights=False)
+    shape.task_type = "CAUSAL_LM"
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), shape).save_pretrained(start)
+    for path in model.glob("*token*"):
+        shutil.copy(path, start)
+    shutil.copy(model / "chat_template.jinja", start)
+    return start, flags
+
+
+@pytest.mark.parametrize("kind", ["an adapter", "a model"])
+@pytest.mark.parametrize("scored", ["kept", "live"])
+def test_the_reference_has_none(kind, scored, tiny_model, tiny_data, tmp_path):
+    start, flags = with_dropout(kind, tiny_model, tmp_path)
+    flags += [f"--precompute_ref_log_probs={scored == 'kept'}", "--use_cpu", "--bf16=false"]
+    flags = [
+        *run_flags(start, tiny_data, tmp_path / "run"),
+        "--report_to=none",
+        "--eval_strategy=no",
+        *flags,
+    ]
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *flags])
+    tokenizer = load_tokenizer(recipe)
+    pairs = prepare(recipe, load_rows(recipe), tokenizer)["train"].pairs
+    trainer = make_trainer(recipe, tokenizer, pairs, None)
+
+    rows = [*trainer.train_dataset.select(range(4))]
+    batch = trainer.data_collator([{name: row[name] for name in ROWS} for row in rows])
+    plain = [batch[name] for name in ("input_ids", "attention_mask", "completion_mask")]
+    expected = completion_logps(adapters.load(str(start)).eval(), *plain).detach().numpy()
+    if scored == "kept":
+        found = np.concatenate([[row[column] for row in rows] for column in COLUMNS])
+        assert found == pytest.approx(expected, abs=1e-3)
+        return
+    trainer.model.train()
+    policies = set()
+    for _ in range(2):
+        trainer._compute_loss(trainer.model, batch, False)
+        seen = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        for name, logps in zip(("chosen", "rejected"), np.split(expected, 2), strict=True):
+            reference = seen[f"logps/{name}"] - seen[f"rewards/{name}"] / trainer.beta
+            assert reference == pytest.approx(logps.mean(), abs=1e-3)
+        policies.add(seen["logps/chosen"])
+    assert len(policies) == 2  # the policy has dropout, and goes on having it
