@@ -28,6 +28,8 @@ SUITE  ?=
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
+# Two workers, a thread each. ARGS="-n 0" has none, as --pdb needs.
+PYTEST   := $(BIN)/python -m pytest --numprocesses 2
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
@@ -89,19 +91,19 @@ check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in under
 	$(BIN)/python scripts/check_gpu.py $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) --dist loadfile $(ARGS)
 
 test-architectures: $(READY) ## prefix sharing on every architecture of transformers
 	$(BIN)/python -m pytest -m sweep -s $(ARGS)
 
 test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learns
-	$(BIN)/python -m pytest -m distributed $(ARGS)
+	$(PYTEST) --dist worksteal -m distributed $(ARGS)
 
-test-faults: $(READY) $(EMBEDDED) ## runs killed 80 times and more end as if they had not been
-	$(BIN)/python -m pytest -m faults -s $(ARGS)
+test-faults: $(READY) $(EMBEDDED) ## runs killed 30 times end as if they had not been: FULL=1 for 80 kills and more
+	$(PYTEST) --dist worksteal -m faults -rP $(ARGS)
 
 test-sight: $(READY) $(EMBEDDED) ## runs evaluated, compared, swept and watched, through make
-	$(BIN)/python -m pytest -m sight $(ARGS)
+	$(PYTEST) --dist loadfile -m sight $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

@@ -52,7 +52,7 @@ from dpo.workload import (
     typical_lengths,
     useful_flops,
 )
-from launch import KEPT_MEMORY
+from launch import KEPT_MEMORY, visible_gpus
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
 
@@ -190,7 +190,8 @@ def work(variant: Variant, job: Job) -> dict:
 def work_elsewhere(variant: Variant, job: Job) -> dict:
     """`work` in a process of its own; `{"out_of_memory": True}` if it did not fit."""
     command = [sys.executable, __file__, "--work", json.dumps([asdict(variant), asdict(job)])]
-    kept = KEPT_MEMORY if variant.kept_memory and job.device == "cpu" else {}
+    kept = KEPT_MEMORY if variant.kept_memory else {}
+    kept = {"CUDA_VISIBLE_DEVICES": visible_gpus(1)[0]} if job.device == "cuda" else kept
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | kept)
     if result.returncode == 0:
         return json.loads(result.stdout.splitlines()[-1])

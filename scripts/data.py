@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from dpo import lint, preferences, quarantine
+from dpo import cutting, lint, preferences, quarantine
 from dpo.output import DATA_PAGE, NO_SCRIPTS, write_whole
 from dpo.reading import IDS
 from dpo.recipe import Recipe, parse
@@ -41,15 +41,17 @@ def lengths(pairs: Dataset) -> dict[str, np.ndarray]:
     return {name[:-4]: np.array([len(ids) for ids in table[name]]) for name in IDS}
 
 
-def lengths_table(split: str, tokens: dict[str, np.ndarray], max_length: int | None) -> Table:
+def lengths_table(split: str, tokens: dict[str, np.ndarray], *cut: int | str | None) -> Table:
+    """`cut` is max_length and truncation_mode."""
     table = Table(title=f"{split}: tokens", title_justify="left")
     for column in ("", "mean", *(f"{q:.0%}" for q in QUANTILES), "cut by max_length"):
         table.add_column(column, justify="right" if column else "left")
     for name, values in tokens.items():
         total = values + (tokens["prompt"] if name != "prompt" else 0)
-        cut = "" if max_length is None or name == "prompt" else f"{(total > max_length).mean():.1%}"
+        begin, end = cutting.span(total, *cut)
+        share = "" if cut[0] is None or name == "prompt" else f"{(end - begin < total).mean():.1%}"
         numbers = (values.mean(), *np.quantile(values, QUANTILES))
-        table.add_row(name, *(f"{number:.0f}" for number in numbers), cut)
+        table.add_row(name, *(f"{number:.0f}" for number in numbers), share)
     return table
 
 
@@ -68,19 +70,23 @@ def faults_table(linted: dict[str, quarantine.Linted]) -> Table:
 
 
 def tokens_of(
-    ids: list[int], kept: int, style: str, tokenizer: PreTrainedTokenizerBase, special: set[int]
+    ids: list[int], kept: range, style: str, tokenizer: PreTrainedTokenizerBase, special: set[int]
 ) -> Text:
-    """Tokens as text, the special ones and those beyond `kept` told apart."""
+    """Tokens as text, the special ones and those at places that are not `kept` told apart."""
     text = Text()
     for place, token in enumerate(ids):
         tone = STYLES["special"] if token in special else STYLES[style]
-        text.append(visible(tokenizer.decode([token])), f"{tone} {CUT}" if place >= kept else tone)
+        tone = tone if place in kept else f"{tone} {CUT}"
+        text.append(visible(tokenizer.decode([token])), tone)
     return text
 
 
-def show_pairs(console: Console, pairs: Dataset, tokenizer, max_length: int | None) -> None:
+def show_pairs(console: Console, pairs: Dataset, tokenizer, *cut: int | str | None) -> None:
+    """A few pairs token by token; `cut` is max_length and truncation_mode.
+
+    Cut at the start, the two rows of a pair may have more or less of the prompt: it is shown as the
+    row has it that has more, and each completion says how many tokens of it are before its own."""
     special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
-    most = sys.maxsize if max_length is None else max_length
     legend = Text("prompt", STYLES["prompt"]).append(" ")
     for name in ("chosen", "rejected", "special"):
         legend.append(name, STYLES[name]).append(" ")
@@ -89,16 +95,21 @@ def show_pairs(console: Console, pairs: Dataset, tokenizer, max_length: int | No
     for row in np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int):
         pair = pairs[int(row)]
         console.rule(f"row {pair['row']}", align="left")
-        prompt = pair["prompt_ids"]
-        console.print(tokens_of(prompt, most, "prompt", tokenizer, special))
-        for name in ("chosen", "rejected"):
-            ids, left = pair[f"{name}_ids"], max(most - len(prompt), 0)
-            console.print(f"[{STYLES[name]}]▌{name}[/], {len(ids)} tokens")
-            console.print(tokens_of(ids, left, name, tokenizer, special))
+        prompt, answers = pair["prompt_ids"], {n: pair[f"{n}_ids"] for n in ("chosen", "rejected")}
+        start = len(prompt)
+        rows = {n: range(*cutting.span(start + len(ids), *cut)) for n, ids in answers.items()}
+        either = range(min(r.start for r in rows.values()), max(r.stop for r in rows.values()))
+        console.print(tokens_of(prompt, either, "prompt", tokenizer, special))
+        for name, ids in answers.items():
+            row = rows[name]
+            left = f", after the prompt's last {max(start - row.start, 0)}" if row.start else ""
+            console.print(f"[{STYLES[name]}]▌{name}[/], {len(ids)} tokens{left}")
+            kept = range(max(row.start - start, 0), max(row.stop - start, 0))
+            console.print(tokens_of(ids, kept, name, tokenizer, special))
 
 
 def show(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer, console: Console) -> None:
-    max_length = recipe.training.max_length
+    cut = recipe.training.max_length, recipe.training.truncation_mode
     name, model = escape(recipe.name), escape(visible(recipe.model.model_name_or_path))
     console.print(f"[bold]{name}[/]: {model}'s view of its data\n")
     for line in quarantine.said(linted, None):
@@ -108,7 +119,7 @@ def show(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer, consol
         if not len(found.pairs):
             continue
         tokens = lengths(found.pairs)
-        console.print(lengths_table(split, tokens, max_length))
+        console.print(lengths_table(split, tokens, *cut))
         longer = (tokens["chosen"] > tokens["rejected"]).mean()
         merged = np.count_nonzero(found.pairs["merged"])
         console.print(f"chosen is the longer one in {longer:.1%} of the pairs", highlight=False)
@@ -122,7 +133,7 @@ def show(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer, consol
     if any(found.bad for found in linted.values()):
         console.print(faults_table(linted))
     if len(linted["train"].pairs):
-        show_pairs(console, linted["train"].pairs, tokenizer, max_length)
+        show_pairs(console, linted["train"].pairs, tokenizer, *cut)
 
 
 @guarded

@@ -6,7 +6,8 @@
     python scripts/launch.py --list
 
 Prints the `accelerate launch` command and runs it. Checks first what can be checked without
-loading anything: the names, the number of GPUs, and whether the run has ended already.
+loading anything: the names, the number of GPUs, and then whether the run has ended already. Of
+several GPUs a run gets as many as it has processes, the first of those that are visible.
 
 Asked to leave, by SIGTERM, SIGUSR1 or Ctrl-C, the run saves at the end of its step, and this ends
 with 75: the same command goes on from there. A second Ctrl-C ends it at once.
@@ -47,9 +48,18 @@ def gpus_here() -> int:
     return torch.cuda.device_count()
 
 
+def visible_gpus(count: int) -> list[str]:
+    """The names of the first `count` GPUs that are visible, as CUDA_VISIBLE_DEVICES has them:
+    numbers, or what a scheduler put there, such as the UUID of a part of a GPU."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return named[:count] if named != [""] else [*map(str, range(count))]
+
+
 def threads(processes: int) -> int:
-    """CPU threads for each process: the real cores, shared."""
+    """CPU threads for each process: the real cores, shared, or as many as this process may use."""
     cores = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):  # a scheduler may have given only some
+        cores = min(cores, len(os.sched_getaffinity(0)))
     return max(cores // processes, 1)
 
 
@@ -86,6 +96,10 @@ def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
     if not nodes.isdigit() or int(nodes) < 1:
         raise SystemExit(f"NODES={nodes} is not a number of machines: give 1 or more")
     if int(nodes) == 1:
+        if node_rank not in ("", "0"):  # each machine would train alone
+            raise SystemExit(
+                f"NODE_RANK={node_rank}, and NODES is 1: give the number of machines with NODES="
+            )
         return 1, []
     if not node_rank.isdigit() or int(node_rank) >= int(nodes):
         raise SystemExit(
@@ -192,11 +206,14 @@ def main() -> None:
     ):
         if given and given not in names(folder):
             raise SystemExit(f"no {what} {given!r}: {choices(given, names(folder))}")
-    tell_if_finished(args.recipe, args.arguments)
     nodes, joined = across(args.nodes, args.node_rank, args.main)
+    if not (args.config or args.gpus or nodes > 1):
+        tell_if_finished(args.recipe, args.arguments)  # no need to look what the machine has
     config, processes, on_cpu = choose(args.config, args.gpus)
     if nodes > 1 and config in ONE_PROCESS:
         raise SystemExit(f"CONFIG={config} runs one process: for NODES={nodes} choose another")
+    if nodes * processes == 1:  # whether more can share the batch, train.py knows
+        tell_if_finished(args.recipe, args.arguments)
 
     command = ["accelerate", "launch", "--config_file", f"{CONFIGS}/{config}.yaml"]
     command += ["--num_processes", str(nodes * processes), "--num_machines", str(nodes), "--quiet"]
@@ -205,12 +222,17 @@ def main() -> None:
     elif processes > 1:
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
     command += ["scripts/train.py", "--config", f"{RECIPES}/{args.recipe}.yaml", *args.arguments]
-    print(shlex.join(command), flush=True)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, CONFIG: config}
+    # On GPUs too: an optimizer that is offloaded runs on the CPU, and torchrun would give it one.
+    environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
+    if not on_cpu and processes < gpus_here():
+        # All that it sees it would use: one process would spread a model over several GPUs.
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(processes))
+        print(f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']}", end=" ")
+    print(shlex.join(command), flush=True)
     if on_cpu:
         environment = KEPT_MEMORY | environment | {"DS_ACCELERATOR": "cpu"}
-        environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
         if config == "ddp":  # accelerate's launcher of several processes is one for GPUs
             environment["ACCELERATE_USE_CPU"] = "true"
     raise SystemExit(run(command, environment))

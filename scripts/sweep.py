@@ -22,9 +22,10 @@ from rich.table import Table
 
 from dpo import comparison, comparison_page, output, sweeping
 from dpo.asking import EXIT_CODE
-from dpo.recipe import FOLDER, choices, names
+from dpo.recipe import FOLDER, choices, names, share_batch
 from dpo.sweeping import DONE, FAILED, LEFT, Run
 from dpo.terminal import guarded, visible
+from launch import choose, visible_gpus
 
 CONFIGS = Path("accelerate_configs")
 
@@ -68,8 +69,7 @@ def places(config: str, gpus: str) -> list[str | None]:
     each = int(gpus or 1)
     if each > count:
         raise SystemExit(f"GPUS={gpus} for each run, but this machine has {count}")
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    seen = named[:count] if named != [""] else [*map(str, range(count))]
+    seen = visible_gpus(count)
     return [",".join(seen[at : at + each]) for at in range(0, count - each + 1, each)]
 
 
@@ -115,12 +115,16 @@ def main() -> None:
     at_a_time = places(args.config, args.gpus)
     on_gpus = at_a_time != [None]
     how = ["--config", args.config] if args.config else []
-    how += ["--gpus", args.gpus or "1"] if args.gpus or on_gpus else []
+    gpus = args.gpus or ("1" if on_gpus else "")
+    how += ["--gpus", gpus] if gpus else []
+    _, processes, _ = choose(args.config, gpus)
     if not on_gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # to read the recipe as the runs will
     runs = sweeping.resolved(args.recipe, " ".join(args.sweep), into, args.arguments)
     if not on_gpus:
         del os.environ["ACCELERATE_USE_CPU"]
+    for run in runs:
+        share_batch(run.recipe.global_batch, 1, processes)
     if args.wandb:
         file = sweep_file(runs, how, args.arguments, into)
         print(f"Written: {file}. On one machine: wandb sweep {file}")

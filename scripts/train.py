@@ -24,6 +24,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
@@ -107,7 +108,9 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
         "data": f"{'a stream of' if streams else pairs} pairs to train on, {held_out} held out",
         "batch": f"{args.per_device_train_batch_size} pairs a device × "
         f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes "
-        f"= {batch} pairs",
+        f"= {batch} pairs"
+        + "; what a step learns depends on this division"
+        * trainer.composition_matters,
         "steps": f"{steps}{epochs}; β {args.beta:g}, learning rate {args.learning_rate:g}",
         "sharing": trainer.sharing,
         "device": device_name() + sharding(trainer),
@@ -186,6 +189,9 @@ def train(
         hub.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
     trainer.accelerator.end_training()  # no process waits for another from here on
+    # Nothing that outlives the trainer may hold its policy and its optimizer's states.
+    trainer.accelerator.free_memory()
+    leave.accelerator = None
     return trainer.eval_dataset, trainer.state, seconds
 
 
@@ -224,6 +230,8 @@ def main() -> None:
     if not state.is_main_process:
         return
     gc.collect()  # policy, reference and optimizer of the training are no longer needed
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     unset_hf_deepspeed_config()  # or ZeRO-3 would shard the models that are loaded next
     started = time.monotonic()
     results = {

@@ -3,12 +3,16 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from place import ROOT
+
+# isort: split
 import psutil
 import pytest
 import torch
@@ -39,15 +43,16 @@ from dpo.tokenization import load_tokenizer
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import any_tokenizer
 
-ROOT = Path(__file__).parent.parent
 EMBEDDED_MODEL = ROOT / "models/SmolLM2-135M-Instruct"
-os.environ["WANDB_MODE"] = "offline"  # whatever key the machine has, tests send nothing
 
 
 @pytest.fixture(autouse=True)
 def in_root(monkeypatch):
-    """Recipes name their paths from the top of the repository."""
+    """Recipes name their paths from the top of the repository; a test finds no run of another."""
     monkeypatch.chdir(ROOT)
+    yield
+    for left in ("outputs", "cache", "wandb"):
+        shutil.rmtree(ROOT / left, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +156,7 @@ def trainer_of(
     cache: Path | None = None,
     weights: int = 0,
     with_held_out: bool = False,
+    pairs: list = EDGE_PAIRS,
     **arguments,
 ) -> DPOTrainer:
     """Stock DPOTrainer or ours, on a random model of an architecture and rows of tokens.
@@ -161,7 +167,7 @@ def trainer_of(
     any_tokenizer().save_pretrained(folder / "model")
     rows = [
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        for prompt, chosen, rejected in EDGE_PAIRS
+        for prompt, chosen, rejected in pairs
     ]
     settings = {
         "output_dir": str(folder / "run"),
@@ -374,7 +380,7 @@ def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
             process_group=0,
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (folder / checkpoint / checkpoints.MANIFEST).exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)

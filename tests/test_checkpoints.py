@@ -61,6 +61,18 @@ def test_a_checkpoint_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
     assert manifest["files"].keys() | {checkpoints.MANIFEST} == set(os.listdir(checkpoint))
 
 
+def test_each_process_flushes_and_hashes_its_share_of_a_checkpoint():
+    """ZeRO's shards beside the policy, or an optimizer and a policy of one file each: every file is
+    one process's, and none has more than its share and a file."""
+    for sizes in ([52, 52, 52, 52, 50, 40, 1, 1, 0], [8, 4, 0, 0], [0, 0], []):
+        for processes in (1, 2, 3, 4):
+            shares = [checkpoints.share_of(sizes, rank, processes) for rank in range(processes)]
+            assert sorted(at for share in shares for at in share) == [*range(len(sizes))]
+            loads = [sum(sizes[at] for at in share) for share in shares]
+            assert max(loads) <= sum(sizes) / processes + max(sizes, default=0)
+    assert [checkpoints.share_of([8, 1, 8], rank, 2) for rank in (0, 1)] == [[0, 1], [2]]
+
+
 DAMAGES = {
     "truncated": lambda data: data[: len(data) // 2],
     "emptied": lambda data: b"",

@@ -1,21 +1,14 @@
 """make data shows what the model will see; make new writes a recipe that trains."""
 
 import json
-import sys
 
 import pytest
-from conftest import ROOT, pair, recipe_steps, run
+from conftest import ROOT, make, pair, recipe_steps
 
 import new
 from dpo.output import claim
 from dpo.recipe import FOLDER, parse
 from dpo.sources import load_splits
-
-
-def make(*arguments: str):
-    # `make test` runs this inside another make, whose variables are not meant for this one.
-    outer = dict.fromkeys(("ARGS", "MAKEFLAGS", "MAKELEVEL"))
-    return run("make", f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="", **outer)
 
 
 @pytest.fixture

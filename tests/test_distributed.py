@@ -1,6 +1,5 @@
 """What several processes and machines learn, and how a run of them ends early."""
 
-import itertools
 import json
 import re
 import shutil
@@ -18,15 +17,16 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.distributed
 
 
-CONFIGS = [
-    *("ddp", "zero1", "zero2", "zero3", "fsdp2"),
-    pytest.param(
-        "zero3_offload",
-        marks=pytest.mark.skipif(
-            not shutil.which("c++"), reason="DeepSpeed compiles its optimizer for CPUs"
-        ),
-    ),
-]
+def under(config: str, *more: str):
+    """A test's parameters; DeepSpeed compiles its optimizer for CPUs."""
+    compiles = config == "zero3_offload" and not shutil.which("c++")
+    return pytest.param(
+        config, *more, marks=pytest.mark.skipif(compiles, reason="a C++ compiler is needed")
+    )
+
+
+NAMES = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
+CONFIGS = [under(config) for config in NAMES]
 LORA = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
 HALF = ["--dtype=bfloat16", "--bf16=false", "--learning_rate=0.01"]
 TRAINED = {
@@ -101,15 +101,25 @@ def one_process(learn, tmp_path_factory) -> Path:
     return folder
 
 
+WAYS = [
+    ("full", "shared", "cached"),
+    ("full", "twice", "live"),
+    ("adapter", "shared", "cached"),
+    ("full", "shared", "live"),
+    ("full", "twice", "cached"),
+    ("lora", "shared", "live"),
+]
+
+
+# All of them without shards and with all sharded, half of them where less is.
 @pytest.mark.parametrize(
-    ("trained", "prefix", "reference"),
+    ("config", "trained", "prefix", "reference"),
     [
-        *itertools.product(["full"], ["shared", "twice"], ["cached", "live"]),
-        ("lora", "shared", "live"),
-        ("adapter", "shared", "cached"),
+        under(config, *way)
+        for config in NAMES
+        for way in WAYS[: len(WAYS) if config in ("ddp", "zero3") else 3]
     ],
 )
-@pytest.mark.parametrize("config", CONFIGS)
 def test_two_processes_learn_what_one_learns(
     config, trained, prefix, reference, learn, one_process, tmp_path
 ):
@@ -126,6 +136,21 @@ def test_two_processes_learn_what_one_learns(
         live = " and 50% of the reference" if trained == "full" and not cached else ""
         assert f"each process holds 50% of the policy{live}\n" in said
     assert_learned_alike(folder, one_process / trained)
+
+
+@pytest.mark.parametrize(("config", "rows"), [("ddp", 7), ("ddp", 5), ("zero2", 5), ("zero3", 7)])
+def test_every_pair_of_an_incomplete_batch_weighs_the_same(
+    config, rows, learn, tiny_data, tmp_path
+):
+    """Of the second step of an epoch, 3 pairs or 1 are left for two processes."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[:rows]))
+    few = [f"--dataset_name={data}", "--eval_strategy=no"]
+    for where, processes in (("cpu", 1), (config, 2)):
+        learn(tmp_path / where, "full", where, processes, *few)
+    assert_learned_alike(tmp_path / config, tmp_path / "cpu")
 
 
 def test_a_kept_reference_serves_a_sharded_policy(learn, one_process, tmp_path):
@@ -278,5 +303,5 @@ def test_the_error_of_the_process_that_failed_comes_last(tiny_model, tiny_data, 
     flags = ten_steps(tiny_model, tiny_data, tmp_path / "run")
     started = time.monotonic()
     result = launch(*("--config", "zero2", "--gpus", "2", "--", *flags), PYTHONPATH=str(tmp_path))
-    assert result.returncode != 0 and time.monotonic() - started < 60
+    assert result.returncode != 0 and time.monotonic() - started < 300
     assert "ValueError: a disk was pulled out" in "\n".join(result.stderr.splitlines()[-5:])

@@ -279,21 +279,23 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
 
         def generate(self, rows, how):
             given["rows"], given["how"] = rows, how
-            ends = [[5, 6, tokenizer.eos_token_id], [7]]
+            ends = [[5, 6, 2], [7]]
             return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]) for ids in ends]
 
     vllm = ModuleType("vllm")
     vllm.LLM, vllm.SamplingParams = LLM, lambda **how: how
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     who = Contestant("tiny", str(tiny_model))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, who.weight_bytes()))
     tokenizer = who.tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"  # and the template ends a turn with <|im_end|>
     how = {"temperature": 0.7, "max_new_tokens": 9, "seed": 3}
     drawn = answers.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, **how)
     assert given["rows"] == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3]}]
     for sampling in given["how"]:
         assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 1.0, -1)
-        assert sampling["max_tokens"] == 9
+        assert sampling["max_tokens"] == 9 and sampling["stop_token_ids"] == [0, 2]
     assert [sampling["seed"] for sampling in given["how"]] == [7, 12]  # equal prompts differ
     engine = given["engine"]
     assert engine["model"] == str(tiny_model) and engine["generation_config"] == "vllm"

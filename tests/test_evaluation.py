@@ -136,8 +136,8 @@ def test_pairs_are_cut_as_in_training():
         "chosen_ids": [[4, 5, 6, 7]],
         "rejected_ids": [[8]],
     }
-    assert pair_rows(held_out, 5) == [([1, 2, 3], [4, 5]), ([1, 2, 3], [8])]
-    assert pair_rows(held_out, None)[0] == ([1, 2, 3], [4, 5, 6, 7])
+    assert pair_rows(held_out, 5, "keep_start") == [([1, 2, 3], [4, 5]), ([1, 2, 3], [8])]
+    assert pair_rows(held_out, None, "keep_start")[0] == ([1, 2, 3], [4, 5, 6, 7])
 
 
 def test_true_reward_and_length_of_known_answers():

@@ -8,16 +8,16 @@ from pathlib import Path
 import accelerate
 import numpy as np
 import pytest
-from accelerate.data_loader import DataLoaderShard
-from conftest import ARCHITECTURES, launch, losses_of, trainer_of
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
+from conftest import ARCHITECTURES, EDGE_PAIRS, launch, losses_of, trainer_of
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 from trl import DPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo.batching import DealtSampler, deal, innermost
+from dpo.batching import DealtSampler, EvenBatches, deal, innermost, layout
 from dpo.recipe import parse
 from dpo.trainer import FastDPOTrainer
 
@@ -120,7 +120,6 @@ def test_every_step_sees_the_pairs_of_stock_trl(tmp_path):
     assert sorted(stock[:8]) == list(range(8)) and stock[:8] != stock[8:]
     for start in range(0, 16, 2):  # 1 pair × 2 accumulated
         assert sorted(stock[start : start + 2]) == sorted(ours[start : start + 2])
-    assert ours[:2] == stock[:2]  # accelerate fills the last batch from the first
 
 
 @pytest.mark.parametrize("loss_type", ["sft", "aot", "aot_unpaired"])
@@ -152,9 +151,56 @@ def test_an_incomplete_last_batch_stays_as_it_is():
     rows = list(range(11))
     sampler = DealtSampler(rows, np.arange(11) ** 2, micro_batch=2, batch=4)
     order = list(sampler)
-    assert order[:4] == rows[:4] and order[8:] == rows[8:]
-    assert sorted(order[4:8]) == rows[4:8] and order[4:8] != rows[4:8]
-    assert len(sampler) == 11
+    assert order[8:] == rows[8:] and len(sampler) == 11
+    for start in (0, 4):
+        step = slice(start, start + 4)
+        assert sorted(order[step]) == rows[step] and order[step] != rows[step]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_a_step_of_any_size_is_cut_alike_on_every_process(micro_batch, processes):
+    """Every pair once, and no process with more micro-batches than the others."""
+    batch = micro_batch * processes * 3
+    for rows in range(1, 2 * batch + 1):
+        batches = EvenBatches(range(rows), micro_batch, batch, processes)
+        dealt = [
+            [*BatchSamplerShard(batches, processes, i, even_batches=False)]
+            for i in range(processes)
+        ]
+        made = [*batches]
+        assert len(batches) == len(made) and len(made) % processes == 0
+        steps = [
+            layout(min(batch, rows - at), micro_batch, processes) for at in range(0, rows, batch)
+        ]
+        counts = np.concatenate([step.flatten() for step in steps])
+        assert counts.max() <= micro_batch and len({len(part) for part in map(list, dealt)}) <= 1
+        seen = [row for pairs, count in zip(made, counts, strict=True) for row in pairs[:count]]
+        assert seen == list(range(rows))
+        assert all(pairs for pairs in made)  # none is empty, so that none waits in vain
+
+
+@pytest.mark.parametrize("rows", [7, 5])
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_every_pair_of_an_incomplete_batch_weighs_the_same(rows, share_prefix, tmp_path):
+    """Seven or five pairs at a batch of 8, in micro-batches of 8, 4, 2 and 1."""
+    learned = {}
+    for micro in (8, 4, 2, 1):
+        trainer = trainer_of(
+            *(tmp_path, "llama"),
+            fast=True,
+            pairs=EDGE_PAIRS[:rows],
+            share_prefix=share_prefix,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=8 // micro,
+            **{"max_steps": -1, "num_train_epochs": 2, "max_grad_norm": 0},
+        )
+        trainer.train()
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        learned[micro] = [(entry["loss"], entry["grad_norm"]) for entry in log]
+    assert len(learned[8]) == 2
+    for micro in (4, 2, 1):
+        assert np.array(learned[micro]) == pytest.approx(np.array(learned[8]), abs=1e-4)
 
 
 def test_share_prefix_false_is_stock_trl(tmp_path):
@@ -196,5 +242,19 @@ def test_the_pinned_versions_are_as_relied_on():
     assert "if self.precompute_ref_logps:\n" in inspect.getsource(DPOTrainer._compute_loss)
     # It tells the sampler beneath its own the epoch.
     assert "batch_sampler.sampler.set_epoch" in inspect.getsource(DataLoaderShard.set_epoch)
+    # Each step's micro-batches are fetched together, and each is weighed by their number.
+    assert parameters(DPOTrainer.get_batch_samples) == [
+        "self",
+        "epoch_iterator",
+        "num_batches",
+        "device",
+    ]
+    stepped = inspect.getsource(Trainer.training_step)
+    assert "loss = loss / self.current_gradient_accumulation_steps" in stepped
+    assert "inputs = self._prepare_inputs(inputs)" in stepped
+    assert "self._prepare_input(inputs)" in inspect.getsource(Trainer._prepare_inputs)
+    # With no batch size it hands out whatever batches it is given, in turn.
+    dealt = inspect.getsource(BatchSamplerShard._iter_with_no_split)
+    assert "self.batch_size is None or len(batch) == self.batch_size" in dealt
     # It moves whatever knows `to` along with a batch.
     assert 'hasattr(tensor, "to")' in inspect.getsource(accelerate.utils.send_to_device)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import random
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 from conftest import ROOT, launch, run, run_flags, trainer_of
 from transformers import TrainerCallback
 
-from dpo import memory, reference, start
+from dpo import memory, reference, start, trial
 from dpo.arguments import RunArguments
 from dpo.gates import Gates
 from dpo.resuming import TakeUp
@@ -339,6 +340,35 @@ def test_out_of_memory_in_the_trial(tmp_path):
     message = refused(trainer)
     assert message.startswith("out of memory, trying the longest micro-batch, with 2 pairs of")
     assert "the same command goes on from the start." in message
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [("adamw_torch", 8), ("adamw_torch_fused", 8), ("adamw_bnb_8bit", 2), ("sgd", 0)],
+)
+def test_the_trial_holds_what_the_optimizer_will(optimizer, expected, tmp_path, monkeypatch):
+    """Two moments of every trained weight, in float32, while the longest micro-batch is tried."""
+    trainer, seen, alive = gated(tmp_path, optim=optimizer), [], []
+    room, stepped = trial.room_for_states, trainer.training_step
+
+    def noted(trainer):
+        held = Held(room(trainer))
+        seen.append((weakref.ref(held), sum(tensor.nbytes for tensor in held)))
+        return held
+
+    def step(*args):
+        alive.append(seen[0][0]() is not None)
+        return stepped(*args)
+
+    monkeypatch.setattr(trial, "room_for_states", noted)
+    trainer.training_step = step
+    trainer.train()
+    assert seen[0][1] == expected * sum(p.numel() for p in trainer.model.parameters())
+    assert alive[0] and not alive[-1]
+
+
+class Held(list):
+    """A list that can be referred to weakly."""
 
 
 def test_out_of_memory_while_the_reference_is_scored(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -77,10 +78,58 @@ def test_a_machine_without_a_place_does_not_start(place, words):
         launcher.across(*place)
 
 
-def test_several_machines_do_not_run_a_config_of_one_process():
-    result = launch("--config=cpu", "--nodes=2", "--node_rank=0", "--main=localhost:1")
-    assert result.returncode != 0
-    assert "CONFIG=cpu runs one process: for NODES=2" in result.stderr
+def launched(monkeypatch, gpus_here: int, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that the launcher would run on such a machine."""
+    ran = []
+    monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
+    monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given))
+    monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        launcher.main()
+    if not ran:
+        raise stop.value
+    return ran[0]
+
+
+@pytest.mark.parametrize(
+    ("gpus_here", "config", "gpus", "named", "seen"),
+    [
+        (8, "", "1", None, "0"),
+        (8, "single_gpu", "", None, "0"),
+        (8, "zero2", "1", None, "0"),  # one process of a config of several is one process
+        (8, "ddp", "3", None, "0,1,2"),
+        (2, "single_gpu", "", "5, 3", "5"),
+        (2, "zero3", "1", "GPU-8f3a,GPU-91c0", "GPU-8f3a"),
+        (1, "", "", "MIG-8f3a,MIG-91c0", "MIG-8f3a,MIG-91c0"),  # CUDA shows one part to a process
+        (8, "", "", None, None),
+        (8, "cpu", "", None, None),
+    ],
+)
+def test_a_run_sees_as_many_gpus_as_it_has_processes(
+    monkeypatch, tmp_path, capsys, gpus_here, config, gpus, named, seen
+):
+    """One process that sees several would spread its model over them."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    arguments = ("--config", config, "--gpus", gpus, "--", f"--output_dir={tmp_path}")
+    _, environment = launched(monkeypatch, gpus_here, *arguments)
+    assert environment.get("CUDA_VISIBLE_DEVICES") == seen
+    said = f"CUDA_VISIBLE_DEVICES={seen} accelerate launch" in capsys.readouterr().out
+    assert said == (seen is not None and seen != named)
+
+
+def test_every_process_has_its_share_of_the_cores(monkeypatch, tmp_path):
+    """Beside GPUs too, where Adam may be offloaded and torchrun would give it one thread; and no
+    more of them than the scheduler gave."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launcher.psutil, "cpu_count", lambda logical: 96)
+    several = ("--config=zero3_offload", "--gpus=8", "--", f"--output_dir={tmp_path}")
+    for allowed, threads in ((192, "12"), (32, "4"), (4, "1")):
+        monkeypatch.setattr(launcher.os, "sched_getaffinity", lambda _, n=allowed: {*range(n)})
+        assert launched(monkeypatch, 8, *several)[1]["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launched(monkeypatch, 8, *several)[1]["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -104,8 +153,9 @@ def test_every_deepspeed_config_is_used():
     assert used == {path.stem for path in (ROOT / "deepspeed_configs").glob("*.json")}
 
 
-def test_a_finished_run_is_answered_at_once(tmp_path):
-    """`make train` in a copy where the default recipe has finished; nothing heavy is loaded."""
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    """A copy where the default recipe has finished."""
     for name in ("scripts", "recipes", "accelerate_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     folder = tmp_path / "outputs/smollm2-sentiment"
@@ -114,10 +164,58 @@ def test_a_finished_run_is_answered_at_once(tmp_path):
     settings = {"recipe": recipe.name, **output.settings(recipe)}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     (folder / "report.json").write_text("{}")
-    result = run("env", "-C", tmp_path, sys.executable, "-X", "importtime", "scripts/launch.py")
+    return tmp_path
+
+
+def test_a_finished_run_is_answered_at_once(finished):
+    """Nothing heavy is loaded."""
+    result = run("env", "-C", finished, sys.executable, "-X", "importtime", "scripts/launch.py")
     assert "| yaml" in result.stderr and "torch" not in result.stderr
     assert result.returncode == 0 and "is trained and evaluated" in result.stdout
     assert "accelerate launch" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("gpus_here", "arguments", "words"),
+    [
+        (0, ["--config=zero4"], "no CONFIG 'zero4'"),
+        (0, ["--config=single_gpu"], "CONFIG=single_gpu needs a GPU"),
+        (0, ["--config=fsdp2"], "CONFIG=fsdp2 needs a GPU"),
+        (8, ["--config=single_gpu", "--gpus=2"], "CONFIG=single_gpu runs one process: for GPUS=2"),
+        (2, ["--gpus=8"], "GPUS=8, but this machine has 2"),
+        (0, ["--gpus=none"], "GPUS=none is not a number"),
+        (0, ["--nodes=2"], "NODE_RANK= is not this machine's number"),
+        (0, ["--nodes=2", "--node_rank=2", "--main=a:1"], "NODE_RANK=2 is not this machine's"),
+        (0, ["--nodes=2", "--node_rank=0"], "MAIN= is not host:port"),
+        (0, ["--nodes=many"], "NODES=many is not a number"),
+        (0, ["--node_rank=1", "--main=a:1"], "NODE_RANK=1, and NODES is 1"),
+        (
+            *(0, ["--config=cpu", "--nodes=2", "--node_rank=0", "--main=a:1"]),
+            "CONFIG=cpu runs one process: for NODES=2",
+        ),
+        (
+            *(1, ["--nodes=2", "--node_rank=0", "--main=a:1"]),
+            "CONFIG=single_gpu runs one process: for NODES=2",
+        ),
+    ],
+)
+def test_what_is_asked_is_checked_before_a_finished_run_is_answered(
+    monkeypatch, finished, gpus_here, arguments, words
+):
+    monkeypatch.chdir(finished)
+    with pytest.raises(SystemExit, match=words):
+        launched(monkeypatch, gpus_here, *arguments)
+
+
+def test_a_finished_run_is_answered_if_it_could_have_been_run(monkeypatch, finished, capsys):
+    """By the launcher, or where it cannot know whether so many processes share the batch, by the
+    run itself."""
+    monkeypatch.chdir(finished)
+    for arguments in ((), ("--config=cpu",), ("--config=ddp", "--gpus=1")):
+        with pytest.raises(SystemExit) as stop:
+            launched(monkeypatch, 8, *arguments)
+        assert stop.value.code == 0 and "is trained and evaluated" in capsys.readouterr().out
+    assert "scripts/train.py" in launched(monkeypatch, 8, "--gpus=5")[0]
 
 
 def test_list_shows_every_recipe_and_config():

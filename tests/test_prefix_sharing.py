@@ -140,6 +140,16 @@ def test_what_is_handed_to_flash_attention_is_the_same_attention(name, monkeypat
     assert_same(model, batch_of(EDGE_PAIRS))
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_branches_side_by_side_are_the_same_attention(name, monkeypatch):
+    """The way of GPUs without FlashAttention for bfloat16; the CPU goes branch by branch."""
+    monkeypatch.setattr(shared_attention, "_segments", shared_attention._padded)
+    model = random_model(name)
+    add_fused_lm_head(model)
+    share_prefixes(model)
+    assert_same(model, batch_of(EDGE_PAIRS))
+
+
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_the_head_on_completions_says_what_the_stock_head_says(name):
     model, batch = random_model(name), batch_of(EDGE_PAIRS)

@@ -1,16 +1,22 @@
 """The reference is scored once, found again by content, and never believed blindly."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
 
-from dpo import reference
+from dpo import adapters, answers, digests, reference
+from dpo.contestants import Contestant
 from dpo.recipe import parse
 from dpo.reference import CHECKED_ROWS, COLUMNS
 
@@ -71,6 +77,121 @@ def test_what_changes_the_answer_makes_another_entry(changed, tmp_path, scored):
     trainer = trainer_of(tmp_path, "llama", fast=True, **changed)
     assert sum(scored) == len(trainer.train_dataset)
     assert len(entries(tmp_path / "cache")) == 2
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"lora_alpha": 16}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 9}}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_an_adapter_that_acts_otherwise_is_another_reference(changed, tiny_adapter, tmp_path):
+    """With the same weights, in what is kept of log-probabilities and of answers."""
+    other = shutil.copytree(tiny_adapter, tmp_path / "other")
+    moved = shutil.copytree(tiny_adapter, tmp_path / "moved")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | changed))
+    (moved / "adapter_config.json").write_text(json.dumps(config | {"peft_version": "0"}))
+    keys, answers = [], []
+    for folder in (tiny_adapter, other, moved):
+        policy = adapters.trainable(str(folder), False)
+        keys.append(reference.digest_of_weights(policy, folder / "adapter_model.safetensors"))
+        answers.append(Contestant("", str(folder)).digest())
+    assert keys[0] == keys[2] != keys[1]
+    assert answers[0] == answers[2] != answers[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("config.json", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+        ("config.json", {"dtype": "bfloat16"}),
+        ("generation_config.json", {"eos_token_id": 7}),
+    ],
+)
+def test_answers_are_those_of_a_configuration_too(file, changed, tiny_model, tmp_path):
+    """Edited by hand, beside the same weights."""
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "report.json").write_text("of a run, and nothing to its answers")
+    before = Contestant("", str(tiny_model)).digest()
+    assert Contestant("", str(other)).digest() == before
+    config = json.loads((other / file).read_text())
+    (other / file).write_text(json.dumps(config | changed))
+    assert Contestant("", str(other)).digest() != before
+
+
+def test_answers_in_either_half_precision_are_kept_apart(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "KEPT", tmp_path)
+    who = Contestant("", str(tiny_model), dtype="float32")
+    model, tokenizer = who.load("cpu"), who.tokenizer()
+    for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype):
+            answers.draw(who, model, tokenizer, ["Say"], answers.Settings(1, 0.7, 2, 0))
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_numerics_make_another_entry(tmp_path, monkeypatch):
+    """The same float32 files: as they are, under autocast, sharded by FSDP, and as DeepSpeed takes
+    them, in bfloat16 under its stages and in float32."""
+    trainer = trainer_of(tmp_path, "llama", fast=True)
+    (state, stages), found = (trainer.accelerator.state, (2, 3)), []
+
+    def key(precision: str, **sharded) -> None:
+        monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", precision)
+        monkeypatch.setattr(trainer, "is_fsdp_enabled", sharded.get("fsdp", False))
+        plugin = SimpleNamespace(zero_stage=sharded["stage"]) if "stage" in sharded else None
+        monkeypatch.setattr(type(state), "deepspeed_plugin", plugin)
+        found.append(reference.content(trainer, trainer.train_dataset))
+
+    key("no")
+    key("bf16")
+    key("bf16", fsdp=True)
+    for stage in stages:
+        key("bf16", stage=stage)
+    key("no", stage=2)
+    assert len({json.dumps(about) for about in found}) == len(found)
+    assert [about["dtype"] for about in found[2:]] == [
+        *("torch.float32", "torch.bfloat16", "torch.bfloat16", "torch.float32")
+    ]
+
+
+def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, monkeypatch):
+    """Each change keeps the size, as a run that is trained anew does."""
+    hashed = []
+    plain = digests.digest_of
+    monkeypatch.setattr(digests, "digest_of", lambda path: hashed.append(path) or plain(path))
+    monkeypatch.setattr(digests.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(digests, "LARGE", 1000)
+    monkeypatch.setattr(digests, "SETTLED", 50_000_000)
+    file, small = tmp_path / "model.safetensors", tmp_path / "config.json"
+    file.write_bytes(b"1" * 1000)
+    small.write_bytes(b"1")
+
+    def found() -> str:
+        hashed.clear()
+        (digest, _) = digests.digests_of([file, small])
+        assert digest == plain(file)
+        return "anew" if file in hashed else "kept"
+
+    assert [found(), found()] == ["anew", "anew"]  # it may change again within the same tick
+    time.sleep(0.06)
+    assert [found(), found(), found()] == ["anew", "kept", "kept"] and hashed == [small]
+    state = file.stat()
+    file.write_bytes(b"2" * 1000)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # as rsync leaves it
+    assert found() == "anew"
+    time.sleep(0.06)
+    assert [found(), found()] == ["anew", "kept"]
+    (tmp_path / "beside").write_bytes(b"3" * 1000)
+    os.replace(tmp_path / "beside", file)
+    assert found() == "anew"
+    time.sleep(0.06)
+    found()
+    digests.kept_in().write_text("half of a")
+    assert [found(), found()] == ["anew", "kept"]
+    digests.kept_in().unlink()
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert found() == "anew"
 
 
 def test_other_weights_at_the_same_place_are_noticed(tmp_path):

@@ -38,8 +38,6 @@ def cluster(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL"):  # of a make that runs the tests
-        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 

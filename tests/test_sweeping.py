@@ -174,3 +174,18 @@ def test_a_frontier_that_is_killed_while_it_trains_goes_on(tiny_model, tiny_data
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     found = json.loads((tmp_path / "out/frontier.json").read_text())
     assert [point["step"] for point in found["points"]] == [2, 4, 6, 8]
+
+
+def test_how_runs_are_launched_is_checked_though_all_have_finished(on_cpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(sweeping, "finished", lambda run: True)
+    for how, words in (
+        (["--config=single_gpu", "--gpus=2"], "CONFIG=single_gpu runs one process: for GPUS=2"),
+        (["--config=cpu", "--gpus=2"], "CONFIG=cpu runs one process: for GPUS=2"),
+        (["--gpus=3"], "3 processes cannot share a global batch of 8"),
+    ):
+        where = ["sweep.py", f"--recipe={RECIPE}", f"--output={tmp_path}"]
+        monkeypatch.setattr(sys, "argv", [*where, "--sweep=beta=0.1", *how, "--", "--bf16=false"])
+        with pytest.raises(SystemExit, match=words):
+            sweep.main()
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from conftest import ROOT, launch, run_flags
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import train
 from dpo import checkpoints
+from dpo.asking import SIGNALS
+from dpo.trainer import FastDPOTrainer
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,40 @@ def test_it_ends_with_a_report(finished):
     assert page.startswith("<!doctype html>") and "data:image/png;base64," in page
     assert 'src="http' not in page and "<script" not in page
     assert "True reward" in result.stdout and str(folder / "report.html") in result.stdout
+
+
+@pytest.mark.parametrize("more", [[], ["--use_peft", "--precompute_ref_log_probs=false"]])
+def test_what_trained_is_gone_when_the_evaluation_loads(
+    more, tiny_model, tiny_data, tmp_path, monkeypatch
+):
+    """Policy, reference and AdamW's states would take the memory that the evaluation needs."""
+    used, alive = [], []
+    trained = FastDPOTrainer.train
+
+    def noted(trainer, *args, **kwargs):
+        done = trained(trainer, *args, **kwargs)
+        parts = [trainer.model, trainer.ref_model, trainer.optimizer.optimizer, trainer.accelerator]
+        used.extend(weakref.ref(part) for part in parts if part is not None)
+        return done
+
+    def evaluate(*args, **kwargs):
+        alive.extend(type(part()).__name__ for part in used if part() is not None)
+        raise SystemExit("enough")
+
+    monkeypatch.setattr(FastDPOTrainer, "train", noted)
+    monkeypatch.setattr(train.evaluation, "evaluate", evaluate)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), "--report_to=none", *more]
+    recipe = ["--config", "recipes/smollm2-sentiment.yaml"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *recipe, *flags])
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with pytest.raises(SystemExit, match="enough"):
+            train.main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(used) >= 3 and alive == []
 
 
 def test_the_saved_policy_is_the_trained_one(finished, tiny_model):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file, has_file
+from peft.utils import CONFIG_NAME
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, has_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 from trl import ModelConfig
 
@@ -22,6 +29,14 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
     if not find_adapter_config_file(name, revision=revision):
         return None
     return PeftConfig.from_pretrained(name, revision=revision)
+
+
+def shape_of(folder: Path) -> str:
+    """How an adapter in a folder acts on its base (rank, α, modules, rsLoRA, ...), as JSON; not
+    where that base lies, nor who wrote it."""
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    aside = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+    return json.dumps({k: v for k, v in config.items() if k not in aside}, sort_keys=True)
 
 
 def checked_base(recipe: Recipe) -> str | None:
@@ -96,6 +111,13 @@ def load(name: str, revision: str | None = None, **init) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(name, **init)
 
 
+def save_generation_config(model: PeftModel, folder: Path) -> None:
+    """Write generation_config.json beside an adapter, which peft saves without one: it says where
+    the answers of the model that was trained end, and its base's may not."""
+    text = model.generation_config.to_json_string(ignore_metadata=True)
+    output.write_whole(folder / GENERATION_CONFIG_NAME, text)
+
+
 def merge(folder: Path, tokenizer: PreTrainedTokenizerBase, **init) -> Path:
     """Write the model that the adapter in `folder` makes of its base, which loads without peft.
 
@@ -103,7 +125,10 @@ def merge(folder: Path, tokenizer: PreTrainedTokenizerBase, **init) -> Path:
     """
     merged, beside = folder / MERGED, folder / f".{MERGED}"
     if not merged.exists():
-        load(str(folder), **init).save_pretrained(beside)
+        model = load(str(folder), **init)
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         for weights in beside.glob("*.safetensors"):
             output.follow_umask(weights)

@@ -18,10 +18,10 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo import adapters, secrets
+from dpo import adapters, ends, placing, secrets
 from dpo.contestants import Contestant
 from dpo.intervals import bootstrap, share
-from dpo.sampling import Completion, Messages, prompt_token_ids, sample
+from dpo.sampling import Completion, Prompt, kind_of, prompt_token_ids, sample
 
 KEPT = Path("cache/answers")
 BATCH = 64  # answers at a time, and kept together; memory may take fewer
@@ -42,25 +42,28 @@ def draw(
     who: Contestant,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Messages | str],
+    prompts: Sequence[Prompt],
     settings: Settings,
+    asked: list[list[int]] | None = None,
 ) -> list[list[Completion]]:
     """The answers of a model to each prompt, with the random numbers that every model gets.
+    `asked` are the prompts as it sees them, where its tokenizer and template need not say.
 
     They are kept, batch by batch, by all that decides them: whoever asks again, after a crash, with
     another judge, or for another run's sake of the same reference, finds them.
     """
-    device = str(model.device)
-    about = [who.digest(), who.dtype, device.split(":")[0]]
-    about += [torch.is_autocast_enabled(model.device.type), list(prompts), asdict(settings)]
-    about = json.dumps([*about, tokenizer.chat_template])
+    asked, kind = asked or [prompt_token_ids(tokenizer, p) for p in prompts], kind_of(prompts)
+    device = model.device.type
+    half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    about = [who.digest(), who.dtype, device, half, asked, asdict(settings)]
+    about = json.dumps([*about, ends.of(model.generation_config, tokenizer, kind)])
     path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
-    ids = [prompt_token_ids(tokenizer, p) for p in prompts for _ in range(settings.samples)]
+    ids = [row for row in asked for _ in range(settings.samples)]
     found = read(path)
     if found:
         print(f"Answers of {who.name}: {len(found)} of {len(ids)} found, not generated again")
     missing = {at: row for at, row in enumerate(ids) if at not in found}
-    for part in generated(who, model, tokenizer, missing, settings):
+    for part in generated(who, model, tokenizer, missing, settings, kind):
         keep(path, part)
         found |= part
     rows = [found[at] for at in range(len(ids))]
@@ -92,6 +95,7 @@ def generated(
     tokenizer: PreTrainedTokenizerBase,
     rows: dict[int, list[int]],
     settings: Settings,
+    kind: type = list,
 ) -> Iterator[dict[int, Completion]]:
     """Answers to prompts, both by their number, a batch at a time: by vLLM on a GPU where it is
     installed, else by transformers, fewer at a time where memory runs out."""
@@ -100,7 +104,8 @@ def generated(
     adapter = adapters.config_of(who.path, who.revision)
     if model.device.type == "cuda" and not adapter and importlib.util.find_spec("vllm"):
         if rows:
-            yield by_vllm(who, tokenizer, rows, **how)
+            stops = ends.of(model.generation_config, tokenizer, kind)
+            yield by_vllm(who, tokenizer, rows, stops=stops, **how)
         return
     seed = how.pop("seed")
 
@@ -108,7 +113,7 @@ def generated(
     def next_batch(batch_size: int) -> dict[int, Completion]:
         part = dict(islice(rows.items(), batch_size))
         begin = next(iter(part))
-        drawn = sample(model, tokenizer, [*part.values()], seed=seed + begin, **how)
+        drawn = sample(model, tokenizer, [*part.values()], seed=seed + begin, kind=kind, **how)
         return dict(zip(part, drawn, strict=True))
 
     desc = f"Answers of {who.name}"
@@ -128,26 +133,28 @@ def by_vllm(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    stops: list[int] | None = None,
 ) -> dict[int, Completion]:
     """The same distribution, drawn by vLLM beside the model that scores: each gets half of the
-    GPUs' memory. Every answer has a seed of its own, by its number."""
+    GPUs' memory. Every answer has a seed of its own, by its number. `stops` are the tokens at which
+    it ends, without them those of the tokenizer and its chat template."""
     from vllm import LLM, SamplingParams
 
+    stops = stops or ends.of(None, tokenizer)
     config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()
-    gpus = torch.cuda.device_count()
+    # Autocast computes with weights in half precision; vLLM has none, but can load them so.
+    half = torch.is_autocast_enabled("cuda")
+    dtype = str(torch.get_autocast_dtype("cuda")).removeprefix("torch.") if half else who.dtype
+    share = 0.45
     engine = LLM(
         model=who.path,
         revision=who.revision,
-        # Autocast computes with weights in half precision; vLLM has none, but can load them so.
-        dtype=str(torch.get_autocast_dtype("cuda")).removeprefix("torch.")
-        if torch.is_autocast_enabled("cuda")
-        else who.dtype,
+        dtype=dtype,
         trust_remote_code=who.trusted,
-        # Attention heads are shared out evenly.
-        tensor_parallel_size=max(
-            n for n in range(1, max(gpus, 1) + 1) if config.num_attention_heads % n == 0
+        tensor_parallel_size=placing.tensor_parallel(
+            placing.weight_bytes(config, dtype), config.num_attention_heads, share
         ),
-        gpu_memory_utilization=0.45,
+        gpu_memory_utilization=share,
         generation_config="vllm",  # not the model's own, as in sampling.py
         seed=seed,
     )
@@ -158,16 +165,14 @@ def by_vllm(
             top_k=-1,
             max_tokens=max_new_tokens,
             seed=seed + at,
-            stop_token_ids=[tokenizer.eos_token_id],
+            stop_token_ids=stops,
         )
         for at in rows
     ]
     drawn = engine.generate([{"prompt_token_ids": ids} for ids in rows.values()], how)
     completions = {}
     for at, given in zip(rows, drawn, strict=True):
-        ids = list(given.outputs[0].token_ids)
-        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        completions[at] = Completion(text, ids, ids[-1:] == [tokenizer.eos_token_id])
+        completions[at] = Completion.of(list(given.outputs[0].token_ids), stops, tokenizer)
     return completions
 
 

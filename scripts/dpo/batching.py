@@ -8,6 +8,7 @@ with it the objective, is the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,11 +44,46 @@ def deal(pairs: list[int], lengths: np.ndarray, micro_batch: int) -> list[int]:
     return [row for hand in hands for row in hand]
 
 
+def layout(pairs: int, micro_batch: int, processes: int) -> np.ndarray:
+    """How many of the pairs of one step each micro-batch of each process has, shape (micro-batches,
+    processes): as many micro-batches as are needed, alike but for one pair.
+
+    An incomplete last batch may have fewer pairs than there are places; those with 0 compute a
+    pair all the same, for the sake of the others that wait for them, and it counts nothing.
+    """
+    if processes == 1:  # as torch's BatchSampler cuts them
+        return np.minimum(pairs - np.arange(0, pairs, micro_batch), micro_batch)[:, None]
+    places = math.ceil(pairs / (micro_batch * processes)) * processes
+    return (pairs // places + (np.arange(places) < pairs % places)).reshape(-1, processes)
+
+
+class EvenBatches(BatchSampler):
+    """Micro-batches of all processes in turn, as accelerate deals them out. It would fill up an
+    incomplete last global batch with the first pairs of the epoch, which would count twice; here
+    that one is cut by `layout`."""
+
+    def __init__(self, order: Sampler[int], micro_batch: int, batch: int, processes: int):
+        super().__init__(order, micro_batch, drop_last=False)
+        self.batch, self.processes = batch, processes
+
+    def __len__(self) -> int:
+        steps, left = divmod(len(self.sampler), self.batch)
+        last = layout(left, self.batch_size, self.processes).size if left else 0
+        return steps * self.batch // self.batch_size + last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.sampler)
+        for start in range(0, len(rows), self.batch):
+            pairs = rows[start : start + self.batch]
+            for size in layout(len(pairs), self.batch_size, self.processes).flatten():
+                yield pairs[:size] or [rows[start]]
+                pairs = pairs[size:]
+
+
 class DealtSampler(Sampler[int]):
     """The order of another sampler, with each global batch dealt out by length.
 
-    The first global batch and an incomplete last one stay as they are: accelerate fills up the
-    last with the first pairs of the epoch, which must then be the same ones.
+    An incomplete last global batch stays as it is.
     """
 
     def __init__(self, order: Sampler[int], lengths: np.ndarray, micro_batch: int, batch: int):
@@ -66,4 +102,4 @@ class DealtSampler(Sampler[int]):
         for start in range(0, len(rows), self.batch):
             pairs = rows[start : start + self.batch]
             whole = len(pairs) == self.batch
-            yield from deal(pairs, self.lengths, self.micro_batch) if start and whole else pairs
+            yield from deal(pairs, self.lengths, self.micro_batch) if whole else pairs

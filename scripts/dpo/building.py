@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
-from trl import DPOTrainer, get_peft_config, get_quantization_config
+from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import adapters, foreign, hub, tracking
+from dpo import adapters, ends, foreign, hub, tracking
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
 from dpo.recipe import Recipe
@@ -34,6 +35,24 @@ class StepLines(ProgressCallback):
         )
 
 
+def own_device(args: DPOConfig) -> dict[str, str] | None:
+    """Where a model is loaded to, as `from_pretrained` takes it: whole to the GPU of the only
+    process, else to the CPU, from where it is dealt out.
+
+    A process started by hand may see several GPUs. It takes the first: Trainer would copy the model
+    to all of them (DataParallel), and TRL spread it over them (device_map="auto").
+    """
+    if args.n_gpu > 1:
+        print(
+            f"One process, and {args.n_gpu} GPUs that it sees: it trains on {args.device} alone. "
+            "For all of them start it with scripts/launch.py"
+        )
+        args._n_gpu = 1  # as Trainer sets it for a model that it must not copy
+    alone = args.distributed_state.distributed_type == DistributedType.NO
+    alone = alone and os.environ.get("ACCELERATE_USE_FSDP") != "true"
+    return {"": str(args.device)} if alone and args.device.type == "cuda" else None
+
+
 def make_trainer(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -45,19 +64,25 @@ def make_trainer(
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: the recipe would publish checkpoints; processes do not see each other; or they
-            were launched for DeepSpeed or FSDP, and accelerate does not use it. They would train
-            side by side, unsharded, and say nothing.
+        SystemExit: the recipe would publish checkpoints, or spread the model over GPUs; processes
+            do not see each other; or they were launched for DeepSpeed or FSDP, and accelerate does
+            not use it. They would train side by side, unsharded, and say nothing.
     """
     model, args = recipe.model, recipe.training
     hub.check(args)
     foreign.read_as_data()
+    if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
+        raise SystemExit(
+            "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
+            "and shard a model that is too large for one GPU with CONFIG=zero3"
+        )
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
         "use_safetensors": True,  # never a pickle
+        "device_map": own_device(args),
     }
     start: dict[str, Any] = {
         "model": model.model_name_or_path,
@@ -87,6 +112,7 @@ def make_trainer(
         processing_class=tokenizer,
         **start,
     )
+    ends.remember(trainer.model, trainer.processing_class, ends.kind_of(train.features))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise SystemExit(f"{launched} processes were launched and do not see each other")

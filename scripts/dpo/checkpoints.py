@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 
+from dpo.digests import digest_of
 from dpo.output import differences, follow_umask, write_whole
 
 MANIFEST = "manifest.json"
@@ -55,16 +58,48 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
 
 
-def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    files = _files(folder)
+def _flushed(path: Path) -> dict[str, Any]:
+    """The digest of a file that was just written, on the disk then."""
+    follow_umask(path)
+    _sync(path)
+    return _digest(path)
+
+
+def _digests(
+    files: list[Path], folder: Path, of: Callable[[Path], dict[str, Any]] = _digest
+) -> dict[str, dict[str, Any]]:
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        digests = [*pool.map(_digest, files)]
+        digests = [*pool.map(of, files)]
     return {str(path.relative_to(folder)): d for path, d in zip(files, digests, strict=True)}
+
+
+def share_of(sizes: list[int], process: int, processes: int) -> list[int]:
+    """The files, by their number, that are a process's to flush and to hash: the largest first,
+    each to the process that has the least."""
+    loads, owner = [0] * processes, {}
+    for at in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
+        owner[at] = min(range(processes), key=loads.__getitem__)
+        loads[owner[at]] += sizes[at]
+    return [at for at, whose in owner.items() if whose == process]
+
+
+def flushed(beside: Path) -> dict[str, dict[str, Any]]:
+    """The digests of the files in `beside`, all on the disk. Every process takes a share of them,
+    side by side: one alone would take minutes over a large model, while the others wait."""
+    state, found = PartialState(), [None]
+    if state.is_main_process:  # another machine's view of a shared folder may be seconds old
+        files = _files(beside)
+        found = [([str(path) for path in files], [path.stat().st_size for path in files])]
+    broadcast_object_list(found)
+    names, sizes = found[0]
+    mine = [Path(names[at]) for at in share_of(sizes, state.process_index, state.num_processes)]
+    parts = [_digests(mine, beside, _flushed)]
+    if state.num_processes > 1:
+        parts = gather_object(parts)
+    return {name: digest for part in parts for name, digest in part.items()}
 
 
 def _sync(path: Path) -> None:
@@ -80,14 +115,16 @@ def _seal(content: dict[str, Any]) -> str:
 
 def finish(beside: Path, checkpoint: Path, about: dict[str, Any]) -> None:
     """Give a checkpoint that lies in `beside`, written by every process, its manifest and its name.
+    Called by every process; the first one does what comes after the hashing.
 
     Args:
-        about: what a run must agree with to go on from it, and what only this moment knows.
+        about: what a run must agree with to go on from it, and what only this moment knows; of the
+            first process.
     """
-    for path in _files(beside):
-        follow_umask(path)
-        _sync(path)
-    content = about | {"step": step_of(checkpoint), "files": _digests(beside)}
+    digests = flushed(beside)
+    if not PartialState().is_main_process:
+        return
+    content = about | {"step": step_of(checkpoint), "files": dict(sorted(digests.items()))}
     write_whole(beside / MANIFEST, json.dumps({"sha256": _seal(content), **content}, indent=1))
     if checkpoint.exists():  # of a run that went on from an earlier one
         delete(checkpoint)
@@ -150,7 +187,7 @@ def checked(checkpoint: Path) -> dict[str, Any]:
     written, there = manifest["files"], {str(p.relative_to(checkpoint)) for p in _files(checkpoint)}
     if missing := sorted(written.keys() - there):
         raise ValueError(f"{missing[0]} is missing")
-    for name, digest in _digests(checkpoint).items():
+    for name, digest in _digests(_files(checkpoint), checkpoint).items():
         if name in written and digest != written[name]:
             raise ValueError(f"{name} is not as it was written")
     return manifest
@@ -176,7 +213,8 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
     """Refuse a checkpoint that this run cannot go on from as if it had not been interrupted.
 
     Args:
-        about: this run's `processes`, `sharding`, `model`, `data` and `settings`.
+        about: this run's `processes`, `sharding`, `model`, `data`, `settings` and, where it
+            matters to the loss, `micro_batches`.
         other_processes: the user allows another number of processes, where no shards forbid it.
 
     Raises:
@@ -198,6 +236,13 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
         refuse(
             f"was written with {manifest['sharding']}, and this run has {about['sharding']}",
             "go on as it was written",
+        )
+    before, now = manifest.get("micro_batches"), about["micro_batches"]
+    if before != now:
+        refuse(
+            f"was written with {before} pairs a micro-batch, micro-batches and processes, and "
+            f"this run has {now}: its loss depends on them",
+            "give those again",
         )
     before, now = manifest["processes"], about["processes"]
     if before != now and not other_processes:

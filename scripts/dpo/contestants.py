@@ -8,16 +8,26 @@ from pathlib import Path
 
 import torch
 from peft.utils import CONFIG_NAME
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, checkpoints, foreign, output
+from dpo import adapters, checkpoints, foreign, output, placing
+from dpo.digests import digests_of
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
 from dpo.tokenization import load_tokenizer
 
 RUNS = Path("outputs")
+# Of a folder; a run's holds much besides.
+DECIDES = (
+    "*.safetensors",
+    "tokenizer*",
+    "config.json",
+    "generation_config.json",
+    "*.jinja",
+    "*.py",
+)
 
 
 @dataclass
@@ -56,10 +66,18 @@ class Contestant:
             dtype=self.dtype,
             attn_implementation=self.attention,
             use_safetensors=True,
-            # Over all GPUs that are seen: a model may be larger than one.
-            device_map="auto" if device.startswith("cuda") else None,
+            device_map=placing.device_map(device, self.weight_bytes),
         )
         return model.eval()
+
+    def weight_bytes(self) -> int:
+        """Of the model that `load` gives: of an adapter, its base's."""
+        adapter = adapters.config_of(self.path, self.revision)
+        name = adapter.base_model_name_or_path if adapter else self.path
+        revision = adapter.revision if adapter else self.revision
+        trusted = {"trust_remote_code": self.trusted}
+        config = AutoConfig.from_pretrained(name, revision=revision, **trusted)
+        return placing.weight_bytes(config, self.dtype, **trusted)
 
     def autocast(self, device: str) -> torch.autocast:
         """The precision that its run computes in; for another model that of its weights."""
@@ -69,14 +87,16 @@ class Contestant:
         return torch.autocast(device.split(":")[0], dtype, enabled=half)
 
     def digest(self) -> str:
-        """A hash of the weights and the tokenizer, or the commit of a hub model; of an adapter with
-        its base's."""
+        """A hash of all that decides what it answers: weights, tokenizer, configuration and code,
+        or the commit of a hub model; of an adapter its shape, with its base's."""
         folder, digest = Path(self.path), hashlib.sha256()
         adapter = adapters.config_of(self.path, self.revision)
         if folder.is_dir():
-            for path in sorted((*folder.glob("*.safetensors"), *folder.glob("tokenizer*"))):
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            files = sorted({path for kind in DECIDES for path in folder.glob(kind)})
+            for path, of_file in zip(files, digests_of(files), strict=True):
+                digest.update(f"{path.name} {of_file}\n".encode())
+            if adapter:
+                digest.update(adapters.shape_of(folder).encode())
         else:
             name = CONFIG_NAME if adapter else "config.json"
             config = cached_file(self.path, name, revision=self.revision)

@@ -17,7 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import completions, evaluation, output
+from dpo import completions, ends, evaluation, output
 from dpo.by_hand import said
 from dpo.sampling import sample
 from dpo.seen import own_draws
@@ -90,6 +90,7 @@ class Drift(TrainerCallback):
         trainer = self.trainer
         model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
         given = {"temperature": temperature, "max_new_tokens": TOKENS, "seed": SEED}
+        given["kind"] = ends.kind_of(trainer.eval_dataset.features)
         with own_draws(trainer.args.device), accelerator.autocast():
             drawn = sample(model, trainer.processing_class, prompts, **given)
         return [answer.token_ids for answer in drawn]

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from trl import DPOConfig
 
-from dpo import prefix_sharing, reference
+from dpo import cutting, prefix_sharing, reference
 from dpo.contestants import reference_of
 from dpo.intervals import bootstrap, share
 from dpo.prefix_sharing import SharedPrefixes
@@ -94,14 +94,15 @@ def batches(widths: np.ndarray, order: np.ndarray, each: int) -> list[np.ndarray
     return [np.array(part) for part in parts]
 
 
-def pair_rows(held_out: Dataset, max_length: int | None) -> list[tuple[list[int], list[int]]]:
+def pair_rows(
+    held_out: Dataset, max_length: int | None, truncation_mode: str
+) -> list[tuple[list[int], list[int]]]:
     """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training."""
-    rows = []
-    for side in ("chosen_ids", "rejected_ids"):
-        for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True):
-            room = None if max_length is None else max(max_length - len(prompt), 0)
-            rows.append((prompt, completion[:room]))
-    return rows
+    return [
+        cutting.row(prompt, completion, max_length, truncation_mode)
+        for side in ("chosen_ids", "rejected_ids")
+        for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True)
+    ]
 
 
 def accuracy(margins: np.ndarray) -> np.ndarray:
@@ -133,7 +134,7 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
     trained = replace(start, path=policy_folder, revision=None)
     tokenizer = trained.tokenizer()
     pad = tokenizer.pad_token_id
-    pairs = pair_rows(held_out, args.max_length)
+    pairs = pair_rows(held_out, args.max_length, args.truncation_mode)
     known = "vader_chosen" in held_out.column_names
     count = min(recipe.run.reward_prompts, len(held_out)) if known else 0
     prompts = held_out["prompt"][:count] if count else []

@@ -18,6 +18,7 @@ from datasets import IterableDataset
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
+from dpo import cutting
 from dpo.recipe import Recipe
 from dpo.seen import local
 from dpo.start import starts_elsewhere
@@ -115,23 +116,24 @@ def wrong_batch(trainer: DPOTrainer) -> str | None:
     That a completion ends with an end token is seen of every row before (lint.py).
     """
     tokenizer, args = trainer.processing_class, trainer.args
-    pad, most = tokenizer.pad_token_id, args.max_length
+    pad = tokenizer.pad_token_id
     if pad is None:
         return "the tokenizer has no pad token: set pad_token in its tokenizer_config.json"
-    cut = slice(most) if args.truncation_mode == "keep_start" else slice(-(most or 0), None)
+    own = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id
+    ended = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}  # ends.py
     places = np.unique(np.linspace(0, len(trainer.train_dataset) - 1, SAMPLE).astype(int)).tolist()
     batch = batch_of(trainer, places)
     halves = zip(batch["input_ids"].chunk(2), batch["completion_mask"].chunk(2), strict=True)
     for name, (ids, counted) in zip(("chosen", "rejected"), halves, strict=True):
         for at, place in enumerate(places):
             row, where = trainer.train_dataset[place], f"pair {place}: {name}"
-            tokens, start = row["prompt_ids"] + row[f"{name}_ids"], len(row["prompt_ids"])
-            kept = [tokens[i] for i in range(len(tokens))[cut] if i >= start]
+            tokens = row["prompt_ids"], row[f"{name}_ids"]
+            _, kept = cutting.row(*tokens, args.max_length, args.truncation_mode)
             if not counted[at, 1:].any():  # the first token of a row is predicted from nothing
                 return f"{where} has no token left to learn: raise max_length"
             if ids[at][counted[at].bool()].tolist() != kept:
                 return f"{where} has other tokens than the batch counts: the collator is wrong"
-            if pad in kept[:-1] and pad != tokenizer.eos_token_id:
+            if pad in kept[:-1] and pad not in ended:
                 return (
                     f"{where} has the pad token {tokenizer.pad_token!r} as text, and the model "
                     "would not learn it: set a pad_token of its own in tokenizer_config.json"

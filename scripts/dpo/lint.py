@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo import cutting
 from dpo.layouts import Fault, Pair, number
 from dpo.tokenization import Tokenization
 
@@ -41,8 +42,8 @@ REASONS = {
     "doubled_end": "two end tokens: the text or the tokenizer adds one to the one that is added",
     "no_end": "the completion does not end with an end token: the model would never stop",
     "prompt_too_long": "the prompt fills max_length, no completion is left: raise max_length",
-    "no_completion": "a completion has no tokens",
-    "same_when_cut": "chosen and rejected differ only beyond max_length: raise max_length",
+    "no_completion": "a completion has no tokens that could be learned",
+    "same_when_cut": "chosen and rejected differ only in what max_length cuts: raise max_length",
     # among the others
     "duplicate": "the same pair is there already",
     "labels_swapped": "the same pair is also there the other way round: which one is right?",
@@ -139,6 +140,7 @@ def check_tokens(
     chosen: list[int],
     rejected: list[int],
     max_length: int | None,
+    truncation_mode: str,
     words: Tokenization,
 ) -> None:
     """Find what is wrong with a pair as tokens.
@@ -146,6 +148,7 @@ def check_tokens(
     Args:
         prompt, chosen, rejected: ids, not cut.
         max_length: tokens of prompt and completion that are kept.
+        truncation_mode: of which end of them.
         words: what they were tokenised by.
 
     Raises:
@@ -155,20 +158,19 @@ def check_tokens(
     if start is not None and prompt[:2] == [start, start]:
         raise Fault("doubled_start")
     for name, ids in (("chosen", chosen), ("rejected", rejected)):
-        if not ids:
+        if not ids[not prompt :]:  # the first token of a row is predicted from nothing
             raise Fault("no_completion", name)
         tail = [token for token in ids[-4:] if token not in words.blanks]
         if not tail or tail[-1] not in words.ends:
             raise Fault("no_end", name)
         if len(tail) > 1 and tail[-2] in words.ends:
             raise Fault("doubled_end", name)
-    if max_length is None:
-        return
-    left = max_length - len(prompt)
-    if left <= 0:
-        raise Fault("prompt_too_long", f"{len(prompt)} tokens, max_length {max_length}")
-    if chosen[:left] == rejected[:left]:
-        raise Fault("same_when_cut", f"{left} tokens are left of each")
+    rows = [cutting.row(prompt, ids, max_length, truncation_mode) for ids in (chosen, rejected)]
+    for before, ids in rows:
+        if not ids[not before :]:
+            raise Fault("prompt_too_long", f"{len(prompt)} tokens, max_length {max_length}")
+    if rows[0] == rows[1]:
+        raise Fault("same_when_cut", f"{len(rows[0][1])} tokens are left of each")
 
 
 def plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from dpo import checkpoints, tracking
-from dpo.seen import sampled, trainable
+from dpo.seen import gather_pairs, sampled, trainable
 
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
 # margins below 1, 0.17 nats a token between policy and reference, and over its first 72 pairs a
@@ -120,26 +120,33 @@ class Monitors(TrainerCallback):
 
     # ---- not finite
 
-    def saw(self, loss: Tensor, completion_mask: Tensor, rewards: tuple[Tensor, Tensor]) -> None:
+    def saw(
+        self,
+        loss: Tensor,
+        completion_mask: Tensor,
+        rewards: tuple[Tensor, Tensor],
+        pairs: np.ndarray,
+    ) -> None:
         """Take in a micro-batch before it goes backward.
 
         Args:
             loss: of this process's pairs, a scalar.
             completion_mask: of this process, shape (2B, length), chosen rows first.
             rewards: implicit rewards of chosen and rejected, each (pairs of all processes,).
+            pairs: of each process, shape (processes,), as `seen.gather_pairs` takes them.
 
         Raises:
             SystemExit: the loss of some process is not finite.
         """
         lengths = completion_mask.sum(1).view(2, -1)
         own = torch.stack([*lengths, loss.detach().expand(lengths.shape[1])], dim=1)
-        own = self.trainer.accelerator.gather(own)
+        own = gather_pairs(self.trainer.accelerator, own, pairs)
         # One transfer from the device for all.
         rows = torch.cat([torch.stack(rewards, dim=1), own], dim=1).tolist()
         losses = [row[-1] for row in rows]
         if not all(map(math.isfinite, losses)):
             self.stop("not finite", f"the loss of step {self.next_step} is {sum(losses)}")
-        self.micro_losses.append(sum(losses) / len(losses))
+        self.micro_losses += losses  # of every pair, that of its micro-batch
         self.kept["pairs"] = [*self.kept["pairs"], *(row[:-1] for row in rows)][-WINDOW:]
 
     def check_gradient(self, norm: Tensor | float | None) -> None:
@@ -167,7 +174,9 @@ class Monitors(TrainerCallback):
             SystemExit: a weight of some process is not finite.
         """
         weights = trainable(self.trainer.model)
-        norms = torch.stack(torch._foreach_norm([*weights.values()], 2, dtype=torch.float32))
+        norms = torch._foreach_norm([*weights.values()], 2, dtype=torch.float32)
+        # Of an offloaded policy some lie in the machine's memory, and others on the GPU.
+        norms = torch.stack([norm.to(self.trainer.accelerator.device) for norm in norms])
         bad = (~norms.isfinite()).sum().float()
         if self.trainer.accelerator.reduce(bad, reduction="sum").item() > 0:
             names = [name for name, ok in zip(weights, norms.isfinite(), strict=True) if not ok]

@@ -53,7 +53,8 @@ def measure(
     comparable = reference.tokenizer().get_vocab() == tokenizer.get_vocab()
     pairs: list[tuple[list[int], list[int]]] = []
     if held_out is not None and comparable:
-        pairs = evaluation.pair_rows(held_out, recipe.training.max_length)
+        args = recipe.training
+        pairs = evaluation.pair_rows(held_out, args.max_length, args.truncation_mode)
     own: list[tuple[list[int], list[int]]] = []  # the policy's answers, for the KL
     drawn: list[list[list[Completion]]] = []
     logps: list[tuple[np.ndarray, np.ndarray]] = []  # of pairs and own, under each that scores

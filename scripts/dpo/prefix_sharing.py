@@ -53,7 +53,7 @@ class SharedPrefixes:
             a pair has no second one if its rejected row begins its chosen row.
         visible: shape (K,), the packed tokens that each branch sees, one branch after the other.
         longest: the most queries and the most keys of a branch.
-        masks: what `mask` has made so far.
+        masks: what `mask` and `padded` have made so far.
         attended: layers of the current forward that went by this plan.
     """
 
@@ -65,7 +65,7 @@ class SharedPrefixes:
     keys: Tensor
     visible: Tensor
     longest: tuple[int, int]
-    masks: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+    masks: dict[tuple, Any] = field(default_factory=dict, repr=False)
     attended: int = 0
 
     @classmethod
@@ -136,6 +136,31 @@ class SharedPrefixes:
                 seen &= key > query - window
             self.masks[shape] = seen[None, None]
         return self.masks[shape]
+
+    def padded(self, window: int | None, device: torch.device) -> tuple[Tensor, ...]:
+        """The branches side by side, padded to the longest, without asking the device for a number.
+
+        Returns the packed tokens that are queries, (branches, most queries), and keys, (branches,
+        most keys); what each query sees, (branches, 1, most queries, most keys), bool; and for each
+        packed token its place among the queries, shape (N,). Kept, as `mask` is.
+        """
+        if ("padded", window) not in self.masks:
+            begin, own = self.queries[:-1, None], self.queries.diff()[:, None]
+            begin_keys, seen = self.keys[:-1, None], self.keys.diff()[:, None]
+            tokens, (most, most_keys) = self.positions.shape[1], self.longest
+            query, key = (torch.arange(n, device=device) for n in (most, most_keys))
+            last = query + seen - own  # the last key that each query sees
+            mask = (key <= last[..., None]) & (key < seen[..., None])
+            if window is not None:
+                mask &= key > last[..., None] - window
+            mask |= (query >= own)[..., None]  # of padding, nothing; but no softmax over nothing
+            branch = torch.arange(len(own), device=device)
+            branch = branch.repeat_interleave(own[:, 0], output_size=tokens)
+            back = torch.arange(tokens, device=device) - begin[branch, 0] + branch * most
+            queries = (begin + query).clamp(max=tokens - 1)
+            keys = self.visible[(begin_keys + key).clamp(max=len(self.visible) - 1)]
+            self.masks["padded", window] = queries, keys, mask[:, None], back
+        return self.masks["padded", window]
 
 
 class SharedPrefixCollator(DataCollatorForPreference):

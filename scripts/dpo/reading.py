@@ -20,7 +20,7 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo import layouts, lint, tokenization
+from dpo import cutting, layouts, lint, tokenization
 from dpo.layouts import LAYOUTS, Fault, detect, to_pair
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
@@ -124,6 +124,7 @@ def lint_batch(
     words: Tokenization,
     chat: bool,
     max_length: int | None,
+    truncation_mode: str,
     kept: list[str],
 ) -> dict[str, list]:
     """Pairs, their tokens and what is wrong with them, for a batch of rows."""
@@ -149,7 +150,8 @@ def lint_batch(
     for entry, ids in zip(sound, words([entry["texts"] for entry in sound]), strict=True):
         entry |= dict(zip((*IDS, "merged"), ids, strict=True))
         try:
-            lint.check_tokens(*(entry[name] for name in IDS), max_length, words)
+            ids = (entry[name] for name in IDS)
+            lint.check_tokens(*ids, max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
     names = [*lint.COLUMNS, *IDS, *DIGESTS, "merged", *kept, *ABOUT]
@@ -185,6 +187,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         "words": words,
         "chat": chat,
         "max_length": recipe.training.max_length,
+        "truncation_mode": recipe.training.truncation_mode,
         "kept": kept,
     }
     how = {
@@ -235,7 +238,8 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    code = [inspect.getsource(part) for part in (layouts, lint, tokenization, pair_of, lint_batch)]
+    parts = (cutting, layouts, lint, tokenization, pair_of, lint_batch)
+    code = [inspect.getsource(part) for part in parts]
     code += [trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}
     fast = tokenizer.is_fast

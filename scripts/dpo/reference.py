@@ -29,6 +29,8 @@ from transformers import PreTrainedModel
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
+from dpo import adapters, cutting
+from dpo.digests import digests_of
 from dpo.output import write_whole
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -110,13 +112,27 @@ def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:
         "rows": digest_of_rows(dataset),
         "weights": digest_of_weights(model, trainer.adapter),
         "config": json.dumps(config, sort_keys=True, default=str),
-        "dtype": str(model.dtype),
-        "autocast": trainer.accelerator.mixed_precision,
+        **numerics(trainer),
         "attention": model.config._attn_implementation,
         "max_length": str(args.max_length),
         "truncation_mode": args.truncation_mode,
         "ld_alpha": str(args.ld_alpha),
         "template": str(trainer.processing_class.chat_template),
+    }
+
+
+def numerics(trainer: DPOTrainer) -> dict[str, str]:
+    """What the reference computes in. DeepSpeed casts the weights themselves, later than this is
+    asked, and FSDP as it gathers them: that is not what autocast does with float32 weights."""
+    accelerator = trainer.accelerator
+    model, plugin = accelerator.unwrap_model(trainer.model), accelerator.state.deepspeed_plugin
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    cast = half.get(accelerator.mixed_precision) if plugin else None
+    sharding = f"ZeRO-{plugin.zero_stage}" if plugin else "FSDP" * trainer.is_fsdp_enabled
+    return {
+        "dtype": str(cast or model.dtype),
+        "autocast": accelerator.mixed_precision,
+        "sharding": sharding or "none",
     }
 
 
@@ -132,8 +148,9 @@ def digest_of_rows(dataset: Dataset) -> str:
 
 
 def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> str:
-    """A hash of the weight files of a model's folder, or the commit of a hub model; of an adapter's
-    file too, if the reference is one on that model.
+    """A hash of the weight files of a model's folder, or the commit of a hub model; of an adapter
+    too, its weights and what it makes of them (rank, α, modules), if the reference is one on that
+    model.
 
     From where the weights came and not from memory: ZeRO-3 has no process hold them all.
 
@@ -141,22 +158,22 @@ def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> st
         RuntimeError: neither is known, for a model that was made in memory.
     """
 
-    def digest_of(files: list[Path]) -> str:
-        digest = hashlib.sha256()
-        for path in files:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+    def hashed(*parts: str) -> str:
+        return hashlib.sha256(b"".join(bytes.fromhex(part) for part in parts)).hexdigest()
 
     folder = Path(model.config._name_or_path)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    known = digest_of(files) if files else getattr(model.config, "_commit_hash", None)
+    known = getattr(model.config, "_commit_hash", None)
+    known = hashed(*digests_of(files)) if files else known
     if known is None:
         raise RuntimeError(
             f"no weight files and no commit are known of {folder}, to find its log-probabilities "
             "by: --precompute_ref_log_probs false"
         )
-    return known + (digest_of([adapter]) if adapter else "")
+    if adapter:
+        shape = hashlib.sha256(adapters.shape_of(adapter.parent).encode()).hexdigest()
+        known += hashed(*digests_of([adapter]), shape)
+    return known
 
 
 def read(path: Path, rows: int) -> np.ndarray | None:
@@ -205,7 +222,9 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     Longest pairs first: a batch that does not fit in memory fails in the first second.
     """
     accelerator, model = trainer.accelerator, reference_model(trainer)
-    order = np.argsort(-shared_lengths(dataset, trainer.args.max_length), kind="stable")
+    args = trainer.args
+    lengths = shared_lengths(dataset, args.max_length, args.truncation_mode)
+    order = np.argsort(-lengths, kind="stable")
     loader = accelerator.prepare(
         DataLoader(
             dataset.select(order).select_columns(ROWS),
@@ -224,18 +243,21 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     return logps
 
 
-def cut_lengths(dataset: Dataset, max_length: int | None) -> tuple[np.ndarray, ...]:
-    """Tokens of each prompt, prompt and chosen, and prompt and rejected, as cut in training; each
-    of shape (rows,)."""
+def cut_lengths(
+    dataset: Dataset, max_length: int | None, truncation_mode: str
+) -> tuple[np.ndarray, ...]:
+    """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
+    prompt and rejected, as cut in training; each of shape (rows,)."""
     table = dataset.select_columns(ROWS).with_format("arrow")[:]
     prompt, chosen, rejected = (
         pc.list_value_length(table[name]).to_numpy().astype(int) for name in ROWS
     )
-    most = np.inf if max_length is None else max_length
-    return tuple(np.minimum(n, most) for n in (prompt, prompt + chosen, prompt + rejected))
+    return cutting.lengths(prompt, chosen, rejected, max_length, truncation_mode)
 
 
-def shared_lengths(dataset: Dataset, max_length: int | None) -> np.ndarray:
-    """Tokens of each pair with its prompt counted once, cut as in training, shape (rows,)."""
-    prompt, chosen, rejected = cut_lengths(dataset, max_length)
+def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:
+    """Tokens of each pair with the prompt counted once, where both rows have it, cut as in
+    training, shape (rows,). What completions begin alike with is counted twice, though it is
+    computed once: so many at most."""
+    prompt, chosen, rejected = cut_lengths(dataset, max_length, truncation_mode)
     return chosen + rejected - prompt

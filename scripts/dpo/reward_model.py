@@ -12,7 +12,8 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo import foreign
+from dpo import foreign, placing
+from dpo.contestants import DECIDES
 from dpo.sampling import Messages
 from dpo.sources import check_reachable, looks_local, one_line
 
@@ -51,7 +52,7 @@ class RewardModel:
             raise SystemExit(f"the judge {name} has no chat template: answers cannot be put to it")
         dtype = str(self.config.dtype).removeprefix("torch.")
         self.about = {"kind": "model", "name": name, "dtype": dtype}
-        files = sorted(Path(name).glob("*.safetensors"))
+        files = sorted({path for kind in DECIDES for path in Path(name).glob(kind)})
         stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         weights = stamps or getattr(self.config, "_commit_hash", None)
         self.identity = {**self.about, "weights": weights, "template": self.tokenizer.chat_template}
@@ -95,15 +96,21 @@ class RewardModel:
         tokenizer must not set another."""
         return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
+    def weight_bytes(self) -> int:
+        return placing.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
+
     def load(self) -> Any:
-        """In its own dtype, over all GPUs. Raises SystemExit if the weights lack a reward head,
-        which transformers would draw at random."""
+        """In its own dtype, on one GPU where it fits.
+
+        Raises:
+            SystemExit: the weights lack a reward head, which transformers would draw at random.
+        """
         model, found = AutoModelForSequenceClassification.from_pretrained(
             self.name,
             dtype="auto",
             use_safetensors=True,
             output_loading_info=True,
-            device_map="auto" if self.device.startswith("cuda") else None,
+            device_map=placing.device_map(self.device, self.weight_bytes),
         )
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])

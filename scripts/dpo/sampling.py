@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,34 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from dpo import ends
+
 Messages = list[dict[str, str]]
+# Text, messages, or {"prompt": messages, "options": what the chat template is given beside them}.
+Prompt = str | Messages | dict[str, Any]
 
 
 @dataclass
 class Completion:
     """One sampled answer.
 
-    `token_ids` ends with the end token when `finished`; a completion that hit `max_new_tokens`
+    `token_ids` ends with an end token when `finished`; a completion that hit `max_new_tokens`
     has none. `text` is without special tokens and surrounding blanks.
     """
 
     text: str
     token_ids: list[int]
     finished: bool
+
+    @classmethod
+    def of(
+        cls, new_ids: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase
+    ) -> Completion:
+        """What was generated, up to the first of the tokens that end an answer."""
+        length = next((at for at, token in enumerate(new_ids) if token in ends), None)
+        said = new_ids[:length]
+        text = tokenizer.decode(said, skip_special_tokens=True).strip()
+        return cls(text, said if length is None else new_ids[: length + 1], length is not None)
 
 
 _VADER = SentimentIntensityAnalyzer()
@@ -36,22 +50,33 @@ def vader_score(text: str) -> float:
     return _VADER.polarity_scores(text)["compound"]
 
 
-def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Messages | str) -> list[int]:
+def parts(prompt: Prompt) -> tuple[Messages | str, dict[str, Any]]:
+    """What is said, and what the chat template is given beside it: tools and other options."""
+    return (prompt["prompt"], prompt["options"]) if isinstance(prompt, dict) else (prompt, {})
+
+
+def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The prompt as the model sees it, up to where the assistant begins to speak; plain text as it
     stands, and so what a user says to a model that is not made to chat."""
+    prompt, options = parts(prompt)
     if not isinstance(prompt, str) and not tokenizer.chat_template and len(prompt) == 1:
         prompt = prompt[0]["content"]
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
+    return tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, return_dict=True, **options
+    )["input_ids"]
+
+
+def kind_of(prompts: Sequence[Prompt]) -> type:
+    """What is asked, text (str) or messages (list), as `sample` wants to know."""
+    return str if prompts and all(isinstance(prompt, str) for prompt in prompts) else list
 
 
 def sample_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Messages],
+    prompts: list[Prompt],
     *,
     samples: int,
     temperature: float,
@@ -71,6 +96,7 @@ def sample_completions(
         seed=seed,
         batch_size=batch_size,
         desc=desc,
+        kind=kind_of(prompts),
     )
     return [completions[i : i + samples] for i in range(0, len(completions), samples)]
 
@@ -102,6 +128,7 @@ def sample(
     seed: int,
     batch_size: int = 256,
     desc: str | None = None,
+    kind: type = list,
 ) -> list[Completion]:
     """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
 
@@ -112,9 +139,10 @@ def sample(
     Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
     memory: about 20 MB a row for a 135M model and 90 tokens. `desc` names the bar; without it there
-    is none.
+    is none. `kind` is what the prompts were before they were tokens, messages (list) or text (str):
+    an answer ends where its kind does (ends.py).
     """
-    end = tokenizer.eos_token_id
+    stops = ends.of(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -134,14 +162,11 @@ def sample(
                 **batch,
                 **how,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=end,
+                eos_token_id=stops,
                 pad_token_id=tokenizer.pad_token_id,
             )
             for new_ids in output[:, batch["input_ids"].shape[1] :].tolist():
-                finished = end in new_ids
-                ids = new_ids[: new_ids.index(end) + 1] if finished else new_ids
-                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-                completions.append(Completion(text, ids, finished))
+                completions.append(Completion.of(new_ids, stops, tokenizer))
                 progress.update()
     model.train(was_training)
     return completions

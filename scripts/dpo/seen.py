@@ -15,16 +15,37 @@ from torch import Tensor
 SAMPLE = 256  # elements of a tensor, at most
 
 
+def gather_pairs(accelerator: Accelerator, rows: Tensor, pairs: np.ndarray) -> Tensor:
+    """A row for each pair of all processes, from those of this process's micro-batch.
+
+    Args:
+        rows: shape (pairs here, …).
+        pairs: how many pairs of each process count, shape (processes,); `layout` says why they
+            may differ, and be 0 where there is a row all the same.
+    """
+    if pairs.min() == pairs.max():
+        return accelerator.gather(rows)
+    most = max(pairs.max(), 1)
+    padded = torch.cat([rows, rows[:1].expand(most - len(rows), *rows.shape[1:])])
+    of_all = accelerator.gather(padded).split(int(most))
+    return torch.cat([part[:count] for part, count in zip(of_all, pairs.tolist(), strict=True)])
+
+
 @contextmanager
-def gathered(accelerator: Accelerator) -> Iterator[list[Tensor]]:
+def gathered(accelerator: Accelerator, pairs: np.ndarray) -> Iterator[list[Tensor]]:
     """What `accelerator.gather` returns, kept. TRL gathers the numbers of all pairs for its means,
     the last six times in this order: rewards of the chosen and the rejected, accuracies, margins,
-    log-probabilities of the chosen and the rejected; each of shape (pairs of all processes,)."""
+    log-probabilities of the chosen and the rejected; each of shape (pairs of all processes,).
+
+    Args:
+        pairs: as `gather_pairs` takes them, of this micro-batch.
+    """
     kept: list[Tensor] = []
-    gather = accelerator.gather
 
     def keeping(tensor):
-        kept.append(gather(tensor))
+        del accelerator.gather
+        kept.append(gather_pairs(accelerator, tensor, pairs))
+        accelerator.gather = keeping
         return kept[-1]
 
     accelerator.gather = keeping

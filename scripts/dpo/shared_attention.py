@@ -38,7 +38,8 @@ def teach(implementation: str) -> None:
         fits = key.shape == value.shape and size % 8 == 0 and size <= 256
         if fits and not kwargs.get("dropout") and uses_flash(query.device, dtype.itemsize < 4):
             return _flash(query, key, value, shared_prefixes, window, dtype, kwargs), None
-        return _segments(module, query, key, value, shared_prefixes, window, kwargs), None
+        attend = _padded if query.device.type == "cuda" else _segments
+        return attend(module, query, key, value, shared_prefixes, window, kwargs), None
 
     attention.shares_prefixes = True
     AttentionInterface.register(implementation, attention)
@@ -53,6 +54,8 @@ def backend(device: torch.device, half: bool) -> str:
     """What computes the attention of shared prefixes, for a line that says so."""
     if uses_flash(device, half):
         return "attention in one call of FlashAttention (varlen)"
+    if device.type == "cuda":
+        return "attention in one call of SDPA, branches padded"
     return "attention branch by branch (SDPA)"
 
 
@@ -82,7 +85,7 @@ def _window(module: torch.nn.Module, options: dict) -> int | None:
 
 
 def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -> Tensor:
-    """Attention branch by branch with SDPA: what wins on a CPU, and runs on any GPU.
+    """Attention branch by branch with SDPA: what wins on a CPU.
 
     Args:
         query: shape (1, heads, N, head size); key and value: (1, key heads, N, head size).
@@ -115,6 +118,27 @@ def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -
             q = torch.cat([q0, q], dim=2)
         outputs.append(attend(q, k, v)[:, -rejected:])
     return torch.cat(outputs, dim=1)
+
+
+def _padded(module, query, key, value, plan: SharedPrefixes, window, kwargs) -> Tensor:
+    """All branches in one call of SDPA, padded to the longest, for GPUs without FlashAttention:
+    branch by branch they would start kernels for every pair and layer. Shapes as in `_segments`."""
+    queries, keys, seen, back = plan.padded(window, query.device)
+
+    def branches(states: Tensor, at: Tensor) -> Tensor:
+        """(1, heads, N, head size) → (branches, heads, longest, head size)"""
+        return states[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1)
+
+    options = {name: kwargs.get(name) for name in ("dropout", "scaling")}
+    output = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        module,
+        branches(query, queries),
+        branches(key, keys),
+        branches(value, keys),
+        seen,
+        **options,
+    )[0]
+    return output.flatten(0, 1).index_select(0, back)[None]
 
 
 def _flash(query, key, value, plan: SharedPrefixes, window, dtype, kwargs) -> Tensor:

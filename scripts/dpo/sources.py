@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from trl import DatasetMixtureConfig
 
 from dpo import adapters, foreign
+from dpo.digests import digests_of
 from dpo.recipe import Recipe
 
 LOCAL_INSTEAD = (
@@ -127,10 +128,10 @@ def content_cache(given: list[Path]) -> str:
     """
     digest = hashlib.sha256()
     for data in given:
-        for path in sorted(path for path in (data, *data.rglob("*")) if path.is_file()):
+        files = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
+        for path, of_file in zip(files, digests_of(files), strict=True):
             digest.update(str(path.relative_to(data)).encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(of_file))
     return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"
 
 

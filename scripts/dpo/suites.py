@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dpo import output
+from dpo import ends, output
 from dpo.contestants import Contestant
 from dpo.recipe import choices
 from dpo.sources import one_line
@@ -73,16 +73,18 @@ def run(
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
     own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
-    about.append(importlib.metadata.version("lm_eval"))
+    about += [ends.of(None, tokenizer), importlib.metadata.version("lm_eval")]
     model, found = None, {}
     with who.autocast(device):
-        about.append(torch.is_autocast_enabled(device.split(":")[0]))
+        kind = device.split(":")[0]
+        about.append(torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind)))
         for task in tasks:
             name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
             path = KEPT / f"{name}.json"
             if not path.is_file():
                 if model is None:
                     loaded = who.load(device)
+                    ends.remember(loaded, tokenizer, list)
                     model = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=8)
                 try:
                     results = lm_eval.simple_evaluate(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, send_to_device
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from trl import DPOTrainer
@@ -25,7 +28,7 @@ from dpo import (
     resuming,
     shared_attention,
 )
-from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
+from dpo.batching import COMPOSITION_MATTERS, DealtSampler, EvenBatches, innermost, layout
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
@@ -61,6 +64,8 @@ class FastDPOTrainer(DPOTrainer):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
         self.adapter, self.settings = adapter, settings or {}
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
+        self.step_layout = np.ones((1, 1), dtype=int)  # pairs of each micro-batch and process
+        self.micro_batches_done = 0  # of the step
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         super().__init__(*args, **kwargs)
@@ -111,7 +116,10 @@ class FastDPOTrainer(DPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            hub.drop_pickle(output_dir or self.args.output_dir)
+            folder = Path(output_dir or self.args.output_dir)
+            hub.drop_pickle(folder)
+            if is_peft_model(self.model):
+                adapters.save_generation_config(self.model, folder)
 
     def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
         return hub.publish(self, commit_message, revision)
@@ -135,15 +143,34 @@ class FastDPOTrainer(DPOTrainer):
         with memory.explained(self):
             return super().train(*args, **kwargs)
 
+    # transformers' own leaves behind what is no tensor, such as the plan of a batch, and under
+    # DeepSpeed casts what is a float, such as the reference's log-probabilities, to bfloat16.
+    def _prepare_input(self, data):
+        return send_to_device(data, self.args.device)
+
+    # Called once a step, with all of its micro-batches.
+    def get_batch_samples(self, *args):
+        with self._data_workers_explained():
+            batches, items = super().get_batch_samples(*args)
+        self.micro_batches_done, pairs = 0, self.pairs_per_step
+        if self._lays_out and self.accelerator.gradient_state.end_of_dataloader:
+            pairs = len(self.train_dataset) % pairs or pairs
+        self.step_layout = layout(pairs, self.args.train_batch_size, self.args.world_size)
+        return batches, items
+
     # The one place where every loss passes before it goes backward.
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.batch = inputs
         if not (self.is_in_train and self.model.training):
             return super().compute_loss(model, inputs, *args, **kwargs)
-        with gathered(self.accelerator) as numbers:
+        pairs = self.step_layout[self.micro_batches_done]
+        self.micro_batches_done += 1
+        with gathered(self.accelerator, pairs) as numbers:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self.monitors.saw(loss, inputs["completion_mask"], tuple(numbers[-6:-4]))
-        return loss
+        self.monitors.saw(loss, inputs["completion_mask"], tuple(numbers[-6:-4]), pairs)
+        # TRL's loss is a mean over a micro-batch, and what transformers sums up a mean over those.
+        mine = pairs[self.accelerator.process_index]
+        return loss * (mine * self.step_layout.size / self.step_layout.sum())
 
     # Called at every step between the last backward and the optimizer's step.
     def _get_grad_norm(self, model, grad_norm=None):
@@ -156,6 +183,12 @@ class FastDPOTrainer(DPOTrainer):
         steps = max(self.args.max_steps, 0) or len(self.train_dataset)
         return np.array([*innermost(loader).sampler][: steps * self.pairs_per_step])
 
+    @property
+    def _lays_out(self) -> bool:
+        """Whether the rows of a step are known: not those of a stream."""
+        streams = isinstance(self.train_dataset, IterableDataset)
+        return not streams and not self.args.dataloader_drop_last
+
     # accelerate puts its own seeded sampler in place of any that it is given, so that ours goes
     # around that one.
     def get_train_dataloader(self) -> DataLoader:
@@ -166,9 +199,16 @@ class FastDPOTrainer(DPOTrainer):
                 raise RuntimeError("the run has pairs that the reference did not score")
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:
-            lengths = reference.shared_lengths(self.train_dataset, self.args.max_length)
+            cut = (self.args.max_length, self.args.truncation_mode)
+            lengths = reference.shared_lengths(self.train_dataset, *cut)
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
+        if self._lays_out and self.args.world_size > 1:
+            shard, processes = loader.batch_sampler, self.args.world_size
+            shard.batch_sampler = EvenBatches(
+                innermost(loader).sampler, micro_batch, batch, processes
+            )
+            shard.batch_size = None  # it may differ from one to the next
         return loader
 
     @cached_property
@@ -182,6 +222,7 @@ class FastDPOTrainer(DPOTrainer):
             "model": reference.digest_of_weights(model, self.adapter),
             "data": reference.digest_of_rows(rows) if listed else None,
             "settings": self.settings,
+            "micro_batches": self._micro_batches if self.composition_matters else None,
         }
 
     # transformers would write a checkpoint at its place; there it lies when it is whole.
@@ -201,6 +242,7 @@ class FastDPOTrainer(DPOTrainer):
             self.accelerator.wait_for_everyone()
             if state.best_model_checkpoint == str(beside):
                 state.best_model_checkpoint = str(checkpoint)
+            about = {}
             if self.is_world_process_zero():
                 state.save_to_json(str(beside / "trainer_state.json"))
                 about = self.about | {
@@ -208,7 +250,8 @@ class FastDPOTrainer(DPOTrainer):
                     "seconds": time.monotonic() - self.started,
                     "unlogged": unlogged,
                 }
-                checkpoints.finish(beside, checkpoint, about)
+            checkpoints.finish(beside, checkpoint, about)
+            if self.is_world_process_zero():
                 best = state.best_model_checkpoint
                 checkpoints.rotate(folder, self.args.save_total_limit, best)
             self.accelerator.wait_for_everyone()
@@ -224,9 +267,10 @@ class FastDPOTrainer(DPOTrainer):
             self._save_checkpoint(self.model, None)
 
     # The system kills a process when memory runs out, and a data worker is a small one to choose.
-    def get_batch_samples(self, *args):
+    @contextmanager
+    def _data_workers_explained(self) -> Iterator[None]:
         try:
-            return super().get_batch_samples(*args)
+            yield
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -248,12 +292,22 @@ class FastDPOTrainer(DPOTrainer):
 
     @property
     def pairs_per_step(self) -> int:
+        return math.prod(self._micro_batches)
+
+    @property
+    def composition_matters(self) -> bool:
+        """Whether the loss depends on which pairs come together in a micro-batch: a router's
+        balance is taken over one."""
+        return self.aux_loss_enabled or bool(COMPOSITION_MATTERS & {*self.loss_types})
+
+    @property
+    def _micro_batches(self) -> list[int]:
         args = self.args
-        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return [args.train_batch_size, args.gradient_accumulation_steps, args.world_size]
 
     @property
     def deals_by_length(self) -> bool:
-        """Whether pairs may change micro-batch. A router's balance is taken over a micro-batch."""
+        """Whether pairs may change micro-batch."""
         shares = isinstance(self.data_collator, SharedPrefixCollator)
         shares = shares and not isinstance(self.train_dataset, IterableDataset)
-        return shares and not self.aux_loss_enabled and not COMPOSITION_MATTERS & {*self.loss_types}
+        return shares and not self.composition_matters

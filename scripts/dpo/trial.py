@@ -51,8 +51,9 @@ def longest_micro_batch(trainer: DPOTrainer) -> list[int]:
     """The rows of the micro-batch that has the most tokens of all that the run will take, on
     whichever process: computed tokens with shared prefixes, else those of the padded rectangle."""
     args, state = trainer.args, trainer.state
-    _, chosen, rejected = reference.cut_lengths(trainer.train_dataset, args.max_length)
-    shared = reference.shared_lengths(trainer.train_dataset, args.max_length)
+    how = (trainer.train_dataset, args.max_length, args.truncation_mode)
+    _, chosen, rejected = reference.cut_lengths(*how)
+    shared = reference.shared_lengths(*how)
     batches = innermost(trainer.get_train_dataloader())
     left = state.max_steps * args.gradient_accumulation_steps * args.world_size
     longest, most = [], -1
@@ -74,7 +75,7 @@ def longest_fails(trainer: DPOTrainer) -> str | None:
 
     Its gradients are summed over no other process under DDP, which would lay out its buckets anew,
     and are erased. Nothing is stepped: an optimizer's states come with its first step (under
-    DeepSpeed they are there), so that a run may still be out of memory then, and says so too.
+    DeepSpeed they are there), and room for them is held meanwhile.
 
     Raises:
         SystemExit: it does not fit in memory.
@@ -89,6 +90,7 @@ def longest_fails(trainer: DPOTrainer) -> str | None:
     trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
     with ExitStack() as stack:
         stack.enter_context(memory.explained(trainer, "trying the longest micro-batch"))
+        held = room_for_states(trainer)  # noqa: F841
         if isinstance(model, DistributedDataParallel):
             stack.enter_context(model.no_sync())
         if trainer.is_deepspeed_enabled:  # which takes gradients away as they come
@@ -110,6 +112,18 @@ def longest_fails(trainer: DPOTrainer) -> str | None:
             "try another --attn_implementation, --bf16 false, or a lower max_length"
         )
     return None
+
+
+def room_for_states(trainer: DPOTrainer) -> list[Tensor]:
+    """Tensors as large as what AdamW will keep from its first step on: two moments of every trained
+    weight, in 8 bits one byte each. None where that is not known, as of other optimizers, or the
+    states are there already, as under DeepSpeed."""
+    optimizer, small = trainer.args.optim, ("8bit", "4bit")
+    if not optimizer.startswith("adamw") or trainer.is_deepspeed_enabled:
+        return []
+    dtype = torch.uint8 if any(bits in optimizer for bits in small) else None
+    weights = [local(p) for _, p in parameters(trainer) if p.requires_grad]
+    return [torch.empty_like(weight, dtype=dtype) for weight in weights for _ in range(2)]
 
 
 def forget_gradients(trainer: DPOTrainer) -> None:

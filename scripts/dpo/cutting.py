@@ -1,0 +1,51 @@
+"""What `max_length` leaves of a pair, in either `truncation_mode`: as TRL's collator cuts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def span(length: Any, max_length: int | None, truncation_mode: str) -> tuple[Any, Any]:
+    """Where what is kept of a row, prompt and completion, begins and ends.
+
+    Args:
+        length: tokens of the row; a number, or an array of those of many rows.
+        truncation_mode: keep_start, or keep_end, which takes the prompt's start away first.
+    """
+    kept = length if max_length is None else np.minimum(length, max_length)
+    begin = length - kept if truncation_mode == "keep_end" else 0 * length
+    return begin, begin + kept
+
+
+def row(
+    prompt: list[int], completion: list[int], max_length: int | None, truncation_mode: str
+) -> tuple[list[int], list[int]]:
+    """The token ids that are kept of a prompt and of its completion."""
+    start = len(prompt)
+    begin, end = span(start + len(completion), max_length, truncation_mode)
+    return prompt[begin:end], completion[max(begin - start, 0) : max(end - start, 0)]
+
+
+def lengths(
+    prompt: np.ndarray,
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    max_length: int | None,
+    truncation_mode: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is kept of each pair, in tokens, each of shape (pairs,): the prompt that its two rows
+    have in common, the chosen row and the rejected one.
+
+    Cut at the end, both rows have the same of the prompt. Cut at the start, they have the same of
+    it only where the same number of tokens is taken from both; else the rows begin at different
+    places, and have nothing in common but by chance.
+    """
+    begins, ends = zip(
+        *(span(prompt + answer, max_length, truncation_mode) for answer in (chosen, rejected)),
+        strict=True,
+    )
+    rows = [end - begin for begin, end in zip(begins, ends, strict=True)]
+    left = np.minimum(prompt, ends[0]) - np.minimum(prompt, begins[0])
+    return np.where(begins[0] == begins[1], left, 0), *rows

@@ -1,0 +1,41 @@
+"""Where an answer ends: for whoever samples, and for what is saved, whose users sample too."""
+
+from __future__ import annotations
+
+from datasets import Features, Value
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from dpo.tokenization import Tokenization
+
+
+def of(
+    own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, kind: type = list
+) -> list[int]:
+    """The tokens at any of which an answer ends.
+
+    Those that the model's own generation_config.json has (Llama 3's has three), the tokenizer's end
+    token and, to messages, the one with which the chat template ends a turn: what it is trained to
+    end with (lint.py), and not always the tokenizer's (Gemma's `<end_of_turn>`).
+
+    Args:
+        own: of the model; None if it has none.
+        kind: of what is asked, list for messages, str for plain text. A model without a chat
+            template is asked in plain text.
+    """
+    theirs = own.eos_token_id if own else None
+    theirs = theirs if isinstance(theirs, list) else [theirs]
+    known = Tokenization(tokenizer, kind if tokenizer.chat_template else str).ends
+    return [token for token in dict.fromkeys([*theirs, *sorted(known)]) if token is not None]
+
+
+def remember(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: type) -> None:
+    """Have a model's own generation_config know all ends, and with it whatever is saved of it."""
+    config = model.generation_config
+    ends = of(config, tokenizer, kind)
+    if ends != [config.eos_token_id]:
+        config.eos_token_id = ends
+
+
+def kind_of(features: Features | None) -> type:
+    """What the prompts of pairs are, list or str; list where nobody knows."""
+    return str if features and isinstance(features.get("prompt"), Value) else list

@@ -1,0 +1,47 @@
+"""Where tests run: the checkout as it was cloned, out of reach of what is in it since.
+
+Imported before everything that reads the environment when it is imported.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+EMBEDDED = Path("models/SmolLM2-135M-Instruct")
+
+
+def lay_out(checkout: Path, top: Path) -> None:
+    """Link in `top` what the checkout was cloned with, and the embedded model.
+
+    What runs, users and earlier tests have left in the checkout's outputs/, models/, cache/ and
+    wandb/ is not there, and nothing that a test writes comes into the checkout.
+    """
+    (top / EMBEDDED).parent.mkdir(parents=True)
+    (top / EMBEDDED).symlink_to(checkout / EMBEDDED)
+    left_out = {line.strip("/") for line in (checkout / ".gitignore").read_text().split()}
+    for path in checkout.iterdir():
+        if path.name == "recipes":  # tests write some
+            shutil.copytree(path, top / "recipes")
+        elif path.name not in {*left_out, ".git"}:
+            (top / path.name).symlink_to(path)
+
+
+def place() -> Path:
+    """The folder of this process and of all that it starts: `top` is where they run."""
+    known = f"PLACE_OF_TESTS_{os.environ.get('PYTEST_XDIST_WORKER', '')}"  # one a worker
+    if known not in os.environ:
+        folder = Path(tempfile.mkdtemp(prefix="tests-"))
+        lay_out(Path(__file__).resolve().parents[1], folder / "top")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[known] = str(folder)
+    return Path(os.environ[known])
+
+
+ROOT = place() / "top"
+os.environ["HF_HOME"] = str(place() / "huggingface")  # no token and no data of the user's
+os.environ["WANDB_MODE"] = "offline"  # whatever key the machine has, tests send nothing
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny, and workers share the cores
+for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL"):  # of `make test`, not of the makes that tests run
+    os.environ.pop(name, None)

@@ -1,0 +1,31 @@
+"""No test depends on what is in the checkout besides what was cloned."""
+
+import os
+from pathlib import Path
+
+import datasets
+from conftest import EMBEDDED_MODEL, ROOT
+from place import EMBEDDED, lay_out
+
+
+def test_what_runs_have_left_is_out_of_reach(tmp_path):
+    checkout = Path(__file__).resolve().parents[1]
+    used, top = tmp_path / "used", tmp_path / "top"
+    left = ("outputs/smollm2-sentiment/report.json", "models/mine/config.json", "wandb/run/x")
+    left += ("cache/answers/x", "cache/reference/x", "cache/suites/x", ".venv/ready", ".git/x")
+    cloned = ("recipes/smollm2-sentiment.yaml", "scripts/train.py", "README.md")
+    for name in (*left, *cloned, f"{EMBEDDED}/config.json", ".gitignore"):
+        (used / name).parent.mkdir(parents=True, exist_ok=True)
+        (used / name).write_bytes(Path(checkout / ".gitignore").read_bytes())
+    lay_out(used, top)
+    assert not any((top / name).exists() for name in left)
+    assert all((top / name).exists() for name in (*cloned, f"{EMBEDDED}/config.json"))
+
+
+def test_that_is_where_tests_run():
+    checkout = Path(__file__).resolve().parents[1]
+    assert Path.cwd() == ROOT and not ROOT.is_relative_to(checkout)
+    assert not any((ROOT / name).exists() for name in ("outputs", "cache", "wandb", ".git"))
+    assert list(EMBEDDED_MODEL.parent.iterdir()) == [EMBEDDED_MODEL]
+    assert Path(os.environ["HF_HOME"]).parent == ROOT.parent
+    assert Path(datasets.config.HF_DATASETS_CACHE).is_relative_to(ROOT.parent)
