@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo import checkpoints, metrics
-from dpo.gpu_checks import Job, Row, activations, judged, memory, parameters, skipped
+from dpo.gpu_checks import MEMORY, Job, Row, activations, judged, memory, parameters, skipped
 from dpo.output import REPORT
 
 LN2 = math.log(2)
-START = {"float32": 1e-4, "bfloat16": 5e-3}  # loss of step 1 from ln 2
+START = {"float32": 1e-4, "bfloat16": 0.01}  # loss of step 1 from ln 2
 # Losses of two shardings. In bfloat16 one rounds the weights, and both the products.
 ALIKE = {"float32": 1e-4, "bfloat16": 0.03}
 # Of the way that the weights went in training. Sums on a GPU are not added up in one order.
@@ -181,11 +181,12 @@ def sharded(job: Job, config: str) -> Iterator[Row]:
     else:
         yield skipped(name, f"there is no run of {job.single}")
     shape = AutoConfig.from_pretrained(job.model)
-    inside = 18 if config != "zero3_offload" else 2  # a layer is there at a time, and its gradient
+    # Offloaded, the weights come for a forward, and are all that comes.
+    inside, factor = (2, 3) if config == "zero3_offload" else (18, MEMORY)
     predicted = inside * parameters(shape) + activations(shape, report["tokens"])
     predicted += BUCKETS if config == "zero2" else 0
     found, low = report["peak_memory_gb"], config == "zero3"
-    yield memory(f"{config}: memory", job, found, predicted / 1e9, low)
+    yield memory(f"{config}: memory", job, found, predicted / 1e9, low, factor)
 
 
 def missing(job: Job, config: str) -> str | None:
