@@ -24,12 +24,13 @@ from dpo import (
     reference,
     resuming,
     shared_attention,
+    ties,
 )
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
-from dpo.seen import gathered
+from dpo.seen import gathered, per_pair
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
@@ -61,6 +62,7 @@ class FastDPOTrainer(DPOTrainer):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
         self.adapter, self.settings = adapter, settings or {}
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
+        self.pairs: list[list[float]] = []  # its pairs, of all processes (seen.per_pair)
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         super().__init__(*args, **kwargs)
@@ -138,12 +140,21 @@ class FastDPOTrainer(DPOTrainer):
     # The one place where every loss passes before it goes backward.
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.batch = inputs
-        if not (self.is_in_train and self.model.training):
-            return super().compute_loss(model, inputs, *args, **kwargs)
         with gathered(self.accelerator) as numbers:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self.monitors.saw(loss, inputs["completion_mask"], tuple(numbers[-6:-4]))
-        return loss
+            found = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        self.pairs = per_pair(self.accelerator, numbers, inputs["completion_mask"], loss)
+        # TRL counts a tie as wrong.
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["rewards/accuracies"][-1] = self.right(np.array(self.pairs)).mean()
+        if self.is_in_train and self.model.training:
+            self.monitors.saw(self.pairs)
+        return found
+
+    def right(self, pairs: np.ndarray) -> np.ndarray:
+        """Accuracy of the pairs, columns as `seen.per_pair` has them, each alone."""
+        tie = ties.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
+        return ties.accuracy(ties.settled(pairs[:, 0] - pairs[:, 1], tie))
 
     # Called at every step between the last backward and the optimizer's step.
     def _get_grad_norm(self, model, grad_norm=None):
