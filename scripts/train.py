@@ -51,6 +51,7 @@ from dpo import (
     quarantine,
     report,
     resuming,
+    scoring,
     tracking,
 )
 from dpo.building import make_trainer
@@ -184,9 +185,12 @@ def train(
         else:
             with output.written_to(folder / "model.safetensors"):
                 trainer.save_model(_internal_call=True)  # not published before it counts as done
+            scored = scoring.score(trainer)
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
                 output.follow_umask(weights)
+            if scored:
+                scoring.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
             output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
     if recipe.training.push_to_hub and not leave.left:
         hub.publish_or_say(trainer)
@@ -266,7 +270,9 @@ def main() -> None:
         init = {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
         policies.append(adapters.merge(folder, tokenizer, **init))
     if held_out is not None:
-        results |= evaluation.evaluate(recipe, str(policies[-1]), held_out, str(state.device))
+        scored = scoring.kept(folder, evaluation.digest_of(held_out))
+        policy, device = str(policies[-1]), str(state.device)
+        results |= evaluation.evaluate(recipe, policy, held_out, device, scored)
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
     results["completions"] = completions.read(folder)

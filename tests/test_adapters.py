@@ -37,7 +37,7 @@ def test_an_adapter_is_its_own_reference(trained_on):
     first, *_, last = report["curves"]["train"]
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5) and last["loss"] < 0.69
     assert report["preference_accuracy"]["before"] == 0.5
-    # What is saved is what was trained: the merged policy prefers what the trainer saw it prefer.
+    # What the report says of pairs is what the trainer saw.
     held_out = report["curves"]["held_out"][-1]
     assert report["preference_accuracy"]["after"] == pytest.approx(held_out["accuracy"])
 

@@ -171,6 +171,28 @@ def test_a_real_difference_is_told_from_noise(tmp_path):
     assert two["held-out accuracy"].startswith("all within noise of the highest")
 
 
+def test_runs_are_held_against_each_other_prompt_by_prompt(tmp_path):
+    """Four times the same forty pairs know no more than forty; a report that does not say which
+    pairs are of one prompt is of the same ones."""
+    rng = np.random.default_rng(3)
+    few = rng.normal(0.2, 1, size=(2, 40))
+    kinds = {"few": (1, True), "many": (4, True), "as pairs": (4, False)}
+    width = {}
+    for name, (times, numbered) in kinds.items():
+        given = [
+            a_run(tmp_path / name / str(at), np.tile(margins, times), beta=at)
+            for at, margins in enumerate(few)
+        ]
+        if numbered:
+            report = json.loads((given[1] / "report.json").read_text())
+            report["prompt_numbers"] = [*range(40)] * times
+            (given[1] / "report.json").write_text(json.dumps(report))
+        difference = row(comparison.collect(given), "held-out accuracy").differences()[1]
+        width[name] = difference.high - difference.low
+    assert width["many"] == pytest.approx(width["few"])
+    assert width["as pairs"] < 0.6 * width["few"]
+
+
 def test_the_best_is_better_than_all_others_and_not_than_the_first_alone():
     rng = np.random.default_rng(1)
     base = rng.normal(size=300)

@@ -203,6 +203,54 @@ def test_four_bits_are_carried_by_every_config(config, learn, one_process, tmp_p
     assert losses != pytest.approx(losses_of(one_process / "half"), abs=2e-2)
 
 
+@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_all_processes_score_the_held_out_pairs(config, learn, one_process, tmp_path):
+    """When training has ended, with the model as it lies there. The pairs fill the batch of one
+    process, so that those of the other are the same ones again."""
+    learn(tmp_path / "run", "full", config, 2)
+    found, expected = (
+        json.loads((folder / "report.json").read_text())
+        for folder in (tmp_path / "run", one_process / "full")
+    )
+    assert found["margins"] == pytest.approx(expected["margins"], abs=1e-5)
+    assert found["preference_accuracy"] == expected["preference_accuracy"]
+    assert len(set(found["margins"])) == 3  # the pairs are of three lengths
+
+
+def test_a_policy_is_scored_in_the_numerics_of_its_reference(learn, tmp_path):
+    """ZeRO rounds weights to bfloat16, where one process that loads them would not. A step with
+    learning rate 0 then changes nothing: every pair is a tie, and the run says so."""
+    still = ("--max_steps=1", "--eval_steps=1", "--warmup_steps=1", "--bf16=true")
+    said = learn(tmp_path / "run", "full", "zero2", 2, *still)
+    assert "0.50 → 0.50" in said and "all of them ties" in " ".join(said.split())
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["margins"] == [0.0] * 8
+    assert {point["accuracy"] for points in report["curves"].values() for point in points} == {0.5}
+
+
+def test_a_run_that_dies_before_its_report_is_evaluated_from_what_was_scored(
+    tiny_model, tiny_data, tmp_path
+):
+    """Without a known reward, no model is loaded for it: the policy is garbage by then."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for file in tiny_data.glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [{k: v for k, v in row.items() if not k.startswith("vader")} for row in rows]
+        (data / file.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("--config", "zero3", "--gpus", "2", "--", *ten_steps(tiny_model, data, folder))
+    reports = []
+    for said in ("step 10/10", "Trained already"):
+        result = launch(*command)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert said in result.stdout + result.stderr
+        reports.append(json.loads((folder / "report.json").read_text()))
+        (folder / "report.json").unlink()
+        (folder / "model.safetensors").write_bytes(b"killed while it was read")
+    for key in ("preference_accuracy", "margin", "margins"):
+        assert reports[0][key] == reports[1][key]
+
+
 @pytest.mark.parametrize("config", ["ddp", "zero3"])
 def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tiny_data, tmp_path):
     """Two launches, each with its own rank, that meet on the loopback address."""

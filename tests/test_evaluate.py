@@ -235,6 +235,25 @@ def test_pairs_are_told_apart_by_length_and_by_category():
     assert counts["hard"] == {"False": 2, "True": 1, "none": 1}
 
 
+def test_pairs_of_one_prompt_count_together():
+    """Ten prompts of which the policy knows six, with one pair each and with twenty."""
+    margins = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0])
+
+    def found(each: int) -> dict:
+        rows = {"chosen_ids": [[1]], "rejected_ids": [[1]], "topic": ["tea"], "prompt_digest": [7]}
+        rows = {name: values * 10 * each for name, values in rows.items()}
+        rows["prompt_digest"] = [-(n // each) for n in range(10 * each)]
+        rows["topic"] = ["tea" if n // each % 2 else "rain" for n in range(10 * each)]
+        return paired.by_group(np.repeat(margins, each), Dataset.from_dict(rows))
+
+    once, often = found(1), found(20)
+    assert (once["count"], often["count"]) == (10, 200) and often["prompts"] == 10
+    for key in ("accuracy", "margin"):
+        assert once[key] == pytest.approx(often[key])
+    tea = [each["by_category"]["topic"][1]["accuracy"] for each in (once, often)]
+    assert tea[0] == pytest.approx(tea[1]) and tea[0]["high"] - tea[0]["low"] > 0.3
+
+
 def test_what_is_counted_of_answers():
     long = [[Completion("a b a b", [1] * 6, True), Completion("a b c d", [1] * 8, False)]] * 3
     short = [[Completion("a a", [1, 1], True)] * 2] * 3

@@ -1,8 +1,9 @@
 """Intervals against distributions whose answer is known."""
 
 import numpy as np
+import pytest
 
-from dpo.intervals import bootstrap, length_controlled, share, win_rate
+from dpo.intervals import bootstrap, length_controlled, paired, share, win_rate
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():
@@ -13,6 +14,50 @@ def test_the_interval_holds_the_mean_as_often_as_it_says():
         interval = bootstrap(rng.exponential(size=120), resamples=1000)
         held += interval.low <= 1.0 <= interval.high
     assert 0.91 < held / 400 < 0.99
+
+
+@pytest.mark.parametrize("each", [3, 6])
+def test_pairs_of_one_prompt_are_resampled_together(each):
+    """Some prompts are easy, others hard: their pairs are right or wrong together. By prompt, 95%
+    intervals hold the truth 91 to 99 times in a hundred; by pair, fewer than 91 times. So do those
+    of the difference between two runs that find other prompts hard."""
+    rng, prompts, trials = np.random.default_rng(7), np.repeat(np.arange(120), each), 200
+    held = dict.fromkeys(("by prompt", "by pair", "difference"), 0)
+    for _ in range(trials):
+        chances = rng.beta(2.2, 0.8, size=(2, 120, 1))
+        right = (rng.random((2, 120, each)) < chances).astype(float).reshape(2, -1)
+        found = {
+            "by prompt": bootstrap(right[0] - 2.2 / 3, 1000, prompts=prompts),
+            "by pair": bootstrap(right[0] - 2.2 / 3, 1000),
+            "difference": paired(right, 1000, prompts)[0][1],
+        }
+        for name, interval in found.items():
+            held[name] += interval.low <= 0 <= interval.high
+    rates = {name: count / trials for name, count in held.items()}
+    assert rates.pop("by pair") < 0.91, rates
+    assert all(0.91 <= rate <= 0.99 for rate in rates.values()), rates
+
+
+def test_prompts_with_one_pair_each_change_no_digit():
+    rng = np.random.default_rng(8)
+    values, digests = rng.normal(size=(3, 124)), rng.permutation(10**6)[:124] - 5
+    assert bootstrap(values[0], prompts=digests) == bootstrap(values[0])
+    right = (values > -0.5).astype(float)
+    assert share(right[0], digests) == share(right[0])
+    assert paired(right, 500, digests) == paired(right, 500)
+
+
+def test_prompts_may_have_different_numbers_of_pairs():
+    """The mean is that of the pairs; and few prompts are few, however many their pairs."""
+    values, prompts = np.array([1.0, 1.0, 1.0, 0.0]), np.array([9, 9, 9, 4])
+    assert share(values, prompts).mean == 0.75
+    assert share(np.ones(80), np.repeat(np.arange(8), 10)) == share(np.ones(8))
+
+
+def test_ties_alone_say_no_more_than_there_are_of_them():
+    every, few = share(np.full(124, 0.5)), share(np.full(8, 0.5))
+    assert (every.mean, round(every.low, 3), round(every.high, 3)) == (0.5, 0.485, 0.515)
+    assert few.low < every.low and few.high > every.high
 
 
 def test_a_win_rate_holds_the_truth_as_often_as_it_says():

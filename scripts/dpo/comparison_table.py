@@ -11,18 +11,20 @@ import numpy as np
 
 from dpo import intervals, output
 from dpo.comparison import Compared
-from dpo.evaluation import accuracy
 from dpo.evaluation_page import with_error
 from dpo.intervals import Interval
+from dpo.ties import accuracy
 
 
 @dataclass
 class Units:
     """What a metric is the mean of, shape (n,), one for each held-out pair or prompt; NaN where
-    there is none. Those with the same `of` are of the same pairs or prompts."""
+    there is none. Those with the same `of` are of the same pairs or prompts. `prompts`, shape (n,):
+    which prompt each pair is of."""
 
     of: Hashable
     values: np.ndarray
+    prompts: np.ndarray | None = None
 
 
 @dataclass
@@ -73,9 +75,12 @@ def _between(units: list[Units | None]) -> list[list[Interval | None]]:
     for of in {each.of for each in units if each}:
         runs = [at for at, each in enumerate(units) if each and each.of == of]
         values = np.stack([units[at].values for at in runs])
-        values = values[:, ~np.isnan(values).any(axis=0)]
+        known = ~np.isnan(values).any(axis=0)
+        values = values[:, known]
         if len(runs) > 1 and values.size:
-            found = intervals.paired(values)
+            of_run = (units[at].prompts for at in runs)
+            prompts = next((each[known] for each in of_run if each is not None), None)
+            found = intervals.paired(values, prompts=prompts)
             for i, row in zip(runs, found, strict=True):
                 for j, difference in zip(runs, row, strict=True):
                     table[i][j] = difference if i != j else None
@@ -165,12 +170,16 @@ def _accuracy(runs: list[Compared]) -> Row:
     found = [run.report.get("preference_accuracy") for run in runs]
     units = []
     for run in runs:
-        margins = np.array(run.report.get("margins") or [])
-        of = (run.report.get("held_out_digest"), len(margins))
-        units.append(Units(of, accuracy(margins)) if all(of) else None)
+        units.append(_held_out(run, accuracy(np.array(run.report.get("margins") or []))))
     said = [_interval(of, ".3f") for of in found]
     gained = [of["low"] > 0.5 if of else None for of in found]
     return Row("held-out accuracy", said, units, gained)
+
+
+def _held_out(run: Compared, values: np.ndarray) -> Units | None:
+    """What was measured on the first held-out pairs, or on their prompts."""
+    of, numbers = (run.report.get("held_out_digest"), len(values)), run.report.get("prompt_numbers")
+    return Units(of, values, numbers and np.array(numbers[: len(values)])) if all(of) else None
 
 
 def _reward(runs: list[Compared]) -> Row:
@@ -185,8 +194,7 @@ def _reward(runs: list[Compared]) -> Row:
     for run in runs:
         answers = run.report.get("answers")
         values = np.array(answers["after"]).mean(axis=1) if answers else np.array([])
-        of = (run.report.get("held_out_digest"), len(values))
-        units.append(Units(of, values) if all(of) else None)
+        units.append(_held_out(run, values))
     return Row("true reward", said, units, [of["low"] > 0 if of else None for of in found])
 
 

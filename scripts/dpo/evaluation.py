@@ -10,17 +10,19 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from trl import DPOConfig
 
-from dpo import cutting, prefix_sharing, reference
+from dpo import cutting, prefix_sharing
 from dpo.contestants import reference_of
-from dpo.intervals import bootstrap, share
+from dpo.intervals import bootstrap, numbered, share
 from dpo.judgements import told
 from dpo.prefix_sharing import SharedPrefixes
 from dpo.reading import DIGESTS
 from dpo.recipe import Recipe
-from dpo.rewards import completion_logps, implicit_reward
+from dpo.reference import NATS_PER_TOKEN
+from dpo.rewards import completion_logps
 from dpo.sampling import Completion, kind_of, sample, vader_score
+from dpo.scoring import Scored
+from dpo.ties import accuracy, numerics
 
 # scripts/embedded_data.py samples its pairs with these two as well.
 TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble
@@ -106,16 +108,18 @@ def pair_rows(
     ]
 
 
-def accuracy(margins: np.ndarray) -> np.ndarray:
-    """1 where the implicit reward prefers the chosen answer, 0 where not, ½ where it has no view
-    (everywhere, as long as the policy is its reference)."""
-    return (margins > 0) + 0.5 * (margins == 0)
-
-
-def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str) -> dict:
+def evaluate(
+    recipe: Recipe,
+    policy_folder: str,
+    held_out: Dataset,
+    device: str,
+    scored: Scored | None = None,
+) -> dict:
     """Compare the policy saved in `policy_folder` with its reference.
 
     Args:
+        scored: the pairs as the trainer scored them, if it did: models are loaded then only to
+            answer prompts.
         held_out: pairs as DPOTrainer tokenised them (`prompt_ids`, `chosen_ids`, `rejected_ids`).
             With the columns `vader_chosen` and `vader_rejected` the true reward is known to be
             the VADER score: then both models also answer held-out prompts, and are scored by it.
@@ -123,21 +127,25 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
     Returns:
         `preference_accuracy`: share of held-out pairs whose chosen answer has the higher implicit
         reward, `before` and `after` with a 95% interval, and the `ceiling` that the true reward
-        itself reaches on these noisy labels (None if unknown). `margin`: the mean by which it is
-        higher, and `margins`, pair by pair. `held_out_digest` says which pairs they are, so that
-        those of two runs are held against each other. With a known reward also
+        itself reaches on these noisy labels (None if unknown); `pairs` of how many `prompts`, and
+        how many `ties`. `margin`: the mean by which it is higher, and `margins`, pair by pair, 0
+        for ties. `prompt_numbers` says which pairs are of one prompt, `held_out_digest` which
+        pairs they are, so that those of two runs are held against each other. With a known reward
+        also
         `true_reward` (mean before, after, and of the difference by prompt, with its interval),
         `kl_nats_per_sequence` and `_per_token` (KL of the policy from the reference at the
         sampling temperature, on the policy's own answers), `mean_tokens`, `answers` (rewards of
         every answer) and ten `samples` side by side.
     """
     args, start = recipe.training, reference_of(recipe)
+    known = "vader_chosen" in held_out.column_names
+    count = min(recipe.run.reward_prompts, len(held_out)) if known else 0
+    if scored and not count:
+        return of_pairs(scored, held_out, args.beta)
     trained = replace(start, path=policy_folder, revision=None)
     tokenizer = trained.tokenizer()
     pad = tokenizer.pad_token_id
-    pairs = pair_rows(held_out, args.max_length, args.truncation_mode)
-    known = "vader_chosen" in held_out.column_names
-    count = min(recipe.run.reward_prompts, len(held_out)) if known else 0
+    pairs = [] if scored else pair_rows(held_out, args.max_length, args.truncation_mode)
     prompts, samples = list(held_out["prompt"][:count]) if count else [], recipe.run.reward_samples
     # As they were tokenised for training, with the tools and options of their rows.
     asked = [ids for ids in held_out["prompt_ids"][:count] for _ in range(samples)]
@@ -164,22 +172,19 @@ def evaluate(recipe: Recipe, policy_folder: str, held_out: Dataset, device: str)
         own = [*zip(asked, drawn, strict=True)]
         policy_own = score(policy, own, pad, TEMPERATURE, "KL, policy")
         del policy
-        reference_pairs, first = scored_in_training(held_out, args), None
-        if reference_pairs is None or count:
-            first = start.load(device)
-        if reference_pairs is None:
-            desc = "Held-out pairs, reference"
-            reference_pairs = score(first, pairs, pad, desc=desc, pairs=True)
+        first = start.load(device)
+        reference_pairs = score(first, pairs, pad, desc="Held-out pairs, reference", pairs=True)
+        rounding = NATS_PER_TOKEN[numerics(first)]
         before = answer(first, "Answers of the reference") if count else []
         reference_own = score(first, own, pad, TEMPERATURE, "KL, reference")
 
-    results = preferences(policy_pairs, reference_pairs, args.beta)
-    results["held_out_digest"] = digest_of(held_out)
-    if known:
-        ceiling = np.greater(held_out["vader_chosen"], held_out["vader_rejected"]).mean()
-        results["preference_accuracy"]["ceiling"] = float(ceiling)
+    if not scored:
+        tokens = np.array([len(completion) for _, completion in pairs]).reshape(2, -1).sum(axis=0)
+        halves = (found.reshape(2, -1) for found in (policy_pairs, reference_pairs))
+        scored = Scored(*halves, tokens, rounding)
+    results = of_pairs(scored, held_out, args.beta)
     if count:
-        results |= compare(prompts, before, after)
+        results |= compare(prompts, before, after, np.array(results["prompt_numbers"][:count]))
         nats, tokens = policy_own - reference_own, sum(len(ids) for _, ids in own)
         results["kl_nats_per_sequence"] = float(nats.mean())
         results["kl_nats_per_token"] = float(nats.sum() / tokens)
@@ -192,41 +197,46 @@ def digest_of(held_out: Dataset) -> str:
     return hashlib.sha256(said.tobytes()).hexdigest()[:16]
 
 
-def scored_in_training(held_out: Dataset, args: DPOConfig) -> np.ndarray | None:
-    """The reference's log-probabilities of the held-out pairs, chosen then rejected, as the trainer
-    has them; None if it has none, or weighs tokens in them (`ld_alpha`)."""
-    if args.ld_alpha is not None or reference.COLUMNS[0] not in held_out.column_names:
-        return None
-    return np.concatenate([np.array(held_out[column]) for column in reference.COLUMNS])
-
-
-def preferences(policy: np.ndarray, reference: np.ndarray, beta: float) -> dict:
-    """Accuracy and margin of the implicit reward on pairs, and the margin of each.
-
-    Both arguments are log-probabilities as `score` gives them, chosen and then rejected.
-    """
-    chosen, rejected = np.split(implicit_reward(policy, reference, beta), 2)
-    margins = chosen - rejected
-    correct, margin = share(accuracy(margins)), bootstrap(margins)
+def of_pairs(scored: Scored, held_out: Dataset, beta: float) -> dict:
+    """Accuracy and margin of the implicit reward on pairs, and the margin of each; as `evaluate`
+    returns them."""
+    margins = scored.margins(beta)
+    prompts = numbered(np.array(held_out["prompt_digest"]))
+    correct, margin = share(accuracy(margins), prompts), bootstrap(margins, prompts=prompts)
+    ceiling = None
+    if "vader_chosen" in held_out.column_names:
+        ceiling = float(np.greater(held_out["vader_chosen"], held_out["vader_rejected"]).mean())
     return {
         "preference_accuracy": {
             "before": 0.5,  # the reference's implicit reward is zero everywhere
             **{"after": correct.mean, "low": correct.low, "high": correct.high},
-            **{"ceiling": None, "pairs": len(margins)},
+            **{"ceiling": ceiling, "pairs": len(margins), "prompts": int(prompts.max()) + 1},
+            "ties": int((margins == 0).sum()),
         },
         "margin": {"after": margin.mean, "low": margin.low, "high": margin.high},
         "margins": margins.round(6).tolist(),
+        "prompt_numbers": prompts.tolist(),
+        "held_out_digest": digest_of(held_out),
     }
 
 
-def compare(prompts: list, before: list[list[Completion]], after: list[list[Completion]]) -> dict:
-    """True reward and length of the two models' answers to the same prompts."""
+def compare(
+    prompts: list,
+    before: list[list[Completion]],
+    after: list[list[Completion]],
+    numbers: np.ndarray | None = None,
+) -> dict:
+    """True reward and length of the two models' answers to the same prompts.
+
+    `numbers` says which of them are the same prompt, shape (prompts,).
+    """
     scores = {
         name: np.array([[vader_score(answer.text) for answer in row] for row in rows])
         for name, rows in (("before", before), ("after", after))
     }
     # Answers to one prompt are alike, so the prompt is the unit that is resampled.
-    difference = bootstrap((scores["after"] - scores["before"]).mean(axis=1))
+    rise = (scores["after"] - scores["before"]).mean(axis=1)
+    difference = bootstrap(rise, prompts=numbers)
     lengths = {
         name: np.mean([len(answer.token_ids) for row in rows for answer in row])
         for name, rows in (("before", before), ("after", after))

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dpo.page import document, facts, picture, png, tile
-from dpo.report import AFTER, NEUTRAL
+from dpo.report import AFTER, NEUTRAL, of_pairs
 from dpo.terminal import visible
 
 Row = tuple[str, str, str]
@@ -48,7 +48,7 @@ def _pairs(pairs: dict | None) -> list[Row]:
     if not pairs:
         return []
     table = [
-        ("Preference accuracy", said(pairs["accuracy"]), f"{pairs['count']} held-out pairs"),
+        ("Preference accuracy", said(pairs["accuracy"]), of_pairs(pairs["count"], pairs)),
         ("Margin", said(pairs["margin"], "+.3f"), "implicit reward, chosen less rejected"),
     ]
     groups = {"": pairs["by_length"], **pairs["by_category"]}

@@ -17,16 +17,36 @@ class Interval:
 
 
 def bootstrap(
-    values: np.ndarray, resamples: int = 10_000, weights: np.ndarray | None = None
+    values: np.ndarray,
+    resamples: int = 10_000,
+    weights: np.ndarray | None = None,
+    prompts: np.ndarray | None = None,
 ) -> Interval:
     """Percentile bootstrap of the mean of independent `values`, shape (n,).
 
-    With `weights`, same shape, of the ratio of sums Σ values / Σ weights.
+    With `weights`, same shape, of the ratio of sums Σ values / Σ weights. With `prompts`, same
+    shape, which say what each value belongs to: pairs of one prompt are alike, so that prompts are
+    resampled, with all that is of them.
     """
-    weights = np.ones(len(values)) if weights is None else weights
-    sums = resampled(np.stack([values, weights]), resamples)
+    both = np.stack([values, np.ones(len(values)) if weights is None else weights])
+    sums = resampled(by_prompt(both, prompts), resamples)
     low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975])
-    return Interval(float(values.sum() / weights.sum()), float(low), float(high))
+    return Interval(float(both[0].sum() / both[1].sum()), float(low), float(high))
+
+
+def by_prompt(values: np.ndarray, prompts: np.ndarray | None) -> np.ndarray:
+    """Sums of `values`, shape (rows, n), over what is of one prompt: shape (rows, prompts), in the
+    order in which prompts come first. The values themselves where each has its own."""
+    if prompts is None:
+        return values
+    of_value = numbered(prompts)
+    return np.stack([np.bincount(of_value, row) for row in values])
+
+
+def numbered(prompts: np.ndarray) -> np.ndarray:
+    """0 for the prompt that comes first, 1 for the next one, and so on; shape as given."""
+    _, first, found = np.unique(prompts, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[found]
 
 
 def resampled(values: np.ndarray, resamples: int = 10_000) -> np.ndarray:
@@ -41,10 +61,14 @@ def resampled(values: np.ndarray, resamples: int = 10_000) -> np.ndarray:
     return means
 
 
-def paired(values: np.ndarray, resamples: int = 10_000) -> list[list[Interval]]:
+def paired(
+    values: np.ndarray, resamples: int = 10_000, prompts: np.ndarray | None = None
+) -> list[list[Interval]]:
     """How the mean of each row of `values`, shape (rows, n), differs from that of each other one,
-    paired: `[i][j]` is row i less row j."""
-    means = resampled(values, resamples)
+    paired: `[i][j]` is row i less row j. `prompts`, shape (n,), as for `bootstrap`."""
+    counted = np.concatenate([values, np.ones((1, values.shape[1]))])
+    *sums, counts = resampled(by_prompt(counted, prompts), resamples)
+    means = np.stack(sums) / counts
 
     def less(i: int, j: int) -> Interval:
         low, high = np.quantile(means[i] - means[j], [0.025, 0.975])
@@ -53,14 +77,15 @@ def paired(values: np.ndarray, resamples: int = 10_000) -> list[list[Interval]]:
     return [[less(i, j) for j in range(len(values))] for i in range(len(values))]
 
 
-def share(values: np.ndarray) -> Interval:
-    """`bootstrap` of values from 0 to 1. Where all are 0, or all are 1, every resample says so too:
-    then the interval is Wilson's (1927), which knows how few they may be."""
-    found, edge = bootstrap(values), len(values) / (len(values) + 1.96**2)
-    if (values == 1).all():
-        found.low = edge
-    if (values == 0).all():
-        found.high = 1 - edge
+def share(values: np.ndarray, prompts: np.ndarray | None = None) -> Interval:
+    """`bootstrap` of values from 0 to 1. Where all are equal, every resample says so too: then the
+    interval is Wilson's (1927) for all right or all wrong, which knows how few they may be, and so
+    much of it for all ties."""
+    found = bootstrap(values, prompts=prompts)
+    if (values == values[0]).all():
+        count = len(values) if prompts is None else len(np.unique(prompts))
+        edge = count / (count + 1.96**2)
+        found.low, found.high = float(values[0] * edge), float(1 - (1 - values[0]) * edge)
     return found
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from dpo import checkpoints, tracking
-from dpo.seen import gather_pairs, sampled, trainable
+from dpo.seen import sampled, trainable
 
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
 # margins below 1, 0.17 nats a token between policy and reference, and over its first 72 pairs a
@@ -121,34 +121,17 @@ class Monitors(TrainerCallback):
 
     # ---- not finite
 
-    def saw(
-        self,
-        loss: Tensor,
-        completion_mask: Tensor,
-        rewards: tuple[Tensor, Tensor],
-        pairs: np.ndarray,
-    ) -> None:
-        """Take in a micro-batch before it goes backward.
-
-        Args:
-            loss: of this process's pairs, a scalar.
-            completion_mask: of this process, shape (2B, length), chosen rows first.
-            rewards: implicit rewards of chosen and rejected, each (pairs of all processes,).
-            pairs: of each process, shape (processes,), as `seen.gather_pairs` takes them.
+    def saw(self, pairs: list[list[float]]) -> None:
+        """Take in a micro-batch, as `seen.per_pair` has it, before it goes backward.
 
         Raises:
             SystemExit: the loss of some process is not finite.
         """
-        lengths = completion_mask.sum(1).view(2, -1)
-        own = torch.stack([*lengths, loss.detach().expand(lengths.shape[1])], dim=1)
-        own = gather_pairs(self.trainer.accelerator, own, pairs)
-        # One transfer from the device for all.
-        rows = torch.cat([torch.stack(rewards, dim=1), own], dim=1).tolist()
-        losses = [row[-1] for row in rows]
+        losses = [pair[4] for pair in pairs]
         if not all(map(math.isfinite, losses)):
             self.stop("not finite", f"the loss of step {self.next_step} is {sum(losses)}")
         self.micro_losses += losses  # of every pair, that of its micro-batch
-        self.kept["pairs"] = [*self.kept["pairs"], *(row[:-1] for row in rows)][-WINDOW:]
+        self.kept["pairs"] = [*self.kept["pairs"], *(pair[:4] for pair in pairs)][-WINDOW:]
 
     def check_gradient(self, norm: Tensor | float | None) -> None:
         """Called with the norm over all processes, before the optimizer's step; DeepSpeed has taken
@@ -289,9 +272,12 @@ class Monitors(TrainerCallback):
         known = isinstance(self.trainer.eval_dataset, Dataset)
         if held_out is None or len(pairs) < ENOUGH or not known:
             return
-        train = (pairs[:, 0] > pairs[:, 1]).mean()
+        train = self.trainer.right(pairs).mean()
         both = (train + held_out) / 2
-        counts = 1 / len(pairs) + 1 / len(self.trainer.eval_dataset)
+        rows = self.trainer.eval_dataset
+        if "prompt_digest" in rows.column_names:  # pairs of one prompt are right or wrong together
+            rows = set(rows["prompt_digest"])
+        counts = 1 / len(pairs) + 1 / len(rows)
         error = math.sqrt(both * (1 - both) * counts)
         if train - held_out > max(MEMORISED, ERRORS * error):
             self.tell(

@@ -17,8 +17,10 @@ from dpo.intervals import bootstrap, length_controlled, share, win_rate
 from dpo.judges import Comparison, Verdicts
 from dpo.prompts import as_trained
 from dpo.reading import ABOUT, DIGESTS, IDS, OPTIONS
-from dpo.rewards import implicit_reward
+from dpo.reference import NATS_PER_TOKEN
 from dpo.sampling import Completion, Prompt
+from dpo.scoring import Scored
+from dpo.ties import numerics
 
 ALIKE = 0.1  # lengths that differ by less are about equal
 MOST_GROUPS = 20  # a column with more values names no categories
@@ -60,6 +62,7 @@ def measure(
     own: list[tuple[list[int], list[int]]] = []  # the policy's answers, for the KL
     drawn: list[list[list[Completion]]] = []
     logps: list[tuple[np.ndarray, np.ndarray]] = []  # of pairs and own, under each that scores
+    rounding: list[float] = []  # of each of those, in nats a token
 
     def visit(who: Contestant, draws: bool, scores: bool) -> None:
         with who.autocast(device):
@@ -77,6 +80,7 @@ def measure(
                 of_pairs = evaluation.score(model, pairs, pad, desc=f"Pairs {under}", pairs=True)
                 of_own = evaluation.score(model, own, pad, temperature, desc=f"Answers {under}")
                 logps.append((of_pairs, of_own))
+                rounding.append(NATS_PER_TOKEN[numerics(model)])
         del model
         gc.collect()
         if torch.cuda.is_available():
@@ -92,9 +96,10 @@ def measure(
         nats = (logps[0][1] - logps[1][1]).reshape(len(prompts), -1)
         kl = {"from": reference.name, **answers.kl(nats, answers.lengths(drawn[0]))}
     if pairs:
-        beta = recipe.training.beta
-        chosen, rejected = np.split(implicit_reward(logps[0][0], logps[1][0], beta), 2)
-        found = by_group(chosen - rejected, held_out)
+        tokens = np.array([len(completion) for _, completion in pairs]).reshape(2, -1).sum(axis=0)
+        halves = (of_pairs.reshape(2, -1) for of_pairs, _ in logps)
+        margins = Scored(*halves, tokens, max(rounding)).margins(recipe.training.beta)
+        found = by_group(margins, held_out)
     return Measured(found, kl, *drawn)
 
 
@@ -155,13 +160,18 @@ def by_group(margins: np.ndarray, held_out: Dataset) -> dict:
     each column of the data that names categories.
 
     Args:
-        margins: implicit reward of the chosen answer minus that of the rejected, shape (pairs,).
+        margins: implicit reward of the chosen answer minus that of the rejected, 0 where it is no
+            more than rounding, shape (pairs,).
     """
+    digests = held_out["prompt_digest"] if "prompt_digest" in held_out.column_names else None
+    prompts = np.arange(len(margins)) if digests is None else np.array(digests)
 
     def of(mask: np.ndarray, **name) -> dict:
-        correct = share(evaluation.accuracy(margins[mask]))
-        margin = asdict(bootstrap(margins[mask]))
-        return name | {"count": int(mask.sum()), "accuracy": asdict(correct), "margin": margin}
+        correct = share(evaluation.accuracy(margins[mask]), prompts[mask])
+        margin = asdict(bootstrap(margins[mask], prompts=prompts[mask]))
+        ties, asked = int((margins[mask] == 0).sum()), len(np.unique(prompts[mask]))
+        counts = {"count": int(mask.sum()), "prompts": asked, "ties": ties}
+        return name | counts | {"accuracy": asdict(correct), "margin": margin}
 
     chosen, rejected = (
         np.array([len(ids) for ids in held_out[side]]) for side in ("chosen_ids", "rejected_ids")

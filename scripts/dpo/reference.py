@@ -222,18 +222,7 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     Longest pairs first: a batch that does not fit in memory fails in the first second.
     """
     accelerator, model = trainer.accelerator, reference_model(trainer)
-    args = trainer.args
-    lengths = shared_lengths(dataset, args.max_length, args.truncation_mode)
-    order = np.argsort(-lengths, kind="stable")
-    loader = accelerator.prepare(
-        DataLoader(
-            dataset.select(order).select_columns(ROWS),
-            batch_size=batch_size,
-            collate_fn=trainer.data_collator,
-            num_workers=trainer.args.dataloader_num_workers,
-            pin_memory=trainer.args.dataloader_pin_memory,
-        )
-    )
+    order, loader = longest_first(trainer, dataset.select_columns(ROWS), batch_size)
     parts = []
     for batch in tqdm(loader, desc=f"Reference on {split} pairs", unit="batch"):
         pair = trainer.compute_ref_log_probs(model, batch)
@@ -241,6 +230,24 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     logps = np.empty((2, len(dataset)), dtype=np.float32)
     logps[:, order] = np.concatenate(parts, axis=1)
     return logps
+
+
+def longest_first(
+    trainer: DPOTrainer, dataset: Dataset, batch_size: int
+) -> tuple[np.ndarray, DataLoader]:
+    """Row numbers, longest pairs first, and a loader of the rows in that order, dealt out to all
+    processes; some may come twice in its last batches."""
+    args = trainer.args
+    lengths = shared_lengths(dataset, args.max_length, args.truncation_mode)
+    order = np.argsort(-lengths, kind="stable")
+    loader = DataLoader(
+        dataset.select(order),
+        batch_size=batch_size,
+        collate_fn=trainer.data_collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+    )
+    return order, trainer.accelerator.prepare(loader)
 
 
 def lengths(dataset: Dataset) -> tuple[np.ndarray, ...]:

@@ -103,6 +103,14 @@ def draw_true_reward(axis, report: dict) -> None:
     axis.legend(frameon=False, loc="upper left")
 
 
+def of_pairs(count: int, found: dict) -> str:
+    """How many pairs something was measured on, of how many prompts if there are fewer, and on how
+    many the policy has no view: `124 held-out pairs, 3 of them ties`."""
+    prompts, ties = found.get("prompts", count), found.get("ties", 0)
+    said = f"{count} held-out pairs" + (f" of {prompts} prompts" if prompts < count else "")
+    return said + (f", {'all' if ties == count else ties} of them ties" if ties else "")
+
+
 def tiles(report: dict) -> list[tuple[str, str, str]]:
     """The results as (name, value, what it is measured on); the page and the terminal show them."""
     rows = []
@@ -125,7 +133,7 @@ def tiles(report: dict) -> list[tuple[str, str, str]]:
                 f"{accuracy['before']:.2f} → {accuracy['after']:.2f}",
                 f"95% interval {accuracy['low']:.2f} to {accuracy['high']:.2f}; "
                 + (f"label noise leaves {ceiling:.2f}; " if ceiling is not None else "")
-                + f"{accuracy['pairs']} held-out pairs",
+                + of_pairs(accuracy["pairs"], accuracy),
             )
         )
     if "true_reward" in report:

@@ -55,6 +55,29 @@ def gathered(accelerator: Accelerator, pairs: np.ndarray | None = None) -> Itera
         del accelerator.gather
 
 
+def per_pair(
+    accelerator: Accelerator,
+    numbers: list[Tensor],
+    completion_mask: Tensor,
+    loss: Tensor,
+    pairs: np.ndarray | None = None,
+) -> list[list[float]]:
+    """What TRL has gathered, for each pair of all processes, in one transfer from the device:
+    rewards of chosen and rejected, tokens of each, the loss of its process, log-probabilities of
+    each.
+
+    Args:
+        numbers: as `gathered` kept them.
+        completion_mask: of this process, shape (2B, length), chosen rows first.
+        loss: of this process's pairs, a scalar.
+        pairs: of each process, as `gather_pairs` takes them.
+    """
+    lengths = completion_mask.sum(1).view(2, -1)
+    own = torch.stack([*lengths, loss.detach().float().expand(lengths.shape[1])], dim=1)
+    rewards, logps = (torch.stack(two, dim=1) for two in (numbers[-6:-4], numbers[-2:]))
+    return torch.cat([rewards, gather_pairs(accelerator, own, pairs), logps], dim=1).tolist()
+
+
 @contextmanager
 def own_draws(device: torch.device) -> Iterator[None]:
     """Give the run's random generators back as they were."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +17,22 @@ from trl import DPOTrainer
 
 from dpo import (
     adapters,
-    checkpoints,
     dropout,
-    hub,
     memory,
-    output,
     positions,
     prefix_sharing,
     reference,
     resuming,
     shared_attention,
     stock,
+    ties,
 )
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, EvenBatches, innermost, layout
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
-from dpo.seen import gathered
+from dpo.saving import WritesCheckpoints
+from dpo.seen import gathered, per_pair
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
@@ -47,7 +43,7 @@ def keep_gradients(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-class FastDPOTrainer(DPOTrainer):
+class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
     """What is learned is what stock TRL learns.
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
@@ -70,6 +66,7 @@ class FastDPOTrainer(DPOTrainer):
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.step_layout = np.ones((1, 1), dtype=int)  # pairs of each micro-batch and process
         self.micro_batches_done = 0  # of the step
+        self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         self.live = self._live_since(
@@ -137,20 +134,6 @@ class FastDPOTrainer(DPOTrainer):
             return dataset
         return super()._prepare_dataset(dataset, *args)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            hub.drop_pickle(folder)
-            if is_peft_model(self.model):
-                adapters.save_generation_config(self.model, folder)
-
-    def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
-        return hub.publish(self, commit_message, revision)
-
-    def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
-        super().create_model_card(hub.plain(model_name or ""), *args, **kwargs)
-
     # TRL scores here, at the end of its __init__, when the models are built.
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if isinstance(dataset, IterableDataset):  # which TRL refuses, in a word
@@ -188,16 +171,29 @@ class FastDPOTrainer(DPOTrainer):
     # The one place where every loss passes before it goes backward.
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.batch = inputs
-        if not (self.is_in_train and self.model.training):
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        pairs = self.step_layout[self.micro_batches_done]
+        trains = self.is_in_train and self.model.training
+        counts = self.step_layout[self.micro_batches_done] if trains else None
+        with gathered(self.accelerator, counts) as numbers:
+            found = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        mask = inputs["completion_mask"]
+        self.pairs = per_pair(self.accelerator, numbers, mask, loss, counts)
+        # TRL counts a tie as wrong.
+        mode = "train" if self.model.training else "eval"
+        accuracy = float(self.right(np.array(self.pairs)).mean())
+        self._metrics[mode]["rewards/accuracies"][-1] = accuracy
+        if not trains:
+            return found
+        self.monitors.saw(self.pairs)
         self.micro_batches_done += 1
-        with gathered(self.accelerator, pairs) as numbers:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self.monitors.saw(loss, inputs["completion_mask"], tuple(numbers[-6:-4]), pairs)
         # TRL's loss is a mean over a micro-batch, and what transformers sums up a mean over those.
-        mine = pairs[self.accelerator.process_index]
+        mine = counts[self.accelerator.process_index]
         return loss * (mine * self.step_layout.size / self.step_layout.sum())
+
+    def right(self, pairs: np.ndarray) -> np.ndarray:
+        """Accuracy of the pairs, columns as `seen.per_pair` has them, each alone."""
+        tie = ties.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
+        return ties.accuracy(ties.settled(pairs[:, 0] - pairs[:, 1], tie))
 
     # Called at every step between the last backward and the optimizer's step.
     def _get_grad_norm(self, model, grad_norm=None):
@@ -237,79 +233,6 @@ class FastDPOTrainer(DPOTrainer):
             )
             shard.batch_size = None  # it may differ from one to the next
         return loader
-
-    @cached_property
-    def about(self) -> dict[str, Any]:
-        """What a run must have in common with the checkpoint that it goes on from."""
-        model, rows = self.accelerator.unwrap_model(self.model), self.train_dataset
-        listed = not isinstance(rows, IterableDataset) and {*reference.ROWS} <= {*rows.column_names}
-        return {
-            "processes": self.accelerator.num_processes,
-            "sharding": checkpoints.sharding(self.accelerator),
-            "model": reference.digest_of_weights(model, self.adapter),
-            "data": reference.digest_of_rows(rows) if listed else None,
-            "settings": self.settings,
-            "micro_batches": self._micro_batches if self.composition_matters else None,
-        }
-
-    # transformers would write a checkpoint at its place; there it lies when it is whole.
-    def _get_output_dir(self, trial) -> str:
-        folder = super()._get_output_dir(trial)
-        return f"{folder}/{checkpoints.BESIDE}" if self._saving else folder
-
-    def _save_checkpoint(self, model, trial) -> None:
-        state, folder = self.state, Path(self.args.output_dir)
-        checkpoint = folder / f"checkpoint-{state.global_step}"
-        beside = folder / checkpoints.BESIDE / checkpoint.name
-        with output.written_to(checkpoint):
-            self._saving = True
-            super()._save_checkpoint(model, trial)
-            self._saving = False
-            if self.args.sync_ref_model and not self.args.save_only_model:
-                resuming.save_reference(self, beside)
-            unlogged = self.settled.unlogged or resuming.unlogged(self)
-            self.accelerator.wait_for_everyone()
-            if state.best_model_checkpoint == str(beside):
-                state.best_model_checkpoint = str(checkpoint)
-            about = {}
-            if self.is_world_process_zero():
-                state.save_to_json(str(beside / "trainer_state.json"))
-                about = self.about | {
-                    "optimizer": not self.args.save_only_model,
-                    "seconds": time.monotonic() - self.started,
-                    "unlogged": unlogged,
-                }
-            checkpoints.finish(beside, checkpoint, about)
-            if self.is_world_process_zero():
-                best = state.best_model_checkpoint
-                checkpoints.rotate(folder, self.args.save_total_limit, best)
-            self.accelerator.wait_for_everyone()
-
-    def save_alone(self) -> None:
-        """Write a checkpoint of the last step that was completed, before the run fails in the one
-        after it; where other processes are needed for that, they cannot be told."""
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        alone = self.args.world_size == 1 and not sharded
-        there = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}").exists()
-        if alone and self.state.global_step and not there:
-            self.model.zero_grad()
-            self._save_checkpoint(self.model, None)
-
-    # The system kills a process when memory runs out, and a data worker is a small one to choose.
-    @contextmanager
-    def _data_workers_explained(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            self.save_alone()
-            whole = checkpoints.last_whole(Path(self.args.output_dir))
-            raise SystemExit(
-                f"a data worker was killed after step {self.state.global_step}, often for want of "
-                "memory: give fewer dataloader_num_workers, and the same command goes on from "
-                f"{whole or 'the start'}"
-            ) from error
 
     # A run that was killed between its last checkpoint and its policy has no step left to train.
     # transformers looks whether training is over only after a step.

@@ -1,0 +1,132 @@
+"""Held-out pairs scored by the trainer when training has ended, and which of them are ties."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import EDGE_PAIRS, MAX_LENGTH, trainer_of
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from dpo import contestants, evaluation, reference, scoring, ties
+from dpo.evaluation import of_pairs
+from dpo.recipe import parse
+
+PAIRS = 7  # an odd number, so that the last batch is not full
+
+
+def rows(**columns) -> Dataset:
+    """Held-out pairs as a run has them, each of its own prompt."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    found = [dict(zip(names, pair, strict=True)) for pair in EDGE_PAIRS[:PAIRS]]
+    digests = [{f"{n.removesuffix('_ids')}_digest": at for n in names} for at in range(PAIRS)]
+    table = Dataset.from_list([a | b for a, b in zip(found, digests, strict=True)])
+    for name, values in columns.items():
+        table = table.add_column(name, values)
+    return table
+
+
+def trained(folder, name="llama", **settings):
+    """A trainer after some steps, with pairs held out."""
+    settings = {"max_steps": 4, "learning_rate": 5e-3, "per_device_eval_batch_size": 2} | settings
+    trainer = trainer_of(folder, name, fast=True, with_held_out=True, **settings)
+    trainer.eval_dataset = rows()
+    if trainer.precompute_ref_logps:
+        trainer.eval_dataset = trainer._precompute_ref_logps(trainer.eval_dataset, "eval", 2)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "llama"},
+        {"name": "gemma3", "precompute_ref_log_probs": False},
+        {"name": "qwen3", "lora": True, "precompute_ref_log_probs": False},
+        {"name": "mistral", "share_prefix": False, "per_device_eval_batch_size": 3},
+    ],
+    ids=str,
+)
+def test_the_trainer_scores_what_its_models_say(settings, tmp_path):
+    """Pair by pair, in the order of the data, policy and reference."""
+    trainer = trained(tmp_path, **settings)
+    found = scoring.score(trainer)
+    models = [trainer.model, AutoModelForCausalLM.from_pretrained(tmp_path / "model")]
+    models[0].eval()
+    pairs = evaluation.pair_rows(rows(), MAX_LENGTH)
+    expected = [evaluation.score(model, pairs, 0).reshape(2, PAIRS) for model in models]
+    assert found.policy == pytest.approx(expected[0], abs=2e-4)
+    assert found.reference == pytest.approx(expected[1], abs=2e-4)
+    tokens = np.array([len(completion) for _, completion in pairs]).reshape(2, PAIRS)
+    assert found.tokens.tolist() == tokens.sum(axis=0).tolist()
+    # The identical pair is a tie; training has moved the others, by far more than rounding.
+    assert (found.margins(0.1) == 0).tolist() == [at == 5 for at in range(PAIRS)]
+
+    scoring.keep(tmp_path, found, "these")
+    assert scoring.kept(tmp_path, "others") is None
+    for name, value in vars(scoring.kept(tmp_path, "these")).items():
+        assert np.array_equal(value, getattr(found, name)), name
+
+
+def test_what_weighs_tokens_is_no_log_probability(tmp_path):
+    assert scoring.score(trained(tmp_path, max_steps=1, ld_alpha=0.5)) is None
+
+
+def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):
+    """What the trainer has scored is all there is to say of pairs."""
+    recipe = parse(
+        ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", f"--output_dir={tmp_path}"]
+    )
+    draw = np.random.default_rng(0)
+    scored = scoring.Scored(
+        draw.normal(-50, 9, (2, PAIRS)), draw.normal(-50, 9, (2, PAIRS)), np.full(PAIRS, 20), 1e-4
+    )
+
+    def load(*args):
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(contestants.Contestant, "load", load)
+    monkeypatch.setattr(contestants.Contestant, "tokenizer", load)
+    found = evaluation.evaluate(recipe, str(tmp_path), rows(), "cpu", scored)
+    assert found["margins"] == pytest.approx(scored.margins(0.1).round(6).tolist())
+    assert found["preference_accuracy"]["pairs"] == found["preference_accuracy"]["prompts"] == PAIRS
+    known = rows(vader_chosen=[0.5] * PAIRS, vader_rejected=[0.1] * PAIRS)
+    with pytest.raises(AssertionError, match="a model is loaded"):
+        evaluation.evaluate(recipe, str(tmp_path), known, "cpu", scored)
+
+
+@pytest.mark.parametrize("precompute", [True, False], ids=["cached", "live"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_moves_nothing_is_a_tie_everywhere(dtype, precompute, tmp_path):
+    """The first step of a warmup has learning rate 0. What rounding then makes of the margins has
+    a sign, and no meaning: in what is logged, and in the report."""
+    trainer = trained(
+        *(tmp_path, "llama"),
+        max_steps=1,
+        learning_rate=0.0,
+        precompute_ref_log_probs=precompute,
+        bf16=dtype == torch.bfloat16,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    assert logged["rewards/accuracies"] == logged["eval_rewards/accuracies"] == 0.5
+    found = scoring.score(trainer)
+    assert found.nats_per_token == reference.NATS_PER_TOKEN[dtype]
+    rounded = found.policy + found.nats_per_token * np.random.default_rng(1).normal(
+        0, 0.1, found.policy.shape
+    )
+    for scored in (found, replace(found, policy=rounded)):
+        result = of_pairs(scored, trainer.eval_dataset, 0.1)
+        accuracy = result["preference_accuracy"]
+        assert accuracy["after"] == 0.5 and accuracy["ties"] == PAIRS
+        assert accuracy["low"] < 0.5 < accuracy["high"]
+        assert result["margins"] == [0.0] * PAIRS
+
+
+def test_one_rule_says_what_a_tie_is():
+    width = ties.width(0.1, 1e-4, np.array([100.0, 100.0, 100.0, 400.0]))
+    assert width == pytest.approx([1e-4, 1e-4, 1e-4, 2e-4])
+    margins = ties.settled(np.array([9e-5, 2e-4, -2e-4, -2e-4]), width)
+    assert ties.accuracy(margins).tolist() == [0.5, 1.0, 0.0, 0.5]
