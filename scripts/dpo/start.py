@@ -9,7 +9,6 @@ from transformers import TrainingArguments
 from trl import DPOTrainer
 
 from dpo import reference
-from dpo.seen import gathered
 from dpo.trial import batch_of
 
 SCORED = 4  # pairs
@@ -70,12 +69,10 @@ def starts_elsewhere(trainer: DPOTrainer) -> str | None:
     for places in tried:
         batch = batch_of(trainer, places)
         trainer._metrics["eval"].clear()
-        with gathered(trainer.accelerator) as numbers:
-            model = trainer.model_wrapped
-            loss, *_ = trainer.prediction_step(model, batch, prediction_loss_only=True)
+        loss, *_ = trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)
         # Of this process: all have scored the same pairs.
-        ratios = [(rewards[: len(places)] / args.beta).tolist() for rewards in numbers[-6:-4]]
-        tokens = batch["completion_mask"].sum(1).view(2, -1).tolist()
+        found = np.array(trainer.pairs)[: len(places)].T
+        ratios, tokens = found[:2] / args.beta, found[2:4].astype(int)
         for at, place in enumerate(places):
             for name, ratio, count in zip(("chosen", "rejected"), ratios, tokens, strict=True):
                 allowed = reference.nats_per_token(trainer) * count[at]
