@@ -54,7 +54,7 @@ def test_the_trainer_scores_what_its_models_say(settings, tmp_path):
     found = scoring.score(trainer)
     models = [trainer.model, AutoModelForCausalLM.from_pretrained(tmp_path / "model")]
     models[0].eval()
-    pairs = evaluation.pair_rows(rows(), MAX_LENGTH)
+    pairs = evaluation.pair_rows(rows(), MAX_LENGTH, "keep_start")
     expected = [evaluation.score(model, pairs, 0).reshape(2, PAIRS) for model in models]
     assert found.policy == pytest.approx(expected[0], abs=2e-4)
     assert found.reference == pytest.approx(expected[1], abs=2e-4)
