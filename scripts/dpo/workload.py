@@ -19,6 +19,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from dpo import cutting
 from dpo.batching import deal
 
 LENGTHS = Path("recipes/data/ultrafeedback-lengths.csv")
@@ -94,8 +95,8 @@ def draw_lengths(table: str, count: int, seed: int) -> np.ndarray:
         known = np.array([[int(n) for n in row] for row in [*csv.reader(file)][1:]])
     known = known[known[:, 0] < MAX_LENGTH]
     rows = known[np.random.default_rng(seed).choice(len(known), count)]
-    rows[:, 1:] = np.minimum(rows[:, 1:], MAX_LENGTH - rows[:, :1])
-    return rows
+    prompt, chosen, rejected = cutting.lengths(*rows.T, MAX_LENGTH, "keep_start")
+    return np.stack([prompt, chosen - prompt, rejected - prompt], axis=1)
 
 
 def repeats_and_padding(lengths: np.ndarray, pairs: int) -> float:
