@@ -217,12 +217,21 @@ def test_all_processes_score_the_held_out_pairs(config, learn, one_process, tmp_
     assert len(set(found["margins"])) == 3  # the pairs are of three lengths
 
 
-def test_a_policy_is_scored_in_the_numerics_of_its_reference(learn, tmp_path):
+def test_a_policy_is_scored_in_the_numerics_of_its_reference(tiny_model, tiny_data, tmp_path):
     """ZeRO rounds weights to bfloat16, where one process that loads them would not. A step with
     learning rate 0 then changes nothing: every pair is a tie, and the run says so."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif 'RANK' in os.environ:\n    import transformers.training_args as t\n"
+        "    t.is_torch_bf16_gpu_available = lambda: True  # a CPU computes in it too\n"
+    )
     still = ("--max_steps=1", "--eval_steps=1", "--warmup_steps=1", "--bf16=true")
-    said = learn(tmp_path / "run", "full", "zero2", 2, *still)
-    assert "0.50 → 0.50" in said and "all of them ties" in " ".join(said.split())
+    result = launch(
+        *("--config", "zero2", "--gpus", "1", "--"),
+        *(*ten_steps(tiny_model, tiny_data, tmp_path / "run"), *still),
+        PYTHONPATH=str(tmp_path),
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "0.50 → 0.50" in result.stdout and "all of them ties" in " ".join(result.stdout.split())
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["margins"] == [0.0] * 8
     assert {point["accuracy"] for points in report["curves"].values() for point in points} == {0.5}
