@@ -80,7 +80,7 @@ def with_logps(
         logps = np.full((2, len(dataset)), np.nan, dtype=np.float32)
     missing = wanted[np.isnan(logps[:, wanted]).any(axis=0)]
     if len(missing):
-        logps[:, missing] = score(trainer, dataset.select(missing), split, batch_size)
+        logps[:, missing] = score(trainer, dataset, missing, split, batch_size)
         if accelerator.is_main_process:
             print(f"{said}{len(missing)} scored, and {keep(path, logps, about)}")
         accelerator.wait_for_everyone()
@@ -216,16 +216,19 @@ def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
     return same[0]
 
 
-def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) -> np.ndarray:
-    """Chosen and rejected log-probabilities of every row under the reference, shape (2, rows).
+def score(
+    trainer: DPOTrainer, dataset: Dataset, rows: np.ndarray, split: str, batch_size: int
+) -> np.ndarray:
+    """Chosen and rejected log-probabilities of some rows under the reference, shape (2, rows).
 
     Longest pairs first: a batch that does not fit in memory fails in the first second.
     """
     accelerator, model = trainer.accelerator, reference_model(trainer)
-    order = np.argsort(-shared_lengths(dataset, trainer.args.max_length), kind="stable")
+    tokens = shared_lengths(dataset, trainer.args.max_length)[rows]
+    order = np.argsort(-tokens, kind="stable")
     loader = accelerator.prepare(
         DataLoader(
-            dataset.select(order).select_columns(ROWS),
+            dataset.select(rows[order]).select_columns(ROWS),
             batch_size=batch_size,
             collate_fn=trainer.data_collator,
             num_workers=trainer.args.dataloader_num_workers,
@@ -236,7 +239,7 @@ def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) ->
     for batch in tqdm(loader, desc=f"Reference on {split} pairs", unit="batch"):
         pair = trainer.compute_ref_log_probs(model, batch)
         parts.append(torch.stack(accelerator.gather_for_metrics(pair)).float().cpu().numpy())
-    logps = np.empty((2, len(dataset)), dtype=np.float32)
+    logps = np.empty((2, len(rows)), dtype=np.float32)
     logps[:, order] = np.concatenate(parts, axis=1)
     return logps
 
