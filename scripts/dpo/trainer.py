@@ -94,6 +94,9 @@ class FastDPOTrainer(DPOTrainer):
             return
         self._ready = True
         keep_gradients(self.model)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                positions.forget_longer_batches(model)
         if is_peft_model(self.model):
             adapters.match_reference(self.model)
         if self.share_prefix:
