@@ -219,7 +219,7 @@ def main() -> None:
     command += ["--num_processes", str(nodes * processes), "--num_machines", str(nodes), "--quiet"]
     if nodes > 1:
         command += joined
-    elif processes > 1:
+    elif config not in ONE_PROCESS:
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
     command += ["scripts/train.py", "--config", f"{RECIPES}/{args.recipe}.yaml", *args.arguments]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

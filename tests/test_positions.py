@@ -61,6 +61,19 @@ def test_where_positions_go_by_the_batch_the_reference_stays_live(name, tmp_path
     assert losses_of(short) == pytest.approx([0.6931, 0.6931], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", BY_BATCH)
+def test_a_batch_comes_out_as_it_would_have_without_those_before_it(name, tmp_path):
+    """Else a run that goes on is another run, and drift's answers part policy and reference."""
+    trainer = trainer_of(tmp_path, name, fast=True, max_length=40, max_steps=1)
+    rows = trainer.train_dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    for model in (trainer.model.eval(), trainer.ref_model):
+        first, *_, last = (
+            trainer.compute_ref_log_probs(model, trainer.data_collator([rows[at]]))
+            for at in (0, 6, 0)  # of 19 and 42 tokens, beyond the first 16
+        )
+        assert [value.item() for value in first] == [value.item() for value in last]
+
+
 def test_models_whose_positions_stand_are_kept_whatever_their_length():
     for rope in (PLAIN, {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}):
         assert not [*positions.limits(LlamaConfig(**SHORT, rope_parameters=rope))]

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from dpo import preferences
 from dpo.preferences import prepare
 from dpo.reading import IDS
 from dpo.recipe import parse
@@ -66,6 +67,33 @@ def test_changed_files_are_read_again(tmp_path, card):
 def test_no_evaluation_needs_no_held_out_pairs(tiny_data):
     read = load(f"--dataset_name={tiny_data}", "--eval_strategy=no")
     assert len(read["train"].pairs) == 16 and "held-out" not in read
+
+
+def test_pairs_are_a_table_of_their_own(tmp_path, monkeypatch):
+    """Where rows were set aside, and where some are held out; made once, and found by others."""
+    rows = [pair(f"day {at}", f"It was good {at}.", f"It was bad {at}.") for at in range(9)]
+    lines = [json.dumps(row | {"kind": "ab"[at % 2]}) for at, row in enumerate(rows)]
+    (tmp_path / "train.jsonl").write_text("\n".join([lines[3], *lines]) + "\n")
+    flags = [f"--dataset_name={tmp_path / 'train.jsonl'}", "--test_split_size=0.3"]
+    flags += ["--quarantine_limit=0.5"]
+    monkeypatch.setattr(preferences, "flat", lambda pairs: pairs)
+    listed = {split: found.pairs for split, found in load(*flags).items()}
+    monkeypatch.undo()
+    own = {split: found.pairs for split, found in load(*flags).items()}
+    made = {split: [os.stat(file["filename"]) for file in own[split].cache_files] for split in own}
+
+    def copied(self, **how):
+        raise AssertionError("all columns are copied")
+
+    monkeypatch.setattr(Dataset, "flatten_indices", copied)
+    for split, pairs in own.items():
+        assert pairs[:] == listed[split][:] and pairs.features == listed[split].features
+        pairs.add_column("ref_chosen_logps", [0.0] * len(pairs))
+        with pytest.raises(AssertionError, match="are copied"):
+            listed[split].add_column("ref_chosen_logps", [0.0] * len(pairs))
+    again = {split: found.pairs for split, found in load(*flags).items()}
+    found = {s: [os.stat(file["filename"]) for file in again[s].cache_files] for s in again}
+    assert made == found and all(made.values())
 
 
 ROWS = {

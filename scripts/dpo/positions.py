@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig
 from trl import DPOConfig
@@ -33,6 +34,24 @@ def limits(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
         if kind == "dynamic":
             lengths.append(text.max_position_embeddings)
         yield kind, min(lengths)
+
+
+def forget_longer_batches(model: torch.nn.Module) -> None:
+    """Have `dynamic` frequencies go by the batch at hand. In transformers they stay stretched to
+    the longest row so far: a run that goes on would compute otherwise than one that was not
+    stopped, and a policy that has answered prompts otherwise than its reference."""
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            module.register_forward_pre_hook(_as_at_the_start)
+
+
+def _as_at_the_start(module: torch.nn.Module, _: Any) -> None:
+    for name in [*vars(module), *module._buffers]:
+        if name.endswith("original_inv_freq"):  # of all layers, or of one type of layer
+            kind = name.removesuffix("original_inv_freq")
+            old, new = getattr(module, f"{kind}inv_freq"), getattr(module, name)
+            module.register_buffer(f"{kind}inv_freq", new.to(old.device), persistent=False)
+            setattr(module, f"{kind}max_seq_len_cached", module.original_max_seq_len)
 
 
 def longest_row(data: Any, max_length: int | None) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
@@ -100,6 +101,22 @@ def hold_out(train: Linted, share: float, seed: int) -> Linted:
     return test
 
 
+def _as_it_is(table: pa.Table) -> pa.Table:
+    return table
+
+
+def flat(pairs: Dataset) -> Dataset:
+    """The pairs as a table of their own, in place of a list of rows of a larger one: through that
+    list every later look at a column copies it, and a column that is added copies all the others,
+    on every process. As Arrow, since `flatten_indices` would build each value in Python; `datasets`
+    keeps the outcome as a file, which others find."""
+    if pairs._indices is None:
+        return pairs
+    arrow = pairs.with_format("arrow")
+    flattened = arrow.map(_as_it_is, batched=True, features=pairs.features, desc="Keeping pairs")
+    return flattened.with_format(None)
+
+
 def prepare(
     recipe: Recipe, rows: tuple[list[Rows], list[Rows]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Linted]:
@@ -134,4 +151,8 @@ def prepare(
             held = None
     if held:
         linted["held-out"] = held
+    with PartialState().local_main_process_first():
+        for part in linted.values():
+            if isinstance(part.pairs, Dataset):
+                part.pairs = flat(part.pairs)
     return linted

@@ -80,7 +80,7 @@ def with_logps(
         logps = np.full((2, len(dataset)), np.nan, dtype=np.float32)
     missing = wanted[np.isnan(logps[:, wanted]).any(axis=0)]
     if len(missing):
-        logps[:, missing] = score(trainer, dataset.select(missing), split, batch_size)
+        logps[:, missing] = score(trainer, dataset, missing, split, batch_size)
         if accelerator.is_main_process:
             print(f"{said}{len(missing)} scored, and {keep(path, logps, about)}")
         accelerator.wait_for_everyone()
@@ -216,32 +216,39 @@ def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
     return same[0]
 
 
-def score(trainer: DPOTrainer, dataset: Dataset, split: str, batch_size: int) -> np.ndarray:
-    """Chosen and rejected log-probabilities of every row under the reference, shape (2, rows).
+def score(
+    trainer: DPOTrainer, dataset: Dataset, rows: np.ndarray, split: str, batch_size: int
+) -> np.ndarray:
+    """Chosen and rejected log-probabilities of some rows under the reference, shape (2, rows).
 
     Longest pairs first: a batch that does not fit in memory fails in the first second.
     """
     accelerator, model = trainer.accelerator, reference_model(trainer)
-    order, loader = longest_first(trainer, dataset.select_columns(ROWS), batch_size)
+    order, loader = longest_first(trainer, dataset.select_columns(ROWS), batch_size, rows)
     parts = []
     for batch in tqdm(loader, desc=f"Reference on {split} pairs", unit="batch"):
         pair = trainer.compute_ref_log_probs(model, batch)
         parts.append(torch.stack(accelerator.gather_for_metrics(pair)).float().cpu().numpy())
-    logps = np.empty((2, len(dataset)), dtype=np.float32)
+    logps = np.empty((2, len(rows)), dtype=np.float32)
     logps[:, order] = np.concatenate(parts, axis=1)
     return logps
 
 
 def longest_first(
-    trainer: DPOTrainer, dataset: Dataset, batch_size: int
+    trainer: DPOTrainer, dataset: Dataset, batch_size: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, DataLoader]:
-    """Row numbers, longest pairs first, and a loader of the rows in that order, dealt out to all
-    processes; some may come twice in its last batches."""
+    """The order of rows, longest pairs first, and a loader of them in that order, dealt out to all
+    processes; some may come twice in its last batches.
+
+    Args:
+        rows: row numbers; None for all. The order is of places among these.
+    """
     args = trainer.args
-    lengths = shared_lengths(dataset, args.max_length, args.truncation_mode)
-    order = np.argsort(-lengths, kind="stable")
+    rows = np.arange(len(dataset)) if rows is None else rows
+    tokens = shared_lengths(dataset, args.max_length, args.truncation_mode)[rows]
+    order = np.argsort(-tokens, kind="stable")
     loader = DataLoader(
-        dataset.select(order),
+        dataset.select(rows[order]),
         batch_size=batch_size,
         collate_fn=trainer.data_collator,
         num_workers=args.dataloader_num_workers,

@@ -100,6 +100,9 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         self._ready = True
         keep_gradients(self.model)
         dropout.off_without_gradients(self.model)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                positions.forget_longer_batches(model)
         if is_peft_model(self.model):
             adapters.match_reference(self.model)
         if self.share_prefix:
