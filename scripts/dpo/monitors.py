@@ -284,14 +284,12 @@ class Monitors(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         held_out = (metrics or {}).get("eval_rewards/accuracies")
-        pairs = np.array(self.kept["pairs"])
-        # Of a stream, or of a set that is given to `evaluate`, the number of pairs is not known.
-        known = isinstance(self.trainer.eval_dataset, Dataset)
-        if held_out is None or len(pairs) < ENOUGH or not known:
-            return
+        pairs, rows = np.array(self.kept["pairs"]), self.trainer.eval_dataset
+        if held_out is None or len(pairs) < ENOUGH or not isinstance(rows, Dataset):
+            return  # of a stream, or of a set that `evaluate` is given, the pairs are not counted
         train = (pairs[:, 0] > pairs[:, 1]).mean()
         both = (train + held_out) / 2
-        counts = 1 / len(pairs) + 1 / len(self.trainer.eval_dataset)
+        counts = 1 / len(pairs) + 1 / len(rows)
         error = math.sqrt(both * (1 - both) * counts)
         if train - held_out > max(MEMORISED, ERRORS * error):
             self.tell(
