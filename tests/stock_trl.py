@@ -19,14 +19,16 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 class Outcomes:
-    """What became of every test, by its name: passed, failed or skipped."""
+    """What became of every test, by its name: passed, failed, skipped; or stopped, by the monitors,
+    where stock goes on with numbers that are none (monitors.py)."""
 
     def __init__(self):
         self.of: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
-            self.of[report.nodeid] = report.outcome
+            stopped = "SystemExit: not finite" in report.longreprtext
+            self.of[report.nodeid] = "stopped" if stopped else report.outcome
 
 
 def run(trainer: str, told: str, more: list[str]) -> None:
@@ -59,8 +61,10 @@ def main(checkout: str, *more: str) -> None:
             subprocess.run([*command, *more], cwd=checkout, check=True)
             outcomes[trainer] = json.loads(Path(told.name).read_text())
     passed = [name for name, outcome in outcomes["stock"].items() if outcome == "passed"]
-    lost = [name for name in passed if outcomes["ours"].get(name) != "passed"]
-    print(f"\nStock passes {len(passed)} of {len(outcomes['stock'])}; of these ours fails:", *lost)
+    ours = {name: outcomes["ours"].get(name) for name in passed}
+    lost = [name for name, outcome in ours.items() if outcome not in ("passed", "stopped")]
+    print("\nStopped, where stock trains on nan:", *(n for n in ours if ours[n] == "stopped"))
+    print(f"Stock passes {len(passed)} of {len(outcomes['stock'])}; of these ours fails:", *lost)
     if lost or not passed:
         raise SystemExit(f"{len(lost)} fail with ours" if lost else "stock passes none of them")
     print("none")

@@ -267,14 +267,11 @@ class Monitors(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         held_out = (metrics or {}).get("eval_rewards/accuracies")
-        pairs = np.array(self.kept["pairs"])
-        # Of a stream, or of a set that is given to `evaluate`, the number of pairs is not known.
-        known = isinstance(self.trainer.eval_dataset, Dataset)
-        if held_out is None or len(pairs) < ENOUGH or not known:
-            return
+        pairs, rows = np.array(self.kept["pairs"]), self.trainer.eval_dataset
+        if held_out is None or len(pairs) < ENOUGH or not isinstance(rows, Dataset):
+            return  # of a stream, or of a set that `evaluate` is given, the pairs are not counted
         train = self.trainer.right(pairs).mean()
         both = (train + held_out) / 2
-        rows = self.trainer.eval_dataset
         if "prompt_digest" in rows.column_names:  # pairs of one prompt are right or wrong together
             rows = set(rows["prompt_digest"])
         counts = 1 / len(pairs) + 1 / len(rows)
