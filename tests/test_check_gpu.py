@@ -2,14 +2,15 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
-from conftest import make
+from conftest import make, random_model
+from test_prefix_sharing import varlen_by_hand
 
 import check_gpu
-from dpo import gpu_checks, gpu_parity, gpu_runs
+from dpo import gpu_checks, gpu_parity, gpu_runs, shared_attention
 from dpo.gpu_checks import Job, Row
 
 
@@ -55,6 +56,18 @@ def test_shared_prefixes_pass_and_a_wrong_plan_does_not(job, monkeypatch):
     monkeypatch.setattr(gpu_parity, "batch_of", shifted)
     monkeypatch.setattr(gpu_parity, "SMALL", {"llama": gpu_parity.SMALL["llama, heads of 64"]})
     assert {row.outcome for row in gpu_parity.parity(job)} == {"failed"}
+
+
+def test_both_kernels_of_a_gpu_are_tried(job, tmp_path, monkeypatch):
+    """With FlashAttention's call written out, and for a model from a folder at real lengths."""
+    monkeypatch.setattr(shared_attention, "uses_flash", lambda device, half: half)
+    monkeypatch.setattr(shared_attention, "varlen_attn", varlen_by_hand)
+    monkeypatch.setattr(gpu_parity, "SMALL", {})
+    random_model("mistral").save_pretrained(tmp_path / "mistral")
+    rows = [*gpu_parity.parity(replace(job, model=tmp_path / "mistral", small=False))]
+    assert {row.outcome for row in rows} == {"passed"}, rows
+    kernels = [row.name.rsplit(", ")[-1] for row in rows]
+    assert kernels == ["SDPA", "FlashAttention", "SDPA", "FlashAttention", "SDPA"]
 
 
 def python(code: str) -> list[str]:
