@@ -28,14 +28,15 @@ def test_the_whole_check_runs_on_a_cpu(tiny_model, tiny_data, tmp_path):
     assert result.returncode == 0, result.stdout[-5000:] + logs
     found = json.loads((folder / "check-gpu.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
-    assert found["machine"] and found["commit"] and found["versions"]["torch"]
+    assert found["machine"] and found["versions"]["torch"]
     assert {row["outcome"] for row in rows.values()} == {"passed", "skipped"}
     assert all(
         "on a GPU only" in row["measured"] or "compiler" in row["measured"]
         for row in rows.values()
         if row["outcome"] == "skipped"
     )
-    assert "equal to the bit" in rows["killed after checkpoint-3, and resumed"]["measured"]
+    (resumed,) = [row for name, row in rows.items() if name.startswith("killed after checkpoint-")]
+    assert "equal to the bit" in resumed["measured"]
     for name in ("zero2: losses of cpu", "zero3: losses of cpu", "QLoRA: merged"):
         assert rows[name]["outcome"] == "passed"
     assert sum(row["seconds"] for row in rows.values()) < 60 * found["minutes"]
