@@ -76,25 +76,24 @@ def speed(job: Job) -> Iterator[Row]:
     asked = bench.Job("Qwen3-0.6B", job.device, 4, 20, str(LENGTHS), turns=1)
     if job.small:
         asked = bench.Job(str(job.model), job.device, 2, 1, "9,5,6", turns=1)
-    found = {}
+    label, found = f"speed, {Path(asked.model).name}", {}
     for name in (bench.BASELINE, "+ reference scored once: everything"):
         (variant,) = [variant for variant in bench.VARIANTS if variant.name == name]
         got = found[name] = bench.work_elsewhere(variant, asked)
         if "seconds" not in got:
-            yield skipped(f"speed, {asked.model}", f"{name}: out of memory")
+            yield skipped(label, f"{name}: out of memory")
             return
         got["pairs"] = len(asked.timed) / sum(got["seconds"])
     stock, ours = found.values()
     ratio = ours["pairs"] / stock["pairs"]
     says = f"{ours['pairs']:.3g} pairs a second, stock TRL {stock['pairs']:.3g}: {ratio:.2f} ×"
     figures = {"pairs": ours["pairs"], "stock_pairs": stock["pairs"], "ratio": ratio}
-    row = judged(f"speed, {asked.model}", ratio >= 1, says, "1 × or more", **figures)
+    row = judged(label, ratio >= 1, says, "1 × or more", **figures)
     yield row if job.device == "cuda" else skipped(row.name, f"{says}: judged on a GPU only")
     config = config_of(asked.model)
     tokens = asked.timed.sum(axis=1).reshape(-1, asked.pairs).sum(axis=1).max()
     predicted = 16 * parameters(config) + activations(config, tokens)
-    name = f"speed, {asked.model}: memory of everything"
-    yield memory(name, job, ours["peak_memory_gb"], predicted / 1e9)
+    yield memory(f"{label}: memory", job, ours["peak_memory_gb"], predicted / 1e9)
 
 
 # What is done, by the names that --only takes, and how many seconds each may take.

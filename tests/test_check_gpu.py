@@ -2,14 +2,15 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
-from conftest import make
+from conftest import make, random_model
+from test_prefix_sharing import varlen_by_hand
 
 import check_gpu
-from dpo import gpu_checks, gpu_parity, gpu_runs
+from dpo import gpu_checks, gpu_parity, gpu_runs, shared_attention
 from dpo.gpu_checks import Job, Row
 
 
@@ -27,14 +28,15 @@ def test_the_whole_check_runs_on_a_cpu(tiny_model, tiny_data, tmp_path):
     assert result.returncode == 0, result.stdout[-5000:] + logs
     found = json.loads((folder / "check-gpu.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
-    assert found["machine"] and found["commit"] and found["versions"]["torch"]
+    assert found["machine"] and found["versions"]["torch"]
     assert {row["outcome"] for row in rows.values()} == {"passed", "skipped"}
     assert all(
         "on a GPU only" in row["measured"] or "compiler" in row["measured"]
         for row in rows.values()
         if row["outcome"] == "skipped"
     )
-    assert "equal to the bit" in rows["killed after checkpoint-3, and resumed"]["measured"]
+    (resumed,) = [row for name, row in rows.items() if name.startswith("killed after checkpoint-")]
+    assert "equal to the bit" in resumed["measured"]
     for name in ("zero2: losses of cpu", "zero3: losses of cpu", "QLoRA: merged"):
         assert rows[name]["outcome"] == "passed"
     assert sum(row["seconds"] for row in rows.values()) < 60 * found["minutes"]
@@ -55,6 +57,18 @@ def test_shared_prefixes_pass_and_a_wrong_plan_does_not(job, monkeypatch):
     monkeypatch.setattr(gpu_parity, "batch_of", shifted)
     monkeypatch.setattr(gpu_parity, "SMALL", {"llama": gpu_parity.SMALL["llama, heads of 64"]})
     assert {row.outcome for row in gpu_parity.parity(job)} == {"failed"}
+
+
+def test_both_kernels_of_a_gpu_are_tried(job, tmp_path, monkeypatch):
+    """With FlashAttention's call written out, and for a model from a folder at real lengths."""
+    monkeypatch.setattr(shared_attention, "uses_flash", lambda device, half: half)
+    monkeypatch.setattr(shared_attention, "varlen_attn", varlen_by_hand)
+    monkeypatch.setattr(gpu_parity, "SMALL", {})
+    random_model("mistral").save_pretrained(tmp_path / "mistral")
+    rows = [*gpu_parity.parity(replace(job, model=tmp_path / "mistral", small=False))]
+    assert {row.outcome for row in rows} == {"passed"}, rows
+    kernels = [row.name.rsplit(", ")[-1] for row in rows]
+    assert kernels == ["SDPA", "FlashAttention", "SDPA", "FlashAttention", "SDPA"]
 
 
 def python(code: str) -> list[str]:
