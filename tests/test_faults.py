@@ -143,7 +143,7 @@ class Runs:
     def end(self, processes: list) -> set[int]:
         """Wait for a run, and return how its processes ended. When one has failed, the others do by
         themselves, or as torchrun would have them."""
-        deadline, failed = time.monotonic() + 120, set()
+        deadline, failed = time.monotonic() + 300, set()
         while any(process.is_alive() for process in processes):
             assert time.monotonic() < deadline, "the run hangs"
             codes = {process.exitcode for process in processes}
