@@ -28,13 +28,18 @@ def lay_out(checkout: Path, top: Path) -> None:
             (top / path.name).symlink_to(path)
 
 
+def clear(folder: Path, made_by: int) -> None:
+    if os.getpid() == made_by:  # and not one that it forked
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def place() -> Path:
     """The folder of this process and of all that it starts: `top` is where they run."""
     known = f"PLACE_OF_TESTS_{os.environ.get('PYTEST_XDIST_WORKER', '')}"  # one a worker
     if known not in os.environ:
         folder = Path(tempfile.mkdtemp(prefix="tests-"))
         lay_out(Path(__file__).resolve().parents[1], folder / "top")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(clear, folder, os.getpid())
         os.environ[known] = str(folder)
     return Path(os.environ[known])
 

@@ -46,11 +46,12 @@ def check(
         SystemExit: the embedding is smaller than the tokenizer, or a pair longer than the model's
             positions.
     """
-    name, most = recipe.model.model_name_or_path, recipe.training.max_length
+    name, args = recipe.model.model_name_or_path, recipe.training
+    most, cut = args.max_length, (args.max_length, args.truncation_mode)
     adapter = adapters.config_of(name, recipe.model.model_revision)
     base = adapter.base_model_name_or_path if adapter else name
     revision = adapter.revision if adapter else recipe.model.model_revision
-    trusted = recipe.training.trust_remote_code
+    trusted = args.trust_remote_code
     config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trusted)
     if not (adapter and adapter.modules_to_save):  # which may be an embedding of its own
         check_rows(config, tokenizer, base)
@@ -59,7 +60,7 @@ def check(
         if isinstance(rows, IterableDataset):
             longest = max(longest, most or 0)
         elif rows is not None and len(rows):
-            _, chosen, rejected = reference.cut_lengths(rows, most)
+            _, chosen, rejected = reference.cut_lengths(rows, *cut)
             longest = max(longest, chosen.max(), rejected.max())
     if room and longest > room:
         raise SystemExit(
