@@ -12,7 +12,7 @@ from rich.console import Console
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import data
-from dpo import evaluation, lint, reference
+from dpo import evaluation, lint, reference, scoring
 from dpo.gates import wrong_batch
 from dpo.layouts import Fault
 from dpo.preferences import prepare
@@ -67,8 +67,9 @@ def test_an_untrained_policy_has_no_margin(mode, most, tmp_path):
     trainer = trainer_of(tmp_path, "llama", fast=True, with_held_out=True, **how)
     rows = evaluation.pair_rows(trainer.eval_dataset, most, mode)
     policy = evaluation.score(trainer.model, rows, 0, pairs=True)
-    known = evaluation.scored_in_training(trainer.eval_dataset, trainer.args)
+    known = np.concatenate([trainer.eval_dataset[column] for column in reference.COLUMNS])
     assert policy == pytest.approx(known, abs=1e-4)
+    assert (scoring.score(trainer).margins(trainer.beta) == 0).all()
     trainer.train_dataset = trainer.train_dataset.select(range(6))  # no prompt fills 12 tokens
     assert wrong_batch(trainer) is None
     if most and mode == "keep_end":
