@@ -83,6 +83,7 @@ def test_the_card_is_what_the_script_writes(splits):
     assert (FOLDER / "README.md").read_text() == embedded_data.card(splits, tokenizer)
 
 
+@pytest.mark.sight  # minutes of sampling
 @pytest.mark.skipif(
     not CPU.get("avx512_bf16") or CPU.get("amx_bf16"),
     reason="the committed bytes were drawn with AVX-512 and without AMX; others round otherwise",
