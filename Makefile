@@ -34,7 +34,7 @@ PYTEST   := $(BIN)/python -m pytest --numprocesses 2
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -105,6 +105,9 @@ test-faults: $(READY) $(EMBEDDED) ## runs killed 30 times end as if they had not
 
 test-sight: $(READY) $(EMBEDDED) ## runs evaluated, compared, swept and watched, through make
 	$(PYTEST) --dist loadfile -m sight $(ARGS)
+
+test-gemma: $(READY) ## a second real model, Gemma 3 270M, fetched under Gemma's own terms (240 MB)
+	$(BIN)/python -m pytest -m gemma $(ARGS)
 
 test-trl: $(READY) ## TRL's own DPO tests with our trainer, where stock passes: TRL=(a checkout) ARGS="-k iterable"
 	$(BIN)/python tests/stock_trl.py "$(TRL)" $(ARGS)

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "make test-distributed": ".ci/run",
     "make test-faults": ".ci/run",
     "make test-sight": ".ci/run",
+    "make test-gemma": "its terms are Gemma's own: run by hand",
     "make test-trl": "needs a checkout of TRL's tests",
     "make clean-cache": "test_reference.py",
     "make evaluate": "test_evaluate.py",
