@@ -159,7 +159,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
 def tell_if_finished(recipe: str, arguments: list[str]) -> None:
     """Leave at once if the run went to its end and nothing asks for another."""
     keys = read_yaml(RECIPES / f"{recipe}.yaml")
-    folder = Path(keys["output_dir"])
+    folder = Path(keys.get("output_dir", "trainer_output"))  # TRL's default
     settings = folder / "recipe.yaml"
     # With flags it takes the whole parser to know whether they ask for the same run: train.py does.
     if arguments or not (folder / "report.json").is_file() or not settings.is_file():

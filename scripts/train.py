@@ -185,6 +185,9 @@ def train(
         else:
             with output.written_to(folder / "model.safetensors"):
                 trainer.save_model(_internal_call=True)  # not published before it counts as done
+            if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():
+                # No checkpoint is there to score again from: the policy counts as done.
+                output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
             scored = scoring.score(trainer)
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):

@@ -233,3 +233,11 @@ def test_a_judge_is_told_of_tools_and_not_of_switches():
         [asked], paired.Measured(None, None, *[[[answers.Completion("a", [1], True)]]] * 2), None
     )
     assert line["prompt"].splitlines()[1] == f"assistant: {json.dumps(calls)}"
+
+
+def test_a_judge_gets_one_system_turn():
+    """Chat templates take no second one."""
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"}]
+    system, *others = turns({"prompt": said, "options": {"tools": TOOLS}})
+    assert others == said[1:] and system["role"] == "system"
+    assert system["content"].endswith("Be brief.") and json.dumps(TOOLS) in system["content"]

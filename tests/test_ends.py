@@ -152,3 +152,11 @@ def test_a_config_that_knows_its_end_is_left_as_it_is(tiny_model):
     before = model.generation_config.to_dict()
     ends.remember(model, tokenizer, list)
     assert model.generation_config.to_dict() == before and before["eos_token_id"] == 2
+
+
+def test_a_template_that_takes_no_bare_question_has_the_tokenizers_end(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    )
+    assert ends.of(None, tokenizer) == [tokenizer.eos_token_id]

@@ -80,6 +80,17 @@ def test_eight_of_eight_is_not_certain():
     assert share(some) == bootstrap(some)
 
 
+@pytest.mark.parametrize("prompts", [1, 2, 8])
+def test_prompts_that_are_alike_make_nothing_certain(prompts):
+    """Two of three pairs right, for each prompt: every resample says the same."""
+    right, of = np.tile([1.0, 1, 0], prompts), np.repeat(np.arange(prompts), 3)
+    found = share(right, of)
+    assert found.mean == pytest.approx(2 / 3) and found.high - found.low > 0.3
+    few = bootstrap(right[:3], prompts=of[:3])
+    assert (few.low, few.high) == (0, 1)
+    assert paired(np.stack([right[:3], np.zeros(3)]), prompts=of[:3])[0][1].low == 0
+
+
 def test_what_was_not_judged_does_not_count():
     preferred = np.array([[1, np.nan], [0, 0], [np.nan, np.nan]])
     assert win_rate(preferred).mean == 0.5

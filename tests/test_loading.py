@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_model
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_bad_input import refusal
@@ -150,6 +151,21 @@ def test_an_embedding_smaller_than_the_tokenizer(monkeypatch, tiny_model, tiny_f
     monkeypatch.undo()
     with pytest.raises(SystemExit, match="rows in its embedding"):
         find(str(copy)).load("cpu")
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_special_token_without_a_row_may_be_there_if_nothing_uses_it(used, tiny_model):
+    """As Gemma 3 1B has one for images."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    config, rows = AutoConfig.from_pretrained(tiny_model), len(tokenizer) - 1
+    ids = [3, rows if used else rows - 1]
+    pairs = Dataset.from_list([{"prompt_ids": [5], "chosen_ids": ids, "rejected_ids": [7]}])
+    highest = fits.highest_token(pairs)
+    if not used:
+        return fits.check_rows(config, tokenizer, "a", highest)
+    with pytest.raises(SystemExit, match=f"a has {rows} rows in its embedding"):
+        fits.check_rows(config, tokenizer, "a", highest)
 
 
 @pytest.mark.parametrize("stream", [False, True])

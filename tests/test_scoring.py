@@ -69,8 +69,16 @@ def test_the_trainer_scores_what_its_models_say(settings, tmp_path):
         assert np.array_equal(value, getattr(found, name)), name
 
 
-def test_what_weighs_tokens_is_no_log_probability(tmp_path):
-    assert scoring.score(trained(tmp_path, max_steps=1, ld_alpha=0.5)) is None
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ld_alpha": 0.5},  # what weighs tokens is no log-probability
+        {"sync_ref_model": True, "ref_model_sync_steps": 1, "precompute_ref_log_probs": False},
+    ],
+    ids=str,
+)
+def test_what_the_trainer_has_no_reference_for_is_left_to_one_process(settings, tmp_path):
+    assert scoring.score(trained(tmp_path, max_steps=1, **settings)) is None
 
 
 def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):

@@ -94,13 +94,13 @@ FLAGS = {
     "--ignore_bias_buffers": "ignore_bias_buffers is True: nothing looks at it",
     "--use_peft --lora_dropout=0.1": "lora_dropout is 0.1: it does nothing unless disable_dropout",
     "--f_alpha_divergence_coef=0.3": "_coef is 0.3: it does nothing unless f_divergence_type is",
-    "--discopop_tau=0.05": "discopop_tau is 0.05: it does nothing unless loss_type is discopop",
+    "--discopop_tau=0.1": "discopop_tau is 0.1: it does nothing unless loss_type is discopop",
     "--ref_model_mixup_alpha=0.5": "it does nothing unless sync_ref_model is true",
     "--ref_model_sync_steps=64": "it does nothing unless sync_ref_model is true",
     "--eval_strategy=epoch --eval_steps=5": "eval_steps is 5.0: it does nothing unless eval_strate",
     "--save_strategy=epoch --save_steps=5": "save_steps is 5.0: it does nothing unless save_strate",
     "--hub_model_id=me/mine": "hub_model_id is me/mine: it does nothing unless push_to_hub is true",
-    "--num_train_epochs=2 --max_steps=9": "num_train_epochs is 2.0: it does nothing unless max_ste",
+    "--num-train-epochs=2": "num_train_epochs is 2.0: it does nothing unless max_ste",
     "--lr_scheduler_type=constant --warmup_steps=5": "warmup_steps is 5.0: it does nothing unless",
     "--optim=sgd --adam_beta2=0.95": "adam_beta2 is 0.95: it does nothing unless optim is a kind",
     "--use_peft --bnb_4bit_quant_type=fp4": "it does nothing unless load_in_4bit is true",
@@ -165,6 +165,9 @@ FINE = (
     "--sync_ref_model --precompute_ref_log_probs=false --precompute_ref_batch_size=4",
     "--torch_compile --share_prefix=false",
     "--use_peft --lora_dropout=0.1 --disable_dropout=false",
+    "--use_peft --lora_dropout=0.05 --label_smoothing_factor=0.0",  # as they are anyway
+    "--num_train_epochs=1 --max-steps=9",  # as in TRL's own examples
+    "--use_peft=false",
     "--loss_type sigmoid sft --loss_weights 1 0.5",
     "--dataset_streaming",
 )

@@ -237,7 +237,7 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
             "go on as it was written",
         )
     before, now = manifest.get("micro_batches"), about["micro_batches"]
-    if before != now:
+    if before is not None and before != now:
         refuse(
             f"was written with {before} pairs a micro-batch, micro-batches and processes, and "
             f"this run has {now}: its loss depends on them",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from datasets import Features, Value
+from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo.tokenization import Tokenization
@@ -24,7 +27,9 @@ def of(
     """
     theirs = own.eos_token_id if own else None
     theirs = theirs if isinstance(theirs, list) else [theirs]
-    known = Tokenization(tokenizer, kind if tokenizer.chat_template else str).ends
+    known = {tokenizer.eos_token_id}
+    with contextlib.suppress(TemplateError):  # a template that does not take a bare question
+        known = Tokenization(tokenizer, kind if tokenizer.chat_template else str).ends
     return [token for token in dict.fromkeys([*theirs, *sorted(known)]) if token is not None]
 
 

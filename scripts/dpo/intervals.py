@@ -29,8 +29,11 @@ def bootstrap(
     resampled, with all that is of them.
     """
     both = np.stack([values, np.ones(len(values)) if weights is None else weights])
-    sums = resampled(by_prompt(both, prompts), resamples)
+    grouped = by_prompt(both, prompts)
+    sums = resampled(grouped, resamples)
     low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975])
+    if grouped.shape[1] == 1:  # of one prompt nothing is known of others: at least as wide as this
+        low, high = (both[0] / both[1]).min(), (both[0] / both[1]).max()
     return Interval(float(both[0].sum() / both[1].sum()), float(low), float(high))
 
 
@@ -67,25 +70,29 @@ def paired(
     """How the mean of each row of `values`, shape (rows, n), differs from that of each other one,
     paired: `[i][j]` is row i less row j. `prompts`, shape (n,), as for `bootstrap`."""
     counted = np.concatenate([values, np.ones((1, values.shape[1]))])
-    *sums, counts = resampled(by_prompt(counted, prompts), resamples)
+    grouped = by_prompt(counted, prompts)
+    *sums, counts = resampled(grouped, resamples)
     means = np.stack(sums) / counts
 
     def less(i: int, j: int) -> Interval:
+        difference = values[i] - values[j]
         low, high = np.quantile(means[i] - means[j], [0.025, 0.975])
-        return Interval(float((values[i] - values[j]).mean()), float(low), float(high))
+        if grouped.shape[1] == 1:  # as in `bootstrap`
+            low, high = difference.min(), difference.max()
+        return Interval(float(difference.mean()), float(low), float(high))
 
     return [[less(i, j) for j in range(len(values))] for i in range(len(values))]
 
 
 def share(values: np.ndarray, prompts: np.ndarray | None = None) -> Interval:
-    """`bootstrap` of values from 0 to 1. Where all are equal, every resample says so too: then the
-    interval is Wilson's (1927) for all right or all wrong, which knows how few they may be, and so
-    much of it for all ties."""
+    """`bootstrap` of values from 0 to 1. Where all prompts are equal, every resample says so too:
+    then the interval is Wilson's (1927) for all right or all wrong, which knows how few they may
+    be, and so much of it for what lies between."""
     found = bootstrap(values, prompts=prompts)
-    if (values == values[0]).all():
-        count = len(values) if prompts is None else len(np.unique(prompts))
-        edge = count / (count + 1.96**2)
-        found.low, found.high = float(values[0] * edge), float(1 - (1 - values[0]) * edge)
+    sums, counts = by_prompt(np.stack([values, np.ones(len(values))]), prompts)
+    if np.ptp(sums / counts) < 1e-12:
+        edge = len(counts) / (len(counts) + 1.96**2)
+        found.low, found.high = found.mean * edge, 1 - (1 - found.mean) * edge
     return found
 
 

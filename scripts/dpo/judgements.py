@@ -53,6 +53,9 @@ def turns(prompt: Prompt) -> Messages:
     said = [{"role": "user", "content": said}] if isinstance(said, str) else said
     words = {name: value for name, value in options.items() if value and value is not True}
     before = {"role": "system", "content": json.dumps(words, ensure_ascii=False)}
+    if words and said[0]["role"] == "system":  # chat templates take one such turn
+        first = {"role": "system", "content": f"{before['content']}\n\n{told(said[0])}"}
+        return [first, *said[1:]]
     return [before, *said] if words else said
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, modeling_utils
 
+MASKS = (".attn.masked_bias", ".attention.masked_bias", ".attn.bias", ".attention.bias")
+
 
 def some(names: Iterable[str]) -> str:
     names = sorted(map(str, names))
@@ -25,8 +27,9 @@ def refuse(name: str, kind: str, **wrong: Iterable[str]) -> None:
     if any(wrong.values()):
         parts = "; ".join(f"{key}: {some(names)}" for key, names in wrong.items() if names)
         raise SystemExit(
-            f"the weights in {name} are not those of {kind}: {parts}. Missing "
-            "ones would be random numbers. Give a folder that save_pretrained of that class wrote"
+            f"the weights in {name} are not those of {kind}: {parts}. "
+            + "Missing ones would be random numbers. " * bool(wrong.get("missing"))
+            + "Give a folder that save_pretrained of that class wrote"
         )
 
 
@@ -47,11 +50,14 @@ def whole() -> Iterator[None]:
         found, name = kwargs["loading_info"], pretrained_model_name_or_path
         if sys.exc_info()[0]:  # it reports on a load that failed, too
             return report(model, name, *args, **kwargs)
+        # Masks that older versions saved as buffers, constants of causal attention.
+        masks = {key for key, _ in model.named_buffers()}
+        more = [k for k in found.unexpected_keys if k not in masks and not k.endswith(MASKS)]
         refuse(
             name,
             type(model).__name__,
             missing=found.missing_keys,
-            unexpected=found.unexpected_keys,
+            unexpected=more,
             mismatched=[key[0] for key in found.mismatched_keys],
         )
         if model.get_output_embeddings() is None:

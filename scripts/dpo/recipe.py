@@ -237,7 +237,8 @@ def resolve(
         if key in keys or value != defaults[key]
     }
     values = vars(namespace)
-    given = frozenset(flag[2:].split("=")[0] for flag in argv if flag.startswith("--"))
+    names = (flag[2:].split("=")[0] for flag in argv if flag.startswith("--"))
+    given = frozenset(name.replace("-", "_") for name in names)  # --max-steps is taken as well
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
     moves = values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]
     if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # values.py refuses it

@@ -107,7 +107,9 @@ def of_pairs(count: int, found: dict) -> str:
     """How many pairs something was measured on, of how many prompts if there are fewer, and on how
     many the policy has no view: `124 held-out pairs, 3 of them ties`."""
     prompts, ties = found.get("prompts", count), found.get("ties", 0)
-    said = f"{count} held-out pairs" + (f" of {prompts} prompts" if prompts < count else "")
+    said = f"{count} held-out pairs" + (
+        f" of {prompts} prompt{'s' * (prompts > 1)}" if prompts < count else ""
+    )
     return said + (f", {'all' if ties == count else ties} of them ties" if ties else "")
 
 

@@ -40,14 +40,15 @@ class Scored:
 def score(trainer: DPOTrainer) -> Scored | None:
     """The held-out pairs under the model as training has left it; every process takes part.
 
-    What TRL computes in an evaluation, pair by pair. None without held-out pairs, and where tokens
-    weigh differently (`ld_alpha`): the sums are then no log-probabilities.
+    What TRL computes in an evaluation, pair by pair. None without held-out pairs, where the
+    reference has moved (`sync_ref_model`), and where tokens weigh differently (`ld_alpha`): the
+    sums are then no log-probabilities.
 
     Raises:
         SystemExit: a batch does not fit in memory.
     """
     dataset, args = trainer.eval_dataset, trainer.args
-    if dataset is None or args.ld_alpha is not None:
+    if dataset is None or args.ld_alpha is not None or args.sync_ref_model:
         return None
     columns = [name for name in reference.ROWS + reference.COLUMNS if name in dataset.column_names]
     order, loader = reference.longest_first(

@@ -107,7 +107,9 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
         yield key, "eval_strategy", evaluates, "steps or epoch"
     for key in ("hub_model_id", "hub_private_repo", "hub_revision", "hub_always_push"):
         yield key, "push_to_hub", args.push_to_hub, "true"
-    yield "num_train_epochs", "max_steps", args.max_steps < 1, "left out"
+    # Beside each other steps win, as is well known; not so where the recipe states the steps.
+    lost = "num_train_epochs" in recipe.flags and "max_steps" not in recipe.flags
+    yield "num_train_epochs", "max_steps", args.max_steps < 1 or not lost, "-1 (or left out)"
     warm = schedule not in ("constant", "greedy", "reduce_lr_on_plateau")
     yield "warmup_steps", "lr_scheduler_type", warm, "one with a warmup (constant_with_warmup)"
     shaped = schedule not in ("constant", "constant_with_warmup")
@@ -116,7 +118,7 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
     for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
         yield key, "optim", adam, "a kind of Adam"
     yield "liger_kernel_config", "use_liger_kernel", args.use_liger_kernel, "true"
-    workers = args.dataloader_num_workers > 0
+    workers = args.dataloader_num_workers > 0 or "dataloader_num_workers" not in recipe.chosen
     yield "dataloader_persistent_workers", "dataloader_num_workers", workers, "1 or more"
     alpha = args.f_divergence_type == "alpha_divergence"
     yield "f_alpha_divergence_coef", "f_divergence_type", alpha, "alpha_divergence"
@@ -146,7 +148,7 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
     def stated(key: str) -> bool:
         there = key in recipe.chosen or key in recipe.flags
-        return there and values[key] is not None and values[key] is not False
+        return there and values[key] not in (None, False, recipe.defaults.get(key))
 
     for key, words in NEVER.items():
         if stated(key):
@@ -210,7 +212,8 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if args.sync_ref_model and model.use_peft:
         yield "sync_ref_model", "an adapter has no reference beside it to move: leave one of them"
     if not model.use_peft:
-        if stated := sorted(k for k in recipe.chosen if k.startswith("lora_") or k in ADAPTED):
+        stated = sorted(k for k in recipe.chosen if k.startswith("lora_") or k in ADAPTED)
+        if stated and "use_peft" not in {*recipe.chosen, *recipe.flags}:
             yield stated[0], "without use_peft all weights are trained: add it, or leave this out"
         if model.load_in_4bit or model.load_in_8bit:
             yield "use_peft", "weights in 4 or 8 bits cannot be trained: an adapter on them can"
