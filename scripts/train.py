@@ -198,10 +198,11 @@ def train(
     if recipe.training.push_to_hub and not leave.left:
         hub.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
-    trainer.accelerator.end_training()  # no process waits for another from here on
-    # Nothing that outlives the trainer may hold its policy and its optimizer's states.
+    # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
+    # engine asks for its rank as it goes.
     trainer.accelerator.free_memory()
     leave.accelerator = None
+    trainer.accelerator.end_training()  # no process waits for another from here on
     return trainer.eval_dataset, trainer.state, seconds
 
 

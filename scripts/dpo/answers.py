@@ -55,7 +55,7 @@ def draw(
     asked, kind = asked or [prompt_token_ids(tokenizer, p) for p in prompts], kind_of(prompts)
     device = model.device.type
     half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
-    about = [who.digest(), who.dtype, device, half, asked, asdict(settings)]
+    about = [who.digest(), who.dtype, who.attention, device, half, asked, asdict(settings)]
     about = json.dumps([*about, ends.of(model.generation_config, tokenizer, kind)])
     path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
     ids = [row for row in asked for _ in range(settings.samples)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from dataclasses import replace
 
@@ -172,6 +173,9 @@ def evaluate(
         own = [*zip(asked, drawn, strict=True)]
         policy_own = score(policy, own, pad, TEMPERATURE, "KL, policy")
         del policy
+        gc.collect()  # a backbone that shares prefixes refers to itself
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         first = start.load(device)
         reference_pairs = score(first, pairs, pad, desc="Held-out pairs, reference", pairs=True)
         rounding = NATS_PER_TOKEN[numerics(first)]

@@ -12,7 +12,7 @@ import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainingArguments
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 
 from dpo import checkpoints
 
@@ -42,9 +42,8 @@ def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
         doing = doing or f"step {trainer.state.global_step + 1}"
         batch = f", {described(trainer.batch)}" if trainer.batch else ""
         had = f"{trainer.accelerator.device} has {total_memory(trainer) / 1e9:.1f} GB"
-        same, other = (
-            "; or ".join(ways(trainer.args, trainer.model)) for ways in (same_run, another_run)
-        )
+        ways = smaller_scoring(trainer.args, doing) or same_run(trainer.args)
+        same, other = "; or ".join(ways), "; or ".join(another_run(trainer.args, trainer.model))
         whole = checkpoints.last_whole(Path(trainer.args.output_dir))
         if same:
             same = f" Change {same}, and the same command goes on from {whole or 'the start'}."
@@ -75,7 +74,16 @@ def described(batch: dict[str, Any]) -> str:
     )
 
 
-def same_run(args: TrainingArguments, model: torch.nn.Module) -> Iterator[str]:
+def smaller_scoring(args: DPOConfig, doing: str) -> list[str]:
+    """Which batch to lower where pairs are scored and nothing is trained; [] elsewhere."""
+    if not doing.startswith("scoring"):
+        return []
+    key = "precompute_ref_batch_size" if "reference" in doing else "per_device_eval_batch_size"
+    batch = getattr(args, key) or args.per_device_train_batch_size
+    return [f"{key} to {batch // 2}"] if batch > 1 else []
+
+
+def same_run(args: TrainingArguments) -> Iterator[str]:
     """What needs less memory and changes nothing that is learned."""
     micro, share = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batch = micro * share * args.world_size

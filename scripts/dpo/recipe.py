@@ -245,6 +245,8 @@ def resolve(
         values["precompute_ref_log_probs"] = False
     if values["dataloader_num_workers"] is None:
         values["dataloader_num_workers"] = data_workers(values)
+        if not values["dataloader_num_workers"]:  # and what torch takes beside workers alone
+            values |= {"dataloader_persistent_workers": False, "dataloader_prefetch_factor": None}
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
             raise SystemExit(f"{path}: {key} is {values[key]}: give 1 or more")

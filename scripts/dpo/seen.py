@@ -19,11 +19,11 @@ def gather_pairs(accelerator: Accelerator, rows: Tensor, pairs: np.ndarray | Non
     """A row for each pair of all processes, from those of this process's micro-batch.
 
     Args:
-        rows: shape (pairs here, …).
+        rows: shape (pairs here, …); or a scalar, one of each process.
         pairs: how many pairs of each process count, shape (processes,); `layout` says why they
             may differ, and be 0 where there is a row all the same. None if they do not.
     """
-    if pairs is None or pairs.min() == pairs.max():
+    if pairs is None or pairs.min() == pairs.max() or not rows.dim():
         return accelerator.gather(rows)
     most = max(pairs.max(), 1)
     padded = torch.cat([rows, rows[:1].expand(most - len(rows), *rows.shape[1:])])
@@ -41,9 +41,10 @@ def gathered(accelerator: Accelerator, pairs: np.ndarray | None = None) -> Itera
         pairs: as `gather_pairs` takes them, of this micro-batch.
     """
     kept: list[Tensor] = []
+    stock = accelerator.gather
 
     def keeping(tensor):
-        del accelerator.gather
+        accelerator.gather = stock
         kept.append(gather_pairs(accelerator, tensor, pairs))
         accelerator.gather = keeping
         return kept[-1]
@@ -52,7 +53,7 @@ def gathered(accelerator: Accelerator, pairs: np.ndarray | None = None) -> Itera
     try:
         yield kept
     finally:
-        del accelerator.gather
+        accelerator.gather = stock
 
 
 def per_pair(

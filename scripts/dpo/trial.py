@@ -117,9 +117,10 @@ def longest_fails(trainer: DPOTrainer) -> str | None:
 def room_for_states(trainer: DPOTrainer) -> list[Tensor]:
     """Tensors as large as what AdamW will keep from its first step on: two moments of every trained
     weight, in 8 bits one byte each. None where that is not known, as of other optimizers, or the
-    states are there already, as under DeepSpeed."""
+    states are there already."""
     optimizer, small = trainer.args.optim, ("8bit", "4bit")
-    if not optimizer.startswith("adamw") or trainer.is_deepspeed_enabled:
+    there = trainer.is_deepspeed_enabled or trainer.optimizer.state  # as in a run that goes on
+    if not optimizer.startswith("adamw") or there:
         return []
     dtype = torch.uint8 if any(bits in optimizer for bits in small) else None
     weights = [local(p) for _, p in parameters(trainer) if p.requires_grad]
