@@ -51,8 +51,8 @@ class RunArguments:
         metadata={
             "help": "Compute the prompt of a pair once and no padding, score completion tokens "
             "only, and deal the pairs of a batch to processes by length: the same losses, sooner. "
-            "With false, and precompute_ref_log_probs false, the run is stock TRL but for its faults "
-            "(docs/speed.md)."
+            "With false, and precompute_ref_log_probs false, the run is stock TRL, but for its "
+            "faults (docs/speed.md)."
         },
     )
     reference_cache: str = field(
