@@ -106,8 +106,11 @@ def make_trainer(
             "model": adapters.trainable(start["model"], zero3, **init),
             "adapter": adapters.weights_file(model),
         }
-    if recipe.chosen.get("precompute_ref_log_probs") and (
-        reason := positions.by_batch(start["model"], args, train, held_out)
+    stated = "precompute_ref_log_probs" in {*recipe.chosen, *recipe.flags}
+    if (
+        stated
+        and args.precompute_ref_log_probs
+        and (reason := positions.by_batch(start["model"], args, train, held_out))
     ):
         raise SystemExit(
             f"{recipe.path}: precompute_ref_log_probs is True: {reason}; beforehand, they are "
