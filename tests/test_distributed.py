@@ -313,7 +313,7 @@ if "RANK" in os.environ:
 """
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c not in ("ddp", "fsdp2")])
+@pytest.mark.parametrize("config", [under(c) for c in NAMES if c not in ("ddp", "fsdp2")])
 def test_gradients_are_summed_in_float32(config, tiny_model, tiny_data, tmp_path):
     """Though they are bfloat16's: sums in it are off by 0.003 after eight micro-batches."""
     (tmp_path / "sitecustomize.py").write_text(SUMS)
