@@ -152,8 +152,11 @@ def test_a_checkpoint_takes_only_a_run_that_it_fits(run):
     assert "with other model than this run reads" in refusal(model="another")
     assert "with other data than this run reads" in refusal(data="others")
     assert "by 1 processes, and this run has 2: run on 1, or allow it" in refusal(processes=2)
+    written(micro_batches=[4, 1, 1])
     divided = refusal(other_processes=True, micro_batches=[2, 2, 1])
-    assert "and this run has [2, 2, 1]: its loss depends on them" in divided
+    assert "with [4, 1, 1] pairs a micro-batch" in divided and "has [2, 2, 1]: its loss" in divided
+    written()  # older ones do not say, and are taken
+    checkpoints.check_fits(copy, about | {"micro_batches": [2, 2, 1]}, False)
     checkpoints.check_fits(copy, about | {"processes": 2}, other_processes=True)
     sharded = {"sharding": "ZeRO-3 on 2 processes", "processes": 2}
     assert "with no shards, and this run has ZeRO-3 on 2 processes" in refusal(True, **sharded)
