@@ -9,10 +9,10 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import DPOConfig, DPOTrainer
 
-from dpo.output import HELD_OUT, REPORT, TRAINED
+from dpo.output import DRIFT, HELD_OUT, REPORT, TRAINED
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # .py: a model's own code
-OURS = (REPORT, TRAINED, HELD_OUT)
+OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)
 
 
 def check(training: DPOConfig) -> None:
