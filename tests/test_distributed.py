@@ -1,5 +1,6 @@
 """What several processes and machines learn, and how a run of them ends early."""
 
+import functools
 import json
 import platform
 import re
@@ -63,6 +64,15 @@ def assert_learned_alike(folder: Path, other: Path) -> None:
         torch.testing.assert_close(sharded[name], whole[name], atol=1e-5, rtol=0)
 
 
+def assert_scored_alike(folder: Path, other: Path) -> None:
+    """The held-out pairs, by all processes when training has ended, with the model as it lies there.
+    They fill the batch of one process, so that those of the other are the same ones again."""
+    found, expected = (json.loads((f / "report.json").read_text()) for f in (folder, other))
+    assert found["margins"] == pytest.approx(expected["margins"], abs=1e-5)
+    assert found["preference_accuracy"] == expected["preference_accuracy"]
+    assert len(set(found["margins"])) > 1  # the pairs are of three lengths
+
+
 def ten_steps(model: Path, data: Path, folder: Path) -> list[str]:
     flags = run_flags(model, data, folder)
     return [*flags, "--max_steps=10", "--eval_steps=10", "--report_to=none", "--reward_prompts=1"]
@@ -98,12 +108,16 @@ def learn(tiny_model, tiny_adapter, tiny_data):
 
 
 @pytest.fixture(scope="module")
-def one_process(learn, tmp_path_factory) -> Path:
-    """Folders of one process's runs, by what is trained."""
-    folder = tmp_path_factory.mktemp("one")
-    for trained in TRAINED:
-        learn(folder / trained, trained, "cpu", 1)
-    return folder
+def one_process(learn, tmp_path_factory):
+    """The folder of one process's run, by what is trained; run when it is first asked for."""
+
+    @functools.cache
+    def one_process(trained: str) -> Path:
+        folder = tmp_path_factory.mktemp("one") / trained
+        learn(folder, trained, "cpu", 1)
+        return folder
+
+    return one_process
 
 
 WAYS = [
@@ -140,7 +154,8 @@ def test_two_processes_learn_what_one_learns(
     if stage == ", ZeRO-3":
         live = " and 50% of the reference" if trained == "full" and not cached else ""
         assert f"each process holds 50% of the policy{live}\n" in said
-    assert_learned_alike(folder, one_process / trained)
+    assert_learned_alike(folder, one_process(trained))
+    assert_scored_alike(folder, one_process(trained))
 
 
 @pytest.mark.parametrize(("config", "rows"), [("ddp", 7), ("zero3", 5)])
@@ -162,7 +177,7 @@ def test_a_kept_reference_serves_a_sharded_policy(learn, one_process, tmp_path):
     """Where it is found, a single batch goes through the policy before training."""
     for name, said in (("first", "16 scored, and kept in"), ("second", "all found in")):
         assert said in learn(tmp_path / name, "full", "zero3", 2, "--eval_strategy=no")
-        assert_learned_alike(tmp_path / name, one_process / "full")
+        assert_learned_alike(tmp_path / name, one_process("full"))
 
 
 @pytest.fixture(scope="module")
@@ -199,22 +214,8 @@ def test_four_bits_are_carried_by_every_config(config, learn, one_process, tmp_p
     things."""
     learn(tmp_path / "run", "qlora", config, 2, "--eval_strategy=no")
     losses = losses_of(tmp_path / "run")
-    assert losses == pytest.approx(losses_of(one_process / "qlora"), abs=5e-3)
-    assert losses != pytest.approx(losses_of(one_process / "half"), abs=2e-2)
-
-
-@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3", "fsdp2"])
-def test_all_processes_score_the_held_out_pairs(config, learn, one_process, tmp_path):
-    """When training has ended, with the model as it lies there. The pairs fill the batch of one
-    process, so that those of the other are the same ones again."""
-    learn(tmp_path / "run", "full", config, 2)
-    found, expected = (
-        json.loads((folder / "report.json").read_text())
-        for folder in (tmp_path / "run", one_process / "full")
-    )
-    assert found["margins"] == pytest.approx(expected["margins"], abs=1e-5)
-    assert found["preference_accuracy"] == expected["preference_accuracy"]
-    assert len(set(found["margins"])) > 1  # the pairs are of three lengths
+    assert losses == pytest.approx(losses_of(one_process("qlora")), abs=5e-3)
+    assert losses != pytest.approx(losses_of(one_process("half")), abs=2e-2)
 
 
 def test_a_policy_is_scored_in_the_numerics_of_its_reference(tiny_model, tiny_data, tmp_path):
@@ -277,7 +278,7 @@ def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tin
     assert first.returncode == 0, first.stderr[-3000:]
     assert second.returncode == 0, second.stderr[-3000:]
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in first.stdout
-    assert_learned_alike(folder, one_process / "full")
+    assert_learned_alike(folder, one_process("full"))
 
 
 # In bfloat16, as on a GPU: the sum over a step's micro-batches beside what went into it, without
@@ -380,7 +381,7 @@ def test_a_run_goes_on_after_one_process_dies(one_process, tiny_model, tiny_data
     result = launch(*one, "--other_processes")
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"Continuing from {folder}/checkpoint-" in result.stdout
-    assert_learned_alike(folder, one_process / "full")
+    assert_learned_alike(folder, one_process("full"))
 
 
 def test_what_two_sharded_by_fsdp_one_goes_on_with(
@@ -399,7 +400,7 @@ def test_what_two_sharded_by_fsdp_one_goes_on_with(
     assert "was written with FSDP, and this run has no shards: go on" in result.stderr
     said = learn(folder, "full", "fsdp2", 1, saving, "--other_processes")
     assert f"Continuing from {folder}/checkpoint-4" in said
-    assert_learned_alike(folder, one_process / "full")
+    assert_learned_alike(folder, one_process("full"))
 
 
 def test_a_run_that_is_asked_to_leave_goes_on(one_process, tiny_model, tiny_data, tmp_path):
@@ -422,7 +423,7 @@ def test_a_run_that_is_asked_to_leave_goes_on(one_process, tiny_model, tiny_data
     result = launch(*two)
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"Continuing from {folder}/checkpoint-{step}" in result.stdout
-    assert_learned_alike(folder, one_process / "full")
+    assert_learned_alike(folder, one_process("full"))
 
 
 @pytest.mark.parametrize("config", ["ddp", "zero2"])
@@ -450,7 +451,7 @@ def test_a_checkpoint_counts_when_all_have_written_it(
     result = launch(*two)
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"Continuing from {folder}/checkpoint-2" in result.stdout
-    assert_learned_alike(folder, one_process / "full")
+    assert_learned_alike(folder, one_process("full"))
 
 
 def test_the_error_of_the_process_that_failed_comes_last(tiny_model, tiny_data, tmp_path):
