@@ -65,8 +65,8 @@ def assert_learned_alike(folder: Path, other: Path) -> None:
 
 
 def assert_scored_alike(folder: Path, other: Path) -> None:
-    """The held-out pairs, by all processes when training has ended, with the model as it lies there.
-    They fill the batch of one process, so that those of the other are the same ones again."""
+    """The held-out pairs, by all processes when training has ended, with the model as it lies
+    there. They fill the batch of one process: those of the other are the same ones again."""
     found, expected = (json.loads((f / "report.json").read_text()) for f in (folder, other))
     assert found["margins"] == pytest.approx(expected["margins"], abs=1e-5)
     assert found["preference_accuracy"] == expected["preference_accuracy"]
