@@ -526,6 +526,23 @@ def test_a_benchmark_of_lm_eval_before_and_after(tasks, tiny_model, tmp_path, mo
 
 
 @pytest.mark.sight
+def test_a_benchmark_computes_as_the_run_did(tasks, tiny_model, tmp_path, monkeypatch):
+    """lm-eval switches off an autocast that it is not told of."""
+    monkeypatch.setattr(suites, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(Contestant, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
+    seen, load = set(), Contestant.load
+
+    def watched(who, device):
+        model = load(who, device)
+        model.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+        return model
+
+    monkeypatch.setattr(Contestant, "load", watched)
+    suites.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
+    assert seen == {True}
+
+
+@pytest.mark.sight
 def test_a_benchmark_through_make(tasks, swept):
     found, said = evaluated(swept[0] / "beta=0.1", f"--suite_tasks={tasks}", SUITE="tiny_choice")
     acc = found["suite"]["tiny_choice"]["acc"]
