@@ -160,6 +160,8 @@ def compute(function, args: tuple, kwargs: dict):
     by_mask = name in ("index", "index_put_") and any(
         isinstance(at, Tensor) and at.dtype == torch.bool for at in args[1]
     )
+    # How often in all, where that is not given.
+    by_mask |= name == "repeat_interleave" and kwargs.get("output_size") is None
     if here and (name in WAITS or by_mask):
         note_wait(name)
     if name == "copy_" and isinstance(args[1], OnGPU) and not isinstance(args[0], OnGPU):

@@ -322,6 +322,21 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     assert drawn[4].finished and not drawn[9].finished and drawn[9].token_ids == [7]
 
 
+@pytest.mark.parametrize(("free", "by"), [(0.46, "vllm"), (0.44, "transformers")])
+def test_vllm_is_asked_only_where_it_has_room(free, by, monkeypatch, tiny_model):
+    """On every GPU: it ends with an error where less is free than it is given."""
+    who = Contestant("tiny", str(tiny_model))
+    monkeypatch.setattr(answers.importlib.util, "find_spec", lambda name: name == "vllm" or None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: ((80, free * 80)[gpu], 80))
+    monkeypatch.setattr(answers, "by_vllm", lambda *_, **__: {0: "vllm"})
+    monkeypatch.setattr(answers, "sample", lambda *_, **__: ["transformers"])
+    model = SimpleNamespace(device=torch.device("cuda", 0), generation_config=None)
+    settings = answers.Settings(1, 1.0, 9, 0)
+    (part,) = answers.generated(who, model, who.tokenizer(), {0: [1]}, settings)
+    assert part == {0: by}
+
+
 EVIL = "<script>alert(1)</script> $x \x1b[31m"
 
 
@@ -508,6 +523,23 @@ def test_a_benchmark_of_lm_eval_before_and_after(tasks, tiny_model, tmp_path, mo
     (tasks / "own.py").write_text("import no_such_package")
     with pytest.raises(SystemExit, match=r"SUITE=tiny_choice cannot be run: .*no_such_package"):
         suites.beside(mine, other, *of)
+
+
+@pytest.mark.sight
+def test_a_benchmark_computes_as_the_run_did(tasks, tiny_model, tmp_path, monkeypatch):
+    """lm-eval switches off an autocast that it is not told of."""
+    monkeypatch.setattr(suites, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(Contestant, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
+    seen, load = set(), Contestant.load
+
+    def watched(who, device):
+        model = load(who, device)
+        model.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+        return model
+
+    monkeypatch.setattr(Contestant, "load", watched)
+    suites.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
+    assert seen == {True}
 
 
 @pytest.mark.sight

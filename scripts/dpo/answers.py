@@ -25,6 +25,7 @@ from dpo.sampling import Completion, Prompt, kind_of, prompt_token_ids, sample
 
 KEPT = Path("cache/answers")
 BATCH = 64  # answers at a time, and kept together; memory may take fewer
+FOR_VLLM = 0.45  # of the GPUs' memory, beside the model that scores
 
 
 @dataclass
@@ -98,11 +99,13 @@ def generated(
     kind: type = list,
 ) -> Iterator[dict[int, Completion]]:
     """Answers to prompts, both by their number, a batch at a time: by vLLM on a GPU where it is
-    installed, else by transformers, fewer at a time where memory runs out."""
+    installed and the model that scores leaves it room, else by transformers, fewer at a time where
+    memory runs out."""
     how = dataclasses.asdict(settings)
     del how["samples"]
     adapter = adapters.config_of(who.path, who.revision)
-    if model.device.type == "cuda" and not adapter and importlib.util.find_spec("vllm"):
+    installed = model.device.type == "cuda" and importlib.util.find_spec("vllm")
+    if installed and not adapter and placing.room_beside(FOR_VLLM):
         if rows:
             stops = ends.of(model.generation_config, tokenizer, kind)
             yield by_vllm(who, tokenizer, rows, stops=stops, **how)
@@ -135,8 +138,8 @@ def by_vllm(
     seed: int,
     stops: list[int] | None = None,
 ) -> dict[int, Completion]:
-    """The same distribution, drawn by vLLM beside the model that scores: each gets half of the
-    GPUs' memory. Every answer has a seed of its own, by its number. `stops` are the tokens at which
+    """The same distribution, drawn by vLLM beside the model that scores, in FOR_VLLM of the GPUs'
+    memory. Every answer has a seed of its own, by its number. `stops` are the tokens at which
     it ends, without them those of the tokenizer and its chat template."""
     from vllm import LLM, SamplingParams
 
@@ -145,16 +148,15 @@ def by_vllm(
     # Autocast computes with weights in half precision; vLLM has none, but can load them so.
     half = torch.is_autocast_enabled("cuda")
     dtype = str(torch.get_autocast_dtype("cuda")).removeprefix("torch.") if half else who.dtype
-    share = 0.45
     engine = LLM(
         model=who.path,
         revision=who.revision,
         dtype=dtype,
         trust_remote_code=who.trusted,
         tensor_parallel_size=placing.tensor_parallel(
-            placing.weight_bytes(config, dtype), config.num_attention_heads, share
+            placing.weight_bytes(config, dtype), config.num_attention_heads, FOR_VLLM
         ),
-        gpu_memory_utilization=share,
+        gpu_memory_utilization=FOR_VLLM,
         generation_config="vllm",  # not the model's own, as in sampling.py
         seed=seed,
     )

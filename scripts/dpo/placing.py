@@ -44,3 +44,11 @@ def tensor_parallel(size: int, heads: int, share: float) -> int:
     even = [n for n in range(1, gpus + 1) if heads % n == 0]
     memory = share * torch.cuda.mem_get_info(0)[1]
     return next((n for n in even if 2 * size <= n * memory), even[-1])
+
+
+def room_beside(share: float) -> bool:
+    """Whether every GPU has `share` of its memory free beside the models that lie there, as vLLM
+    asks when it starts."""
+    torch.cuda.empty_cache()
+    gpus = map(torch.cuda.mem_get_info, range(torch.cuda.device_count()))
+    return all(free >= share * total for free, total in gpus)

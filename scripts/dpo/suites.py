@@ -77,7 +77,8 @@ def run(
     model, found = None, {}
     with who.autocast(device):
         kind = device.split(":")[0]
-        about.append(torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind)))
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        about.append(half and str(half))
         for task in tasks:
             name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
             path = KEPT / f"{name}.json"
@@ -85,7 +86,9 @@ def run(
                 if model is None:
                     loaded = who.load(device)
                     ends.remember(loaded, tokenizer, list)
-                    model = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=8)
+                    # Unless it is told, it switches off the autocast that it finds.
+                    how = {"batch_size": 8, "mixed_precision_dtype": half}
+                    model = HFLM(pretrained=loaded, tokenizer=tokenizer, **how)
                 try:
                     results = lm_eval.simple_evaluate(
                         model=model,
