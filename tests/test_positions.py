@@ -11,7 +11,7 @@ from conftest import SIZES, losses_of, random_ids, trainer_of
 from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from dpo import positions
+from dpo import contestants, evaluation, positions
 from dpo.arguments import RunArguments
 from dpo.building import make_trainer
 from dpo.gates import Gates
@@ -72,6 +72,18 @@ def test_a_batch_comes_out_as_it_would_have_without_those_before_it(name, tmp_pa
             for at in (0, 6, 0)  # of 19 and 42 tokens, beyond the first 16
         )
         assert [value.item() for value in first] == [value.item() for value in last]
+
+
+def test_a_model_that_is_loaded_again_forgets_longer_batches_too(tmp_path):
+    """Policy and reference of an evaluation have answered at other lengths when they are scored."""
+    trainer_of(tmp_path, "dynamic", fast=True, max_length=16)
+    folder = str(tmp_path / "model")
+    model = contestants.Contestant(folder, folder).load("cpu")
+    first, _, last = (
+        evaluation.score(model, [(random_ids(10, 0), random_ids(more, 1))], 0).item()
+        for more in (10, 50, 10)
+    )
+    assert first == last
 
 
 def test_models_whose_positions_stand_are_kept_whatever_their_length():

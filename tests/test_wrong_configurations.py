@@ -107,6 +107,7 @@ FLAGS = {
     "--use_dora": "use_dora is True: without use_peft all weights are trained",
     "--streaming": "streaming is True: it does nothing unless datasets is stated",
     '--model_init_kwargs={"dtype":"bfloat16"}': "give dtype as a key of its own",
+    '--model_init_kwargs={"variant":"fp16"}': "variant is not looked at here: give a folder",
     "--dtype=bfloat16": "dtype bfloat16: full fine-tuning hardly moves weights",
     # the model and the data
     "--model_name_or_path=./nothing": "no model folder ./nothing: `make install` makes",

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, checkpoints, fits, foreign, output, placing
+from dpo import adapters, checkpoints, fits, foreign, output, placing, positions
 from dpo.digests import digests_of
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
@@ -69,6 +69,7 @@ class Contestant:
             device_map=placing.device_map(device, self.weight_bytes),
         )
         fits.check_rows(model.config, self.tokenizer(), self.path)
+        positions.forget_longer_batches(model)
         return model.eval()
 
     def weight_bytes(self) -> int:

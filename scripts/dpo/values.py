@@ -93,6 +93,8 @@ NEVER = {
 }
 # Here they would win, unseen, over the keys of their own, which are checked.
 OF_THEIR_OWN = {"dtype", "torch_dtype", "attn_implementation", "revision", "trust_remote_code"}
+# Other files than those that are checked, hashed and evaluated.
+ELSEWHERE = {"subfolder", "variant", "gguf_file", "quantization_config", "config"}
 
 
 def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
@@ -155,6 +157,9 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield key, words
     if twice := OF_THEIR_OWN & {*(recipe.training.model_init_kwargs or {})}:
         yield "model_init_kwargs", f"give {' and '.join(sorted(twice))} as a key of its own"
+    if other := ELSEWHERE & {*(recipe.training.model_init_kwargs or {})}:
+        words = "give a folder that holds the model as it is to be, or load_in_4bit"
+        yield "model_init_kwargs", f"{' and '.join(sorted(other))} is not looked at here: {words}"
     for key, other, works, needed in without_effect(recipe):
         off = other in {*recipe.chosen, *recipe.flags} and values[other] in (False, "no")
         overruled = other in recipe.flags and key not in recipe.flags
