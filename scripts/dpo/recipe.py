@@ -45,6 +45,13 @@ class Recipe:
     run: RunArguments
     flags: frozenset[str] = frozenset()
 
+    @property
+    def init(self) -> dict[str, Any]:
+        """What the model is loaded with beside keys of their own (`model_init_kwargs`), which may
+        be another configuration than its files have: also where it is loaded again."""
+        stated = self.chosen.get("model_init_kwargs") or {}
+        return json.loads(stated) if isinstance(stated, str) else stated
+
     def learned(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Of a run's settings those that decide what is learned, where they are no defaults."""
         stated = self.defaults | settings
