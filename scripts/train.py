@@ -271,7 +271,7 @@ def main() -> None:
     policies = [folder]
     if recipe.model.use_peft and recipe.run.save_merged:
         trusted = recipe.training.trust_remote_code
-        init = {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
+        init = recipe.init | {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
         policies.append(adapters.merge(folder, tokenizer, **init))
     if held_out is not None:
         scored = scoring.kept(folder, evaluation.digest_of(held_out))

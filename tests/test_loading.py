@@ -3,10 +3,12 @@ reference would be wrong alike, and no comparison of the two would see it."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import random_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -23,7 +25,9 @@ from transformers import (
 from trl.trainer.utils import create_model_from_path
 
 from dpo import adapters, fits, loading
-from dpo.contestants import find
+from dpo.contestants import find, policy_of, reference_of
+from dpo.output import settings, write_whole
+from dpo.recipe import parse
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -193,3 +197,26 @@ def test_a_stretched_rope_has_more_positions(rope, room):
     if rope:
         config.rope_parameters = rope | {"rope_theta": 10000.0}
     assert fits.positions(config) == room
+
+
+def test_another_configuration_is_that_of_every_load(tiny_model, tiny_adapter, tmp_path):
+    """`model_init_kwargs` may change it, and a reference without the change is another model."""
+    flags = ['--model_init_kwargs={"rms_norm_eps": 0.25}', "--use_cpu", "--use_peft"]
+    flags.append(f"--model_name_or_path={tiny_model}")
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *flags])
+    first, tokenizer = reference_of(recipe), AutoTokenizer.from_pretrained(tiny_model)
+    assert first.load("cpu").config.rms_norm_eps == 0.25
+    assert first.digest() != replace(first, init={}).digest()  # kept answers are found by it
+    run = Path(shutil.copytree(tiny_adapter, tmp_path / "run"))
+    write_whole(run / "recipe.yaml", yaml.safe_dump({"recipe": "mine", **settings(recipe)}))
+    assert policy_of(run).load("cpu").config.rms_norm_eps == 0.25
+    merged = adapters.merge(run, tokenizer, **recipe.init)
+    assert AutoConfig.from_pretrained(merged).rms_norm_eps == 0.25
+
+
+def test_positions_are_those_of_the_configuration_that_is_stated(
+    monkeypatch, tiny_model, tiny_flags
+):
+    more = '--model_init_kwargs={"max_position_embeddings": 40}'
+    message = refusal(monkeypatch, *tiny_flags, more, "--use_cpu")
+    assert "has 40 positions: give --max_length 40 or less" in message

@@ -345,6 +345,15 @@ def test_a_resumed_run_has_the_metrics_and_alerts_of_one_that_was_not(tiny_model
     assert again.state.stateful_callbacks[monitors.NAME] == alerts
 
 
+def test_counting_input_tokens_leaves_no_step_out(tiny_model, tmp_path):
+    """transformers then puts a run time into the log of every step, as into its last summary."""
+    flags = ("--max_steps=3", "--include_num_input_tokens_seen=true")
+    trainer_on(tmp_path, tiny_model, easy(32, 0), easy(8, 1), *flags).train()
+    lines = [line for line in metrics.read(tmp_path / "run") if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["num_input_tokens_seen"] > 0 for line in lines)
+
+
 def test_what_is_not_finite_is_null():
     entry = {"step": 1, "loss": math.nan, "grad_norm": math.inf, "epoch": 0.5}
     assert metrics.line(entry) == '{"step": 1, "loss": null, "grad_norm": null, "epoch": 0.5}\n'

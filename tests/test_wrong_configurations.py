@@ -81,7 +81,7 @@ FLAGS = {
     "--router_aux_loss_coef=nan": "router_aux_loss_coef is nan: give 0 or more",
     "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=inf": "coef is inf: give a fin",
     "--neftune_noise_alpha=nan": "neftune_noise_alpha is nan: give a finite number",
-    "--eval_delay=nan": "eval_delay is nan: give a finite number",
+    "--eval_delay=nan": "eval_delay is nan: give a number of steps",
     '--lr_scheduler_kwargs={"num_cycles":NaN}': "lr_scheduler_kwargs is {'num_cycles': nan}: give",
     # stated and then undone
     "--sync_ref_model --precompute_ref_log_probs=true": "precompute_ref_log_probs is True: the ref",
@@ -105,6 +105,47 @@ FLAGS = {
     "--optim=sgd --adam_beta2=0.95": "adam_beta2 is 0.95: it does nothing unless optim is a kind",
     "--use_peft --bnb_4bit_quant_type=fp4": "it does nothing unless load_in_4bit is true",
     "--use_dora": "use_dora is True: without use_peft all weights are trained",
+    "--label_names x": "label_names is ['x']: nothing looks at it",
+    "--eval_accumulation_steps=2": "there are no metrics beside DPO's own",
+    "--eval_do_concat_batches=false": "there are no metrics beside DPO's own",
+    "--bf16_full_eval": "pairs are evaluated while the run trains, in its numerics",
+    "--do_predict": "a run predicts nothing",
+    "--average_tokens_across_devices=false": "losses are means over pairs",
+    "--restore_callback_states_from_checkpoint": "what must be restored always is",
+    "--greater_is_better=true": "it does nothing unless metric_for_best_model is stated",
+    "--dataset_test_split=x --test_split_size=0.2": "nothing unless test_split_size is left out",
+    "--trackio_space_id=me/mine": "it does nothing unless report_to is trackio",
+    "--optim=sgd --optim_args=momentum=0.9,nestorov=true": "it does nothing unless optim is one",
+    "--optim_args=rank=4": "it does nothing unless optim is one that takes all of them",
+    "--optim_target_modules=q_proj": "it does nothing unless optim is a kind of GaLore or APOLLO",
+    "--optim=lion_32bit --adam_epsilon=1e-6": "it does nothing unless optim is a kind of Adam",
+    '--model_init_kwargs={"use_safetensors":false}': "weights are read as data alone",
+    # against what runs, checkpoints and batches are here
+    "--enable_jit_checkpoint": "a run that is asked to leave saves in any case",
+    "--ignore_data_skip": "a run that goes on would take other pairs than one that was not stopped",
+    "--save_on_each_node": "the machines share their folder, and would write the same files",
+    "--dataloader_in_order=false": "pairs would be trained on in an order of chance",
+    "--train_sampling_strategy=group_by_length": "give random or sequential",
+    '--accelerator_config={"use_seedable_sampler":false}': "leave out split_batches, dispatch_bat",
+    '--accelerator_config={"split_batches":true}': "leave out split_batches, dispatch_batches, ev",
+    "--deepspeed=deepspeed_configs/zero2.json": "CONFIG= says how a run is sharded",
+    "--fsdp=full_shard": "CONFIG= says how a run is sharded",
+    "--debug=underflow_overflow": "losses, gradients and weights are looked at in any case",
+    # what the libraries would say only when training begins, or later
+    "--optim=galore_adamw --optim_target_modules=q_proj": "You need to install `galore_torch`",
+    "--optim=sgd --optim_args=momentum": "optim_args is momentum: not enough values",
+    '--lr_scheduler_kwargs={"foo":1}': "got an unexpected keyword argument 'foo'",
+    "--lr_scheduler_kwargs=foo": "lr_scheduler_kwargs is foo: give a mapping",
+    "--lr_scheduler_type=cosine_with_min_lr": "One of min_lr or min_lr_rate should be set",
+    "--report_to=clearml": "report_to is ['clearml']: ClearMLCallback requires 'clearml'",
+    "--report_to=nothing": "report_to is ['nothing']: nothing is not supported",
+    "--metric_for_best_model=accuracy": "metric_for_best_model is accuracy: give one of loss",
+    "--eval_strategy=no --eval_on_start": "there are no held-out pairs without an eval_strategy",
+    "--dataloader_num_workers=0 --dataloader_multiprocessing_context=fork": "no dataloader_num_w",
+    "--activation_offloading": "there is no GPU whose memory it would spare",
+    "--activation_checkpointing=true --gradient_checkpointing=false": "it is the old name of act",
+    "--eval_delay=-4": "eval_delay is -4.0: give a number of steps or epochs",
+    "--ddp_timeout=-1": "ddp_timeout is -1: give a number of seconds",
     "--streaming": "streaming is True: it does nothing unless datasets is stated",
     '--model_init_kwargs={"dtype":"bfloat16"}': "give dtype as a key of its own",
     '--model_init_kwargs={"variant":"fp16"}': "variant is not looked at here: give a folder",
@@ -171,6 +212,16 @@ FINE = (
     "--use_peft=false",
     "--loss_type sigmoid sft --loss_weights 1 0.5",
     "--dataset_streaming",
+    "--optim=sgd --optim_args=momentum=0.9",
+    "--optim=lion_32bit --adam_beta1=0.95",
+    "--optim=adamw_torch --adam_epsilon=1e-6",
+    '--lr_scheduler_type=cosine_with_min_lr --lr_scheduler_kwargs={"min_lr_rate":0.1}',
+    "--lr_scheduler_type=reduce_lr_on_plateau --greater_is_better=false",
+    "--load_best_model_at_end --metric_for_best_model=rewards/accuracies",
+    "--train_sampling_strategy=sequential",
+    '--accelerator_config={"non_blocking":true}',
+    "--activation_checkpointing=true",  # over the recipe's gradient_checkpointing
+    "--dataloader_multiprocessing_context=fork",  # where there are workers
 )
 
 
@@ -198,3 +249,10 @@ def test_the_loss_types_are_those_of_the_pinned_trl():
     told = DPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
     told = told.split("Possible values are: ")[1].split(". If")[0]
     assert {name.strip("` '") for name in told.split(",")} == {*LOSS_TYPES} == {*START, "sft"}
+
+
+def test_a_list_is_a_value_where_a_flag_takes_one(tmp_path):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(RECIPE.read_text().replace("report_to: wandb", "report_to: [wandb, trackio]"))
+    parsed = parse(["--config", str(recipe), "--use_cpu"])
+    assert parsed.training.report_to == ["wandb", "trackio"]

@@ -151,6 +151,7 @@ def by_vllm(
     engine = LLM(
         model=who.path,
         revision=who.revision,
+        hf_overrides=who.init,
         dtype=dtype,
         trust_remote_code=who.trusted,
         tensor_parallel_size=placing.tensor_parallel(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME
@@ -35,7 +37,7 @@ class Contestant:
     """A model under the name that it is shown by.
 
     `path` is what loads: a folder or a hub name, at `revision`. `recipe` is that of the run which
-    it belongs to, None for another model.
+    it belongs to, None for another model; `init` is what that loads it with.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Contestant:
     dtype: str = "auto"
     attention: str | None = None
     trusted: bool = False
+    init: dict[str, Any] = field(default_factory=dict)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its own; a reference is asked as its policy was, with the template of the recipe."""
@@ -61,6 +64,7 @@ class Contestant:
         weights would round away what was learned."""
         model = adapters.load(
             self.path,
+            **self.init,
             revision=self.revision,
             trust_remote_code=self.trusted,
             dtype=self.dtype,
@@ -106,6 +110,8 @@ class Contestant:
         if adapter:
             base = Contestant("", adapter.base_model_name_or_path, adapter.revision)
             digest.update(base.digest().encode())
+        if self.init:
+            digest.update(json.dumps(self.init, sort_keys=True).encode())
         return digest.hexdigest()
 
 
@@ -151,6 +157,7 @@ def _as_trained(recipe: Recipe) -> dict:
         "dtype": model.dtype,
         "attention": model.attn_implementation,
         "trusted": recipe.training.trust_remote_code,
+        "init": recipe.init,
     }
 
 

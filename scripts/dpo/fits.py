@@ -71,7 +71,8 @@ def check(
     base = adapter.base_model_name_or_path if adapter else name
     revision = adapter.revision if adapter else recipe.model.model_revision
     trusted = args.trust_remote_code
-    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trusted)
+    how = recipe.init | {"revision": revision, "trust_remote_code": trusted}
+    config = AutoConfig.from_pretrained(base, **how)
     if not (adapter and adapter.modules_to_save):  # which may be an embedding of its own
         known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
         check_rows(config, tokenizer, base, max(map(highest_token, known), default=0))

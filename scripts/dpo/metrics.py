@@ -14,6 +14,7 @@ from dpo.output import METRICS, read_lines, write_whole
 
 # What the clock says; all else is the same in every run of a recipe on the same machine.
 TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+TIMES |= {"train_runtime", "train_tokens_per_second"}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ class WriteMetrics(TrainerCallback):
         self.began = time.monotonic() - (kept[-1]["seconds"] if kept else 0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        if not state.is_world_process_zero or not logs or "train_loss" in logs:
             return
         entry = {"step": state.global_step, **logs, "seconds": time.monotonic() - self.began}
         with self.path.open("a", encoding="utf-8") as file:

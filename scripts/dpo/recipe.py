@@ -45,6 +45,13 @@ class Recipe:
     run: RunArguments
     flags: frozenset[str] = frozenset()
 
+    @property
+    def init(self) -> dict[str, Any]:
+        """What the model is loaded with beside keys of their own (`model_init_kwargs`), which may
+        be another configuration than its files have: also where it is loaded again."""
+        stated = self.chosen.get("model_init_kwargs") or {}
+        return json.loads(stated) if isinstance(stated, str) else stated
+
     def learned(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Of a run's settings those that decide what is learned, where they are no defaults."""
         stated = self.defaults | settings
@@ -111,18 +118,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return keys
 
 
-def _as_flags(keys: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def _as_flags(keys: dict[str, Any], several: set[str]) -> tuple[list[str], dict[str, Any]]:
     """Split YAML keys into command-line flags and values that no flag can express.
 
     Flags go through argparse's own type checks, so that `beta: high` in a file is refused just as
-    `--beta high` is.
+    `--beta high` is. `several` are the keys whose flag takes more than one value.
     """
     flags: list[str] = []
     rest: dict[str, Any] = {}
     for key, value in keys.items():
-        if value is None or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
+        listed = isinstance(value, list)
+        plain = not listed or (key in several and not any(isinstance(v, dict) for v in value))
+        if value is None or not plain:
             rest[key] = value
-        elif isinstance(value, list):
+        elif listed:
             flags += [f"--{key}", *map(str, value)]
         else:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
@@ -221,7 +230,7 @@ def resolve(
         parser.set_defaults(ddp_backend="gloo")
     parser.set_defaults(dataloader_num_workers=None)  # until all else is known
     defaults = vars(parser.parse_known_args([])[0])
-    flags, rest = _as_flags(keys)
+    flags, rest = _as_flags(keys, {action.dest for action in parser._actions if action.nargs})
     parser.set_defaults(**rest)
     # Once alone, so that an error names the file; flags on the command line are checked below.
     parser.prog = str(path)
@@ -246,7 +255,9 @@ def resolve(
     if values["dataloader_num_workers"] is None:
         values["dataloader_num_workers"] = data_workers(values)
         if not values["dataloader_num_workers"]:  # and what torch takes beside workers alone
-            values |= {"dataloader_persistent_workers": False, "dataloader_prefetch_factor": None}
+            beside = ("prefetch_factor", "multiprocessing_context")
+            values |= {f"dataloader_{key}": None for key in beside}
+            values["dataloader_persistent_workers"] = False
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
             raise SystemExit(f"{path}: {key} is {values[key]}: give 1 or more")

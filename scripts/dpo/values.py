@@ -6,20 +6,37 @@ once the model is loaded, or would train with and say nothing, is.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+from transformers import TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+
 from dpo.recipe import Recipe
 from dpo.start import START
+from dpo.undone import optimizer, silently_undone
 
 ADAPTED = ("use_rslora", "use_dora")
 LOSS_TYPES = (*START, "sft")
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+METRICS = (
+    *("loss", "aux_loss", "entropy", "mean_token_accuracy"),
+    *(f"{of}/{which}" for of in ("rewards", "logps", "logits") for which in ("chosen", "rejected")),
+    *("rewards/accuracies", "rewards/margins"),
+)
 # Built on the difference of two scores, in which the term that f-DPO cannot compute cancels.
 OF_A_DIFFERENCE = (
     *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"),
+)
+
+
+MAPPINGS = (
+    *("model_init_kwargs", "lr_scheduler_kwargs", "liger_kernel_config"),
+    *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
 )
 
 
@@ -69,6 +86,8 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("logging_steps", positive, "a number of steps, or a share of them below 1"),
     ("eval_steps", positive, "a number of steps, or a share of them below 1"),
     ("save_steps", positive, "a number of steps, or a share of them below 1"),
+    ("eval_delay", not_negative, "a number of steps or epochs"),
+    ("ddp_timeout", counts, "a number of seconds"),
     ("save_total_limit", counts, "1 or more, or leave it out to keep every checkpoint"),
     ("dataloader_num_workers", not_negative, "0 or more"),
     ("dataset_num_proc", counts, "1 or more"),
@@ -77,94 +96,42 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("lora_r", counts, "1 or more"),
     ("lora_alpha", positive, "a number above 0; r to 2 r is common"),
     ("lora_dropout", below_one, "0 or more, below 1"),
+    (
+        "metric_for_best_model",
+        lambda v: v.removeprefix("eval_") in METRICS,
+        f"one of {', '.join(METRICS)}",
+    ),
+    ("train_sampling_strategy", lambda v: v in ("random", "sequential"), "random or sequential"),
+    *((key, lambda v: isinstance(v, dict), "a mapping") for key in MAPPINGS),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
     ("reward_prompts", not_negative, "0 or more"),
     ("reward_samples", counts, "1 or more"),
 ]
 
 
-# Keys that TRL or transformers take and do nothing with.
-NEVER = {
-    "padding_free": "TRL has switched it off: leave it out, share_prefix has no padding",
-    "label_smoothing_factor": "no loss of DPO looks at it: leave it out, or label_smoothing",
-    "ignore_bias_buffers": "nothing looks at it: leave it out",
-    "batch_eval_metrics": "there are no metrics beside DPO's own: leave it out",
-    "include_for_metrics": "there are no metrics beside DPO's own: leave it out",
-}
-# Here they would win, unseen, over the keys of their own, which are checked.
-OF_THEIR_OWN = {"dtype", "torch_dtype", "attn_implementation", "revision", "trust_remote_code"}
-# Other files than those that are checked, hashed and evaluated.
-ELSEWHERE = {"subfolder", "variant", "gguf_file", "quantization_config", "config"}
+def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
+    """Keys of which the libraries say only when training begins that they cannot be, each with what
+    they say."""
 
+    def said(error: Exception) -> str:
+        return " ".join(str(error).split())
 
-def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
-    """Keys that mean something only beside another: the key, the other, whether the key has an
-    effect as things are, and what the other is where it has."""
-    args, mixed = recipe.training, bool(recipe.mixture.datasets)
-    evaluates, schedule = args.eval_strategy != "no", args.lr_scheduler_type
-    for what in ("eval", "save", "logging"):
-        other = f"{what}_strategy"
-        yield f"{what}_steps", other, getattr(args, other) == "steps", "steps"
-    for key in ("eval_delay", "do_eval", "metric_for_best_model", "dataset_test_split"):
-        yield key, "eval_strategy", evaluates, "steps or epoch"
-    for key in ("hub_model_id", "hub_private_repo", "hub_revision", "hub_always_push"):
-        yield key, "push_to_hub", args.push_to_hub, "true"
-    # Beside each other steps win, as is well known; not so where the recipe states the steps.
-    lost = "num_train_epochs" in recipe.flags and "max_steps" not in recipe.flags
-    yield "num_train_epochs", "max_steps", args.max_steps < 1 or not lost, "-1 (or left out)"
-    warm = schedule not in ("constant", "greedy", "reduce_lr_on_plateau")
-    yield "warmup_steps", "lr_scheduler_type", warm, "one with a warmup (constant_with_warmup)"
-    shaped = schedule not in ("constant", "constant_with_warmup")
-    yield "lr_scheduler_kwargs", "lr_scheduler_type", shaped, "one that takes them"
-    adam = any(name in args.optim.value for name in ("adam", "ademamix", "lion"))
-    for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-        yield key, "optim", adam, "a kind of Adam"
-    yield "liger_kernel_config", "use_liger_kernel", args.use_liger_kernel, "true"
-    workers = args.dataloader_num_workers > 0 or "dataloader_num_workers" not in recipe.chosen
-    yield "dataloader_persistent_workers", "dataloader_num_workers", workers, "1 or more"
-    alpha = args.f_divergence_type == "alpha_divergence"
-    yield "f_alpha_divergence_coef", "f_divergence_type", alpha, "alpha_divergence"
-    yield "discopop_tau", "loss_type", "discopop" in args.loss_type, "discopop"
-    for key in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
-        yield key, "sync_ref_model", args.sync_ref_model, "true"
-    scored = args.precompute_ref_log_probs
-    yield "precompute_ref_batch_size", "precompute_ref_log_probs", scored, "true"
-    for key in ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant"):
-        yield key, "load_in_4bit", recipe.model.load_in_4bit, "true"
-    # TRL sets all dropout of the policy to 0, an adapter's too.
-    kept = not args.disable_dropout or not recipe.model.lora_dropout
-    yield "lora_dropout", "disable_dropout", kept, "false, which keeps the model's own as well"
-    for key in ("dataset_name", "dataset_config", "dataset_streaming"):
-        yield key, "datasets", not mixed, "left out: a mixture states them for each of its own"
-    yield "streaming", "datasets", mixed, "stated: beside dataset_name it is dataset_streaming"
-
-
-def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Keys that are stated and would do nothing, each with why and what to do.
-
-    A switch that is turned off on purpose, or by a flag over what the recipe states, takes with it
-    what stands beside it.
-    """
-    parts = (recipe.training, recipe.model, recipe.script, recipe.mixture)
-    values = {key: value for part in parts for key, value in vars(part).items()}
-
-    def stated(key: str) -> bool:
-        there = key in recipe.chosen or key in recipe.flags
-        return there and values[key] not in (None, False, recipe.defaults.get(key))
-
-    for key, words in NEVER.items():
-        if stated(key):
-            yield key, words
-    if twice := OF_THEIR_OWN & {*(recipe.training.model_init_kwargs or {})}:
-        yield "model_init_kwargs", f"give {' and '.join(sorted(twice))} as a key of its own"
-    if other := ELSEWHERE & {*(recipe.training.model_init_kwargs or {})}:
-        words = "give a folder that holds the model as it is to be, or load_in_4bit"
-        yield "model_init_kwargs", f"{' and '.join(sorted(other))} is not looked at here: {words}"
-    for key, other, works, needed in without_effect(recipe):
-        off = other in {*recipe.chosen, *recipe.flags} and values[other] in (False, "no")
-        overruled = other in recipe.flags and key not in recipe.flags
-        if stated(key) and not (works or off or overruled):
-            yield key, f"it does nothing unless {other} is {needed}: leave it out, or give that"
+    try:
+        optimizer(args)
+    except (ImportError, ValueError) as error:
+        yield "optim_args" if args.optim_args else "optim", said(error)
+    descent = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    steps = max(args.max_steps, 1000)
+    how = (descent, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    try:
+        get_scheduler(args.lr_scheduler_type, *how)
+    except (TypeError, ValueError) as error:
+        yield "lr_scheduler_kwargs", said(error)
+    for tracker in {*args.report_to} - {"wandb"}:  # tracking.py sets its environment first
+        try:
+            get_reporting_integration_callbacks([tracker])[0]()
+        except (ImportError, RuntimeError, ValueError) as error:
+            yield "report_to", said(error)
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -224,6 +191,28 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "use_peft", "weights in 4 or 8 bits cannot be trained: an adapter on them can"
     if model.use_peft and "lm_head" in (model.lora_target_modules or ()):
         yield "lora_target_modules", "TRL would not train an adapter on lm_head: leave it out"
+    yield from unbuildable(args)
+    dealt = args.accelerator_config
+    other = dealt.split_batches or dealt.dispatch_batches or not dealt.even_batches
+    if other or not dealt.use_seedable_sampler:
+        yield (
+            "accelerator_config",
+            "pairs are dealt to the processes by the recipe's batch and seed: leave out "
+            "split_batches, dispatch_batches, even_batches and use_seedable_sampler",
+        )
+    if args.eval_on_start and args.eval_strategy == "no":
+        yield "eval_on_start", "there are no held-out pairs without an eval_strategy: leave it out"
+    if args.dataloader_multiprocessing_context and not args.dataloader_num_workers:
+        yield "dataloader_multiprocessing_context", "there are no dataloader_num_workers to start"
+    if "use_safetensors" in (args.model_init_kwargs or {}):
+        yield "model_init_kwargs", "weights are read as data alone: leave use_safetensors out"
+    if args.activation_offloading and args.device.type == "cpu":
+        yield "activation_offloading", "there is no GPU whose memory it would spare: leave it out"
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        new = old.replace("gradient", "activation")
+        lost = old in recipe.flags or new not in recipe.flags
+        if {old, new} <= {*recipe.chosen} and recipe.chosen[old] != recipe.chosen[new] and lost:
+            yield old, f"it is the old name of {new}, which is another: leave one of them out"
     if args.auto_find_batch_size:
         yield "auto_find_batch_size", "it would change the global batch: leave it out"
 
@@ -242,5 +231,5 @@ def check_values(recipe: Recipe) -> None:
     for key, value in values.items():
         if not all(map(math.isfinite, numbers(value))):
             raise SystemExit(f"{recipe.path}: {key} is {value}: give a finite number")
-    for key, words in (*at_odds(recipe), *silently_undone(recipe)):
+    for key, words in itertools.chain(at_odds(recipe), silently_undone(recipe)):
         raise SystemExit(f"{recipe.path}: {key} is {values[key]}: {words}")
