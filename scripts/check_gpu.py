@@ -248,11 +248,10 @@ def main() -> None:
     job = Job(args.device, args.model, args.data, args.output, args.small)
     if args.part:
         return part(args.part, job)
-    # What the parts start inherits it: one GPU, however many there are, and nothing sent.
+    # What the parts start inherits it: one GPU, however many there are, or none; nothing is sent.
     os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
-    if args.device == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible if args.device == "cuda" else ""
     emptied(job.folder)
     job.model = model_with_weights(job.model, job.folder)
     rows = check(job, args.only or [*PARTS], args.minutes)

@@ -87,7 +87,8 @@ def main() -> None:
         if not (run.folder / output.TRAINED).is_file():  # weights alone are nothing to go on from
             for checkpoint in checkpoints.named(run.folder):
                 checkpoints.delete(checkpoint)
-        if sweeping.carry_out([run], [], [None], flags) or run.state == LEFT:
+        # Of several GPUs the first, on which they are measured too: three cannot share the batch.
+        if sweeping.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == LEFT:
             print("Asked to leave: the same command goes on from here")
             sys.exit(EXIT_CODE)
         if run.state == FAILED:

@@ -1,6 +1,7 @@
 """make check-gpu without a GPU: its parts on a CPU, and what it does with one that fails."""
 
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 
@@ -165,3 +166,19 @@ def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(check_gpu.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no GPU is here: DEVICE=cpu tries the parts"):
         check_gpu.main()
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "taken"), [("cuda", "3,4", "3"), ("cuda", "", "0"), ("cpu", "3,4", "")]
+)
+def test_it_takes_one_gpu_or_none(device, visible, taken, tiny_model, tmp_path, monkeypatch):
+    """On a machine with GPUs, ZeRO would take one in a check of the CPU."""
+    for name in ("WANDB_MODE", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, visible)
+    given = [f"--device={device}", f"--model={tiny_model}", f"--output={tmp_path / 'check'}"]
+    monkeypatch.setattr(sys, "argv", ["check_gpu.py", *given])
+    monkeypatch.setattr(check_gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(check_gpu, "check", lambda *_: [])
+    with pytest.raises(SystemExit) as ended:
+        check_gpu.main()
+    assert ended.value.code == 0 and os.environ["CUDA_VISIBLE_DEVICES"] == taken

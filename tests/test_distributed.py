@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, launch, run, run_flags, running
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dpo.resuming import REFERENCE
 
@@ -143,14 +143,18 @@ def test_two_processes_learn_what_one_learns(
     config, trained, prefix, reference, learn, one_process, tmp_path
 ):
     """The global batch is the recipe's, however many processes share it."""
-    folder, cached, shared = tmp_path / "run", reference == "cached", prefix == "shared"
-    ways = [f"--precompute_ref_log_probs={cached}", f"--share_prefix={shared}"]
+    folder, shared = tmp_path / "run", prefix == "shared"
+    ways = [f"--share_prefix={shared}"]
+    ways += ["--precompute_ref_log_probs=False"] if reference == "live" else []
     said = learn(folder, trained, config, 2, "--eval_strategy=no", *ways)
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in said
     stage = f", ZeRO-{config[4]}" if config.startswith("zero") else ", FSDP" * (config == "fsdp2")
     assert f"2 × 1 threads{stage}\n" in said
     assert f"sharing  {'on' if shared else 'off'}" in said
+    stays = config == "fsdp2" and trained != "full"  # its base is on no GPU yet
+    cached = reference == "cached" and not stays
     assert ("scored, and kept in" in said) == cached
+    assert ("which stays live: until training begins FSDP" in said) == stays
     if stage == ", ZeRO-3":
         live = " and 50% of the reference" if trained == "full" and not cached else ""
         assert f"each process holds 50% of the policy{live}\n" in said
@@ -326,6 +330,36 @@ def test_gradients_are_summed_in_float32(config, tiny_model, tiny_data, tmp_path
     assert result.returncode == 0, result.stderr[-3000:]
     off = [float(line.split()[-1]) for line in result.stdout.splitlines() if "OFF BY" in line]
     assert len(off) > 2 * 10 and max(off) < 1e-6
+
+
+def test_fsdp_rounds_weights_and_nothing_else(tiny_model, tiny_data, tmp_path):
+    """In bfloat16, as on a GPU, it learns what ZeRO-3 does: log-probabilities are not rounded, and
+    gradients are summed in float32 over eight micro-batches. From weights that are bfloat16's: ZeRO
+    begins with those, and FSDP with what was rounded away."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    weights = {k: w.bfloat16().float() for k, w in load_file(model / "model.safetensors").items()}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif 'RANK' in os.environ:\n    import transformers.training_args as t\n"
+        "    t.is_torch_bf16_gpu_available = lambda: True  # a CPU computes in it too\n"
+    )
+    flags = ["--per_device_train_batch_size=1", "--gradient_accumulation_steps=8", "--bf16=true"]
+    flags += ["--eval_strategy=no", "--save_strategy=no", "--warmup_steps=0"]
+    found = {}
+    for config in ("fsdp2", "zero3"):
+        given = [*ten_steps(model, tiny_data, tmp_path / config), *flags]
+        how = ("--config", config, "--gpus", "1", "--")  # ZeRO sends gradients in bfloat16
+        if config == "fsdp2":
+            result = launch_fsdp(1, *given)
+        else:
+            result = launch(*how, *given, PYTHONPATH=str(tmp_path))
+        assert result.returncode == 0, result.stderr[-3000:]
+        lines = (tmp_path / config / "metrics.jsonl").read_text().splitlines()
+        found[config] = [line for line in map(json.loads, lines) if "loss" in line]
+    for mine, other in zip(*found.values(), strict=True):
+        for key in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
+            assert mine[key] == pytest.approx(other[key], rel=1e-5), key
 
 
 @pytest.mark.parametrize("apart", ["output_dir", "reference_cache", "working directory"])

@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import sys
 
 import pytest
 from browser import PHONE, fits, opened, pictures
 from conftest import make
 
+import frontier as command
 from dpo import frontier
 
 
@@ -26,6 +28,19 @@ def test_every_line_begins_at_the_reference():
     lines = frontier.lines(found)
     assert [*lines] == [("ipo", 0.1), ("ipo", 1)]
     assert [p["step"] for p in lines[("ipo", 1)]] == [0, 6, 12]
+
+
+def test_its_runs_take_one_gpu_each(tiny_model, tiny_data, tmp_path, monkeypatch):
+    """However many there are: its batch of eight cannot be shared by three."""
+    given = ["--betas=1", "--loss_types=ipo", f"--output={tmp_path}", "--"]
+    given += [f"--model_name_or_path={tiny_model}", f"--dataset_name={tiny_data}"]
+    monkeypatch.setattr(sys, "argv", ["frontier.py", *given])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    asked = []
+    monkeypatch.setattr(command.sweeping, "carry_out", lambda *how: asked.append(how[1]) or True)
+    with pytest.raises(SystemExit):
+        command.main()
+    assert asked == [["--gpus", "1"]]
 
 
 @pytest.mark.sight

@@ -294,6 +294,24 @@ def fails_at(trainer, call: int) -> None:
     backbone.norm.register_forward_pre_hook(ask)
 
 
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_full_gpu_is_told_from_a_broken_one(said, full, tmp_path):
+    """By what libraries say that torch's allocator knows nothing of."""
+    trainer = gated(tmp_path)
+    explained = memory.explained(trainer, "trying the longest micro-batch")
+    with pytest.raises(SystemExit if full else RuntimeError) as stop, explained:
+        raise RuntimeError(said)
+    assert ("out of memory, trying" in str(stop.value)) == full
+
+
 def test_out_of_memory_in_a_step(tmp_path):
     trainer = gated(tmp_path, max_steps=5, save_strategy="steps", save_steps=2)
     fails_at(trainer, 6)  # the trial; two micro-batches a step; the first of step 3

@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
 
-from dpo import adapters, ends, fits, foreign, hub, loading, positions, tracking
+from dpo import adapters, ends, fits, foreign, hub, loading, tracking
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
 from dpo.recipe import Recipe
-from dpo.trainer import FastDPOTrainer
+from dpo.trainer import FastDPOTrainer, stays_live
 
 
 class StepLines(ProgressCallback):
@@ -110,11 +110,11 @@ def make_trainer(
     if (
         stated
         and args.precompute_ref_log_probs
-        and (reason := positions.by_batch(start["model"], args, train, held_out))
+        and (reason := stays_live(start["model"], start.get("peft_config"), args, train, held_out))
     ):
         raise SystemExit(
-            f"{recipe.path}: precompute_ref_log_probs is True: {reason}; beforehand, they are "
-            "scored in other batches than trained in: leave it out, or lower max_length"
+            f"{recipe.path}: precompute_ref_log_probs is True: {reason}: leave it out, and the "
+            "reference is scored as it goes"
         )
     with loading.whole():
         trainer = FastDPOTrainer(

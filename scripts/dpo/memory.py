@@ -16,6 +16,9 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo import checkpoints
 
+# What cuBLAS, the driver and NCCL say, beside torch's own allocator, where a GPU is full.
+FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "Cuda failure 2 'out of memory'")
+
 
 @contextmanager
 def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
@@ -34,6 +37,7 @@ def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        out |= any(words in str(error) for words in FULL)
         if not out and not should_reduce_batch_size(error):
             raise
         if doing is None and trainer.settled.unlogged:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model, send_to_device
 from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
 from torch.utils.data import DataLoader
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 
 from dpo import (
     adapters,
@@ -43,6 +46,22 @@ def keep_gradients(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def stays_live(model: Any, adapter: PeftConfig | None, args: DPOConfig, *data: Any) -> str | None:
+    """Why the reference cannot be scored beforehand; None if it can.
+
+    Args:
+        model: a name that TRL would load with `args`, or the model; `adapter` is a new one on it.
+        data: the rows that will be trained on and held out.
+    """
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp and (adapter is not None or isinstance(model, PeftModel)):
+        return (
+            "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
+            "beside the GPUs"
+        )
+    return positions.by_batch(model, args, *data)
+
+
 class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
     """What is learned is what stock TRL learns.
 
@@ -69,9 +88,12 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
-        self.live = self._live_since(
-            **inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
-        )
+        given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
+        self.live, config = None, given.get("args")  # why not scored beforehand, though asked for
+        if config is not None and config.precompute_ref_log_probs:
+            data = (given.get("train_dataset"), given.get("eval_dataset"))
+            self.live = stays_live(given["model"], given.get("peft_config"), config, *data)
+            config.precompute_ref_log_probs = self.live is None
         with stock.unhashed():
             super().__init__(*args, **kwargs)
         self._make_ready()
@@ -83,15 +105,6 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         self.monitors, self.settled = Monitors(self), resuming.Settled(self)
         self.add_callback(self.monitors)
         self.add_callback(self.settled)
-
-    @staticmethod
-    def _live_since(model, args=None, train_dataset=None, eval_dataset=None, **_) -> str | None:
-        """Why the reference is not scored beforehand, though it was asked for."""
-        reason = None
-        if args is not None and args.precompute_ref_log_probs:
-            reason = positions.by_batch(model, args, train_dataset, eval_dataset)
-            args.precompute_ref_log_probs = reason is None
-        return reason
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
@@ -124,6 +137,20 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         self.data_collator = SharedPrefixCollator(**vars(self.data_collator))
         half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
         self.sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+
+    # accelerate has FSDP round all floats that leave a layer to bfloat16, log-probabilities too;
+    # copy what goes into each, the plan of a batch too; and keep the gradients of a step whole, in
+    # bfloat16, until its last micro-batch. Weights are gathered in bfloat16 as before.
+    def create_accelerator_and_postprocess(self) -> None:
+        config = self.args.accelerator_config
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            sums = {"sync_each_batch": True, **(config.gradient_accumulation_kwargs or {})}
+            config.gradient_accumulation_kwargs = sums
+        super().create_accelerator_and_postprocess()
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin and (policy := plugin.mixed_precision_policy):
+            sums = {"reduce_dtype": torch.float32, "output_dtype": None}
+            plugin.mixed_precision_policy = replace(policy, cast_forward_inputs=False, **sums)
 
     # Called in Trainer.__init__.
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
