@@ -1,17 +1,20 @@
 """A model is asked what it was trained on: with the tools and template options of the row."""
 
+import datetime
 import json
 
 import pytest
-from conftest import pair
+from conftest import EMBEDDED_MODEL, pair
+from datasets import Dataset
 from transformers import AutoTokenizer
 
-from dpo import answers, evaluation, paired, prompts
+from dpo import answers, evaluation, output, paired, prompts
 from dpo.contestants import Contestant, find, reference_of
 from dpo.evaluation import SEED
 from dpo.judgements import turns
 from dpo.preferences import prepare
 from dpo.recipe import parse
+from dpo.reference import digest_of_rows
 from dpo.sampling import Completion, prompt_token_ids
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
@@ -241,3 +244,28 @@ def test_a_judge_gets_one_system_turn():
     system, *others = turns({"prompt": said, "options": {"tools": TOOLS}})
     assert others == said[1:] and system["role"] == "system"
     assert system["content"].endswith("Be brief.") and json.dumps(TOOLS) in system["content"]
+
+
+def test_a_run_that_goes_on_another_day_has_the_prompts_of_its_first(tiny_flags, tmp_path):
+    """A template may write the date into every prompt, as Llama 3.2's does."""
+    (tmp_path / "dated.jinja").write_text(
+        "{{ 'Today is ' + strftime_now('%d %B %Y') }}"
+        + AutoTokenizer.from_pretrained(EMBEDDED_MODEL).chat_template
+    )
+    more = ["--use_cpu", f"--chat_template_path={tmp_path / 'dated.jinja'}"]
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *tiny_flags, *more])
+    settings, words = tmp_path / "run" / output.SETTINGS, load_tokenizer(recipe)
+
+    def read() -> tuple[str, Dataset]:
+        output.claim(recipe).close()
+        pairs = prepare(recipe, load_rows(recipe), words)["train"].pairs
+        return words.decode(pairs[0]["prompt_ids"]), pairs
+
+    today = datetime.date.today()
+    prompt, pairs = read()
+    assert f"Today is {today:%d %B %Y}" in prompt
+    settings.write_text(settings.read_text().replace(str(today), "2024-02-29"))
+    earlier, others = read()
+    assert earlier == prompt.replace(f"{today:%d %B %Y}", "29 February 2024")
+    assert digest_of_rows(others) != digest_of_rows(pairs)
+    assert output.recipe_of(tmp_path / "run").chosen == recipe.chosen

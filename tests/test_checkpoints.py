@@ -238,6 +238,8 @@ def test_a_reference_that_moves_goes_on_from_where_it_was(name, tmp_path):
     resumed = trainer_of(tmp_path, name, fast=True, **(SAVING | how))
     taken = to_go_on_from(resumed, tmp_path / "run", None, other_processes=False)
     assert taken.name == "checkpoint-3"
+    # Nothing else lies beside the policy, since vLLM would load it over that.
+    assert [path.name for path in taken.glob("*.safetensors")] == ["model.safetensors"]
     resumed.add_callback(TakeUp(resumed, taken))
     resumed.train(resume_from_checkpoint=str(taken))
     for model, other in ((whole.model, resumed.model), (whole.ref_model, resumed.ref_model)):

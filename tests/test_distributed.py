@@ -166,15 +166,22 @@ def test_two_processes_learn_what_one_learns(
 def test_every_pair_of_an_incomplete_batch_weighs_the_same(
     config, rows, learn, tiny_data, tmp_path
 ):
-    """Of the second step of an epoch, 3 pairs or 1 are left for two processes."""
+    """Of the second step of an epoch, 3 pairs or 1 are left for two processes, and of the second
+    batch of an evaluation."""
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
-    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
-    (data / "train.jsonl").write_text("".join(lines[:rows]))
-    few = [f"--dataset_name={data}", "--eval_strategy=no"]
+    for split in ("train", "test"):
+        lines = (data / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        (data / f"{split}.jsonl").write_text("".join(lines[:rows]))
+    few = [f"--dataset_name={data}", "--per_device_eval_batch_size=2"]
     for where, processes in (("cpu", 1), (config, 2)):
         learn(tmp_path / where, "full", where, processes, *few)
     assert_learned_alike(tmp_path / config, tmp_path / "cpu")
+    one, two = (
+        json.loads((tmp_path / where / "report.json").read_text())["curves"]["held_out"]
+        for where in ("cpu", config)
+    )
+    assert len(one) == 1 and two[0] == pytest.approx(one[0], abs=1e-5)
 
 
 def test_a_kept_reference_serves_a_sharded_policy(learn, one_process, tmp_path):

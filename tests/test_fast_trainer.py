@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from conftest import ARCHITECTURES, EDGE_PAIRS, launch, losses_of, trainer_of
+from datasets import Dataset
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, Trainer
 from trl import DPOTrainer
@@ -185,8 +186,11 @@ def test_a_step_of_any_size_is_cut_alike_on_every_process(micro_batch, processes
 @pytest.mark.parametrize("rows", [7, 5])
 @pytest.mark.parametrize("share_prefix", [True, False])
 def test_every_pair_of_an_incomplete_batch_weighs_the_same(rows, share_prefix, tmp_path):
-    """Seven or five pairs at a batch of 8, in micro-batches of 8, 4, 2 and 1."""
-    learned = {}
+    """Seven or five pairs at a batch of 8, in micro-batches of 8, 4, 2 and 1: in what is learned,
+    in what is logged, and in an evaluation."""
+    learned, named = {}, ("loss", "grad_norm", "rewards/margins", "logps/chosen")
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    held_out = Dataset.from_list([dict(zip(names, p, strict=True)) for p in EDGE_PAIRS[:rows]])
     for micro in (8, 4, 2, 1):
         trainer = trainer_of(
             *(tmp_path, "llama"),
@@ -195,12 +199,16 @@ def test_every_pair_of_an_incomplete_batch_weighs_the_same(rows, share_prefix, t
             share_prefix=share_prefix,
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=8 // micro,
+            per_device_eval_batch_size=micro,
+            held_out=held_out,
             **{"max_steps": -1, "num_train_epochs": 2, "max_grad_norm": 0},
         )
         trainer.train()
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        learned[micro] = [(entry["loss"], entry["grad_norm"]) for entry in log]
-    assert len(learned[8]) == 2
+        learned[micro] = [[entry[name] for name in named] for entry in log]
+        found = trainer.evaluate()
+        learned[micro].append([found.get(f"eval_{name}", 0) for name in named])
+    assert len(learned[8]) == 3
     for micro in (4, 2, 1):
         assert np.array(learned[micro]) == pytest.approx(np.array(learned[8]), abs=1e-4)
 

@@ -281,6 +281,17 @@ def test_drift_is_zero_at_the_start_and_where_nothing_moves(tiny_model, tmp_path
         assert entry["eval_drift_tokens"] == mean  # the same seed, the same answers
 
 
+def test_a_prompt_of_several_pairs_is_asked_once(tiny_model, tmp_path):
+    """Its answers are alike, and would pass for as many prompts."""
+    asked = [pair(f"test {i % 3}", f"good {i}", f"bad {i}") for i in range(12)]
+    trainer = trainer_on(
+        tmp_path, tiny_model, easy(16, 0), asked, "--max_steps=1", "--eval_steps=1"
+    )
+    trainer.train()
+    start = json.loads((tmp_path / "run/drift.json").read_text())
+    assert len(start["answers"]) == 3 and len(set(start["asked"])) == 3
+
+
 def test_answers_that_grow_are_told(tiny_model, tmp_path):
     """The start's answers are made short, as if the policy had been brief then."""
     flags = ("--max_steps=2", "--eval_steps=2", "--learning_rate=1e-6")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from accelerate.utils import set_seed
@@ -12,9 +14,11 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from dpo import preferences
+from dpo.building import make_trainer
 from dpo.preferences import prepare
 from dpo.reading import IDS
 from dpo.recipe import parse
+from dpo.resuming import TakeUp, to_go_on_from
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 
@@ -319,6 +323,51 @@ def test_a_stream_trains_and_sets_aside_as_it_comes(tmp_path, tiny_model):
     # Once each time it came by; the first pair is held out.
     found = {(line["row"], line["reason"]) for line in map(json.loads, lines)}
     assert found == {(1, "held_out_prompt"), (3, "missing")}
+
+
+def test_a_stream_begins_again_in_the_middle_of_a_step(tmp_path, tiny_model):
+    """Seven pairs at a batch of four: each step has four, whatever the micro-batch, and a run that
+    goes on sees the pairs of one that was not stopped."""
+    rows = [pair(f"{i}", f"It was {i}.", f"It was not {i}.") for i in range(7)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--config", str(RECIPE), "--use_cpu", f"--model_name_or_path={tiny_model}"]
+    flags += [f"--dataset_name={tmp_path}/rows.jsonl", "--dataset_streaming", "--max_steps=6"]
+    flags += ["--eval_strategy=no", "--save_steps=3", "--logging_steps=1", "--report_to=none"]
+    flags += ["--bf16=false", "--learning_rate=1e-3", "--share_prefix=false"]
+
+    def train(folder: str, micro_batch: int) -> list[tuple[float, float]]:
+        recipe = parse(
+            [
+                *(*flags, f"--output_dir={tmp_path / folder}"),
+                f"--per_device_train_batch_size={micro_batch}",
+                f"--gradient_accumulation_steps={4 // micro_batch}",
+            ]
+        )
+        (tmp_path / folder).mkdir(exist_ok=True)
+        tokenizer = load_tokenizer(recipe)
+        pairs = prepare(recipe, load_rows(recipe), tokenizer)["train"].pairs
+        trainer = make_trainer(recipe, tokenizer, pairs, None)
+        checkpoint = to_go_on_from(trainer, tmp_path / folder, None, other_processes=False)
+        if checkpoint:
+            trainer.add_callback(TakeUp(trainer, checkpoint))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        return [(entry["loss"], entry["grad_norm"]) for entry in log]
+
+    whole = train("one", 1)
+    assert len(whole) == 6
+    assert np.array(train("two", 2)) == pytest.approx(np.array(whole), abs=1e-4)
+    shutil.rmtree(tmp_path / "one/checkpoint-6")
+    assert train("one", 1) == whole
+
+
+def test_a_stream_without_a_pair_says_so(tmp_path):
+    row = pair("What?", "A.", "B.") | {"chosen": None}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "run").mkdir()
+    flags = ["--dataset_streaming", "--max_steps=1", f"--output_dir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit, match="no row of the stream is a pair"):
+        load(f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no", *flags)
 
 
 def test_a_run_says_what_it_set_aside(tmp_path, tiny_model, tiny_data, tiny_flags):

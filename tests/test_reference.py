@@ -148,10 +148,23 @@ def test_numerics_make_another_entry(tmp_path, monkeypatch):
     for stage in stages:
         key("bf16", stage=stage)
     key("no", stage=2)
+    monkeypatch.setattr(reference.torch, "__version__", "1.0")
+    key("no", stage=2)
     assert len({json.dumps(about) for about in found}) == len(found)
     assert [about["dtype"] for about in found[2:]] == [
-        *("torch.float32", "torch.bfloat16", "torch.bfloat16", "torch.float32")
+        *("torch.float32", "torch.bfloat16", "torch.bfloat16", "torch.float32", "torch.float32")
     ]
+    assert found[0]["device"] == "cpu"
+
+
+def test_code_beside_the_weights_makes_another_entry(tiny_model, tmp_path):
+    """A model's own, that runs where the recipe says so."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    model = SimpleNamespace(config=SimpleNamespace(_name_or_path=str(folder)))
+    before = reference.digest_of_weights(model)
+    assert before == reference.digest_of_weights(model)
+    (folder / "modeling_own.py").write_text("SCALE = 2")
+    assert reference.digest_of_weights(model) != before
 
 
 def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, monkeypatch):

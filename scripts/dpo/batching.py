@@ -66,18 +66,20 @@ class EvenBatches(BatchSampler):
         super().__init__(order, micro_batch, drop_last=False)
         self.batch, self.processes = batch, processes
 
-    def __len__(self) -> int:
+    def sizes(self) -> np.ndarray:
+        """Pairs of each process in each of its micro-batches, shape (micro-batches, processes)."""
         steps, left = divmod(len(self.sampler), self.batch)
-        last = layout(left, self.batch_size, self.processes).size if left else 0
-        return steps * self.batch // self.batch_size + last
+        of_steps = [self.batch] * steps + [left] * (left > 0)
+        return np.concatenate([layout(n, self.batch_size, self.processes) for n in of_steps])
+
+    def __len__(self) -> int:
+        return self.sizes().size
 
     def __iter__(self) -> Iterator[list[int]]:
-        rows = list(self.sampler)
-        for start in range(0, len(rows), self.batch):
-            pairs = rows[start : start + self.batch]
-            for size in layout(len(pairs), self.batch_size, self.processes).flatten():
-                yield pairs[:size] or [rows[start]]
-                pairs = pairs[size:]
+        rows, at = list(self.sampler), 0
+        for size in self.sizes().flatten().tolist():
+            yield rows[at : at + size] or rows[:1]
+            at += size
 
 
 class DealtSampler(Sampler[int]):

@@ -61,8 +61,11 @@ class Drift(TrainerCallback):
         if args.eval_strategy == "no" or not self.applies():
             return
         data = self.trainer.eval_dataset
-        rows = [at for at, ids in enumerate(data["prompt_ids"]) if len(ids) <= LONGEST_PROMPT]
-        rows = rows[:PROMPTS]
+        first: dict[tuple[int, ...], int] = {}  # one that several pairs share is asked once
+        for at, ids in enumerate(data["prompt_ids"]):
+            if len(ids) <= LONGEST_PROMPT and len(first) < PROMPTS:
+                first.setdefault(tuple(ids), at)
+        rows = [*first.values()]
         prompts = [data["prompt_ids"][at] for at in rows]
         if state.global_step == 0 and prompts:
             with self.optional():

@@ -21,6 +21,7 @@ from dpo.recipe import Recipe, make_parser, read_yaml, resolve
 from dpo.secrets import mask, masked
 
 SETTINGS = "recipe.yaml"
+BEGAN = "# begun on "  # its first line
 REPORT = "report.json"
 TRAINED = "trainer_state.json"  # beside the policy: training went to its end
 LOCK = ".lock"
@@ -123,6 +124,16 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.chosen.items() if key != "restart"}
 
 
+def day_of(folder: Path) -> datetime.date:
+    """The day on which the run in `folder` began; today, where there is none. Some chat templates
+    write it into every prompt (Llama 3.2's), and a run that goes on must have the same ones."""
+    path = folder / SETTINGS
+    first = path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
+    if first.startswith(BEGAN):
+        return datetime.date.fromisoformat(first.removeprefix(BEGAN))
+    return datetime.date.today()
+
+
 @contextmanager
 def written_to(path: Path) -> Iterator[None]:
     """Let a disk that is full, gone or read-only end the run with one line.
@@ -218,7 +229,7 @@ def claim(recipe: Recipe) -> TextIO | None:
                 )
         if not finished(folder):
             text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
-            write_whole(folder / SETTINGS, text)
+            write_whole(folder / SETTINGS, f"{BEGAN}{day_of(folder)}\n{text}")
     except OSError as error:
         raise SystemExit(f"cannot write the output folder {folder}: {error.strerror}") from error
     return held

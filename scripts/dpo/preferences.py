@@ -61,7 +61,14 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
 
 def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -> Linted:
     """The sources of a split as one stream. A bad row is set aside as it comes by, so that there
-    is no count before training, and what is said twice is not noticed."""
+    is no count before training, and what is said twice is not noticed.
+
+    It begins again where it ends: of a last step with fewer pairs transformers would make no step,
+    and a run that goes on would skip rows until there are none.
+
+    Raises:
+        SystemExit: no row is a pair.
+    """
 
     def sound(row: dict[str, Any], name: str) -> bool:
         if not row["reason"] and row["prompt_digest"] in held_out:
@@ -75,7 +82,10 @@ def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -
     path.unlink(missing_ok=True)
     streams = [part.pairs.filter(sound, fn_kwargs={"name": source.name}) for source, part in parts]
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
-    return Linted(concatenate_datasets(streams), f"streamed, {layout}")
+    stream = concatenate_datasets(streams)
+    if next(iter(stream), None) is None:
+        raise SystemExit(f"no row of the stream is a pair to train on: {path} says why")
+    return Linted(stream.repeat(None), f"streamed, {layout}")
 
 
 def digests_of(table: Dataset) -> np.ndarray:

@@ -6,12 +6,12 @@ The table has a row for every row of the source. It is made once, in batches, an
 
 from __future__ import annotations
 
-import datetime
 import inspect
 import json
 import os
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo import cutting, layouts, lint, tokenization
 from dpo.layouts import LAYOUTS, Fault, detect, to_pair
+from dpo.output import day_of
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
 from dpo.sources import Rows, one_line
@@ -188,7 +189,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
             raise SystemExit(f"{source.name}: no prompt has two responses with different scores")
         reading = "explicit" if isinstance(source.data[0]["prompt"], list) else "question"
     kind = kind_of(source, reading, chat)
-    words = Tokenization(tokenizer, kind)
+    words = Tokenization(tokenizer, kind, day_of(Path(recipe.training.output_dir)))
     words.check_template(recipe.model.model_name_or_path)
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
@@ -260,6 +261,6 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     fast = tokenizer.is_fast
     words = tokenizer.backend_tokenizer.to_str() if fast else sorted(tokenizer.get_vocab().items())
     rendering = [tokenizer.special_tokens_map, tokenizer.chat_template, str(work["words"].kind)]
-    if "strftime_now" in str(tokenizer.chat_template):
-        rendering.append(str(datetime.date.today()))  # the template writes it into each prompt
+    if work["words"].template:
+        rendering.append(work["words"].template)  # with the date that it writes into each prompt
     return Hasher.hash([data._fingerprint, code, settings, words, rendering])

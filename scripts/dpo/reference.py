@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import torch
+import transformers
 from accelerate.utils import broadcast_object_list, send_to_device, tqdm
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
@@ -123,7 +124,8 @@ def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:
 
 def numerics(trainer: DPOTrainer) -> dict[str, str]:
     """What the reference computes in. DeepSpeed casts the weights themselves, later than this is
-    asked, and FSDP as it gathers them: that is not what autocast does with float32 weights."""
+    asked, and FSDP as it gathers them: that is not what autocast does with float32 weights. Nor
+    does autocast the same on a CPU, or every version, by less than the check of an entry grants."""
     accelerator = trainer.accelerator
     model, plugin = accelerator.unwrap_model(trainer.model), accelerator.state.deepspeed_plugin
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,6 +135,8 @@ def numerics(trainer: DPOTrainer) -> dict[str, str]:
         "dtype": str(cast or model.dtype),
         "autocast": accelerator.mixed_precision,
         "sharding": sharding or "none",
+        "device": accelerator.device.type,
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
 
 
@@ -148,9 +152,9 @@ def digest_of_rows(dataset: Dataset) -> str:
 
 
 def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> str:
-    """A hash of the weight files of a model's folder, or the commit of a hub model; of an adapter
-    too, its weights and what it makes of them (rank, α, modules), if the reference is one on that
-    model.
+    """A hash of the weight files of a model's folder and of the code that may lie there, or the
+    commit of a hub model; of an adapter too, its weights and what it makes of them (rank, α,
+    modules), if the reference is one on that model.
 
     From where the weights came and not from memory: ZeRO-3 has no process hold them all.
 
@@ -164,7 +168,8 @@ def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> st
     folder = Path(model.config._name_or_path)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     known = getattr(model.config, "_commit_hash", None)
-    known = hashed(*digests_of(files)) if files else known
+    if files:
+        known = hashed(*digests_of([*files, *sorted(folder.glob("*.py"))]))
     if known is None:
         raise RuntimeError(
             f"no weight files and no commit are known of {folder}, to find its log-probabilities "

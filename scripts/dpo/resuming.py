@@ -22,7 +22,9 @@ from trl import DPOTrainer
 
 from dpo import checkpoints
 
-REFERENCE = "reference.safetensors"  # in a checkpoint, where the reference moves
+# In a checkpoint, where the reference moves. Apart from the policy's weights: vLLM and SGLang load
+# all that lies beside a configuration.
+REFERENCE = "reference/weights.safetensors"
 
 
 def to_go_on_from(
@@ -98,6 +100,7 @@ def save_reference(trainer: DPOTrainer, folder: Path) -> None:
             if trainer.is_world_process_zero():
                 weights[name] = whole.detach().cpu().clone()
     if trainer.is_world_process_zero():
+        (folder / REFERENCE).parent.mkdir(exist_ok=True)
         save_file(weights, folder / REFERENCE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 from functools import cached_property
@@ -21,6 +22,7 @@ from dpo.recipe import Recipe, choices
 TEMPLATES = files("trl") / "chat_templates"
 QUESTION = [{"role": "user", "content": "question"}]
 GIVEN = ("tools", "chat_template_kwargs")  # columns that a chat template is given beside messages
+DATE = re.compile(r"""strftime_now\(\s*(["'])(.+?)\1\s*\)""")
 ANSWER = [{"role": "assistant", "content": "answer"}]
 
 
@@ -69,11 +71,24 @@ class Tokenization:
     """A tokenizer over pairs of one kind.
 
     `kind` is list for messages, which are rendered with the chat template, str for plain text, to
-    which TRL adds the end token.
+    which TRL adds the end token. `day` is the date that a template may write into a prompt, today
+    without one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: type):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, kind: type, day: datetime.date | None = None
+    ):
         self.tokenizer, self.kind = tokenizer, kind
+        self.day = day or datetime.date.today()
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template with `day` written where it would write today's date; None where the
+        tokenizer's own has no date."""
+        own = self.tokenizer.chat_template
+        if "strftime_now(" not in str(own):
+            return None
+        return DATE.sub(lambda found: repr(self.day.strftime(found[2])), own)
 
     @cached_property
     def rendered(self) -> list[int]:
@@ -148,7 +163,11 @@ class Tokenization:
 
     def _render(self, messages: list[dict], prompt: bool = False, **options: Any) -> str:
         return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=prompt, **options
+            messages,
+            tokenize=False,
+            add_generation_prompt=prompt,
+            chat_template=self.template,
+            **options,
         )
 
     def _ids(self, rendered: list[str]) -> list[list[int]]:

@@ -37,6 +37,8 @@ from dpo.reading import IDS
 from dpo.saving import WritesCheckpoints
 from dpo.seen import gathered, per_pair
 
+COUNTED = "pairs counted"  # among TRL's metrics: of each batch, to weigh the others by
+
 
 def keep_gradients(model: torch.nn.Module) -> None:
     """Let 4-bit weights on a CPU be trained through. In evaluation bitsandbytes repacks them for a
@@ -84,7 +86,8 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         self.adapter, self.settings = adapter, settings or {}
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.step_layout = np.ones((1, 1), dtype=int)  # pairs of each micro-batch and process
-        self.micro_batches_done = 0  # of the step
+        self.to_come: list[np.ndarray] = []  # the same of the micro-batches that are still to come
+        self.eval_losses: list[float] = []  # of every pair of an evaluation, that of its batch
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
@@ -192,17 +195,18 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
     def get_batch_samples(self, *args):
         with self._data_workers_explained():
             batches, items = super().get_batch_samples(*args)
-        self.micro_batches_done, pairs = 0, self.pairs_per_step
+        pairs = self.pairs_per_step
         if self._lays_out and self.accelerator.gradient_state.end_of_dataloader:
             pairs = len(self.train_dataset) % pairs or pairs
         self.step_layout = layout(pairs, self.args.train_batch_size, self.args.world_size)
+        self.to_come = [*self.step_layout]
         return batches, items
 
     # The one place where every loss passes before it goes backward.
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.batch = inputs
         trains = self.is_in_train and self.model.training
-        counts = self.step_layout[self.micro_batches_done] if trains else None
+        counts = self.to_come.pop(0) if self.to_come else None
         with gathered(self.accelerator, counts) as numbers:
             found = super().compute_loss(model, inputs, *args, **kwargs)
         loss = found[0] if isinstance(found, tuple) else found
@@ -212,10 +216,11 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         mode = "train" if self.model.training else "eval"
         accuracy = float(self.right(np.array(self.pairs)).mean())
         self._metrics[mode]["rewards/accuracies"][-1] = accuracy
+        self._metrics[mode][COUNTED].append(len(self.pairs))
         if not trains:
+            self.eval_losses += [pair[4] for pair in self.pairs]
             return found
         self.monitors.saw(self.pairs)
-        self.micro_batches_done += 1
         # TRL's loss is a mean over a micro-batch, and what transformers sums up a mean over those.
         mine = counts[self.accelerator.process_index]
         return loss * (mine * self.step_layout.size / self.step_layout.sum())
@@ -224,6 +229,36 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         """Accuracy of the pairs, columns as `seen.per_pair` has them, each alone."""
         tie = ties.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
         return ties.accuracy(ties.settled(pairs[:, 0] - pairs[:, 1], tie))
+
+    # TRL's metrics are means over batches, of which the last may be small.
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        counts = metrics.pop(COUNTED, [])
+        for name, values in metrics.items():
+            if len(values) == len(counts):
+                metrics[name] = [float(np.average(values, weights=counts))]
+        super().log(logs, *args, **kwargs)
+
+    # transformers weighs the processes' batches alike, and counts what fills the last ones up.
+    def evaluation_loop(self, dataloader: DataLoader, *args, metric_key_prefix="eval", **kwargs):
+        batches, self.eval_losses = innermost(dataloader), []
+        self.to_come = [*batches.sizes()] if isinstance(batches, EvenBatches) else []
+        how = {"metric_key_prefix": metric_key_prefix, **kwargs}
+        found = super().evaluation_loop(dataloader, *args, **how)
+        if self.eval_losses:
+            found.metrics[f"{metric_key_prefix}_loss"] = float(np.float32(self.eval_losses).mean())
+        return found
+
+    def get_eval_dataloader(self, *args) -> DataLoader:
+        loader, batch = super().get_eval_dataloader(*args), self.args.eval_batch_size
+        if self.args.world_size > 1 and not isinstance(loader.dataset, IterableDataset):
+            self._deal_evenly(loader, batch, batch * self.args.world_size)
+        return loader
+
+    def _deal_evenly(self, loader: DataLoader, micro_batch: int, batch: int) -> None:
+        shard, processes = loader.batch_sampler, self.args.world_size
+        shard.batch_sampler = EvenBatches(innermost(loader).sampler, micro_batch, batch, processes)
+        shard.batch_size = None  # it may differ from one to the next
 
     # Called at every step between the last backward and the optimizer's step.
     def _get_grad_norm(self, model, grad_norm=None):
@@ -257,11 +292,7 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         if self._lays_out and self.args.world_size > 1:
-            shard, processes = loader.batch_sampler, self.args.world_size
-            shard.batch_sampler = EvenBatches(
-                innermost(loader).sampler, micro_batch, batch, processes
-            )
-            shard.batch_size = None  # it may differ from one to the next
+            self._deal_evenly(loader, micro_batch, batch)
         return loader
 
     # A run that was killed between its last checkpoint and its policy has no step left to train.
