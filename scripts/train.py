@@ -119,6 +119,9 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
         "output": args.output_dir,
         "W&B": tracked or "off",
     }
+    if args.sync_ref_model:
+        lines["reference"] = f"follows the policy every {args.ref_model_sync_steps} steps"
+        lines["reference"] += ", in this run never" * (steps < args.ref_model_sync_steps)
     if trainer.live:
         lines["kept"] = f"no log-probabilities of the reference, which stays live: {trainer.live}"
     if is_deepspeed_zero3_enabled():

@@ -101,6 +101,13 @@ def test_what_the_user_has_set_is_kept(monkeypatch, tmp_path, refusing):
     assert line == f"project mine, group {RECIPE}"
 
 
+def test_a_project_that_is_stated_is_taken(monkeypatch, tmp_path):
+    recipe = parse(["--config", f"recipes/{RECIPE}.yaml", "--use_cpu", "--project=mine"])
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    configure(recipe, tmp_path / "run")
+    assert os.environ["WANDB_PROJECT"] == "mine"
+
+
 def test_a_recipe_that_does_not_report_is_left_alone(monkeypatch, tmp_path):
     assert decide(monkeypatch, tmp_path, report_to=()) == (None, None, None)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate import DistributedType
@@ -53,6 +57,20 @@ def own_device(args: DPOConfig) -> dict[str, str] | None:
     return {"": str(args.device)} if alone and args.device.type == "cuda" else None
 
 
+@contextmanager
+def refusals_in_one_line(path: Path) -> Iterator[None]:
+    """What a library refuses in words of its own while it builds a trainer, such as modules of an
+    adapter that the model has not, or a package that is not installed, ends the run with them. What
+    torch or this repository raises is a fault, and stays one."""
+    try:
+        yield
+    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] not in ("trl", "transformers", "peft"):
+            raise
+        raise SystemExit(f"{path}: {' '.join(str(error).split())}") from error
+
+
 def make_trainer(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -65,10 +83,10 @@ def make_trainer(
 
     Raises:
         SystemExit: the model's files are not whole, or do not fit the tokenizer and the data; the
-            recipe would publish checkpoints, or spread the model over GPUs; it has the reference
-            scored beforehand where that gives other numbers; processes do not see each other; or
-            they were launched for DeepSpeed or FSDP, and accelerate does not use it. They would
-            train side by side, unsharded, and say nothing.
+            recipe would publish checkpoints, spread the model over GPUs, or have what a library
+            refuses; it has the reference scored beforehand where that gives other numbers;
+            processes do not see each other; or they were launched for DeepSpeed or FSDP, and
+            accelerate does not use it. They would train side by side, unsharded, and say nothing.
     """
     model, args = recipe.model, recipe.training
     hub.check(args)
@@ -88,6 +106,9 @@ def make_trainer(
         "use_safetensors": True,  # never a pickle
         "device_map": own_device(args),
     }
+    modules = model.lora_target_modules
+    if isinstance(modules, str) and modules.isidentifier():
+        model.lora_target_modules = [modules]  # TRL takes a single name for a pattern of whole ones
     start: dict[str, Any] = {
         "model": model.model_name_or_path,
         "peft_config": get_peft_config(model),
@@ -116,7 +137,7 @@ def make_trainer(
             f"{recipe.path}: precompute_ref_log_probs is True: {reason}: leave it out, and the "
             "reference is scored as it goes"
         )
-    with loading.whole():
+    with loading.whole(), refusals_in_one_line(recipe.path):
         trainer = FastDPOTrainer(
             share_prefix=recipe.run.share_prefix,
             reference_cache=recipe.run.reference_cache,

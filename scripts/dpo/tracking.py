@@ -150,7 +150,9 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     """
     if "wandb" not in recipe.training.report_to:
         return None
-    os.environ.setdefault("WANDB_PROJECT", "dpo-recipes")
+    stated = "project" in {*recipe.chosen, *recipe.flags}
+    project = recipe.training.project if stated else "dpo-recipes"
+    os.environ.setdefault("WANDB_PROJECT", project)
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
     os.environ.setdefault("WANDB_DIR", str(folder))
     # Where tables wait to be sent.

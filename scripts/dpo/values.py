@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
 
 from dpo.recipe import Recipe
 from dpo.start import START
@@ -95,6 +96,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data_seed", lambda v: 0 <= v < 2**32, "0 to 2³² - 1"),
     ("lora_r", counts, "1 or more"),
     ("lora_alpha", positive, "a number above 0; r to 2 r is common"),
+    ("lora_task_type", lambda v: v == "CAUSAL_LM", "CAUSAL_LM, or leave it out"),
     ("lora_dropout", below_one, "0 or more, below 1"),
     (
         "metric_for_best_model",
@@ -127,6 +129,8 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
         get_scheduler(args.lr_scheduler_type, *how)
     except (TypeError, ValueError) as error:
         yield "lr_scheduler_kwargs", said(error)
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
     for tracker in {*args.report_to} - {"wandb"}:  # tracking.py sets its environment first
         try:
             get_reporting_integration_callbacks([tracker])[0]()
