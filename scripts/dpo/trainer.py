@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import time
 from dataclasses import replace
@@ -29,15 +28,15 @@ from dpo import (
     shared_attention,
     stock,
     ties,
+    weighing,
 )
-from dpo.batching import COMPOSITION_MATTERS, DealtSampler, EvenBatches, innermost, layout
+from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS
 from dpo.saving import WritesCheckpoints
 from dpo.seen import gathered, per_pair
-
-COUNTED = "pairs counted"  # among TRL's metrics: of each batch, to weigh the others by
+from dpo.weighing import WeighsPairs
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
@@ -64,7 +63,7 @@ def stays_live(model: Any, adapter: PeftConfig | None, args: DPOConfig, *data: A
     return positions.by_batch(model, args, *data)
 
 
-class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
+class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     """What is learned is what stock TRL learns.
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
@@ -85,9 +84,6 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
         self.adapter, self.settings = adapter, settings or {}
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
-        self.step_layout = np.ones((1, 1), dtype=int)  # pairs of each micro-batch and process
-        self.to_come: list[np.ndarray] = []  # the same of the micro-batches that are still to come
-        self.eval_losses: list[float] = []  # of every pair of an evaluation, that of its batch
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
         self.sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
@@ -191,17 +187,6 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
     def _prepare_input(self, data):
         return send_to_device(data, self.args.device)
 
-    # Called once a step, with all of its micro-batches.
-    def get_batch_samples(self, *args):
-        with self._data_workers_explained():
-            batches, items = super().get_batch_samples(*args)
-        pairs = self.pairs_per_step
-        if self._lays_out and self.accelerator.gradient_state.end_of_dataloader:
-            pairs = len(self.train_dataset) % pairs or pairs
-        self.step_layout = layout(pairs, self.args.train_batch_size, self.args.world_size)
-        self.to_come = [*self.step_layout]
-        return batches, items
-
     # The one place where every loss passes before it goes backward.
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.batch = inputs
@@ -216,7 +201,7 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         mode = "train" if self.model.training else "eval"
         accuracy = float(self.right(np.array(self.pairs)).mean())
         self._metrics[mode]["rewards/accuracies"][-1] = accuracy
-        self._metrics[mode][COUNTED].append(len(self.pairs))
+        self._metrics[mode][weighing.COUNTED].append(len(self.pairs))
         if not trains:
             self.eval_losses += [pair[4] for pair in self.pairs]
             return found
@@ -230,36 +215,6 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         tie = ties.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
         return ties.accuracy(ties.settled(pairs[:, 0] - pairs[:, 1], tie))
 
-    # TRL's metrics are means over batches, of which the last may be small.
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        counts = metrics.pop(COUNTED, [])
-        for name, values in metrics.items():
-            if len(values) == len(counts):
-                metrics[name] = [float(np.average(values, weights=counts))]
-        super().log(logs, *args, **kwargs)
-
-    # transformers weighs the processes' batches alike, and counts what fills the last ones up.
-    def evaluation_loop(self, dataloader: DataLoader, *args, metric_key_prefix="eval", **kwargs):
-        batches, self.eval_losses = innermost(dataloader), []
-        self.to_come = [*batches.sizes()] if isinstance(batches, EvenBatches) else []
-        how = {"metric_key_prefix": metric_key_prefix, **kwargs}
-        found = super().evaluation_loop(dataloader, *args, **how)
-        if self.eval_losses:
-            found.metrics[f"{metric_key_prefix}_loss"] = float(np.float32(self.eval_losses).mean())
-        return found
-
-    def get_eval_dataloader(self, *args) -> DataLoader:
-        loader, batch = super().get_eval_dataloader(*args), self.args.eval_batch_size
-        if self.args.world_size > 1 and not isinstance(loader.dataset, IterableDataset):
-            self._deal_evenly(loader, batch, batch * self.args.world_size)
-        return loader
-
-    def _deal_evenly(self, loader: DataLoader, micro_batch: int, batch: int) -> None:
-        shard, processes = loader.batch_sampler, self.args.world_size
-        shard.batch_sampler = EvenBatches(innermost(loader).sampler, micro_batch, batch, processes)
-        shard.batch_size = None  # it may differ from one to the next
-
     # Called at every step between the last backward and the optimizer's step.
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -270,12 +225,6 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         """The rows that will be trained on: all, or the first of a run shorter than an epoch."""
         steps = max(self.args.max_steps, 0) or len(self.train_dataset)
         return np.array([*innermost(loader).sampler][: steps * self.pairs_per_step])
-
-    @property
-    def _lays_out(self) -> bool:
-        """Whether the rows of a step are known: not those of a stream."""
-        streams = isinstance(self.train_dataset, IterableDataset)
-        return not streams and not self.args.dataloader_drop_last
 
     # accelerate puts its own seeded sampler in place of any that it is given, so that ours goes
     # around that one.
@@ -304,19 +253,10 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
             super()._run_epoch(*args, **kwargs)
 
     @property
-    def pairs_per_step(self) -> int:
-        return math.prod(self._micro_batches)
-
-    @property
     def composition_matters(self) -> bool:
         """Whether the loss depends on which pairs come together in a micro-batch: a router's
         balance is taken over one."""
         return self.aux_loss_enabled or bool(COMPOSITION_MATTERS & {*self.loss_types})
-
-    @property
-    def _micro_batches(self) -> list[int]:
-        args = self.args
-        return [args.train_batch_size, args.gradient_accumulation_steps, args.world_size]
 
     @property
     def deals_by_length(self) -> bool:
