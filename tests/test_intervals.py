@@ -88,7 +88,23 @@ def test_prompts_that_are_alike_make_nothing_certain(prompts):
     assert found.mean == pytest.approx(2 / 3) and found.high - found.low > 0.3
     few = bootstrap(right[:3], prompts=of[:3])
     assert (few.low, few.high) == (0, 1)
-    assert paired(np.stack([right[:3], np.zeros(3)]), prompts=of[:3])[0][1].low == 0
+    assert paired(np.stack([right[:3], np.zeros(3)]), prompts=of[:3])[0][1].low <= 0
+
+
+@pytest.mark.parametrize(("prompts", "certain"), [(2, False), (3, False), (8, True)])
+def test_where_all_agree_few_prompts_decide_nothing(prompts, certain):
+    """Of what two runs differ by, and of a win rate at equal length, as of a win rate."""
+    every, none = np.ones(prompts), np.zeros(prompts)
+    ((same, better), (worse, _)) = paired(np.stack([every, none]))
+    assert (better.mean, better.high, worse.low) == (1, 1, -1)
+    assert (better.low > 0) == (worse.high < 0) == certain
+    assert same.mean == 0 and same.low < 0 < same.high
+    of = np.repeat(np.arange(prompts), 3)  # two of three pairs right, for each prompt
+    part = paired(np.stack([np.tile([1.0, 1, 0], prompts), np.zeros(3 * prompts)]), prompts=of)
+    assert part[0][1].low < 2 / 3 < part[0][1].high
+    longer = np.random.default_rng(0).normal(size=(prompts, 1))
+    wins = length_controlled(every[:, None], longer)
+    assert (wins.low > 0.5) == certain and wins.low < wins.mean < wins.high
 
 
 def test_what_was_not_judged_does_not_count():

@@ -99,7 +99,9 @@ def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):
     found = evaluation.evaluate(recipe, str(tmp_path), rows(), "cpu", scored)
     assert found["margins"] == pytest.approx(scored.margins(0.1).round(6).tolist())
     assert found["preference_accuracy"]["pairs"] == found["preference_accuracy"]["prompts"] == PAIRS
-    known = rows(vader_chosen=[0.5] * PAIRS, vader_rejected=[0.1] * PAIRS)
+    known = rows(vader_chosen=[0.5] * PAIRS, vader_rejected=[0.1] * (PAIRS - 1) + [0.5])
+    ceiling = of_pairs(scored, known, 0.1)["preference_accuracy"]["ceiling"]
+    assert ceiling == (PAIRS - 0.5) / PAIRS  # a tie is half right, by whatever reward
     with pytest.raises(AssertionError, match="a model is loaded"):
         evaluation.evaluate(recipe, str(tmp_path), known, "cpu", scored)
 

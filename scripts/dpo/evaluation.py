@@ -209,7 +209,8 @@ def of_pairs(scored: Scored, held_out: Dataset, beta: float) -> dict:
     correct, margin = share(accuracy(margins), prompts), bootstrap(margins, prompts=prompts)
     ceiling = None
     if "vader_chosen" in held_out.column_names:
-        ceiling = float(np.greater(held_out["vader_chosen"], held_out["vader_rejected"]).mean())
+        known = np.subtract(held_out["vader_chosen"], held_out["vader_rejected"])
+        ceiling = float(accuracy(known).mean())
     return {
         "preference_accuracy": {
             "before": 0.5,  # the reference's implicit reward is zero everywhere

@@ -73,12 +73,16 @@ def paired(
     grouped = by_prompt(counted, prompts)
     *sums, counts = resampled(grouped, resamples)
     means = np.stack(sums) / counts
+    shares = ((values >= 0) & (values <= 1)).all()
 
     def less(i: int, j: int) -> Interval:
         difference = values[i] - values[j]
         low, high = np.quantile(means[i] - means[j], [0.025, 0.975])
         if grouped.shape[1] == 1:  # as in `bootstrap`
             low, high = difference.min(), difference.max()
+        if shares and np.ptp((grouped[i] - grouped[j]) / grouped[-1]) < 1e-12:  # as in `share`
+            found = share((1 + difference) / 2, prompts)
+            low, high = 2 * found.low - 1, 2 * found.high - 1
         return Interval(float(difference.mean()), float(low), float(high))
 
     return [[less(i, j) for j in range(len(values))] for i in range(len(values))]
@@ -88,10 +92,14 @@ def share(values: np.ndarray, prompts: np.ndarray | None = None) -> Interval:
     """`bootstrap` of values from 0 to 1. Where all prompts are equal, every resample says so too:
     then the interval is Wilson's (1927) for all right or all wrong, which knows how few they may
     be, and so much of it for what lies between."""
-    found = bootstrap(values, prompts=prompts)
     sums, counts = by_prompt(np.stack([values, np.ones(len(values))]), prompts)
-    if np.ptp(sums / counts) < 1e-12:
-        edge = len(counts) / (len(counts) + 1.96**2)
+    return _if_unanimous(bootstrap(values, prompts=prompts), sums / counts)
+
+
+def _if_unanimous(found: Interval, of_prompt: np.ndarray) -> Interval:
+    """The interval that `share` speaks of, where all prompts are equal; else the one found."""
+    if np.ptp(of_prompt) < 1e-12:
+        edge = len(of_prompt) / (len(of_prompt) + 1.96**2)
         found.low, found.high = found.mean * edge, 1 - (1 - found.mean) * edge
     return found
 
@@ -132,7 +140,8 @@ def length_controlled(
     rates = _at_equal_length(preferred[picks], inputs[picks])
     low, high = np.quantile(rates, [0.025, 0.975])
     (mean,) = _at_equal_length(preferred[rows][None], inputs[rows][None])
-    return Interval(float(mean), float(low), float(high))
+    found = Interval(float(mean), float(low), float(high))
+    return _if_unanimous(found, np.nanmean(preferred[rows], axis=1))
 
 
 def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
