@@ -17,7 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import completions, ends, evaluation, output
+from dpo import completions, ends, evaluation, output, reference
 from dpo.by_hand import said
 from dpo.sampling import sample
 from dpo.seen import own_draws
@@ -61,8 +61,8 @@ class Drift(TrainerCallback):
         if args.eval_strategy == "no" or not self.applies():
             return
         data = self.trainer.eval_dataset
-        rows = [at for at, ids in enumerate(data["prompt_ids"]) if len(ids) <= LONGEST_PROMPT]
-        rows = rows[:PROMPTS]
+        short = (reference.lengths(data)[0] <= LONGEST_PROMPT).nonzero()[0]
+        rows = short[:PROMPTS].tolist()
         prompts = [data["prompt_ids"][at] for at in rows]
         if state.global_step == 0 and prompts:
             with self.optional():

@@ -17,7 +17,7 @@ from dpo.contestants import reference_of
 from dpo.intervals import bootstrap, numbered, share
 from dpo.judgements import told
 from dpo.prefix_sharing import SharedPrefixes
-from dpo.reading import DIGESTS
+from dpo.reading import DIGESTS, column
 from dpo.recipe import Recipe
 from dpo.reference import NATS_PER_TOKEN
 from dpo.rewards import completion_logps
@@ -197,7 +197,7 @@ def evaluate(
 
 def digest_of(held_out: Dataset) -> str:
     """Which pairs these are, by what they say, whatever the tokenizer."""
-    said = np.array([held_out[column] for column in DIGESTS], dtype=np.int64)
+    said = np.array([column(held_out, name) for name in DIGESTS])
     return hashlib.sha256(said.tobytes()).hexdigest()[:16]
 
 
@@ -205,11 +205,12 @@ def of_pairs(scored: Scored, held_out: Dataset, beta: float) -> dict:
     """Accuracy and margin of the implicit reward on pairs, and the margin of each; as `evaluate`
     returns them."""
     margins = scored.margins(beta)
-    prompts = numbered(np.array(held_out["prompt_digest"]))
+    prompts = numbered(column(held_out, "prompt_digest"))
     correct, margin = share(accuracy(margins), prompts), bootstrap(margins, prompts=prompts)
     ceiling = None
     if "vader_chosen" in held_out.column_names:
-        ceiling = float(np.greater(held_out["vader_chosen"], held_out["vader_rejected"]).mean())
+        labels = (column(held_out, f"vader_{side}") for side in ("chosen", "rejected"))
+        ceiling = float(np.greater(*labels).mean())
     return {
         "preference_accuracy": {
             "before": 0.5,  # the reference's implicit reward is zero everywhere
