@@ -219,7 +219,8 @@ def of_pairs(scored: Scored, held_out: Dataset, beta: float) -> dict:
             "ties": int((margins == 0).sum()),
         },
         "margin": {"after": margin.mean, "low": margin.low, "high": margin.high},
-        "margins": margins.round(6).tolist(),
+        # Six digits and not six decimals: with a small β none of them would be left.
+        "margins": [float(f"{margin:.6g}") for margin in margins],
         "prompt_numbers": prompts.tolist(),
         "held_out_digest": digest_of(held_out),
     }
