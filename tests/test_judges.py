@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
@@ -242,6 +243,18 @@ def test_weights_without_a_reward_head_are_refused(tiny_model, tmp_path, kept):
     (tmp_path / "reward/model.safetensors").write_bytes(weights)
     said = refusal(lambda: judge(str(tmp_path / "reward"), answered(), kept))
     assert "its weights lack score.weight" in said
+
+
+@pytest.mark.parametrize("more", ["model.layers.7.mlp.up_proj.weight", "lm_head.weight"])
+def test_weights_that_a_judge_would_leave_out_are_refused(more, tiny_model, tmp_path, kept):
+    """But not the words of the model that it was trained from."""
+    save_reward_model(tmp_path / "reward", AutoTokenizer.from_pretrained(tiny_model))
+    file = tmp_path / "reward/model.safetensors"
+    save_file(load_file(file) | {more: torch.ones(2)}, file, metadata={"format": "pt"})
+    if "lm_head" in more:
+        return judge(str(tmp_path / "reward"), answered(), kept)
+    said = refusal(lambda: judge(str(tmp_path / "reward"), answered(), kept))
+    assert f"unexpected: {more}" in said
 
 
 # By hand

@@ -112,8 +112,9 @@ def test_curves_keep_training_and_held_out_points_apart(results):
     }
 
 
-def test_before_the_first_step_the_policy_has_no_view():
-    """TRL logs accuracy 0 where all implicit rewards are equal; the curve shows a half."""
-    entry = {f"rewards/{key}": 0.0 for key in ("margins", "accuracies", "chosen", "rejected")}
+def test_curves_are_what_was_logged():
+    """A mean margin of zero may be of two pairs that are right and one that is very wrong."""
+    entry = {f"rewards/{key}": 0.0 for key in ("margins", "chosen", "rejected")}
+    entry["rewards/accuracies"] = 2 / 3
     (point,) = report.curves([{"step": 1, "loss": 0.6931, **entry}])["train"]
-    assert point["accuracy"] == 0.5
+    assert point["accuracy"] == 2 / 3

@@ -140,3 +140,12 @@ def test_one_rule_says_what_a_tie_is():
     assert width == pytest.approx([1e-4, 1e-4, 1e-4, 2e-4])
     margins = ties.settled(np.array([9e-5, 2e-4, -2e-4, -2e-4]), width)
     assert ties.accuracy(margins).tolist() == [0.5, 1.0, 0.0, 0.5]
+
+
+def test_a_small_beta_leaves_no_tie_in_what_is_kept():
+    """`make compare` counts the margins of the report, in which 1e-7 is no tie."""
+    one, two = np.array([[-3.0] * PAIRS, [-4.0] * PAIRS]), np.full((2, PAIRS), -3.5)
+    scored = scoring.Scored(one, two, np.full(PAIRS, 9), 1e-4)
+    found = of_pairs(scored, rows(), beta=1e-7)
+    assert found["preference_accuracy"]["after"] == 1.0
+    assert ties.accuracy(np.array(found["margins"])).tolist() == [1.0] * PAIRS

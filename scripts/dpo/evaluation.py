@@ -17,7 +17,7 @@ from dpo.contestants import reference_of
 from dpo.intervals import bootstrap, numbered, share
 from dpo.judgements import told
 from dpo.prefix_sharing import SharedPrefixes
-from dpo.reading import DIGESTS
+from dpo.reading import DIGESTS, column
 from dpo.recipe import Recipe
 from dpo.reference import NATS_PER_TOKEN
 from dpo.rewards import completion_logps
@@ -197,7 +197,7 @@ def evaluate(
 
 def digest_of(held_out: Dataset) -> str:
     """Which pairs these are, by what they say, whatever the tokenizer."""
-    said = np.array([held_out[column] for column in DIGESTS], dtype=np.int64)
+    said = np.array([column(held_out, name) for name in DIGESTS])
     return hashlib.sha256(said.tobytes()).hexdigest()[:16]
 
 
@@ -205,12 +205,12 @@ def of_pairs(scored: Scored, held_out: Dataset, beta: float) -> dict:
     """Accuracy and margin of the implicit reward on pairs, and the margin of each; as `evaluate`
     returns them."""
     margins = scored.margins(beta)
-    prompts = numbered(np.array(held_out["prompt_digest"]))
+    prompts = numbered(column(held_out, "prompt_digest"))
     correct, margin = share(accuracy(margins), prompts), bootstrap(margins, prompts=prompts)
     ceiling = None
     if "vader_chosen" in held_out.column_names:
-        known = np.subtract(held_out["vader_chosen"], held_out["vader_rejected"])
-        ceiling = float(accuracy(known).mean())
+        chosen, rejected = (column(held_out, f"vader_{side}") for side in ("chosen", "rejected"))
+        ceiling = float(accuracy(chosen - rejected).mean())
     return {
         "preference_accuracy": {
             "before": 0.5,  # the reference's implicit reward is zero everywhere
@@ -219,7 +219,8 @@ def of_pairs(scored: Scored, held_out: Dataset, beta: float) -> dict:
             "ties": int((margins == 0).sum()),
         },
         "margin": {"after": margin.mean, "low": margin.low, "high": margin.high},
-        "margins": margins.round(6).tolist(),
+        # Six digits and not six decimals: with a small β none of them would be left.
+        "margins": [float(f"{margin:.6g}") for margin in margins],
         "prompt_numbers": prompts.tolist(),
         "held_out_digest": digest_of(held_out),
     }

@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, modeling_utils
 
 MASKS = (".attn.masked_bias", ".attention.masked_bias", ".attn.bias", ".attention.bias")
+MASKS += (".attn.causal_mask",)
 
 
 def some(names: Iterable[str]) -> str:

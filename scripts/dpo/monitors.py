@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from dpo import checkpoints, tracking
+from dpo.reading import column
 from dpo.seen import sampled, trainable
 
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
@@ -273,7 +274,7 @@ class Monitors(TrainerCallback):
         train = self.trainer.right(pairs).mean()
         both = (train + held_out) / 2
         if "prompt_digest" in rows.column_names:  # pairs of one prompt are right or wrong together
-            rows = set(rows["prompt_digest"])
+            rows = np.unique(column(rows, "prompt_digest"))
         counts = 1 / len(pairs) + 1 / len(rows)
         error = math.sqrt(both * (1 - both) * counts)
         if train - held_out > max(MEMORISED, ERRORS * error):

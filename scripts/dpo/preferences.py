@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from dpo import lint
 from dpo.output import QUARANTINE
 from dpo.quarantine import Bad, Linted
-from dpo.reading import ABOUT, DIGESTS, lint_rows
+from dpo.reading import ABOUT, DIGESTS, column, lint_rows
 from dpo.recipe import Recipe
 from dpo.sources import Rows
 
@@ -41,20 +41,21 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
         name for name in features[0] if all(f.get(name) == features[0][name] for f in features)
     ]
     table = concatenate_datasets([part.pairs.select_columns(alike) for _, part in parts])
-    sources = [source for source, part in parts for _ in range(len(part.pairs))]
-    rows, reasons, details = ([*table[name]] for name in ABOUT)
-    good = [at for at, reason in enumerate(reasons) if not reason]
+    lengths = [len(part.pairs) for _, part in parts]
+    sources = np.repeat(np.array([source for source, _ in parts], dtype=object), lengths)
+    rows, *said = (column(table, name) for name in ABOUT)
+    reasons, details = (texts.astype(object) for texts in said)
+    good = np.flatnonzero(reasons == "")
     digests = digests_of(table.select(good))
     for at, (reason, other) in lint.repeated(digests).items():
         at, other = good[at], good[other]
         reasons[at], details[at] = reason, f"row {rows[other]} of {sources[other].name}"
-    for at, prompt in zip(good, digests[:, 0].tolist(), strict=True):
-        if prompt in held_out and not reasons[at]:
-            reasons[at] = "held_out_prompt"
+    used = good[np.isin(digests[:, 0], [*held_out])]
+    reasons[used[reasons[used] == ""]] = "held_out_prompt"
     bad = [bad for _, part in parts for bad in part.bad]
-    found = zip(sources, rows, reasons, details, strict=True)
-    bad += [Bad(*about) for about in found if about[2]]
-    kept = table.select([at for at, reason in enumerate(reasons) if not reason])
+    for at in np.flatnonzero(reasons != ""):
+        bad.append(Bad(sources[at], int(rows[at]), reasons[at], details[at]))
+    kept = table.select(np.flatnonzero(reasons == ""))
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
     return Linted(kept, layout, sum(part.rows for _, part in parts), bad)
 
@@ -90,7 +91,7 @@ def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -
 
 def digests_of(table: Dataset) -> np.ndarray:
     """Digests of prompt, chosen and rejected, shape (rows, 3)."""
-    return np.stack([np.array(table[name], dtype=np.int64) for name in DIGESTS], axis=1)
+    return np.stack([column(table, name) for name in DIGESTS], axis=1)
 
 
 def hold_out(train: Linted, share: float, seed: int) -> Linted:

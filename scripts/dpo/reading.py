@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 import trl
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
@@ -37,6 +38,12 @@ OPTIONS = "template_options"  # what the template gets beside the messages, as J
 DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
 ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
 SCALARS = (*(f"{kind}{bits}" for kind in ("int", "float") for bits in (32, 64)), "string", "bool")
+
+
+def column(table: Dataset, name: str) -> np.ndarray:
+    """A column of a table, shape (rows,). `datasets` would make each value in Python: 20 µs a row,
+    on every process."""
+    return table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
 
 
 def layout_of(source: Rows, given: str | None) -> str:

@@ -32,9 +32,6 @@ def curves(log_history: list[dict]) -> dict[str, list[dict]]:
         prefix = "eval_" if "eval_loss" in entry else ""
         if f"{prefix}loss" in entry and f"{prefix}rewards/margins" in entry:
             point = {"step": entry["step"], **{k: entry[prefix + v] for k, v in names.items()}}
-            if point["margin"] == 0:
-                # Policy = reference. TRL counts such ties as wrong; they are half right.
-                point["accuracy"] = 0.5
             points["held_out" if prefix else "train"].append(point)
     return points
 

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo import foreign, placing
+from dpo import foreign, loading, placing
 from dpo.contestants import DECIDES
 from dpo.sampling import Messages
 from dpo.sources import check_reachable, looks_local, one_line
@@ -103,7 +103,8 @@ class RewardModel:
         """In its own dtype, on one GPU where it fits.
 
         Raises:
-            SystemExit: the weights lack a reward head, which transformers would draw at random.
+            SystemExit: the weights lack a reward head, which transformers would draw at random, or
+                have more than the model takes, such as another head.
         """
         model, found = AutoModelForSequenceClassification.from_pretrained(
             self.name,
@@ -115,6 +116,9 @@ class RewardModel:
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])
             raise SystemExit(f"the judge {self.name} is no reward model: its weights lack {lacks}")
+        # Left over from the model that it was trained from, and of no use to a judge.
+        more = [key for key in found["unexpected_keys"] if not key.startswith("lm_head.")]
+        loading.refuse(self.name, type(model).__name__, unexpected=more)
         return model.eval()
 
 

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from trl import DPOTrainer
 
 from dpo import reference
+from dpo.reading import column
 from dpo.trial import batch_of
 
 SCORED = 4  # pairs
@@ -58,7 +59,7 @@ def starts_elsewhere(trainer: DPOTrainer) -> str | None:
     args, dataset, expected = trainer.args, trainer.train_dataset, start_loss(trainer.args)
     known, likely = np.arange(len(dataset)), "Either they were loaded from different weights"
     if trainer.precompute_ref_logps:  # of a short run only its own rows are scored
-        known = np.flatnonzero(~np.isnan(np.array(dataset["ref_chosen_logps"])))
+        known = np.flatnonzero(~np.isnan(column(dataset, "ref_chosen_logps")))
         likely = "Either what is kept is of other weights or rows (make clean-cache)"
     tried = [[int(place)] for place in known[:SCORED]]
     lengths = reference.shared_lengths(dataset, args.max_length, args.truncation_mode)[known]

@@ -33,7 +33,7 @@ from dpo import (
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
-from dpo.reading import IDS
+from dpo.reading import IDS, column
 from dpo.saving import WritesCheckpoints
 from dpo.seen import gathered, per_pair
 from dpo.weighing import WeighsPairs
@@ -231,7 +231,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
         if self.precompute_ref_logps:
-            scored = np.array(self.train_dataset["ref_chosen_logps"])
+            scored = column(self.train_dataset, "ref_chosen_logps")
             if np.isnan(scored[self._rows_of_the_run(loader)]).any():
                 raise RuntimeError("the run has pairs that the reference did not score")
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
