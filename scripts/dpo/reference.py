@@ -37,7 +37,8 @@ ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
 CHECKED_ROWS = 4
 # How far the same row may come out apart in another batch, or on another number of threads.
-NATS_PER_TOKEN = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+NATS_PER_TOKEN = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
+NATS_PER_TOKEN |= dict.fromkeys((torch.float32, torch.float64), 1e-4)
 
 
 def with_logps(
