@@ -190,7 +190,7 @@ class Monitors(TrainerCallback):
 
     def look_for_divergence(self) -> None:
         losses, first = self.kept["losses"], self.kept["first_loss"]
-        if len(losses) == DIVERGED_STEPS and min(losses) > DIVERGED * first:
+        if len(losses) == DIVERGED_STEPS and min(losses) > DIVERGED * abs(first):
             says = f"the loss began at {first:.4g} and was {min(losses):.4g} or more in each of"
             self.stop("divergence", f"{says} the last {DIVERGED_STEPS} steps")
 
