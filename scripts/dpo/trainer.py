@@ -13,7 +13,9 @@ import torch
 from accelerate.utils import is_peft_model, send_to_device
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo import (
     adapters,
@@ -67,7 +69,7 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
         self.step_layout = np.ones((1, 1), dtype=int)  # pairs of each micro-batch and process
         self.micro_batches_done = 0  # of the step
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
-        self.sharing, self._ready, self._saving = "off", False, False
+        self._sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         self.live = self._live_since(
             **inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
@@ -110,20 +112,36 @@ class FastDPOTrainer(WritesCheckpoints, DPOTrainer):
 
     def _share_prefixes(self) -> None:
         prefix_sharing.head_on_completions(self.accelerator.device)
-        models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
-        if self.ref_model is not None:
-            models.append(self.accelerator.unwrap_model(self.ref_model))
-        reason = prefix_sharing.obstacle(models[0])
-        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
-            reason = "the adapter puts virtual tokens before the prompt"
-        if reason:
-            self.sharing = f"off, since {reason}"
+        reasons = [prefix_sharing.obstacle(model) for model in self._models()]
+        if is_peft_model(self.model):
+            reasons.append(adapters.obstacle(self.model))
+        if type(self.data_collator) is not DataCollatorForPreference:
+            reasons.append("the data collator is not TRL's own")
+        if self.args.neftune_noise_alpha:
+            reasons.append("the noise of neftune_noise_alpha goes by the shape of a batch")
+        if reason := next(filter(None, reasons), None):
+            self._sharing = f"off, since {reason}"
             return
-        for model in models:
+        for model in self._models():
             prefix_sharing.share_prefixes(model)
         self.data_collator = SharedPrefixCollator(**vars(self.data_collator))
         half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
-        self.sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+        self._sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+
+    @property
+    def sharing(self) -> str:
+        """Whether prefixes are shared, and by what, or why not."""
+        for model in self._models():
+            if not getattr(model.base_model, "shares_prefixes", True):
+                return f"off, since {type(model).__name__} {prefix_sharing.OTHERWISE}"
+        return self._sharing
+
+    def _models(self) -> list[PreTrainedModel]:
+        """The policy, and the reference if it is a model of its own, without what wraps them."""
+        models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
+        if self.ref_model is not None:
+            models.append(self.accelerator.unwrap_model(self.ref_model))
+        return models
 
     # Called in Trainer.__init__.
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
