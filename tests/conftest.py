@@ -162,12 +162,14 @@ def trainer_of(
     train: Any = None,
     held_out: Any = None,
     compute_metrics: Callable | None = None,
+    objects: dict[str, Any] | None = None,
     **arguments,
 ) -> DPOTrainer:
     """Stock DPOTrainer or ours, on a random model of an architecture and rows of tokens.
 
     Other rows than EDGE_PAIRS in `train` and `held_out`, in whatever form DPOTrainer takes them.
     The model lies in `folder`; with another seed in `weights` it has others, at the same place.
+    `objects` are given to the trainer in the place of what it would have, or beside it.
     """
     random_model(name, weights).save_pretrained(folder / "model")
     any_tokenizer().save_pretrained(folder / "model")
@@ -196,15 +198,15 @@ def trainer_of(
     # The rows are tokens already.
     kind = type("Given", (FastDPOTrainer if fast else DPOTrainer,), {"_prepare_dataset": given})
     ours = {"share_prefix": share_prefix, "reference_cache": cache or folder / "cache"}
-    return kind(
-        model=str(folder / "model"),
-        args=DPOConfig(**(settings | arguments)),
-        train_dataset=Dataset.from_list(rows) if train is None else train,
-        eval_dataset=Dataset.from_list(rows[:4]) if with_held_out else held_out,
-        compute_metrics=compute_metrics,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
-        **(ours if fast else {}),
-    )
+    built = {
+        "model": str(folder / "model"),
+        "train_dataset": Dataset.from_list(rows) if train is None else train,
+        "eval_dataset": Dataset.from_list(rows[:4]) if with_held_out else held_out,
+        "compute_metrics": compute_metrics,
+        "peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
+    }
+    args = DPOConfig(**(settings | arguments))
+    return kind(args=args, **(built | (objects or {})), **(ours if fast else {}))
 
 
 def recipe_steps(recipe: Path, folder: Path) -> tuple[DPOTrainer, dict[str, torch.Tensor]]:

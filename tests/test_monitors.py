@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import pair, run
+from conftest import losses_of, pair, run, trainer_of
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
@@ -137,6 +137,13 @@ def test_a_learning_rate_that_is_far_too_high_ends_the_run(rate, tiny_model, tmp
     with pytest.raises(SystemExit, match=r"^(divergence: the loss began at 0.6931|not finite)"):
         trainer.train()
     assert trainer.state.global_step < 24
+
+
+def test_a_loss_below_zero_is_not_taken_for_one_that_rose(tmp_path):
+    """As with a weight below 0 in TRL's own DPOConfig: twice where it began lies below it."""
+    falling = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, -0.4], "max_steps": 14}
+    losses = losses_of(trainer_of(tmp_path, "llama", fast=True, **falling))
+    assert len(losses) == 14 and losses[-1] < losses[0] < 0
 
 
 # ---- told, and trained on

@@ -217,15 +217,32 @@ def test_a_refused_model_trains_the_plain_way(tmp_path):
     trainer.train()
 
 
-def test_a_model_that_attends_in_its_own_way_is_found_out(monkeypatch):
-    """It would take the packed row for one sequence."""
-    model, batch = random_model("llama"), batch_of(EDGE_PAIRS)
+@pytest.mark.parametrize("how", ["by itself", "with an option", "without its window"])
+def test_a_model_that_attends_in_its_own_way_is_found_out(monkeypatch, how):
+    """It would take the packed row for one sequence. It is computed as stock computes it."""
+    model, batch = random_model("gemma3"), batch_of(EDGE_PAIRS)
+    add_fused_lm_head(model)
+    plain, gradients = scored(model, batch, share=False)
     share_prefixes(model)
-    plain = sdpa_attention_forward
-    monkeypatch.setitem(type(ALL_ATTENTION_FUNCTIONS)._global_mapping, "sdpa", plain)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "shared_prefixes")}
-    with pytest.raises(RuntimeError, match="--share_prefix false"):
-        model(**inputs)
+    taught = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def bent(*args, **kwargs):
+        return taught(*args, **kwargs, s_aux=torch.zeros(4))
+
+    def forgetful(*args, **kwargs):
+        return taught(*args, **(kwargs | {"sliding_window": None}))
+
+    ways = {
+        "by itself": sdpa_attention_forward,
+        "with an option": bent,
+        "without its window": forgetful,
+    }
+    monkeypatch.setitem(type(ALL_ATTENTION_FUNCTIONS)._global_mapping, "sdpa", ways[how])
+    with pytest.warns(UserWarning, match="Gemma3TextModel attends otherwise"):
+        shared, again = scored(model, batch, share=True)
+    assert torch.equal(shared.log_probs, plain.log_probs)
+    assert all(torch.equal(again[name], gradient) for name, gradient in gradients.items())
+    assert not model.base_model.shares_prefixes
 
 
 def test_the_pinned_versions_are_as_relied_on(monkeypatch):

@@ -14,11 +14,13 @@ import pytest
 import torch
 from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from dpo import adapters, answers, digests, reference
 from dpo.contestants import Contestant
 from dpo.recipe import parse
 from dpo.reference import CHECKED_ROWS, COLUMNS
+from dpo.workload import any_tokenizer
 
 
 @pytest.fixture
@@ -217,10 +219,33 @@ def test_other_weights_at_the_same_place_are_noticed(tmp_path):
 def test_a_hub_model_is_known_by_its_commit():
     model = random_model("llama")
     model.config._name_or_path = "someone/something"
-    with pytest.raises(RuntimeError, match="someone/something"):
-        reference.digest_of_weights(model)
+    assert reference.digest_of_weights(model) is None
     model.config._commit_hash = "c0ffee"
     assert reference.digest_of_weights(model) == "c0ffee"
+
+
+def test_a_model_made_in_memory_is_scored_and_not_kept(tmp_path, monkeypatch, capsys):
+    """No file of weights is its own, nor one that happens to lie where the run was started."""
+    random_model("llama").save_pretrained(tmp_path / "another")
+    monkeypatch.chdir(tmp_path / "another")
+    rows = trainer_of(tmp_path, "llama", fast=True).train_dataset
+    made = {"model": random_model("llama"), "processing_class": any_tokenizer()}
+    trainer = trainer_of(tmp_path, "llama", fast=True, cache=tmp_path / "its own", objects=made)
+    assert "not kept, since the model was made in memory" in capsys.readouterr().out
+    assert not (tmp_path / "its own").exists()
+    for column in COLUMNS:
+        assert trainer.train_dataset[column] == rows[column]
+
+
+def test_the_reference_that_is_given_is_the_one_that_is_kept(tmp_path, capsys):
+    """And not found in the place of the policy's."""
+    random_model("llama", 1).save_pretrained(tmp_path / "first")
+    first = {"ref_model": AutoModelForCausalLM.from_pretrained(tmp_path / "first")}
+    own = trainer_of(tmp_path, "llama", fast=True).train_dataset
+    other = trainer_of(tmp_path, "llama", fast=True, objects=first).train_dataset
+    again = trainer_of(tmp_path, "llama", fast=True).train_dataset
+    assert "moved to" not in capsys.readouterr().out
+    assert own[COLUMNS[0]] == again[COLUMNS[0]] != other[COLUMNS[0]]
 
 
 def test_the_same_weights_at_another_place_are_known(tmp_path, scored):

@@ -4,8 +4,12 @@ TRL's own tests say the same at length: make test-trl (stock_trl.py).
 """
 
 import pytest
-from conftest import EDGE_PAIRS, trainer_of
+from conftest import EDGE_PAIRS, MAX_LENGTH, losses_of, random_model, trainer_of
 from datasets import Dataset, IterableDataset, IterableDatasetDict
+from peft import LoraConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from dpo.workload import any_tokenizer
 
 ROWS = [
     dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True))
@@ -107,3 +111,78 @@ def test_an_evaluation_set_called_train_is_scored_whole(tmp_path):
     )
     scored = [*trainer.eval_dataset["train"]["ref_chosen_logps"]]
     assert all(value == value for value in scored) and len(scored) == 64
+
+
+class Masking(DataCollatorForPreference):
+    """A collator of one's own, which trains on all of an answer but the end of it."""
+
+    def torch_call(self, examples: list[dict]) -> dict:
+        batch = super().torch_call(examples)
+        return batch | {"completion_mask": batch["completion_mask"] * (batch["input_ids"] % 3 > 0)}
+
+
+def made_in_memory() -> dict:
+    models = {"model": random_model("llama"), "ref_model": random_model("llama")}
+    return models | {"processing_class": any_tokenizer()}
+
+
+def another_attention() -> dict:
+    made = made_in_memory()
+    made["ref_model"].set_attn_implementation("eager")
+    return made
+
+
+def in_double() -> dict:
+    made = made_in_memory()
+    return made | {"model": made["model"].double(), "ref_model": made["ref_model"].double()}
+
+
+def collator(kind=DataCollatorForPreference) -> DataCollatorForPreference:
+    return kind(pad_token_id=0, max_length=MAX_LENGTH)
+
+
+def from_a_token_on() -> LoraConfig:
+    """It acts on each row from the last place of a token on."""
+    token = EDGE_PAIRS[0][0][-1]
+    return LoraConfig(
+        **{"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "init_lora_weights": False},
+        alora_invocation_tokens=[token],
+    )
+
+
+GIVEN = {
+    "models made in memory": (made_in_memory, "on"),
+    "a reference with another attention": (another_attention, "off, since its attention is eager"),
+    "float64": (in_double, "on"),
+    "a collator of one's own": (
+        lambda: {"data_collator": collator(Masking)},
+        "off, since the data",
+    ),
+    "a function that collates": (lambda: {"data_collator": collator().__call__}, "off, since the"),
+    "an adapter that acts from a token on": (
+        lambda: {"peft_config": from_a_token_on()},
+        "off, since the adapter acts",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_it_trains_what_it_is_given_as_stock_does(kind, tmp_path):
+    """Whatever sharing cannot take: then it is off, and the run says why. Checkpoints are kept."""
+    objects, sharing = GIVEN[kind]
+    found = {}
+    for fast in (False, True):
+        trainer = trainer_of(
+            *(tmp_path, "llama"), fast=fast, objects=objects(), max_steps=4, save_strategy="steps",
+            save_steps=2, precompute_ref_log_probs=False,
+        )  # fmt: skip
+        found[fast] = losses_of(trainer)
+    assert trainer.sharing.startswith(sharing)
+    assert found[True] == pytest.approx(found[False], abs=1e-4) and len({*found[True]}) > 2
+    assert (tmp_path / "run/checkpoint-4/model.safetensors").exists() or "adapter" in kind
+
+
+def test_noise_on_embeddings_is_that_of_stock(tmp_path):
+    noisy = {"max_steps": 3, "neftune_noise_alpha": 5.0, "precompute_ref_log_probs": False}
+    found = [losses_of(trainer_of(tmp_path, "llama", fast=fast, **noisy)) for fast in (False, True)]
+    assert found[1] == pytest.approx(found[0], abs=1e-4)

@@ -95,6 +95,16 @@ def trainable(name: str, zero3: bool, **init) -> PeftModel:
     return policy
 
 
+def obstacle(policy: PeftModel) -> str | None:
+    """Why prefixes cannot be shared under an adapter, in a few words; None when they can."""
+    for config in policy.peft_config.values():
+        if config.is_prompt_learning:
+            return "the adapter puts virtual tokens before the prompt"
+        if getattr(config, "alora_invocation_tokens", None):
+            return "the adapter acts from some token of each row on"
+    return None
+
+
 def match_reference(policy: PeftModel) -> None:
     """Give the adapter "ref" the weights of the trained one to the bit: of one on 4-bit weights TRL
     copies it first and rounds it to bfloat16 then."""

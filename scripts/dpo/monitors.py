@@ -5,6 +5,7 @@ What is looked at, TRL has computed already. Nothing here touches a weight or dr
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, NoReturn
@@ -159,7 +160,10 @@ class Monitors(TrainerCallback):
             SystemExit: a weight of some process is not finite.
         """
         weights = trainable(self.trainer.model)
-        norms = torch._foreach_norm([*weights.values()], 2, dtype=torch.float32)
+        wide = functools.reduce(
+            torch.promote_types, {w.dtype for w in weights.values()}, torch.float
+        )
+        norms = torch._foreach_norm([*weights.values()], 2, dtype=wide)
         # Of an offloaded policy some lie in the machine's memory, and others on the GPU.
         norms = torch.stack([norm.to(self.trainer.accelerator.device) for norm in norms])
         bad = (~norms.isfinite()).sum().float()
@@ -187,7 +191,7 @@ class Monitors(TrainerCallback):
 
     def look_for_divergence(self) -> None:
         losses, first = self.kept["losses"], self.kept["first_loss"]
-        if len(losses) == DIVERGED_STEPS and min(losses) > DIVERGED * first:
+        if len(losses) == DIVERGED_STEPS and min(losses) > DIVERGED * abs(first):
             says = f"the loss began at {first:.4g} and was {min(losses):.4g} or more in each of"
             self.stop("divergence", f"{says} the last {DIVERGED_STEPS} steps")
 

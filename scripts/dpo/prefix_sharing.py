@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import types
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo.shared_attention import IMPLEMENTATIONS, teach
 
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
+OTHERWISE = "attends otherwise than through transformers' table of attention functions"
 
 
 @dataclass
@@ -201,7 +203,8 @@ def obstacle(model: PreTrainedModel) -> str | None:
 def share_prefixes(model: PreTrainedModel) -> None:
     """Let `model` compute shared prefixes once wherever a batch brings `shared_prefixes` along.
 
-    Without them its forward is what it was. Twice on the same model is the same as once.
+    Without them its forward is what it was, and so it is with them once the model has been seen to
+    attend otherwise than by the plan. Twice on the same model is the same as once.
 
     Raises:
         ValueError: the model cannot share prefixes; `obstacle` says why.
@@ -209,6 +212,7 @@ def share_prefixes(model: PreTrainedModel) -> None:
     if reason := obstacle(model):
         raise ValueError(f"{type(model).__name__} cannot share prefixes: {reason}")
     teach(model.config._attn_implementation)
+    model.base_model.shares_prefixes = True
     model.base_model.forward = types.MethodType(_forward, model.base_model)
 
 
@@ -221,7 +225,7 @@ def _forward(
 ):
     # By its class, not by the method that stood here before: deepcopy would keep the old model.
     forward = type(self).forward
-    if shared_prefixes is None:
+    if shared_prefixes is None or not self.shares_prefixes:
         return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     rows, width = input_ids.shape
     # Four dimensions pass through transformers' mask functions unchanged; attention itself goes by
@@ -235,10 +239,10 @@ def _forward(
     shared_prefixes.attended = 0
     outputs = forward(self, **(kwargs | packed))
     if shared_prefixes.attended < self.config.num_hidden_layers:
-        raise RuntimeError(
-            f"{type(self).__name__} attends otherwise than through transformers' table of "
-            "attention functions: run it with --share_prefix false"
-        )
+        # Its layers do not go by the plan, which no rule of `obstacle` foresaw.
+        self.shares_prefixes = False
+        warnings.warn(f"{type(self).__name__} {OTHERWISE}: prefixes are not shared", stacklevel=2)
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     hidden = outputs.last_hidden_state[0]
     outputs.last_hidden_state = hidden.index_select(0, shared_prefixes.unfold).view(rows, width, -1)
     if getattr(outputs, "router_logits", None) is not None:

@@ -38,7 +38,8 @@ ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
 CHECKED_ROWS = 4
 # How far the same row may come out apart in another batch, or on another number of threads.
-NATS_PER_TOKEN = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+NATS_PER_TOKEN = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
+NATS_PER_TOKEN |= dict.fromkeys((torch.float32, torch.float64), 1e-4)
 
 
 def with_logps(
@@ -65,17 +66,18 @@ def with_logps(
     name, found = [None], [None]
     if accelerator.is_main_process:
         about = content(trainer, dataset)
-        name = [hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]]
-        found = [read(folder / f"{name[0]}.safetensors", len(dataset))]
+        if about["weights"]:
+            name = [hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]]
+            found = [read(folder / f"{name[0]}.safetensors", len(dataset))]
     broadcast_object_list(name)
     broadcast_object_list(found)
-    path, logps = folder / f"{name[0]}.safetensors", found[0]
+    path, logps = name[0] and folder / f"{name[0]}.safetensors", found[0]
     said = f"Reference log-probabilities of {len(wanted)} {split} pairs: "
 
     if logps is not None and not agrees(trainer, dataset, logps):
         logps = None
     if logps is None:
-        if accelerator.is_main_process and path.exists():
+        if accelerator.is_main_process and path and path.exists():
             os.replace(path, aside := path.with_suffix(".set-aside"))
             print(f"{path} is damaged or does not agree with the reference: moved to {aside.name}")
         logps = np.full((2, len(dataset)), np.nan, dtype=np.float32)
@@ -92,9 +94,11 @@ def with_logps(
     return dataset
 
 
-def keep(path: Path, logps: np.ndarray, about: dict[str, str]) -> str:
+def keep(path: Path | None, logps: np.ndarray, about: dict[str, str | None]) -> str:
     """Write an entry, and say so. A disk that does not take it costs later runs time, and this one
     nothing."""
+    if path is None:
+        return "not kept, since the model was made in memory: no later run would know it again"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, save(dict(zip(COLUMNS, logps, strict=True)), metadata=about))
@@ -103,10 +107,10 @@ def keep(path: Path, logps: np.ndarray, about: dict[str, str]) -> str:
     return f"kept in {path} ({path.stat().st_size / 1000:,.0f} kB)"
 
 
-def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:
+def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str | None]:
     """All that the log-probabilities depend on, and nothing else: no β, learning rate, seed,
     output folder or number of processes."""
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    args, model = trainer.args, reference_itself(trainer)
     # Where the weights lie and whether activations are recomputed change no log-probability.
     config = model.config.to_dict() | {"_name_or_path": None, "use_cache": None}
     return {
@@ -122,12 +126,17 @@ def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str]:
     }
 
 
+def reference_itself(trainer: DPOTrainer) -> torch.nn.Module:
+    """The model that is the reference, without what wraps it: the policy, if it has none apart."""
+    return trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
+
+
 def numerics(trainer: DPOTrainer) -> dict[str, str]:
     """What the reference computes in. DeepSpeed casts the weights themselves, later than this is
     asked, and FSDP as it gathers them: that is not what autocast does with float32 weights. Nor
     does autocast the same on a CPU, or every version, by less than the check of an entry grants."""
     accelerator = trainer.accelerator
-    model, plugin = accelerator.unwrap_model(trainer.model), accelerator.state.deepspeed_plugin
+    model, plugin = reference_itself(trainer), accelerator.state.deepspeed_plugin
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     cast = half.get(accelerator.mixed_precision) if plugin else None
     sharding = f"ZeRO-{plugin.zero_stage}" if plugin else "FSDP" * trainer.is_fsdp_enabled
@@ -151,31 +160,24 @@ def digest_of_rows(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> str:
+def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> str | None:
     """A hash of the weight files of a model's folder and of the code that may lie there, or the
     commit of a hub model; of an adapter too, its weights and what it makes of them (rank, α,
-    modules), if the reference is one on that model.
+    modules), if the reference is one on that model. None where neither is known, of a model that
+    was made in memory.
 
     From where the weights came and not from memory: ZeRO-3 has no process hold them all.
-
-    Raises:
-        RuntimeError: neither is known, for a model that was made in memory.
     """
 
     def hashed(*parts: str) -> str:
         return hashlib.sha256(b"".join(bytes.fromhex(part) for part in parts)).hexdigest()
 
-    folder = Path(model.config._name_or_path)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    folder = model.config._name_or_path  # "" of a model that was made in memory
+    files = [file for end in ("safetensors", "bin") for file in Path(folder).glob(f"*.{end}")]
     known = getattr(model.config, "_commit_hash", None)
-    if files:
-        known = hashed(*digests_of([*files, *sorted(folder.glob("*.py"))]))
-    if known is None:
-        raise RuntimeError(
-            f"no weight files and no commit are known of {folder}, to find its log-probabilities "
-            "by: --precompute_ref_log_probs false"
-        )
-    if adapter:
+    if folder and files:
+        known = hashed(*digests_of([*sorted(files), *sorted(Path(folder).glob("*.py"))]))
+    if known and adapter:
         shape = hashlib.sha256(adapters.shape_of(adapter.parent).encode()).hexdigest()
         known += hashed(*digests_of([adapter]), shape)
     return known

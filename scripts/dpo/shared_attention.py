@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dpo.prefix_sharing import SharedPrefixes
 
 IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
-UNKNOWN = ("softcap", "s_aux", "position_bias")  # options of attention functions that bend it
+BENDING = ("softcap", "s_aux", "position_bias")  # options of attention functions that bend it
 
 
 def teach(implementation: str) -> None:
@@ -31,8 +31,10 @@ def teach(implementation: str) -> None:
     def attention(module, query, key, value, attention_mask, shared_prefixes=None, **kwargs):
         if shared_prefixes is None:
             return plain(module, query, key, value, attention_mask, **kwargs)
+        if _bends(module, kwargs):  # not counted: the batch is computed again, without the plan
+            return plain(module, query, key, value, None, **kwargs)
         shared_prefixes.attended += 1
-        window = _window(module, kwargs)
+        window = kwargs.get("sliding_window")
         dtype = _dtype(query)
         size = query.shape[-1]
         fits = key.shape == value.shape and size % 8 == 0 and size <= 256
@@ -65,23 +67,13 @@ def _dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-def _window(module: torch.nn.Module, options: dict) -> int | None:
-    """The sliding window of a layer: how many positions a token sees, itself included.
-
-    Raises:
-        RuntimeError: the layer asks for more than a causal window, or its configuration calls it
-            sliding and it does not say so here: the plan would be wrong.
-    """
+def _bends(module: torch.nn.Module, options: dict) -> bool:
+    """Whether a layer asks for what the plan does not know: more than a causal window, or, where
+    its configuration calls it sliding, none."""
     window, kinds = options.get("sliding_window"), getattr(module.config, "layer_types", None)
-    asked = [name for name in UNKNOWN if options.get(name) is not None]
-    if kinds and (kinds[module.layer_idx] == "sliding_attention") != (window is not None):
-        asked.append(f"a window of {window} in a layer of {kinds[module.layer_idx]}")
-    if asked:
-        raise RuntimeError(
-            f"{type(module).__name__} attends with {', '.join(asked)}, which shared prefixes do "
-            "not know: run it with --share_prefix false"
-        )
-    return window
+    if any(options.get(name) is not None for name in BENDING):
+        return True
+    return bool(kinds) and (kinds[module.layer_idx] == "sliding_attention") != (window is not None)
 
 
 def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -> Tensor:

@@ -15,7 +15,9 @@ from accelerate.utils import is_peft_model, send_to_device
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo import (
     adapters,
@@ -85,7 +87,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         self.adapter, self.settings = adapter, settings or {}
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
-        self.sharing, self._ready, self._saving = "off", False, False
+        self._sharing, self._ready, self._saving = "off", False, False
         self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
         self.live, config = None, given.get("args")  # why not scored beforehand, though asked for
@@ -122,20 +124,36 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
 
     def _share_prefixes(self) -> None:
         prefix_sharing.head_on_completions(self.accelerator.device)
-        models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
-        if self.ref_model is not None:
-            models.append(self.accelerator.unwrap_model(self.ref_model))
-        reason = prefix_sharing.obstacle(models[0])
-        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
-            reason = "the adapter puts virtual tokens before the prompt"
-        if reason:
-            self.sharing = f"off, since {reason}"
+        reasons = [prefix_sharing.obstacle(model) for model in self._models()]
+        if is_peft_model(self.model):
+            reasons.append(adapters.obstacle(self.model))
+        if type(self.data_collator) is not DataCollatorForPreference:
+            reasons.append("the data collator is not TRL's own")
+        if self.args.neftune_noise_alpha:
+            reasons.append("the noise of neftune_noise_alpha goes by the shape of a batch")
+        if reason := next(filter(None, reasons), None):
+            self._sharing = f"off, since {reason}"
             return
-        for model in models:
+        for model in self._models():
             prefix_sharing.share_prefixes(model)
         self.data_collator = SharedPrefixCollator(**vars(self.data_collator))
         half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
-        self.sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+        self._sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+
+    @property
+    def sharing(self) -> str:
+        """Whether prefixes are shared, and by what, or why not."""
+        for model in self._models():
+            if not getattr(model.base_model, "shares_prefixes", True):
+                return f"off, since {type(model).__name__} {prefix_sharing.OTHERWISE}"
+        return self._sharing
+
+    def _models(self) -> list[PreTrainedModel]:
+        """The policy, and the reference if it is a model of its own, without what wraps them."""
+        models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
+        if self.ref_model is not None:
+            models.append(self.accelerator.unwrap_model(self.ref_model))
+        return models
 
     # accelerate has FSDP round all floats that leave a layer to bfloat16, log-probabilities too;
     # copy what goes into each, the plan of a batch too; and keep the gradients of a step whole, in
