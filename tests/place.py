@@ -6,24 +6,43 @@ Imported before everything that reads the environment when it is imported.
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 EMBEDDED = Path("models/SmolLM2-135M-Instruct")
 
 
+def users_own(checkout: Path) -> set[Path]:
+    """Recipes that were not cloned, such as those of `make new`, and that `make shelf` has not put
+    on the shelf; none without git."""
+    listing = ["git", "-C", str(checkout), "ls-files", "--others", "-z", "recipes/*.yaml"]
+    with suppress(FileNotFoundError):
+        found = subprocess.run(listing, capture_output=True, text=True).stdout
+        shelf = (checkout / "recipes/README.md").read_text(encoding="utf-8")
+        names = (name for name in found.split("\0") if name)
+        return {checkout / name for name in names if f"({Path(name).name})" not in shelf}
+    return set()
+
+
 def lay_out(checkout: Path, top: Path) -> None:
     """Link in `top` what the checkout was cloned with, and the embedded model.
 
-    What runs, users and earlier tests have left in the checkout's outputs/, models/, cache/ and
-    wandb/ is not there, and nothing that a test writes comes into the checkout.
+    What runs, users and earlier tests have left in the checkout's outputs/, models/, cache/, wandb/
+    and recipes/ is not there, and nothing that a test writes comes into the checkout.
     """
     (top / EMBEDDED).parent.mkdir(parents=True)
     (top / EMBEDDED).symlink_to(checkout / EMBEDDED)
     left_out = {line.strip("/") for line in (checkout / ".gitignore").read_text().split()}
+    own = users_own(checkout)
     for path in checkout.iterdir():
         if path.name == "recipes":  # tests write some
-            shutil.copytree(path, top / "recipes")
+
+            def left(folder: str, names: list[str]) -> set[str]:
+                return {name for name in names if Path(folder, name) in own}
+
+            shutil.copytree(path, top / "recipes", ignore=left)
         elif path.name not in {*left_out, ".git"}:
             (top / path.name).symlink_to(path)
 

@@ -1,6 +1,7 @@
 """No test depends on what is in the checkout besides what was cloned."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import datasets
@@ -20,6 +21,20 @@ def test_what_runs_have_left_is_out_of_reach(tmp_path):
     lay_out(used, top)
     assert not any((top / name).exists() for name in left)
     assert all((top / name).exists() for name in (*cloned, f"{EMBEDDED}/config.json"))
+
+
+def test_a_users_own_recipe_is_held_to_no_test(tmp_path):
+    """As `make new` writes one, until `make shelf` puts it on the shelf."""
+    used, top = tmp_path / "used", tmp_path / "top"
+    for name in (".gitignore", *(f"recipes/{name}.yaml" for name in ("theirs", "mine", "next"))):
+        (used / name).parent.mkdir(parents=True, exist_ok=True)
+        (used / name).touch()
+    (used / "recipes/README.md").write_text("| [next](next.yaml) | a model |")
+    for command in (["init", "--quiet"], ["add", ".gitignore", "recipes/theirs.yaml"]):
+        subprocess.run(["git", "-C", used, *command], check=True)
+    lay_out(used, top)
+    there = sorted(path.name for path in (top / "recipes").iterdir())
+    assert there == ["README.md", "next.yaml", "theirs.yaml"]
 
 
 def test_that_is_where_tests_run():
