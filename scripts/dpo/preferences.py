@@ -71,10 +71,13 @@ def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -
         SystemExit: no row is a pair.
     """
 
+    told: set[tuple[str, int]] = set()  # rows come by again in each epoch
+
     def sound(row: dict[str, Any], name: str) -> bool:
         if not row["reason"] and row["prompt_digest"] in held_out:
             row["reason"] = "held_out_prompt"
-        if row["reason"] and PartialState().is_main_process:
+        if row["reason"] and (name, row["row"]) not in told and PartialState().is_main_process:
+            told.add((name, row["row"]))
             line = {"file": name, "split": "train", **{key: row[key] for key in ABOUT}}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
