@@ -28,6 +28,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from dpo import shared_attention
 from dpo.prefix_sharing import (
+    OTHERWISE,
     STOCK_HEAD,
     SharedPrefixes,
     head_on_completions,
@@ -238,11 +239,11 @@ def test_a_model_that_attends_in_its_own_way_is_found_out(monkeypatch, how):
         "without its window": forgetful,
     }
     monkeypatch.setitem(type(ALL_ATTENTION_FUNCTIONS)._global_mapping, "sdpa", ways[how])
-    with pytest.warns(UserWarning, match="Gemma3TextModel attends otherwise"):
+    with pytest.warns(UserWarning, match="Gemma3TextModel: its layers attend otherwise"):
         shared, again = scored(model, batch, share=True)
     assert torch.equal(shared.log_probs, plain.log_probs)
     assert all(torch.equal(again[name], gradient) for name, gradient in gradients.items())
-    assert not model.base_model.shares_prefixes
+    assert obstacle(model) == OTHERWISE
 
 
 def test_the_pinned_versions_are_as_relied_on(monkeypatch):

@@ -4,9 +4,10 @@ TRL's own tests say the same at length: make test-trl (stock_trl.py).
 """
 
 import pytest
-from conftest import EDGE_PAIRS, MAX_LENGTH, losses_of, random_model, trainer_of
+from conftest import EDGE_PAIRS, MAX_LENGTH, SIZES, losses_of, random_model, trainer_of
 from datasets import Dataset, IterableDataset, IterableDatasetDict
 from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.workload import any_tokenizer
@@ -132,6 +133,16 @@ def another_attention() -> dict:
     return made
 
 
+def attends_in_its_own_way() -> dict:
+    """Its layers hand nothing on to their attention."""
+
+    def nemotron() -> PreTrainedModel:
+        set_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model("nemotron", **SIZES))
+
+    return made_in_memory() | {"model": nemotron(), "ref_model": nemotron()}
+
+
 def in_double() -> dict:
     made = made_in_memory()
     return made | {"model": made["model"].double(), "ref_model": made["ref_model"].double()}
@@ -153,6 +164,7 @@ def from_a_token_on() -> LoraConfig:
 GIVEN = {
     "models made in memory": (made_in_memory, "on"),
     "a reference with another attention": (another_attention, "off, since its attention is eager"),
+    "a model that attends in its own way": (attends_in_its_own_way, "off, since its layers"),
     "float64": (in_double, "on"),
     "a collator of one's own": (
         lambda: {"data_collator": collator(Masking)},

@@ -37,7 +37,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo.shared_attention import IMPLEMENTATIONS, teach
 
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
-OTHERWISE = "attends otherwise than through transformers' table of attention functions"
+OTHERWISE = "its layers attend otherwise than through transformers' table of attention functions"
 
 
 @dataclass
@@ -178,6 +178,8 @@ class SharedPrefixCollator(DataCollatorForPreference):
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why prefixes cannot be shared in `model`, in a few words; None when they can."""
     config, backbone = model.config, model.base_model
+    if not getattr(backbone, "shares_prefixes", True):
+        return OTHERWISE  # as a batch has shown
     if len({*getattr(model, "hf_device_map", {}).values()}) > 1:
         return "its layers lie on several devices"  # accelerate hands each a plan of its own
     if config.get_text_config() is not config:
@@ -241,7 +243,7 @@ def _forward(
     if shared_prefixes.attended < self.config.num_hidden_layers:
         # Its layers do not go by the plan, which no rule of `obstacle` foresaw.
         self.shares_prefixes = False
-        warnings.warn(f"{type(self).__name__} {OTHERWISE}: prefixes are not shared", stacklevel=2)
+        warnings.warn(f"{type(self).__name__}: {OTHERWISE}: no prefixes are shared", stacklevel=2)
         return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     hidden = outputs.last_hidden_state[0]
     outputs.last_hidden_state = hidden.index_select(0, shared_prefixes.unfold).view(rows, width, -1)

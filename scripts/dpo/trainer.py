@@ -143,10 +143,9 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     @property
     def sharing(self) -> str:
         """Whether prefixes are shared, and by what, or why not."""
-        for model in self._models():
-            if not getattr(model.base_model, "shares_prefixes", True):
-                return f"off, since {type(model).__name__} {prefix_sharing.OTHERWISE}"
-        return self._sharing
+        found = [prefix_sharing.obstacle(model) for model in self._models()]
+        on = prefix_sharing.OTHERWISE not in found
+        return self._sharing if on else f"off, since {prefix_sharing.OTHERWISE}"
 
     def _models(self) -> list[PreTrainedModel]:
         """The policy, and the reference if it is a model of its own, without what wraps them."""

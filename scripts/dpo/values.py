@@ -167,8 +167,11 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "label_smoothing", "exo_pair takes its logarithm: give 0.001, as its paper does"
     if args.f_divergence_type != "reverse_kl" and (others := types - {*OF_A_DIFFERENCE}):
         yield "f_divergence_type", f"not for loss_type {', '.join(sorted(others))}: reverse_kl is"
-    if args.use_weighting and types & {"aot", "aot_unpaired"}:
-        yield "use_weighting", "aot sorts the pairs that would be weighted: leave one of them out"
+    # aot sorts the pairs that would be weighted; of the others TRL weighs the loss in place, and
+    # PyTorch has no gradient then.
+    if args.use_weighting and (others := types & {"aot", "aot_unpaired", "hinge", "sft"}):
+        words = f"TRL cannot weigh the pairs of loss_type {', '.join(sorted(others))}"
+        yield "use_weighting", f"{words}: leave one of them out"
     moves = args.sync_ref_model or recipe.script.dataset_streaming or recipe.mixture.streaming
     if args.precompute_ref_log_probs and moves:
         why = "the reference moves" if args.sync_ref_model else "a stream's rows are not there yet"
