@@ -146,7 +146,9 @@ def test_two_processes_learn_what_one_learns(
     folder, shared = tmp_path / "run", prefix == "shared"
     ways = [f"--share_prefix={shared}"]
     ways += ["--precompute_ref_log_probs=False"] if reference == "live" else []
-    said = learn(folder, trained, config, 2, "--eval_strategy=no", *ways)
+    scored = (trained, prefix, reference) == WAYS[0]
+    ways += [] if scored else ["--eval_strategy=no"]
+    said = learn(folder, trained, config, 2, *ways)
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in said
     stage = f", ZeRO-{config[4]}" if config.startswith("zero") else ", FSDP" * (config == "fsdp2")
     assert f"2 × 1 threads{stage}\n" in said
@@ -159,7 +161,8 @@ def test_two_processes_learn_what_one_learns(
         live = " and 50% of the reference" if trained == "full" and not cached else ""
         assert f"each process holds 50% of the policy{live}\n" in said
     assert_learned_alike(folder, one_process(trained))
-    assert_scored_alike(folder, one_process(trained))
+    if scored:
+        assert_scored_alike(folder, one_process(trained))
 
 
 @pytest.mark.parametrize(("config", "rows"), [("ddp", 7), ("zero3", 5)])
