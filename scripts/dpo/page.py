@@ -53,6 +53,7 @@ th { text-align: left; padding: .3rem .5rem; vertical-align: bottom; }
 .wide :is(td, th):first-child { position: sticky; left: 0; background: var(--page);
   overflow-wrap: anywhere; }
 .whole { white-space: nowrap; }
+li, p, h1, h2, summary { overflow-wrap: anywhere; }
 details summary { cursor: pointer; margin: .75rem 0; }
 .key { display: inline-block; width: 1.9rem; padding: .35rem .15rem; vertical-align: middle;
   line-height: 0; background: #fff; border-radius: .2rem; }
