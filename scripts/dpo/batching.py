@@ -69,8 +69,9 @@ class EvenBatches(BatchSampler):
     def sizes(self) -> np.ndarray:
         """Pairs of each process in each of its micro-batches, shape (micro-batches, processes)."""
         steps, left = divmod(len(self.sampler), self.batch)
-        of_steps = [self.batch] * steps + [left] * (left > 0)
-        return np.concatenate([layout(n, self.batch_size, self.processes) for n in of_steps])
+        whole = np.tile(layout(self.batch, self.batch_size, self.processes), (steps, 1))
+        last = [layout(left, self.batch_size, self.processes)] if left else []
+        return np.concatenate([whole, *last])
 
     def __len__(self) -> int:
         return self.sizes().size
