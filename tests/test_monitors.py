@@ -378,6 +378,7 @@ def test_what_is_not_finite_is_null():
 
 
 ONE_RANK_ALONE = """
+import os
 import sys
 from pathlib import Path
 
@@ -401,6 +402,7 @@ try:
     trainer.train()
 except SystemExit as error:
     print(f"rank {rank} ends at step {trainer.state.global_step}: {error}", flush=True)
+os._exit(0)  # as train.py ends: Python's own end may abort in gloo's threads
 """
 
 
