@@ -32,6 +32,7 @@ SHAREGPT = {
     "chosen": {"from": "gpt", "value": "So."},
     "rejected": {"from": "gpt", "value": "No."},
 }
+TEMPLATE = "{{ messages }}{{ tools }}"  # one that knows tools
 # Every layout that is rendered with a chat template.
 RENDERED = {
     "messages": MESSAGES,
@@ -76,7 +77,7 @@ def pair(row: dict, **how) -> dict:
 def test_a_system_prompt_is_the_first_message(row, name):
     row = row | {name: "In French."}
     assert pair(row) == MESSAGES | {"prompt": [SYSTEM, USER]}
-    assert reading(row).unread(list) == ""
+    assert reading(row).unread(list, TEMPLATE) == ""
     assert pair(row | {name: ""})["prompt"] == pair(row | {name: None})["prompt"] == [USER]
 
 
@@ -92,7 +93,7 @@ HISTORIES = {
 def test_a_history_comes_before_the_question(row):
     row = row | {"history": PAIRS, "system": "In French."}
     assert pair(row)["prompt"] == [SYSTEM, *HELLO, USER]
-    assert reading(row).unread(list) == ""
+    assert reading(row).unread(list, TEMPLATE) == ""
 
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
@@ -129,7 +130,7 @@ ASKED = {
 @pytest.mark.parametrize("row, asked", ASKED.values(), ids=ASKED)
 def test_input_and_context_are_part_of_the_question(row, asked):
     assert pair(row | TEXT)["prompt"] == [said("user", asked)]
-    assert reading(row | TEXT).unread(list) == ""
+    assert reading(row | TEXT).unread(list, TEMPLATE) == ""
 
 
 UNREAD = {
@@ -141,6 +142,7 @@ UNREAD = {
     "an object": (MESSAGES | {"metadata": {"topic": "x"}, "id": "5"}, ["metadata", "id"]),
     "numbers, and nothing": (MESSAGES | {"score": 5, "ok": True, "note": None, "tags": []}, []),
     "tools are read": (MESSAGES | {"tools": "[]"}, []),
+    "tools of nothing": (MESSAGES | {"tools": ""}, []),
     "a second question": ({"prompt": "How?", "instruction": "Do.", **TEXT}, ["instruction"]),
     "beside plain text": (DIALOGUE | {"topic": "x"}, ["topic"]),
 }
@@ -148,19 +150,25 @@ UNREAD = {
 
 @pytest.mark.parametrize("row, names", UNREAD.values(), ids=UNREAD)
 def test_columns_that_are_not_read_are_named(row, names):
-    said = reading(row).unread(list)
+    said = reading(row).unread(list, TEMPLATE)
     assert said.partition(" (")[0] == (f"not read: {', '.join(names)}" if names else "")
     assert not names or "put it into the prompt, or rename it with column_mapping" in said
 
 
+def test_tools_that_no_template_renders_are_named():
+    row = MESSAGES | {"tools": "[]"}
+    assert reading(row).unread(list, "{{ messages }}").startswith("not read: tools (")
+    assert reading(row | {"prompt": "How?", **TEXT}).unread(str, TEMPLATE).startswith("not read: t")
+
+
 def test_the_line_of_columns_that_are_not_read_is_bounded():
-    said = reading(MESSAGES | {f"{'long' * 50}{i}": "x" for i in range(300)}).unread(list)
+    said = reading(MESSAGES | {f"{'long' * 50}{i}": "x" for i in range(300)}).unread(list, TEMPLATE)
     assert f"and {300 - NAMED} more" in said and len(said) < 600
 
 
 def test_a_column_that_only_later_rows_fill_is_named():
     rows = [MESSAGES | {"hint": None}] * 150 + [MESSAGES | {"hint": "x"}] * 150
-    assert reading(*rows).unread(list).startswith("not read: hint")
+    assert reading(*rows).unread(list, TEMPLATE).startswith("not read: hint")
     rows = [MESSAGES | {"system": None}] * 150 + [MESSAGES | {"system": "In French."}] * 150
     assert reading(*rows).parts["system"] == "system"
 

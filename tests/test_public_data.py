@@ -334,7 +334,7 @@ def test_a_public_data_set_is_read(row, layout, pair, unread):
     found = reading(row)
     assert found.layout == layout
     assert to_pair(found.rows[0], layout, True, found.parts) == pair
-    said = found.unread(str if isinstance(pair["prompt"], str) else list)
+    said = found.unread(str if isinstance(pair["prompt"], str) else list, "{{ messages }}")
     names = said.removeprefix("not read: ").partition(" (")[0].partition(" and ")[0]
     assert names == ", ".join(unread)
 

@@ -22,7 +22,7 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo import choosing, cutting, layouts, lint, tokenization, turns
+from dpo import choosing, cutting, layouts, lint, parts, tokenization, turns
 from dpo.layouts import to_pair
 from dpo.output import day_of
 from dpo.parts import BESIDE
@@ -218,7 +218,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
             "num_proc": recipe.training.dataset_num_proc or processes(len(data)),
         }
     table = data.map(partial(lint_batch, **work), **how)
-    return Linted(table, reading.says(kind), rows, bad, notes=reading.notes(kind, tokenizer))
+    says = reading.says(kind, tokenizer.chat_template)
+    return Linted(table, says, rows, bad, notes=reading.notes(kind, tokenizer))
 
 
 def processes(rows: int) -> int | None:
@@ -242,8 +243,8 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    parts = (choosing, cutting, layouts, lint, tokenization, turns, pair_of, lint_batch)
-    code = [inspect.getsource(part) for part in parts]
+    modules = (choosing, cutting, layouts, lint, parts, tokenization, turns)
+    code = [inspect.getsource(part) for part in (*modules, pair_of, lint_batch)]
     code += [trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}
     fast = tokenizer.is_fast

@@ -28,25 +28,29 @@ class Reading:
     parts: dict[str, str]
     rows: list[Row]
 
-    def says(self, kind: type) -> str:
+    def says(self, kind: type, template: str | None) -> str:
         """What is read, in words."""
-        form = "messages" if kind is list else "plain text"
-        return f"{self.layout}: {LAYOUTS[self.layout]}; {form}; read: {', '.join(self.read(kind))}"
+        form, names = "messages" if kind is list else "plain text", self.read(kind, template)
+        return f"{self.layout}: {LAYOUTS[self.layout]}; {form}; read: {', '.join(names)}"
 
-    def read(self, kind: type) -> list[str]:
-        """The columns that are read. Plain text is trained on without what stands beside it."""
+    def read(self, kind: type, template: str | None) -> list[str]:
+        """The columns that are read. Plain text is trained on without what stands beside it, and
+        many a chat template knows no tools."""
         parts = {part: n for part, n in self.parts.items() if kind is list or part not in BESIDE}
-        columns = example_of(self.rows)
-        return [*dict.fromkeys([*parts.values(), *(n for n in GIVEN if columns.get(n))])]
+        columns, rendered = example_of(self.rows), kind is list
+        given = [name for name in GIVEN if rendered and columns.get(name)]
+        given = [name for name in given if name != "tools" or "tools" in str(template)]
+        return [*dict.fromkeys([*parts.values(), *given])]
 
     def notes(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """A line for each thing that a user may have meant otherwise."""
-        found = [self.unread(kind), self.other_prompt(), self.plain_text(kind, tokenizer)]
+        unread = self.unread(kind, tokenizer.chat_template)
+        found = [unread, self.other_prompt(), self.plain_text(kind, tokenizer)]
         return [line for line in found if line]
 
-    def unread(self, kind: type) -> str:
+    def unread(self, kind: type, template: str | None) -> str:
         """The columns of text, lists or objects that nothing reads, and what to do."""
-        known = {*self.read(kind), *GIVEN, *(["messages"] if self.said_again() else [])}
+        known = {*self.read(kind, template), *(["messages"] if self.said_again() else [])}
         columns = example_of(self.rows).items()
         names = [
             str(n) for n, v in columns if isinstance(v, (str, list, dict, tuple)) and n not in known
@@ -157,7 +161,7 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     turns = [
         n for n, v in columns.items() if n not in parts.values() and first_question(v) is not None
     ]
-    if turns or apart > len(rows) / 20:
+    if turns or apart > len(rows) / 2:
         raise SystemExit(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
             f"hold it: name it with column_mapping (prompt: {(turns or ['…'])[0]})"
