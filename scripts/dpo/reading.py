@@ -22,7 +22,7 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo import cutting, layouts, lint, tokenization
+from dpo import cutting, layouts, lint, parsing, tokenization
 from dpo.layouts import LAYOUTS, Fault, detect, to_pair
 from dpo.output import day_of
 from dpo.quarantine import Bad, Linted
@@ -34,6 +34,7 @@ SEEN = 100  # rows by which a layout is told
 BATCH = 1000
 BEST = "row of the best response"  # a column of pairs that several rows were made into
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+IMAGES = ("image", "images")  # with such a column TRL takes pairs for a vision model's
 OPTIONS = "template_options"  # what the template gets beside the messages, as JSON, or nothing
 DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
 ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
@@ -58,7 +59,7 @@ def layout_of(source: Rows, given: str | None) -> str:
             raise SystemExit(f"preference_layout: no layout {given!r}: one of {known}")
         return given
     try:
-        first = list(islice(iter(source.data), SEEN))
+        first = source.first(SEEN)
     except ValueError as error:  # a stream is read only now
         raise SystemExit(f"cannot read {source.name}: {one_line(error)}") from error
     if not first:
@@ -123,12 +124,15 @@ def paired(source: Rows) -> tuple[Rows, list[Bad]]:
     return Rows(source.name, Dataset.from_dict(pairs)), bad
 
 
-def pair_of(row: dict[str, Any], layout: str, chat: bool) -> dict[str, Any]:
+def pair_of(
+    row: dict[str, Any], layout: str, chat: bool, padded: tuple[str, ...]
+) -> dict[str, Any]:
     """A row as a pair, with those of its other columns that rendering and scores need.
 
     Raises:
         Fault: the row is no pair.
     """
+    row = parsing.meant(row, padded)
     more = (*GIVEN, "score_chosen", "score_rejected")
     kept = {name: row[name] for name in more if row.get(name) is not None}
     return kept | to_pair(row, layout, chat)
@@ -141,6 +145,7 @@ def lint_batch(
     layout: str,
     words: Tokenization,
     chat: bool,
+    padded: tuple[str, ...],
     max_length: int | None,
     truncation_mode: str,
     kept: list[str],
@@ -153,7 +158,7 @@ def lint_batch(
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
-            pair = pair_of(row, layout, chat)
+            pair = pair_of(row, layout, chat, padded)
             lint.check_pair(pair, words.kind, words.control)
             entry["texts"] = words.texts(pair)
             for name in lint.COLUMNS:
@@ -201,13 +206,14 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST}
+    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST, *IMAGES}
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Json())
     work = {
         "layout": reading,
         "words": words,
         "chat": chat,
+        "padded": source.padded,
         "max_length": recipe.training.max_length,
         "truncation_mode": recipe.training.truncation_mode,
         "kept": kept,
@@ -247,9 +253,10 @@ def processes(rows: int) -> int | None:
 
 def kind_of(source: Rows, layout: str, chat: bool) -> type:
     """What the pairs of a source are, by the first row that is a pair: messages or text."""
+    padded = source.padded
     for row in islice(iter(source.data), SEEN):
         try:
-            return type(pair_of(row, layout, chat)["prompt"])
+            return type(pair_of(row, layout, chat, padded)["prompt"])
         except (Fault, TypeError, KeyError, AttributeError, ValueError):
             continue
     return list
@@ -261,7 +268,7 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    parts = (cutting, layouts, lint, tokenization, pair_of, lint_batch)
+    parts = (cutting, layouts, lint, parsing, tokenization, pair_of, lint_batch)
     code = [inspect.getsource(part) for part in parts]
     code += [trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}
