@@ -7,6 +7,7 @@ out is kept apart, and what is wrong is set aside and counted, never dropped wit
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from dpo import lint
 from dpo.output import QUARANTINE
 from dpo.quarantine import Bad, Linted
-from dpo.reading import ABOUT, DIGESTS, column, lint_rows
+from dpo.reading import ABOUT, DIGESTS, IMAGES, column, lint_rows
 from dpo.recipe import Recipe
 from dpo.sources import Rows
+from dpo.telling import SEEN
 
 
 def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -> Linted:
@@ -141,6 +143,31 @@ def flat(pairs: Dataset) -> Dataset:
     return flattened.with_format(None)
 
 
+def check_images(source: Rows) -> None:
+    """See that there are none: a column of them may be there, and empty.
+
+    Raises:
+        SystemExit: a row has an image; of a stream, one of the first.
+    """
+    streams = isinstance(source.data, IterableDataset)
+    columns = {*(source.data.column_names or next(iter(source.data), {}))} & {*IMAGES}
+    if not columns:
+        return
+    rows = iter(source.data.select_columns([*columns]))
+    for number, row in enumerate(islice(rows, SEEN) if streams else rows, start=1):
+        if not all(map(is_empty, row.values())):
+            raise SystemExit(
+                f"{source.name} has images, and text alone is trained on here: row {number}"
+            )
+
+
+def is_empty(value: Any) -> bool:
+    """Whether there is nothing in a value: null, "", [], [null], {"bytes": null}, and as text."""
+    if isinstance(value, (list, dict)):
+        return all(map(is_empty, value.values() if isinstance(value, dict) else value))
+    return value is None or value in ("", "[]", "null", "[null]", "{}", "None", "[None]")
+
+
 def prepare(
     recipe: Recipe, rows: tuple[list[Rows], list[Rows]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Linted]:
@@ -154,9 +181,7 @@ def prepare(
             with.
     """
     for part in (*rows[0], *rows[1]):
-        columns = part.data.column_names or next(iter(part.data), {})
-        if {"image", "images"} & {*columns}:
-            raise SystemExit(f"{part.name} has images, and text alone is trained on here")
+        check_images(part)
     # The others find what one process of the machine has done.
     with PartialState().local_main_process_first():
         train, test = (

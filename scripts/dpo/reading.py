@@ -22,7 +22,7 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo import choosing, cutting, layouts, lint, tokenization, turns
+from dpo import choosing, cutting, layouts, lint, parsing, tokenization, turns
 from dpo.layouts import to_pair
 from dpo.output import day_of
 from dpo.parts import BESIDE
@@ -36,6 +36,7 @@ from dpo.turns import Fault
 BATCH = 1000
 BEST = "row of the best response"  # a column of pairs that several rows were made into
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+IMAGES = ("image", "images")  # with such a column TRL takes pairs for a vision model's
 OPTIONS = "template_options"  # what the template gets beside the messages, as JSON, or nothing
 DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
 ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
@@ -97,13 +98,19 @@ def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
 
 
 def pair_of(
-    row: dict[str, Any], layout: str, chat: bool, parts: dict[str, str], calls: bool
+    row: dict[str, Any],
+    layout: str,
+    chat: bool,
+    parts: dict[str, str],
+    calls: bool,
+    padded: tuple[str, ...],
 ) -> dict[str, Any]:
     """A row as a pair, with those of its other columns that rendering and scores need.
 
     Raises:
         Fault: the row is no pair.
     """
+    row = parsing.meant(row, padded)
     more = (*GIVEN, "score_chosen", "score_rejected")
     kept = {name: row[name] for name in more if row.get(name) is not None}
     return kept | to_pair(row, layout, chat, parts, calls)
@@ -118,6 +125,7 @@ def lint_batch(
     words: Tokenization,
     chat: bool,
     calls: bool,
+    padded: tuple[str, ...],
     max_length: int | None,
     truncation_mode: str,
     kept: list[str],
@@ -130,7 +138,7 @@ def lint_batch(
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
-            pair = pair_of(row, layout, chat, parts, calls)
+            pair = pair_of(row, layout, chat, parts, calls, padded)
             lint.check_pair(pair, words.kind, words.control)
             entry["texts"] = words.texts(pair)
             for name in lint.COLUMNS:
@@ -177,6 +185,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         "chat": bool(tokenizer.chat_template),
         "parts": parts,
         "calls": "tool_calls" in str(tokenizer.chat_template),
+        "padded": source.padded,
     }
     kind = kind_of(source, **how_read)
     words = Tokenization(tokenizer, kind, day_of(Path(recipe.training.output_dir)))
@@ -184,7 +193,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST}
+    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST, *IMAGES}
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Json())
     work = {
@@ -242,7 +251,7 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    parts = (choosing, cutting, layouts, lint, tokenization, turns, pair_of, lint_batch)
+    parts = (choosing, cutting, layouts, lint, parsing, tokenization, turns, pair_of, lint_batch)
     code = [inspect.getsource(part) for part in parts]
     code += [trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from datasets import Dataset
@@ -109,7 +108,7 @@ def reading_of(source: Rows, given: str | None) -> Reading:
         raise SystemExit(f"preference_layout: no layout {given!r}: one of {known()}")
     data = source.data
     try:
-        rows = list(islice(iter(data), SEEN))
+        rows = source.first(SEEN)
     except ValueError as error:  # a stream is read only now
         raise SystemExit(f"cannot read {source.name}: {one_line(error)}") from error
     if not rows:
