@@ -197,6 +197,8 @@ def to_pair(
     if layout == "dialogue":
         return dialogue(row, chosen, rejected, parts, chat)
     if layout == "implicit":
+        if isinstance(rejected, str) and parts.get("chosen") == "messages":
+            rejected = [*as_messages(chosen, "")[:-1], {"role": "assistant", "content": rejected}]
         if isinstance(chosen, str) or isinstance(rejected, str):
             return parted(chosen, rejected)
         return conversations(row, chosen, rejected, parts, calls)

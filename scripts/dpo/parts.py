@@ -15,8 +15,9 @@ from dpo.turns import ANSWER, asks
 QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")
 SYSTEMS = ("system", "system_prompt")
 BESIDE = ("system", "history", "input", "context")  # parts that stand beside a question
-CHOSEN = ("chosen", "chosen_response", "response_j")
-REJECTED = ("rejected", "rejected_response", "response_k")
+# ms-swift's chosen answer is the last of `messages`.
+CHOSEN = ("chosen", "chosen_response", "response_j", "messages", "messages")
+REJECTED = ("rejected", "rejected_response", "response_k", "rejected_response", "rejected_messages")
 COMPARED = (
     *(("response1", "response2"), ("response_1", "response_2"), ("response_0", "response_1")),
     *(("response_a", "response_b"), ("conversation_a", "conversation_b")),
@@ -68,14 +69,15 @@ def told(rows: list[Row], given: str | None = None) -> tuple[str | None, dict[st
     columns = example_of(rows)
     layout, parts = answers(columns, rows, given)
     question = question_of(columns, parts)
-    if question or layout == "paired":
+    alone = layout == "paired" or parts.get("first") == "conversation_a"  # they hold the question
+    if question or alone:
         asked = {"question": question} if question else {}
         parts = asked | beside(columns, question) | parts
     if layout == "paired":
         layout = given or layout_of_pair(columns, parts)
         if layout == "implicit":
             parts = {part: n for part, n in parts.items() if part not in ("input", "context")}
-    elif not question and parts.get("first") != "conversation_a":
+    elif not question and not alone:
         layout = None
     return given or layout, parts
 

@@ -59,7 +59,7 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
         bad.append(Bad(sources[at], int(rows[at]), reasons[at], details[at]))
     kept = table.select(np.flatnonzero(reasons == ""))
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
-    return Linted(kept, layout, sum(part.rows for _, part in parts), bad, notes_of(parts))
+    return Linted(kept, layout, sum(part.rows for _, part in parts), bad, notes=notes_of(parts))
 
 
 def notes_of(parts: list[tuple[Rows, Linted]]) -> list[str]:

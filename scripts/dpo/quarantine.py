@@ -93,12 +93,13 @@ def check_share(linted: dict[str, Linted], limit: float, folder: Path) -> None:
 
 def said(linted: dict[str, Linted], path: Path | None) -> list[str]:
     """What was read, and what was set aside, in words."""
-    text = []
+    text, noted = [], set()
     for split, found in linted.items():
         streams = isinstance(found.pairs, IterableDataset)
         count = "" if streams else f"{len(found.pairs)} pairs of {found.rows} rows, "
         text.append(f"{split:>8}  {count}{visible(found.layout)}")
-        text += [f"          {visible(note)}" for note in found.notes]
+        text += [f"          {visible(note)}" for note in found.notes if note not in noted]
+        noted |= {*found.notes}
         for reason, count in found.reasons.items():
             text.append(f"          {count} set aside as {reason}: {lint.REASONS[reason]}")
     return [*text, *([f"          they are in {path}"] if path else [])]

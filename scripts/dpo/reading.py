@@ -227,7 +227,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
             "num_proc": recipe.training.dataset_num_proc or processes(len(data)),
         }
     table = data.map(partial(lint_batch, **work), **how)
-    return Linted(table, reading.says(kind), rows, bad, reading.notes(kind, tokenizer))
+    return Linted(table, reading.says(kind), rows, bad, notes=reading.notes(kind, tokenizer))
 
 
 def processes(rows: int) -> int | None:

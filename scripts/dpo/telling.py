@@ -45,7 +45,7 @@ class Reading:
 
     def unread(self, kind: type) -> str:
         """The columns of text, lists or objects that nothing reads, and what to do."""
-        known = {*self.read(kind), *GIVEN}
+        known = {*self.read(kind), *GIVEN, *(["messages"] if self.said_again() else [])}
         columns = example_of(self.rows).items()
         names = [
             str(n) for n, v in columns if isinstance(v, (str, list, dict, tuple)) and n not in known
@@ -58,6 +58,11 @@ class Reading:
             "should see one, put it into the prompt, or rename it with column_mapping)"
         )
 
+    def said_again(self) -> bool:
+        """Whether `messages` are the chosen conversation, or its beginning (UltraFeedback's)."""
+        both = [(row.get("messages") or [], row.get(self.parts.get("chosen"))) for row in self.rows]
+        return all(isinstance(c, list) and m == c[: len(m)] for m, c in both)
+
     def other_prompt(self) -> str:
         """Where a text column stands beside whole conversations and is not their first question."""
         name = self.parts.get("question")
@@ -68,9 +73,11 @@ class Reading:
         ]
         texts = [(text, other) for text, other in texts if text and other]
         count = sum(str(text).strip() != other.strip() for text, other in texts)
-        return count and (
-            f"{name} is not the conversation's first question in {count} of the first {len(texts)} "
-            "rows: the conversations alone are read"
+        if not count:
+            return ""
+        return (
+            f"{name} is not the conversation's first question in {count} of the first "
+            f"{len(texts)} rows: the conversations alone are read"
         )
 
     def plain_text(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -174,7 +181,9 @@ def instead(columns: Row) -> list[tuple[bool, str]]:
     """What rows without two answers may be, the most telling first, and what to say of each."""
     names = {*columns}
     turns = isinstance(columns.get("messages", columns.get("conversations")), list)
-    answer = turns or names & {"completion", "response", "output", "answer"}
+    values = [columns.get(name) for name in ("completion", "response", "output", "answer")]
+    values = [v[0] if isinstance(v, list) and isinstance(v[0], dict) else v for v in values]
+    answer = turns or any(isinstance(value, (str, dict)) for value in values)
     label = names & {"label", "labels", "kto_tag", "completion_label"}
     asked = names & {"prompt", "question", "instruction", "input", "query", "problem"}
     return [
