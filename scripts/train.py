@@ -55,6 +55,7 @@ from dpo import (
     report,
     resuming,
     scoring,
+    shape,
     tracking,
 )
 from dpo.building import make_trainer
@@ -224,6 +225,7 @@ def main() -> None:
     recipe = parse(sys.argv[1:])
     check_values(recipe)
     check_model(recipe)
+    shape.check(recipe)
     rows = load_rows(recipe)
     state = PartialState()
     folder = Path(recipe.training.output_dir)

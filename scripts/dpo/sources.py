@@ -13,10 +13,9 @@ import datasets
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants
-from transformers import AutoConfig
 from trl import DatasetMixtureConfig
 
-from dpo import adapters, foreign
+from dpo import adapters, foreign, model_files
 from dpo.digests import digests_of
 from dpo.recipe import Recipe
 
@@ -82,6 +81,8 @@ def check_model(recipe: Recipe) -> None:
     if base:
         check_weights(base)
         foreign.check_code(base, None, trusted)
+    which = (base, None) if base else (name, recipe.model.model_revision)
+    model_files.check_config(*which, trusted, **recipe.init)
     check_master_weights(recipe)
 
 
@@ -89,6 +90,7 @@ def check_weights(name: str) -> None:
     folder = Path(name)
     if folder.is_dir():
         foreign.check_weights(name, (path.name for path in folder.iterdir()))
+        model_files.check_weights(folder)
     elif looks_local(name):
         raise SystemExit(
             f"no model folder {name}: `make install` makes the embedded one; name another folder "
@@ -110,7 +112,7 @@ def check_master_weights(recipe: Recipe) -> None:
     if dtype == "auto":
         how = {"revision": model.model_revision}
         how["trust_remote_code"] = recipe.training.trust_remote_code
-        dtype = AutoConfig.from_pretrained(model.model_name_or_path, **how).dtype
+        dtype = model_files.config_of(model.model_name_or_path, **how).dtype
     if not kept and not model.use_peft and str(dtype).endswith("float16"):
         raise SystemExit(
             f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
