@@ -7,6 +7,9 @@ for that size into recipes/<RECIPE>.yaml, each with where it comes from. Model a
 the hub, or folders and files here.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import math
 import re

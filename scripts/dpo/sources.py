@@ -10,10 +10,9 @@ import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants
-from transformers import AutoConfig
 from trl import DatasetMixtureConfig
 
-from dpo import adapters, files, foreign, tables
+from dpo import adapters, files, foreign, model_files, tables
 from dpo.files import COMPRESSED, FILES
 from dpo.recipe import Recipe
 from dpo.rows import Rows, content_cache, part_of
@@ -80,6 +79,8 @@ def check_model(recipe: Recipe) -> None:
     if base:
         check_weights(base)
         foreign.check_code(base, None, trusted)
+    which = (base, None) if base else (name, recipe.model.model_revision)
+    model_files.check_config(*which, trusted, **recipe.init)
     check_master_weights(recipe)
 
 
@@ -87,6 +88,7 @@ def check_weights(name: str) -> None:
     folder = Path(name)
     if folder.is_dir():
         foreign.check_weights(name, (path.name for path in folder.iterdir()))
+        model_files.check_weights(folder)
     elif looks_local(name):
         raise SystemExit(
             f"no model folder {name}: `make install` makes the embedded one; name another folder "
@@ -108,7 +110,7 @@ def check_master_weights(recipe: Recipe) -> None:
     if dtype == "auto":
         how = {"revision": model.model_revision}
         how["trust_remote_code"] = recipe.training.trust_remote_code
-        dtype = AutoConfig.from_pretrained(model.model_name_or_path, **how).dtype
+        dtype = model_files.config_of(model.model_name_or_path, **how).dtype
     if not kept and not model.use_peft and str(dtype).endswith("float16"):
         raise SystemExit(
             f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
