@@ -23,6 +23,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from dpo import cutting, layouts, lint, tokenization
+from dpo.columns import mapping_of, renamed, suggested
 from dpo.layouts import LAYOUTS, Fault, detect, to_pair
 from dpo.output import day_of
 from dpo.quarantine import Bad, Linted
@@ -67,8 +68,8 @@ def layout_of(source: Rows, given: str | None) -> str:
     if layout is None:
         columns = ", ".join(map(str, first[0]))
         raise SystemExit(
-            f"{source.name}: columns {columns} are no preferences that are known: {known}; rename "
-            "the columns, or name the layout with --preference_layout"
+            f"{source.name}: columns {columns} are no preferences that are known: {known}; say "
+            f'which is which with --column_mapping "{suggested(map(str, first[0]))}"'
         )
     return layout
 
@@ -186,6 +187,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         SystemExit: its columns are no preferences, or the chat template is none to train with.
     """
+    mapping, several = mapping_of(recipe.run.column_mapping), len(recipe.mixture.datasets) > 1
+    source = renamed(source, mapping, some=several)
     layout, chat = layout_of(source, recipe.run.preference_layout), bool(tokenizer.chat_template)
     bad: list[Bad] = []
     rows = len(source.data) if isinstance(source.data, Dataset) else 0
