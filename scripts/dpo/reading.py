@@ -23,6 +23,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from dpo import choosing, cutting, layouts, lint, parsing, tokenization, turns
+from dpo.columns import mapping_of, renamed
 from dpo.layouts import to_pair
 from dpo.output import day_of
 from dpo.parts import BESIDE
@@ -171,6 +172,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         SystemExit: its columns are no preferences, or the chat template is none to train with.
     """
+    mapping, several = mapping_of(recipe.run.column_mapping), len(recipe.mixture.datasets) > 1
+    source = renamed(source, mapping, some=several)
     reading = reading_of(source, recipe.run.preference_layout)
     bad: list[Bad] = []
     rows = len(source.data) if isinstance(source.data, Dataset) else 0

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dpo.columns import suggested
 from dpo.layouts import LAYOUTS
 from dpo.parts import BESIDE, Row, example_of, first_of, told
 from dpo.sources import Rows, one_line
@@ -163,17 +164,20 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
         )
 
 
-def refusal(name: str, rows: list[Row]) -> str:
-    """Why rows are no preferences, in a line: what they are instead, and what to do."""
+def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
+    """Why rows are no preferences, in a line: what they are instead, and what to do.
+
+    Args:
+        how: where the user says what columns are called.
+    """
     columns = example_of(rows)
     names = ", ".join(map(str, rows[0] if rows else ()))
     for what, why in instead(columns):
         if what:
             return f"{name}: columns {names} {why}"
     return (
-        f"{name}: columns {names} are no preferences that are known: {known()}; rename the columns "
-        "with column_mapping (prompt: …, chosen: …, rejected: …), or name the layout with "
-        "--preference_layout"
+        f"{name}: columns {names} are no preferences that are known: {known()}; say which is which "
+        f'with {how}"{suggested(columns)}"'
     )
 
 
