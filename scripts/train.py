@@ -256,7 +256,9 @@ def main() -> None:
         "data": {
             "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
             "rows": {split: linted.rows for split, linted in data.items()},
-            "set_aside": {split: linted.reasons for split, linted in data.items()},
+            "set_aside": {split: linted.set_aside for split, linted in data.items()},
+            "left_out": {split: linted.left_out for split, linted in data.items()},
+            "lengths": {split: linted.lengths() for split, linted in data.items()},
         },
         "global_batch": recipe.global_batch,
         "steps": trainer_state.global_step,
