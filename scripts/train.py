@@ -242,7 +242,6 @@ def main() -> None:
         return
     tokenizer, data = read_data(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
-
     held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked, leave)
     if leave.left or leave.asked:
         tracking.finish({})
@@ -260,7 +259,9 @@ def main() -> None:
         "data": {
             "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
             "rows": {split: linted.rows for split, linted in data.items()},
-            "set_aside": {split: linted.reasons for split, linted in data.items()},
+            "set_aside": {split: linted.set_aside for split, linted in data.items()},
+            "left_out": {split: linted.left_out for split, linted in data.items()},
+            "lengths": {split: linted.lengths() for split, linted in data.items()},
             "notes": data["train"].notes,
         },
         "global_batch": recipe.global_batch,
