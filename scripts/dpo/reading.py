@@ -22,7 +22,9 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo import choosing, cutting, layouts, lint, parts, tokenization, turns
+from dpo import choosing, cutting, layouts, lint, parsing, parts, tokenization, turns
+from dpo.columns import mapping_of, renamed
+from dpo.cutting import IDS
 from dpo.layouts import to_pair
 from dpo.output import day_of
 from dpo.parts import BESIDE
@@ -35,9 +37,12 @@ from dpo.turns import Fault
 
 BATCH = 1000
 BEST = "row of the best response"  # a column of pairs that several rows were made into
-IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+IMAGES = ("image", "images")  # with such a column TRL takes pairs for a vision model's
 OPTIONS = "template_options"  # what the template gets beside the messages, as JSON, or nothing
+# Of what is said, by which runs of different models are held against each other; and of what the
+# model sees, by which rows repeat each other.
 DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
+RENDERED = ("prompt_rendered", "chosen_rendered", "rejected_rendered")
 ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
 SCALARS = (*(f"{kind}{bits}" for kind in ("int", "float") for bits in (32, 64)), "string", "bool")
 
@@ -97,13 +102,19 @@ def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
 
 
 def pair_of(
-    row: dict[str, Any], layout: str, chat: bool, parts: dict[str, str], calls: bool
+    row: dict[str, Any],
+    layout: str,
+    chat: bool,
+    parts: dict[str, str],
+    calls: bool,
+    padded: tuple[str, ...],
 ) -> dict[str, Any]:
     """A row as a pair, with those of its other columns that rendering and scores need.
 
     Raises:
         Fault: the row is no pair.
     """
+    row = parsing.meant(row, padded)
     more = (*GIVEN, "score_chosen", "score_rejected")
     kept = {name: row[name] for name in more if row.get(name) is not None}
     return kept | to_pair(row, layout, chat, parts, calls)
@@ -118,6 +129,7 @@ def lint_batch(
     words: Tokenization,
     chat: bool,
     calls: bool,
+    padded: tuple[str, ...],
     max_length: int | None,
     truncation_mode: str,
     kept: list[str],
@@ -126,20 +138,24 @@ def lint_batch(
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     found = []
     for row, number in zip(rows, numbers, strict=True):
-        entry = dict.fromkeys((*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, "merged"))
+        entry = dict.fromkeys((*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, "merged"))
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
-            pair = pair_of(row, layout, chat, parts, calls)
+            found_in_row = pair_of(row, layout, chat, parts, calls, padded)
+            lint.check_kind(found_in_row, words.kind)
+            plain = {n: lint.plain(found_in_row[n], words.reads) for n in lint.COLUMNS}
+            pair = found_in_row | plain
             lint.check_pair(pair, words.kind, words.control)
-            entry["texts"] = words.texts(pair)
-            for name in lint.COLUMNS:
-                entry[name] = pair[name] if words.kind is str else lint.plain(pair[name])
-                entry[f"{name}_digest"] = lint.digest(entry[name])
+            entry |= plain | {"texts": words.texts(pair)}
+            lint.check_differ(entry["texts"], found_in_row)
+            for name, text in zip(lint.COLUMNS, entry["texts"], strict=True):
+                entry[f"{name}_digest"] = lint.digest(lint.spoken(pair[name]))
+                entry[f"{name}_rendered"] = lint.digest(text if words.kind is list else pair[name])
             given, seen = words.options(pair)
             entry[OPTIONS] = json.dumps(given) if given else ""
             if seen:  # with other tools it is another prompt
-                entry["prompt_digest"] = lint.digest([entry["prompt"], seen])
+                entry["prompt_digest"] = lint.digest([lint.spoken(pair["prompt"]), seen])
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -153,7 +169,7 @@ def lint_batch(
             lint.check_tokens(*ids, max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
-    names = [*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, "merged", *kept, *ABOUT]
+    names = [*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, "merged", *kept, *ABOUT]
     return {name: [entry[name] for entry in found] for name in names}
 
 
@@ -163,12 +179,16 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         SystemExit: its columns are no preferences, or the chat template is none to train with.
     """
+    mapping, several = mapping_of(recipe.run.column_mapping), len(recipe.mixture.datasets) > 1
+    source = renamed(source, mapping, some=several)
     reading = reading_of(source, recipe.run.preference_layout)
     bad: list[Bad] = []
     rows = len(source.data) if isinstance(source.data, Dataset) else 0
+    merged = 0
     layout, parts = reading.layout, reading.parts
     if layout == "scored":
         source, bad = paired(source, parts)
+        merged = rows - len(bad) - len(source.data)
         if not len(source.data):
             raise SystemExit(f"{source.name}: no prompt has two responses with different scores")
         layout, parts = "question", parts | {"chosen": "chosen", "rejected": "rejected"}
@@ -177,6 +197,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         "chat": bool(tokenizer.chat_template),
         "parts": parts,
         "calls": "tool_calls" in str(tokenizer.chat_template),
+        "padded": source.padded,
     }
     kind = kind_of(source, **how_read)
     words = Tokenization(tokenizer, kind, day_of(Path(recipe.training.output_dir)))
@@ -184,7 +205,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST}
+    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, *ABOUT, "merged", "texts", BEST}
+    ours |= {*IMAGES}
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Json())
     work = {
@@ -203,7 +225,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
             dict.fromkeys(lint.COLUMNS, shape)
             | {OPTIONS: Value("string")}
             | dict.fromkeys(IDS, List(Value("int32")))
-            | dict.fromkeys((*DIGESTS, "merged"), Value("int64"))
+            | dict.fromkeys((*DIGESTS, *RENDERED, "merged"), Value("int64"))
             | {name: features[name] for name in kept}
             | ABOUT
         ),
@@ -218,8 +240,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
             "num_proc": recipe.training.dataset_num_proc or processes(len(data)),
         }
     table = data.map(partial(lint_batch, **work), **how)
-    says = reading.says(kind, tokenizer.chat_template)
-    return Linted(table, says, rows, bad, notes=reading.notes(kind, tokenizer))
+    says, notes = reading.says(kind, tokenizer.chat_template), reading.notes(kind, tokenizer)
+    return Linted(table, says, rows, bad, merged, notes=notes)
 
 
 def processes(rows: int) -> int | None:
@@ -243,7 +265,7 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    modules = (choosing, cutting, layouts, lint, parts, tokenization, turns)
+    modules = (choosing, cutting, layouts, lint, parsing, parts, tokenization, turns)
     code = [inspect.getsource(part) for part in (*modules, pair_of, lint_batch)]
     code += [trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}

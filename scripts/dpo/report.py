@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dpo.output import REPORT, write_json, write_whole
 from dpo.page import document, facts, picture, png, tile
+from dpo.quarantine import said_of_lengths
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
 CHOSEN, REJECTED = "#1a7f37", "#cf222e"
@@ -190,6 +191,8 @@ def summary(report: dict) -> str:
     data = report["data"]
     rows, aside = data["rows"]["train"], data["set_aside"]["train"]
     why = f", {sum(aside.values())} set aside: {', '.join(aside)}" if aside else ""
+    if lengths := data.get("lengths", {}).get("train"):
+        why += f"; {said_of_lengths(lengths)}"
     return (
         f"{report['model']} aligned by DPO on {data['name']} ({rows} rows{why}): "
         f"{report['steps']} steps of {report['global_batch']} pairs, β = {report['beta']:g}. "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dpo.columns import suggested
 from dpo.layouts import LAYOUTS
 from dpo.parts import BESIDE, Row, example_of, first_of, told
 from dpo.sources import Rows, one_line
@@ -120,7 +120,7 @@ def reading_of(source: Rows, given: str | None) -> Reading:
         raise SystemExit(f"preference_layout: no layout {given!r}: one of {known()}")
     data = source.data
     try:
-        rows = list(islice(iter(data), SEEN))
+        rows = source.first(SEEN)
     except ValueError as error:  # a stream is read only now
         raise SystemExit(f"cannot read {source.name}: {one_line(error)}") from error
     if not rows:
@@ -168,17 +168,20 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
         )
 
 
-def refusal(name: str, rows: list[Row]) -> str:
-    """Why rows are no preferences, in a line: what they are instead, and what to do."""
+def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
+    """Why rows are no preferences, in a line: what they are instead, and what to do.
+
+    Args:
+        how: where the user says what columns are called.
+    """
     columns = example_of(rows)
     names = ", ".join(map(str, rows[0] if rows else ()))
     for what, why in instead(columns):
         if what:
             return f"{name}: columns {names} {why}"
     return (
-        f"{name}: columns {names} are no preferences that are known: {known()}; rename the columns "
-        "with column_mapping (prompt: …, chosen: …, rejected: …), or name the layout with "
-        "--preference_layout"
+        f"{name}: columns {names} are no preferences that are known: {known()}; say which is which "
+        f'with {how}"{suggested(columns)}"'
     )
 
 
