@@ -165,8 +165,8 @@ READ = {
         | {"human_ref_B": BAD, "labels": 1, "score_ratio": 3.0},
         *("compared", PAIR, ["post_id", "domain", "c_root_id_A", "c_root_id_B"]),
     ),
-    "stanfordnlp/SHP, the other one": (
-        {"history": Q, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0, "score_ratio": 3.0},
+    "stanfordnlp/SHP, the other one, as text": (
+        {"history": Q, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": "0", "score_ratio": 3.0},
         *("compared", PAIR, []),
     ),
     "lmsys/chatbot_arena_conversations": (
