@@ -152,7 +152,7 @@ UNREAD = {
 def test_columns_that_are_not_read_are_named(row, names):
     said = reading(row).unread(list, TEMPLATE)
     assert said.partition(" (")[0] == (f"not read: {', '.join(names)}" if names else "")
-    assert not names or "put it into the prompt, or rename it with column_mapping" in said
+    assert not names or "put it into the prompt, or rename it with --column_mapping" in said
 
 
 def test_tools_that_no_template_renders_are_named():
@@ -319,7 +319,7 @@ NEEDS = {
     "a prompt of another name": (
         {"query": "How?", "chosen": "So.", "rejected": "No."},
         None,
-        r"no column is known to hold it: name it with column_mapping",
+        r"no column is known to hold it: name it with --column_mapping",
     ),
 }
 

@@ -191,6 +191,10 @@ READ = {
         | {"conversation_b": [parts("user", Q), parts("assistant", BAD)], "is_code": False},
         *("compared", PAIR, ["id", "model_a", "model_b", "language"]),
     ),
+    "lmarena-ai/search-arena-24k": (
+        {"messages_a": OTHER, "messages_b": TALK, "winner": "model_b", "turn": 1, "intent": "x"},
+        *("compared", PAIR, ["intent"]),
+    ),
     "PKU-Alignment/PKU-SafeRLHF": (
         {"prompt": Q, "response_0": BAD, "response_1": GOOD, "prompt_source": "x"}
         | {"is_response_0_safe": True, "better_response_id": 1, "safer_response_id": 0},
@@ -267,7 +271,7 @@ REFUSED = {
     "openbmb/UltraInteract_pair": (
         {"task": "x", "dataset": "y", "trajectory": [turn("user", Q)], "chosen": "Step: a"}
         | {"rejected": "Step: b", "id": "5", "parent_id": "4"},
-        r"no column is known to hold it.*column_mapping \(prompt: trajectory\)",
+        r'no column is known to hold it.*--column_mapping "prompt=trajectory"',
     ),
     "Vezora/Code-Preference-Pairs": (
         {"input": Q, "accepted": GOOD, "rejected": BAD, "ID": 5},
@@ -313,6 +317,23 @@ REFUSED = {
     ),
     "openai/gsm8k": ({"question": Q, "answer": GOOD}, "supervised fine-tuning"),
     "trl-lib/ultrafeedback-prompt": ({"prompt": [USER]}, "prompts alone"),
+    "HuggingFaceH4/hhh_alignment": (
+        {"input": Q, "targets": {"choices": [GOOD, BAD], "labels": [1, 0]}},
+        r"columns input, targets are no preferences that are known",
+    ),
+    "Anthropic/model-written-evals": (
+        {"question": Q, "answer_matching_behavior": GOOD, "answer_not_matching_behavior": BAD},
+        r'--column_mapping "prompt=question',
+    ),
+    "databricks/databricks-dolly-15k": (
+        {"instruction": Q, "context": "", "response": GOOD, "category": "x"},
+        "supervised fine-tuning",
+    ),
+    "lmsys/lmsys-chat-1m": (
+        {"conversation_id": "5", "model": "m", "conversation": TALK, "turn": 1},
+        "supervised fine-tuning",
+    ),
+    "openwebtext": ({"text": Q}, "prompts alone"),
     "LLaMA-Factory's former Alpaca": (
         {"instruction": Q, "input": "", "output": [GOOD, BAD]},
         "are no preferences that are known",
