@@ -62,7 +62,7 @@ from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, check_model, load_rows
 from dpo.stopping import Leave, end
-from dpo.terminal import guarded
+from dpo.terminal import guarded, visible
 from dpo.tokenization import load_tokenizer
 from dpo.values import check_values
 from dpo.wandb_run import Describe, add_report
@@ -214,6 +214,8 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for row in report.tiles(results):
         table.add_row(*row)
     Console().print(table)
+    for note in report.data_notes(results):
+        print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
 
 
@@ -257,6 +259,7 @@ def main() -> None:
             "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
             "rows": {split: linted.rows for split, linted in data.items()},
             "set_aside": {split: linted.reasons for split, linted in data.items()},
+            "notes": data["train"].notes,
         },
         "global_batch": recipe.global_batch,
         "steps": trainer_state.global_step,

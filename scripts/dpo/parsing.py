@@ -13,8 +13,8 @@ from typing import Any
 
 from trl.trainer.utils import remove_none_values
 
-from dpo.layouts import Fault
 from dpo.tokenization import GIVEN
+from dpo.turns import Fault
 
 ROLE = re.compile(r"""["'](role|from)["']\s*:""")
 

@@ -58,7 +58,17 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
         bad.append(Bad(sources[at], int(rows[at]), reasons[at], details[at]))
     kept = table.select(np.flatnonzero(reasons == ""))
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
-    return Linted(kept, layout, sum(part.rows for _, part in parts), bad)
+    return Linted(kept, layout, sum(part.rows for _, part in parts), bad, notes_of(parts))
+
+
+def notes_of(parts: list[tuple[Rows, Linted]]) -> list[str]:
+    """The notes of sources, each once; of several sources with the name of the one it is about."""
+    named = [
+        note if len(parts) == 1 else f"{source.name}: {note}"
+        for source, part in parts
+        for note in part.notes
+    ]
+    return [*dict.fromkeys(named)]
 
 
 def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -> Linted:
@@ -90,7 +100,7 @@ def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -
     stream = concatenate_datasets(streams)
     if next(iter(stream), None) is None:
         raise SystemExit(f"no row of the stream is a pair to train on: {path} says why")
-    return Linted(stream.repeat(None), f"streamed, {layout}")
+    return Linted(stream.repeat(None), f"streamed, {layout}", notes=notes_of(parts))
 
 
 def digests_of(table: Dataset) -> np.ndarray:

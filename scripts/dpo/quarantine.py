@@ -32,6 +32,7 @@ class Linted:
     layout: str  # how the rows were read, in words
     rows: int = 0
     bad: list[Bad] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what may have been meant otherwise
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -97,6 +98,7 @@ def said(linted: dict[str, Linted], path: Path | None) -> list[str]:
         streams = isinstance(found.pairs, IterableDataset)
         count = "" if streams else f"{len(found.pairs)} pairs of {found.rows} rows, "
         text.append(f"{split:>8}  {count}{visible(found.layout)}")
+        text += [f"          {visible(note)}" for note in found.notes]
         for reason, count in found.reasons.items():
             text.append(f"          {count} set aside as {reason}: {lint.REASONS[reason]}")
     return [*text, *([f"          they are in {path}"] if path else [])]
