@@ -166,9 +166,10 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
         return value[name]
     if not isinstance(value, dict):
         return value if isinstance(value, list) else [value]
-    columns = [*value.values()]
-    if columns and all(isinstance(c, dict) and c.keys() == columns[0].keys() for c in columns):
-        return [{name: value[name][row] for name in value} for row in columns[0]]  # of pandas
+    columns = [column for column in value.values() if isinstance(column, dict)]
+    numbers = [str(row) for row in range(len(columns[0]))] if columns else []
+    if numbers and all([*column] == numbers for column in columns) and len(columns) == len(value):
+        return [{name: value[name][row] for name in value} for row in numbers]  # as pandas has it
     lists = {
         key: rows
         for key, rows in value.items()
