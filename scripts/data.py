@@ -9,6 +9,9 @@ pairs token by token. Writes the same as data.html, and the rows set aside as qu
 the recipe's output folder. Ends with an error where a run would refuse the data.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import os
 import sys
 from pathlib import Path

@@ -9,6 +9,9 @@ outputs/frontier/frontier.json: the same command goes on from there. A checkpoin
 is measured (17 GB in all otherwise).
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import datetime
 import json

@@ -124,6 +124,7 @@ class Runs:
         if self.processes > 1:
             environment |= {"WORLD_SIZE": str(self.processes), "MASTER_ADDR": "127.0.0.1"}
             environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+            environment |= {"TORCHELASTIC_RUN_ID": "none"}  # as if torchrun had started them
         started = []
         for this in range(self.processes):
             own = {"RANK": str(this), "LOCAL_RANK": str(this)} if self.processes > 1 else {}

@@ -61,6 +61,7 @@ SCORED = [
     {"prompt": f"q{i // 2}", "response": "a" * (i + 1), "helpfulness": i % 2} for i in range(6)
 ]
 GOOD = [good(i) for i in range(4)]
+WITH_SYSTEM = [good(i) | {"system": "Be brief."} for i in range(4)]
 
 # name: (the good rows around it, the bad row, its reason)
 BAD = {
@@ -97,6 +98,16 @@ BAD = {
     "a system prompt answers": (GOOD, changed(chosen=said("Good.", "system")), "wrong_role"),
     "an unknown role": (GOOD, changed(chosen=said("Good.", "model")), "unknown_role"),
     "no role": (GOOD, changed(chosen=[{"content": "Good."}]), "unknown_role"),
+    "two system prompts": (
+        WITH_SYSTEM,
+        changed(prompt=said("Be long.", "system") + said("q", "user"), system="Be brief."),
+        "system_differs",
+    ),
+    "a history that is none": (
+        [good(i) | {"history": [["q", "a"]]} for i in range(4)],
+        changed(history=[["q"]]),
+        "not_messages",
+    ),
     "no prompt": (GOOD, changed(prompt=[]), "no_prompt"),
     "a blank prompt": (GOOD, changed(prompt=said(" ", "user")), "no_prompt"),
     "a replacement character": (GOOD, changed(chosen=said("caf\ufffd")), "broken_text"),

@@ -78,6 +78,13 @@ class RunArguments:
             "sharegpt, compared, rated or scored (docs/data.md). By default their columns tell."
         },
     )
+    column_mapping: str | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of other names, ours before theirs: {prompt: question, chosen: good} "
+            'in a recipe, "prompt=question chosen=good" on the command line.'
+        },
+    )
     chat_template_path: str | None = field(
         default=None,
         metadata={

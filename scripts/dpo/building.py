@@ -13,7 +13,7 @@ from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
-from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
+from trl import DPOConfig, DPOTrainer, get_quantization_config
 
 from dpo import adapters, ends, fits, foreign, hub, loading, tracking
 from dpo.drift import Drift
@@ -106,12 +106,9 @@ def make_trainer(
         "use_safetensors": True,  # never a pickle
         "device_map": own_device(args),
     }
-    modules = model.lora_target_modules
-    if isinstance(modules, str) and modules.isidentifier():
-        model.lora_target_modules = [modules]  # TRL takes a single name for a pattern of whole ones
     start: dict[str, Any] = {
         "model": model.model_name_or_path,
-        "peft_config": get_peft_config(model),
+        "peft_config": adapters.planned(model),
         "quantization_config": get_quantization_config(model),
     }
     if start["peft_config"]:  # so that the adapter is put on this base again, and on no newer one

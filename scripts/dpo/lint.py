@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from dpo import cutting
-from dpo.layouts import Fault, Pair, number
+from dpo.choosing import number
+from dpo.layouts import Fault, Pair
 from dpo.tokenization import Tokenization
 
 REASONS = {
@@ -32,6 +33,7 @@ REASONS = {
     "no_prompt": "the prompt has no text",
     "unknown_role": "a role that chat templates do not know: use system, user, assistant or tool",
     "wrong_role": "the prompt ends with the assistant, or a completion with somebody else",
+    "system_differs": "a column holds another system prompt than the conversation itself",
     "prompts_differ": "chosen and rejected answer different prompts: nothing can be compared",
     "same": "chosen and rejected are the same: nothing is preferred",
     "broken_text": "characters that decoding has destroyed: read the source as UTF-8 again",

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from dpo import cutting, lint
 from dpo.output import QUARANTINE
 from dpo.quarantine import Bad, Linted, check_length, said_of_lengths
-from dpo.reading import ABOUT, BATCH, IDS, RENDERED, column, lint_rows
+from dpo.reading import ABOUT, BATCH, IDS, IMAGES, RENDERED, column, lint_rows
 from dpo.recipe import Recipe
 from dpo.sources import Rows
+from dpo.telling import SEEN
 
 
 def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -> Linted:
@@ -68,7 +69,17 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
     for source, part in parts:
         of[source.name] += part.rows
     merged = sum(part.merged for _, part in parts)
-    return Linted(kept, layout, of.total(), bad, merged, dict(of))
+    return Linted(kept, layout, of.total(), bad, merged, dict(of), notes=notes_of(parts))
+
+
+def notes_of(parts: list[tuple[Rows, Linted]]) -> list[str]:
+    """The notes of sources, each once; of several sources with the name of the one it is about."""
+    named = [
+        note if len(parts) == 1 else f"{source.name}: {note}"
+        for source, part in parts
+        for note in part.notes
+    ]
+    return [*dict.fromkeys(named)]
 
 
 def beginning(parts: list[tuple[Rows, Linted]], max_length: int | None) -> Linted:
@@ -122,7 +133,7 @@ def streamed(
         raise SystemExit(f"no row of the stream is a pair to train on: {path} says why")
     if lengths := first.lengths():
         layout += f"; of the first {first.rows} rows, {said_of_lengths(lengths)}"
-    return Linted(stream.repeat(None), f"streamed, {layout}")
+    return Linted(stream.repeat(None), f"streamed, {layout}", notes=notes_of(parts))
 
 
 def digests_of(table: Dataset) -> np.ndarray:
@@ -168,6 +179,31 @@ def flat(pairs: Dataset) -> Dataset:
     return flattened.with_format(None)
 
 
+def check_images(source: Rows) -> None:
+    """See that there are none: a column of them may be there, and empty.
+
+    Raises:
+        SystemExit: a row has an image; of a stream, one of the first.
+    """
+    streams = isinstance(source.data, IterableDataset)
+    columns = {*(source.data.column_names or next(iter(source.data), {}))} & {*IMAGES}
+    if not columns:
+        return
+    rows = iter(source.data.select_columns([*columns]))
+    for number, row in enumerate(islice(rows, SEEN) if streams else rows, start=1):
+        if not all(map(is_empty, row.values())):
+            raise SystemExit(
+                f"{source.name} has images, and text alone is trained on here: row {number}"
+            )
+
+
+def is_empty(value: Any) -> bool:
+    """Whether there is nothing in a value: null, "", [], [null], {"bytes": null}, and as text."""
+    if isinstance(value, (list, dict)):
+        return all(map(is_empty, value.values() if isinstance(value, dict) else value))
+    return value is None or value in ("", "[]", "null", "[null]", "{}", "None", "[None]")
+
+
 def prepare(
     recipe: Recipe, rows: tuple[list[Rows], list[Rows]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Linted]:
@@ -181,9 +217,7 @@ def prepare(
             with.
     """
     for part in (*rows[0], *rows[1]):
-        columns = part.data.column_names or next(iter(part.data), {})
-        if {"image", "images"} & {*columns}:
-            raise SystemExit(f"{part.name} has images, and text alone is trained on here")
+        check_images(part)
     # The others find what one process of the machine has done.
     with PartialState().local_main_process_first():
         train, test = (

@@ -47,6 +47,7 @@ class Linted:
     merged: int = 0
     sources: dict[str, int] = field(default_factory=dict)  # rows of each, of a mixture
     max_length: int | None = None
+    notes: list[str] = field(default_factory=list)  # what may have been meant otherwise
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -181,11 +182,13 @@ def refuse(split: str, found: Linted, wrong: list[Bad], limit: float, folder: Pa
 
 def said(linted: dict[str, Linted], path: Path | None) -> list[str]:
     """What was read, what was set aside, and what max_length cuts and leaves out, in words."""
-    text = []
+    text, noted = [], set()
     for split, found in linted.items():
         streams = isinstance(found.pairs, IterableDataset)
         count = "" if streams else f"{len(found.pairs)} pairs of {found.rows} rows, "
         text.append(f"{split:>8}  {count}{visible(found.layout)}")
+        text += [f"          {visible(note)}" for note in found.notes if note not in noted]
+        noted |= {*found.notes}
         for reason, count in found.set_aside.items():
             text.append(f"          {count} set aside as {reason}: {lint.REASONS[reason]}")
         if lengths := found.lengths():

@@ -17,6 +17,7 @@ import yaml
 
 from dpo import secrets
 from dpo.arguments import BATCH, RunArguments, decides
+from dpo.flags import check as flags_given
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -44,6 +45,10 @@ class Recipe:
     mixture: DatasetMixtureConfig
     run: RunArguments
     flags: frozenset[str] = frozenset()
+
+    def place(self, *keys: str) -> str:
+        """Where one of the keys was stated, for a message: with the flags, or in the file."""
+        return "ARGS" if self.flags & {*keys} else str(self.path)
 
     @property
     def init(self) -> dict[str, Any]:
@@ -235,10 +240,13 @@ def resolve(
     # Once alone, so that an error names the file; flags on the command line are checked below.
     parser.prog = str(path)
     parser.parse_known_args(flags)
-    parser.prog = "train.py"
+    parser.prog = "ARGS"
+    given = flags_given(parser, argv)
     namespace, unknown = parser.parse_known_args(flags + argv)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0]
+        if not unknown[0].startswith("-"):
+            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
         raise SystemExit(f"unknown argument {unknown[0]!r}: {choices(name, known)}")
     chosen = {
         key: value
@@ -246,8 +254,6 @@ def resolve(
         if key in keys or value != defaults[key]
     }
     values = vars(namespace)
-    names = (flag[2:].split("=")[0] for flag in argv if flag.startswith("--"))
-    given = frozenset(name.replace("-", "_") for name in names)  # --max-steps is taken as well
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
     moves = values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]
     if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # values.py refuses it
@@ -260,7 +266,8 @@ def resolve(
             values["dataloader_persistent_workers"] = False
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
-            raise SystemExit(f"{path}: {key} is {values[key]}: give 1 or more")
+            where = "ARGS" if key in given else path
+            raise SystemExit(f"{where}: {key} is {values[key]}: give 1 or more")
     batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],
@@ -271,7 +278,9 @@ def resolve(
         parts = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
-        raise SystemExit(f"{path}: {' '.join(str(error).split())}{hint}") from error
+        said = " ".join(str(error).split())
+        where = "ARGS" if any(key in said for key in given) else path
+        raise SystemExit(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
     stated = (chosen, defaults, batch)
     return Recipe(name, path, *stated, script, training, model, mixture, run, given)

@@ -182,6 +182,11 @@ def alert(row: dict) -> str:
     return f'<p class="alert">{html.escape(text)}</p>'
 
 
+def data_notes(report: dict) -> list[str]:
+    """What was said of the data as it was read; reports of older runs have none."""
+    return report["data"].get("notes", [])
+
+
 def summary(report: dict) -> str:
     data = report["data"]
     rows, aside = data["rows"]["train"], data["set_aside"]["train"]
@@ -220,12 +225,13 @@ def page(report: dict, drawn: bytes) -> str:
     samples = "".join(map(sample, report.get("samples", [])))
     results = "".join(tile(*row) for row in tiles(report))
     said = along(report.get("completions", []))
+    notes = "".join(f'<p class="alert">Data: {html.escape(n)}</p>' for n in data_notes(report))
     code = {"commit": report["commit"]} if report.get("commit") else {}
     says = "True reward, preference accuracy, loss and implicit rewards of the run"
     return document(
         report["recipe"],
         f"""<p class="dim">{html.escape(summary(report))}</p>
-{"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
+{notes}{"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
 {picture(drawn, says)}
 {f"<h2>The same prompts, before and after</h2>{samples}" if samples else ""}
 {f"<h2>While it trained</h2>{said}" if said else ""}

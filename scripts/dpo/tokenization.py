@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dpo import adapters
 from dpo.layouts import Fault, Pair
+from dpo.model_files import tokenizer_of
 from dpo.recipe import Recipe, choices
 
 TEMPLATES = files("trl") / "chat_templates"
@@ -36,11 +37,11 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template that the recipe names, if it names one.
 
     Raises:
-        SystemExit: there is no such template, or the tokenizer has no end token.
+        SystemExit: there is no such template, the tokenizer cannot be read, or has no end token.
     """
     given, (name, revision) = recipe.run.chat_template_path, adapters.tokenizer_home(recipe.model)
     trusted = recipe.training.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted)
+    tokenizer = tokenizer_of(name, revision, trusted)
     if tokenizer.eos_token is None:
         raise SystemExit(
             f"the tokenizer of {name} has no eos_token: a model trained with "
