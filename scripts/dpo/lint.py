@@ -136,11 +136,11 @@ def check_roles(pair: Pair) -> None:
         raise Fault("prompts_differ", "they do not begin alike")
     if not pair["prompt"]:
         raise Fault("no_prompt")
-    if pair["prompt"][-1]["role"] == "assistant":
-        raise Fault("wrong_role", "the prompt ends with the assistant")
     answers = pair["chosen"], pair["rejected"]
     if any("user" in {message["role"] for message in answer[:-1]} for answer in answers):
         raise Fault("prompts_differ", where_they_part(*answers, before=len(pair["prompt"])))
+    if pair["prompt"][-1]["role"] == "assistant":
+        raise Fault("wrong_role", "the prompt ends with the assistant")
     for name in ("chosen", "rejected"):
         if pair[name][-1]["role"] != "assistant":
             raise Fault("wrong_role", f"{name} ends with {pair[name][-1]['role']}")
