@@ -515,7 +515,9 @@ def test_a_long_source_of_a_mixture_is_named(tmp_path, tiny_model):
     quarantine.check_share(linted, 0.05, tmp_path)
     lines = "\n".join(quarantine.said(linted, None))
     assert re.search(r"max_length 128: 0 of 24 pairs are cut, 4 left out", lines)
-    assert re.search(r"rows left out: 4 of the 4 of \S+/long \(train\)$", lines, re.MULTILINE), lines
+    assert re.search(r"rows left out: 4 of the 4 of \S+/long \(train\)$", lines, re.MULTILINE), (
+        lines
+    )
 
 
 @pytest.mark.parametrize("short, long", [(6, 4), (4, 6)])

@@ -1,0 +1,159 @@
+"""Recipes of other tools as they were found: their keys, which tool they are of, and whether they
+are of DPO."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpo.brought import Brought
+from dpo.old_keys import DROPPED, RENAMED
+from dpo.other_tools import TOOLS
+
+# Keys that other trainers have and DPO has not, and words of names.
+OTHER = {
+    "an SFT": "packing dataset_text_field completion_only_loss assistant_only_loss max_seq_length",
+    "KTO": "desirable_weight undesirable_weight",
+    "CPO or SimPO": "cpo_alpha simpo_gamma",
+    "PPO or GRPO": "num_generations reward_model_path kl_coef vf_coef num_ppo_epochs reward_funcs",
+    "a reward model": "center_rewards_coefficient",
+}
+METHODS = ("sft", "orpo", "kto", "cpo", "simpo", "ppo", "grpo", "rm", "reward")
+OURS = ("dpo", "apo", "ipo", "pref", "align")
+
+
+def flags_of(text: str) -> dict[str, Any]:
+    """The flags of a training command in a shell script, its variables filled in."""
+    text = re.sub(r"(?m)^\s*#.*$", "", text).replace("\\\n", " ")
+    known: dict[str, str] = {}
+
+    def filled(part: str) -> str:
+        part = re.sub(r"\$\{?(\w+)\}?", lambda m: known.get(m[1], os.path.basename(m[0])), part)
+        for inner in re.findall(r"\$\(\(([\d\s*/]+)\)\)", part):  # as batch sizes are divided
+            value, *rest = re.split(r"\s*([*/])\s*", inner.strip())
+            value = int(value)
+            for sign, number in zip(rest[::2], rest[1::2], strict=True):
+                value = value * int(number) if sign == "*" else value // int(number)
+            part = part.replace(f"$(({inner}))", str(value))
+        return part
+
+    command: list[str] = []
+    for line in text.splitlines():
+        line = filled(line.strip())
+        if found := re.fullmatch(r"(?:export )?(\w+)=(\S+|\"[^\"]*\")", line):
+            default = re.fullmatch(r"\$\{?\w+:-(.*?)\}?", found[2].strip("\"'"))
+            known[found[1]] = default[1] if default else found[2].strip("\"'")
+        elif "--" in line and not command:
+            try:
+                command = shlex.split(line, comments=True)
+            except ValueError:
+                command = line.split()
+    found: dict[str, Any] = {}
+    at = max(
+        (i for i, word in enumerate(command) if re.search(r"dpo\w*\.py$|^dpo$", word)), default=-1
+    )
+    names = {"num_processes": 1, "num_nodes": 1, "nproc_per_node": 1}
+    for i, word in enumerate(command[:at]):
+        name, _, value = word.removeprefix("--").partition("=")
+        value = value or command[i + 1]
+        if name in names and value.isdigit():
+            names[name] = int(value)
+    key = None
+    for word in command[at + 1 :]:
+        if word in ("&&", ";", "|", "done"):
+            break
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            found[key] = [yaml.safe_load(value)] if equals else []
+        elif key:
+            found[key].append(word if key.endswith("_list") else yaml.safe_load(word))
+    flat = {k: True if not v else v[0] if len(v) == 1 else v for k, v in found.items()}
+    flat = {
+        (k[3:] if k.startswith("no_") else k): (v is not True if k.startswith("no_") else v)
+        for k, v in flat.items()
+    }
+    gpus = max(names["num_processes"], names["nproc_per_node"]) * names["num_nodes"]
+    return flat | ({"": gpus} if gpus > 1 else {})
+
+
+def read(path: Path) -> tuple[dict[str, Any], int | None]:
+    """A recipe's keys, and the number of GPUs that it says it is for.
+
+    Raises:
+        SystemExit: no such file, or none that holds keys.
+    """
+    if not path.is_file():
+        raise SystemExit(f"FROM: no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        keys = flags_of(text) if path.suffix == ".sh" else yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SystemExit(f"FROM: {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict) or not keys:
+        raise SystemExit(f"FROM: {path}: no keys: a recipe is YAML, JSON or a shell script")
+    gpus = keys.pop("", None)
+    said = re.search(r"#.*?\b(\d+)\s*(?:x\s*)?(?:[A-Z]\w*\s+)?GPUs?\b", text)
+    return {str(k): number(v) for k, v in keys.items()}, gpus or (int(said[1]) if said else None)
+
+
+def number(value: Any) -> Any:
+    """The number that a value is: YAML has 5e-7 as text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
+    """The tool that a recipe is of, by the keys that only one of them has.
+
+    Raises:
+        SystemExit: it is of none that is known, or of several.
+    """
+    own = {}
+    for tool, (renamed, dropped) in TOOLS.items():
+        others = {*ours, *RENAMED, *DROPPED}
+        for name, tables in TOOLS.items():
+            others |= {*tables[0], *tables[1]} if name != tool else set()
+        own[tool] = [key for key in keys if key in {*renamed, *dropped} - others]
+    signs = {"axolotl": "base_model", "LLaMA-Factory": "stage"}
+    most = max(own.values(), key=len)
+    tools = [tool for tool, found in own.items() if found and len(found) == len(most)]
+    tools = [tool for tool in tools if signs.get(tool) in keys] or tools
+    if len(tools) > 1:
+        said = "; ".join(f"{tool}: {', '.join(own[tool])}" for tool in tools)
+        raise SystemExit(f"FROM: {path} could be of several tools ({said}): take out those of one")
+    if tools:
+        return tools[0]
+    if not {*keys} & {"model_name_or_path", "dataset_name", "dataset_mixer", "dataset_mixture"}:
+        raise SystemExit(
+            f"FROM: {path} has keys of no tool that is known: TRL, alignment-handbook, "
+            f"{', '.join(TOOLS)} are (its keys: {', '.join([*keys][:8])})"
+        )
+    mixed = {"dataset_mixer", "dataset_mixture"} & {*keys}
+    return "alignment-handbook" if mixed else "TRL"
+
+
+def refuse_others(b: Brought) -> None:
+    """Refuse what of TRL is no DPO, by keys that only its trainer has, or by what it calls itself."""
+    if b.tool in TOOLS:  # they say it themselves
+        return
+    for what, names in OTHER.items():
+        found = [key for key in names.split() if b.old.get(key)]
+        if found:
+            b.refuse(f"this is no DPO, but {what}: it has {', '.join(found)}")
+    named = (
+        b.path.parent.name,
+        b.path.stem,
+        *(b.old.get(k) for k in ("hub_model_id", "output_dir")),
+    )
+    words = {word for name in named for word in re.split(r"[^a-z]+", str(name or "").lower())}
+    if not any(ours in word for word in words for ours in OURS):
+        for method in METHODS:
+            if method in words:
+                b.refuse(f"this is no DPO, but {method.upper()}, as its name says")
