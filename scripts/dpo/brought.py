@@ -3,9 +3,12 @@ takes thought: their data and what they call a loss."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 HELD_OUT = ("test", "val", "eval", "dev")
 
@@ -34,11 +37,24 @@ class Brought:
             self.renamed.append(f"{of} → {key}")
 
     def drop(self, key: str, reason: str) -> None:
-        self.old.pop(key, None)
-        self.dropped[key] = reason
+        if self.old.pop(key, None) is not None:
+            self.dropped[key] = reason
 
     def refuse(self, why: str) -> None:
         raise SystemExit(f"{self.path}: {why}")
+
+
+def stated(key: str, value: Any) -> str:
+    """A recipe's line that says this value, quoted where YAML would read another; a list of data
+    sets has a line for each."""
+
+    def flow(value: Any) -> str:
+        how = {"default_flow_style": True, "allow_unicode": True, "width": math.inf}
+        return yaml.safe_dump(value, sort_keys=False, **how).strip().removesuffix("...").strip()
+
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        return "\n".join([f"{key}:", *(f"  - {flow(entry)}" for entry in value)])
+    return f"{key}: {flow(value)}"
 
 
 def sliced(split: str, share: Any) -> str:
@@ -128,10 +144,6 @@ def trl(b: Brought) -> None:
         types = [types] if isinstance(types, str) else types
         b.put("loss_type", [*types, "sft"], of="rpo_alpha")
         b.put("loss_weights", [*[1.0] * len(types), float(alpha)])
-    if b.take("group_by_length"):
-        b.dropped["group_by_length"] = "pairs are dealt to processes by length in any case"
-    if b.take("use_flash_attention_2"):
-        b.dropped["use_flash_attention_2"] = "prefix sharing has attention of its own"
     if text := b.take("chat_template"):
         if str(text).endswith(".jinja"):
             b.put("chat_template_path", text, of="chat_template")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import SchedulerType
@@ -14,12 +15,12 @@ from transformers.training_args import OptimizerNames
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 from dpo.arguments import BATCH, decides
-from dpo.brought import Brought, trl
+from dpo.brought import Brought, stated, trl
 from dpo.foreign_recipes import read, refuse_others, told
 from dpo.from_tools import axolotl, llama_factory, open_instruct
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
-from dpo.recipe import make_parser, resolve, stated
+from dpo.recipe import make_parser, resolve
 from dpo.undone import AGAINST, NEVER
 from dpo.values import LOSS_TYPES, SMOOTHED
 
@@ -41,6 +42,7 @@ LEFT_OUT = {
     "use_liger_kernel": "prefix sharing saves the same memory",
     "gradient_checkpointing_kwargs": "how activations are computed again changes no result",
     "save_only_model": "a killed run goes on from its optimizer's state",
+    "accelerator_config": "pairs are dealt by the batch and the seed",
     **NEVER,
     **AGAINST,
 }
@@ -57,8 +59,8 @@ LOSS = {
     *("precompute_ref_log_probs", "precompute_ref_batch_size"),
 }
 DATA_KEYS = (
-    *("dataset_config", "dataset_train_split", "dataset_test_split", "datasets"),
-    *("column_mapping", "preference_layout"),
+    *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets"),
+    *("test_split_size", "column_mapping", "preference_layout"),
 )
 SECTIONS = ("Model", "Data", "DPO", "Optimisation", "Evaluation and output")
 
@@ -66,7 +68,8 @@ SECTIONS = ("Model", "Data", "DPO", "Optimisation", "Evaluation and output")
 def rename(b: Brought, ours: set[str]) -> list[str]:
     """Take what is left of the old keys to ours, or leave it out. Returns those nobody knows."""
     renamed, dropped = TOOLS.get(b.tool, ({}, {}))
-    renamed, dropped = RENAMED | renamed, DROPPED | dropped
+    renamed = {k: v for k, v in RENAMED.items() if k not in dropped} | renamed
+    dropped = DROPPED | dropped
     unknown = []
     ratio, steps = b.take("warmup_ratio"), b.take("warmup_steps")
     if ratio or steps:
@@ -79,11 +82,11 @@ def rename(b: Brought, ours: set[str]) -> list[str]:
             b.dropped[key] = LEFT_OUT.get(key) or LEFT_OUT[new]
             if key == "trust_remote_code" and value is True:
                 b.warned.append("trust_remote_code: add it if the model brings code that you trust")
-        elif new is None:
-            b.dropped[key] = dropped.get(key, "")
-            if key not in dropped:
+        elif new not in ours:
+            if new or key in dropped:
+                b.dropped[key] = f"it is {new}" if new else dropped[key]
+            else:
                 unknown.append(key)
-                del b.dropped[key]
         elif new in b.new:
             b.dropped[key] = f"{new} is said already"
         else:
@@ -175,7 +178,7 @@ def known_names(b: Brought) -> None:
 
 def batch(b: Brought, gpus: int | None, asked: int | None) -> list[str]:
     """Keep the original's batch on any number of GPUs. Returns what the header says of it."""
-    documented = 8 if b.tool == "alignment-handbook" else None
+    documented = (1 if b.new.get("use_peft") else 8) if b.tool == "alignment-handbook" else None
     used = asked or gpus or documented or 1
     pairs = int(b.new.get("per_device_train_batch_size", 8))
     accumulated = int(b.new.get("gradient_accumulation_steps", 1))
@@ -203,7 +206,11 @@ def section(key: str) -> str:
         return "Data"
     if key in LOSS:
         return "DPO"
-    return "Optimisation" if decides(key) or key in BATCH else "Evaluation and output"
+    return (
+        "Optimisation"
+        if decides(key) or key in (*BATCH, "gradient_checkpointing")
+        else "Evaluation and output"
+    )
 
 
 def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: list[str]) -> str:
@@ -212,7 +219,9 @@ def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: li
     for key, why in b.dropped.items():
         reasons.setdefault(why, []).append(key)
     notes = [f"{', '.join(keys)} ({why})" for why, keys in reasons.items()]
-    data = b.new.get("dataset_name") or ", ".join(d["path"] for d in b.new.get("datasets", []))
+    data = b.new.get("dataset_name") or ", ".join(
+        dict.fromkeys(d["path"] for d in b.new.get("datasets", []))
+    )
     parts = [
         f"{Path(b.new['model_name_or_path']).name} on {data or 'data to be named'}.",
         f"Source: {b.path.name}, a recipe of {b.tool}, brought here by make new FROM=.",
@@ -235,12 +244,17 @@ def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: li
 
 
 def convert(
-    path: Path, name: str, model: str = "", dataset: str = "", gpus: int | None = None
+    path: Path,
+    name: str,
+    model: str = "",
+    data: dict[str, Any] | None = None,
+    gpus: int | None = None,
 ) -> tuple[str, list[str]]:
     """The text of the recipe that one of another tool becomes, and what to tell of the way.
 
     Args:
-        model, dataset: in the place of those that it names.
+        model: in the place of the one that it names.
+        data: keys of data, in the place of those that it names.
         gpus: how many the original ran on, if it does not say.
 
     Raises:
@@ -260,14 +274,11 @@ def convert(
     said = batch(b, documented, gpus)
     if model:
         b.new["model_name_or_path"] = model
-    if dataset:
-        for key in (*DATA_KEYS, *(["test_split_size"] if b.new.get("dataset_test_split") else [])):
-            b.new.pop(key, None)
-        b.new["dataset_name"] = dataset
+    if data:
+        b.new = {k: v for k, v in b.new.items() if k not in DATA_KEYS} | data
     b.new["output_dir"] = f"outputs/{name}"
-    for key in ("model_name_or_path",):
-        if not b.new.get(key):
-            b.refuse(f"{key} is missing: give it with MODEL=")
+    if not b.new.get("model_name_or_path"):
+        b.refuse("it names no model: give one with MODEL=")
     if not b.new.get("dataset_name") and not b.new.get("datasets"):
         b.refuse("it names no data: give them with DATASET=")
     plain = []
@@ -275,9 +286,12 @@ def convert(
         if key in defaults and value == defaults[key]:
             plain.append(f"{key}: {value}")
             del b.new[key]
+    order = [*defaults]
+    order.append(order.pop(order.index("output_dir")))
     lines = [header(b, name, said, plain, unknown)]
     for title in SECTIONS:
-        stands = [stated(key, value) for key, value in b.new.items() if section(key) == title]
+        keys = sorted((key for key in b.new if section(key) == title), key=order.index)
+        stands = [stated(key, b.new[key]) for key in keys]
         lines += ["", f"### {title}", *stands] if stands else []
     text = "\n".join(lines) + "\n"
     resolve(make_parser(), Path(f"recipes/{name}.yaml"), name, yaml.safe_load(text), ["--use_cpu"])

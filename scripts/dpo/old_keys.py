@@ -27,11 +27,11 @@ UNLIKE = "there is no such method here"
 
 RENAMED = {
     "torch_dtype": "dtype",
-    "warmup_ratio": "warmup_steps",  # a share of the steps where it is below 1
+    "warmup_ratio": "warmup_steps, where a number below 1 is a share of all steps",
     "evaluation_strategy": "eval_strategy",
-    "dataset_mixer": "datasets",
-    "dataset_mixture": "datasets",
-    "dataset_splits": "dataset_train_split",
+    "dataset_mixer": "dataset_name, or datasets for several",
+    "dataset_mixture": "dataset_name, or datasets for several",
+    "dataset_splits": "dataset_train_split and dataset_test_split",
     "dataset_configs": "dataset_config",
     "dataset_train_name": "dataset_train_split",
     "dataset_test_name": "dataset_test_split",
@@ -45,10 +45,8 @@ RENAMED = {
     "peft_lora_r": "lora_r",
     "peft_lora_alpha": "lora_alpha",
     "use_liger_loss": "use_liger_kernel",
-    "use_flash_attention_2": "attn_implementation",
-    "rpo_alpha": "loss_type",  # [sigmoid, sft] with loss_weights
+    "rpo_alpha": "loss_type: [sigmoid, sft], and loss_weights: [1.0, this]",
     "gradient_checkpointing_use_reentrant": "gradient_checkpointing_kwargs",
-    "group_by_length": "train_sampling_strategy",
     "chat_template": "chat_template_path",
     "model": "model_name_or_path",
     "dataset": "dataset_name",
@@ -75,6 +73,8 @@ DROPPED = because(
         "model_code_revision sanity_check gradient_accumulation_kwargs xpu_backend "
         "ddp_backend_timeout",
     ),
+    ("pairs are dealt to processes by length in any case", "group_by_length"),
+    ("prefix sharing has attention of its own", "use_flash_attention_2"),
     ("they stand in a column `tools`, beside each row", "tools"),
     ("TRL has no loss without a reference any more", "reference_free"),
     ("completions are shown at every evaluation in any case", "generate_during_eval"),
@@ -96,7 +96,7 @@ DROPPED = because(
 
 def spelling(key: str) -> str | None:
     """What to write in the place of a key that is not ours; None if no other tool has it."""
-    from dpo.other_tools import TOOLS
+    from dpo.other_tools import TOOLS  # which takes its reasons from here
 
     for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
         if key in renamed:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,13 +117,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
     return keys
-
-
-def stated(key: str, value: Any) -> str:
-    """A line of a recipe that says this value, quoted where YAML would read another."""
-    how = {"default_flow_style": True, "allow_unicode": True, "width": math.inf}
-    text = yaml.safe_dump(value, sort_keys=False, **how)
-    return f"{key}: {text.strip().removesuffix('...').strip()}"
 
 
 def _as_flags(keys: dict[str, Any], several: set[str]) -> tuple[list[str], dict[str, Any]]:
