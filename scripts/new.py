@@ -27,13 +27,13 @@ from datasets import IterableDataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo import foreign
-from dpo.brought import stated
 from dpo.columns import described, mapping_of, renamed, suggested
 from dpo.converting import convert
 from dpo.layouts import LAYOUTS, detect
 from dpo.output import write_whole
 from dpo.reading import SEEN, paired
 from dpo.recipe import FOLDER
+from dpo.recipe_text import stated
 from dpo.sources import Rows, check_reachable, load_splits, looks_local, one_line
 from dpo.terminal import guarded, visible
 

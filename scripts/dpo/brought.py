@@ -3,12 +3,9 @@ takes thought: their data and what they call a loss."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 HELD_OUT = ("test", "val", "eval", "dev")
 
@@ -42,19 +39,6 @@ class Brought:
 
     def refuse(self, why: str) -> None:
         raise SystemExit(f"{self.path}: {why}")
-
-
-def stated(key: str, value: Any) -> str:
-    """A recipe's line that says this value, quoted where YAML would read another; a list of data
-    sets has a line for each."""
-
-    def flow(value: Any) -> str:
-        how = {"default_flow_style": True, "allow_unicode": True, "width": math.inf}
-        return yaml.safe_dump(value, sort_keys=False, **how).strip().removesuffix("...").strip()
-
-    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        return "\n".join([f"{key}:", *(f"  - {flow(entry)}" for entry in value)])
-    return f"{key}: {flow(value)}"
 
 
 def sliced(split: str, share: Any) -> str:

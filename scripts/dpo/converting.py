@@ -12,15 +12,14 @@ from typing import Any
 import yaml
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-from dpo.arguments import BATCH, decides
-from dpo.brought import Brought, stated, trl
+from dpo.brought import Brought, trl
 from dpo.foreign_recipes import read, refuse_others, told
 from dpo.from_tools import axolotl, llama_factory, open_instruct
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
 from dpo.recipe import make_parser, resolve
+from dpo.recipe_text import sections
 from dpo.undone import AGAINST, NEVER
 from dpo.values import LOSS_TYPES, SMOOTHED
 
@@ -46,23 +45,10 @@ LEFT_OUT = {
     **NEVER,
     **AGAINST,
 }
-MODEL = {*ModelConfig.__dataclass_fields__, "trust_remote_code", "chat_template_path"}
-DATA = {
-    *ScriptArguments.__dataclass_fields__,
-    *DatasetMixtureConfig.__dataclass_fields__,
-    *("max_length", "truncation_mode", "column_mapping", "preference_layout"),
-}
-LOSS = {
-    *("beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type"),
-    *("f_alpha_divergence_coef", "use_weighting", "discopop_tau", "sync_ref_model"),
-    *("ref_model_mixup_alpha", "ref_model_sync_steps", "disable_dropout"),
-    *("precompute_ref_log_probs", "precompute_ref_batch_size"),
-}
 DATA_KEYS = (
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets"),
     *("test_split_size", "column_mapping", "preference_layout"),
 )
-SECTIONS = ("Model", "Data", "DPO", "Optimisation", "Evaluation and output")
 
 
 def rename(b: Brought, ours: set[str]) -> list[str]:
@@ -92,6 +78,22 @@ def rename(b: Brought, ours: set[str]) -> list[str]:
         else:
             b.put(new, value, of=key)
     return unknown
+
+
+def account(b: Brought, given: dict[str, Any]) -> None:
+    """Name the keys that were taken together with others, or were empty: none goes unsaid."""
+    said = {*b.new, *b.dropped, *(line.split(" → ")[0].split(":")[0] for line in b.renamed)}
+    said |= {key.split(":")[0] for key in b.dropped}
+    renamed, dropped = TOOLS.get(b.tool, ({}, {}))
+    for key, value in given.items():
+        if key in said:
+            continue
+        if value in (None, False, 0, "", [], {}):
+            b.dropped[key] = "it is empty"
+        elif new := renamed.get(key) or RENAMED.get(key):
+            b.renamed.append(f"{key} → {new}")
+        else:
+            b.dropped[key] = dropped.get(key, "another key says it")
 
 
 def precision(b: Brought) -> None:
@@ -198,21 +200,6 @@ def batch(b: Brought, gpus: int | None, asked: int | None) -> list[str]:
     return [f"Batch: {share}, on any number of GPUs that divides it;", f"{said}."]
 
 
-def section(key: str) -> str:
-    """The section of a recipe that a key stands in."""
-    if key in MODEL:
-        return "Model"
-    if key in DATA:
-        return "Data"
-    if key in LOSS:
-        return "DPO"
-    return (
-        "Optimisation"
-        if decides(key) or key in (*BATCH, "gradient_checkpointing")
-        else "Evaluation and output"
-    )
-
-
 def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: list[str]) -> str:
     """The recipe's comments: what it is, and what became of every key that is not in it."""
     reasons: dict[str, list[str]] = {}
@@ -263,7 +250,7 @@ def convert(
     parser = make_parser()
     defaults = vars(parser.parse_known_args([])[0])
     keys, documented = read(path)
-    b = Brought(told(path, keys, {*defaults}), path, keys)
+    b = Brought(told(path, keys, {*defaults}), path, dict(keys))
     refuse_others(b)
     TAKE.get(b.tool, trl)(b)
     unknown = rename(b, {*defaults})
@@ -272,6 +259,7 @@ def convert(
     evaluation(b)
     known_names(b)
     said = batch(b, documented, gpus)
+    account(b, {key: value for key, value in keys.items() if key not in unknown})
     if model:
         b.new["model_name_or_path"] = model
     if data:
@@ -286,14 +274,8 @@ def convert(
         if key in defaults and value == defaults[key]:
             plain.append(f"{key}: {value}")
             del b.new[key]
-    order = [*defaults]
-    order.append(order.pop(order.index("output_dir")))
-    lines = [header(b, name, said, plain, unknown)]
-    for title in SECTIONS:
-        keys = sorted((key for key in b.new if section(key) == title), key=order.index)
-        stands = [stated(key, b.new[key]) for key in keys]
-        lines += ["", f"### {title}", *stands] if stands else []
-    text = "\n".join(lines) + "\n"
+    comments = header(b, name, said, plain, unknown)
+    text = f"{comments}\n{sections(b.new, [*defaults])}"
     resolve(make_parser(), Path(f"recipes/{name}.yaml"), name, yaml.safe_load(text), ["--use_cpu"])
-    told_of = [line.removeprefix("# ").strip("# ") for line in lines[0].splitlines()]
+    told_of = [line.removeprefix("# ").strip("# ") for line in comments.splitlines()]
     return text, told_of
