@@ -92,7 +92,7 @@ def flags_of(text: str) -> dict[str, Any]:
             raise SystemExit(
                 f"FROM: --{key} {flat[key]}: the script does not say what that is: write the value"
             )
-        del flat[key]
+        flat[key] = None  # a date, or a name made of what is above
     processes = max(names["num_processes"], names["nproc_per_node"])  # in all, or of a machine
     gpus = max(processes, min(processes, 8) * names["num_nodes"])
     return flat | ({"": gpus} if gpus > 1 else {})
@@ -163,13 +163,11 @@ def refuse_others(b: Brought) -> None:
         found = [key for key in names.split() if b.old.get(key)]
         if found:
             b.refuse(f"this is no DPO, but {what}: it has {', '.join(found)}")
-    named = (
-        b.path.parent.name,
-        b.path.stem,
-        *(b.old.get(k) for k in ("hub_model_id", "output_dir")),
-    )
-    words = {word for name in named for word in re.split(r"[^a-z]+", str(name or "").lower())}
-    if not any(ours in word for word in words for ours in OURS):
+    own = [b.old.get(key) for key in ("hub_model_id", "output_dir", "run_name")]
+    for names in (own, [b.path.stem, b.path.parent.name]):
+        words = {word for name in names for word in re.split(r"[^a-z]+", str(name or "").lower())}
+        if any(ours in word for word in words for ours in OURS):
+            return
         for method in METHODS:
             if method in words:
                 b.refuse(f"this is no DPO, but {method.upper()}, as its name says")

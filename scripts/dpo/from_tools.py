@@ -163,6 +163,8 @@ def llama_factory(b: Brought) -> None:
         b.old.setdefault("val_size", 0.05)
     held_out = b.take("val_size")
     place(b, parts, [], held_out, "dataset")
+    if b.take("streaming"):
+        b.put("streaming" if "datasets" in b.new else "dataset_streaming", True)
     if held_out:
         b.new["eval_strategy"] = b.take("eval_strategy", "steps")
     how = b.take("finetuning_type", "lora")

@@ -68,7 +68,7 @@ DROPPED = because(
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name fp16_backend "
         "half_precision_backend fp16_opt_level past_index use_ipex jit_mode_eval "
         "tpu_num_cores tpu_metrics_debug mp_parameters ray_scope use_mps_device "
-        "save_safetensors include_inputs_for_metrics adafactor eval_do_concat_batches "
+        "save_safetensors include_inputs_for_metrics adafactor "
         "include_tokens_per_second sortish_sampler dispatch_batches split_batches torchdynamo "
         "model_code_revision sanity_check gradient_accumulation_kwargs xpu_backend "
         "ddp_backend_timeout",

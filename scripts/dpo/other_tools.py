@@ -46,7 +46,6 @@ LLAMA_FACTORY_RENAMED = {
     "val_size": "test_split_size",
     "eval_dataset": "dataset_test_split",
     "max_samples": "datasets",
-    "streaming": "dataset_streaming",
     "hf_hub_token": "hub_token",
 }
 LLAMA_FACTORY_DROPPED = because(
