@@ -9,12 +9,13 @@ the same model on the same pairs in the same dtype, and they take turns, so that
 slows down slows them all. Pairs are random tokens of real lengths: those of UltraFeedback
 (recipes/data/ultrafeedback-lengths.csv, 1,200 pairs, Qwen's tokenizer), drawn so that prompts and
 padding weigh what they weigh in the whole table. Steps are timed from their first batch to their
-last update, after a warm-up of the same kind; loading, and scoring the reference beforehand, are
-not in them.
-
+last update, after a warm-up of the same kind, without loading and scoring the reference before it.
 Writes bench.json, bench.md and bench.png to outputs/bench.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import copy
 import json

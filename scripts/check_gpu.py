@@ -13,6 +13,9 @@ Writes check-gpu.json, check-gpu.md and a log of each part to outputs/check-gpu,
 start empties. Ends with 1 if a row failed.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import datetime
 import importlib.metadata

@@ -15,6 +15,9 @@ Train and test prompts speak of different subjects. The same seed gives the same
 kind of CPU; on another kind, rounding may change some answers.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import itertools
 import json

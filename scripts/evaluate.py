@@ -13,6 +13,9 @@ in cache/answers, and verdicts beside the evaluation: a second judge, or a secon
 there.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import datetime
 import os

@@ -26,7 +26,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dpo.asking import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
+from dpo import ranks
+from dpo.asking import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
 from dpo.recipe import FOLDER as RECIPES
 from dpo.recipe import choices, names, read_yaml
 from dpo.terminal import guarded
@@ -72,6 +73,13 @@ def choose(config: str, gpus: str) -> tuple[str, int, bool]:
     if gpus and not (gpus.isdigit() and int(gpus) > 0):
         raise SystemExit(f"GPUS={gpus} is not a number of processes: give 1 or more")
     here = gpus_here()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    named = [name for name in visible.split(",") if name.strip().isdigit()]
+    if 0 < here < len(named):  # CUDA leaves out what it does not know, and all that comes after
+        words = f"names {len(named)} GPUs, and {here} of them can be seen: name others, or unset it"
+        raise SystemExit(f"CUDA_VISIBLE_DEVICES={visible} {words}")
+    if not here and visible not in ("", "-1"):
+        print(f"CUDA_VISIBLE_DEVICES={visible}, and no GPU is there of that name: on the CPU")
     asked = int(gpus) if gpus else max(here, 1)
     if not config:
         config = "cpu" if not here else "single_gpu" if asked == 1 else "zero2"
@@ -124,12 +132,17 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     All inherit the signals blocked, so that they end none of them before it listens, nor those
     that only start others.
 
-    Returns the run's exit code, or EXIT_CODE if it was asked and can be started again.
+    Returns the run's exit code, 1 if it has said why it ends, or EXIT_CODE if it was asked and can
+    be started again.
     """
     told_in = environment.get(TOLD_IN)  # by slurm.sh, one folder for the launches of all machines
     with contextlib.nullcontext(told_in) if told_in else tempfile.TemporaryDirectory() as folder:
         asked, left = Path(folder, ASKED), Path(folder, LEFT)
-        run = subprocess.Popen(command, env=environment | {TOLD_IN: folder})
+        # `accelerate launch` as it was printed, without a trace of its own where a process refuses.
+        quieter = [sys.executable, "-m", "dpo.launching", *command[1:]]
+        found = [str(Path(__file__).parent), environment.get("PYTHONPATH")]
+        found = {"PYTHONPATH": os.pathsep.join(filter(None, found))}
+        run = subprocess.Popen(quieter, env=environment | {TOLD_IN: folder} | found)
 
         def send(number: int) -> None:
             for process in psutil.Process(run.pid).children(recursive=True):
@@ -153,6 +166,8 @@ def run(command: list[str], environment: dict[str, str]) -> int:
             signal.signal(number, hand_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         code = run.wait()
+        if has_refused(folder):  # torchrun has asked the other processes to leave
+            return 1
         return EXIT_CODE if left.exists() else code
 
 
@@ -223,7 +238,7 @@ def main() -> None:
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
     command += ["scripts/train.py", "--config", f"{RECIPES}/{args.recipe}.yaml", *args.arguments]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, CONFIG: config}
+    environment = {**ranks.without(os.environ), "PATH": path, CONFIG: config}
     # On GPUs too: an optimizer that is offloaded runs on the CPU, and torchrun would give it one.
     environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
     if not on_cpu and processes < gpus_here():

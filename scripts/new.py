@@ -14,11 +14,13 @@ YAML, JSON or a shell script. Every key is mapped, renamed or left out with the 
 DATASET go before its own; GPUS says how many it ran on, where it does not.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import math
 import re
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,14 +29,16 @@ from datasets import IterableDataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo import foreign
-from dpo.columns import described, mapping_of, renamed, suggested
+from dpo.columns import described, mapping_of, renamed
 from dpo.converting import convert
-from dpo.layouts import LAYOUTS, detect
+from dpo.layouts import LAYOUTS, renders
 from dpo.output import write_whole
-from dpo.reading import SEEN, paired
+from dpo.parts import told
+from dpo.reading import paired
 from dpo.recipe import FOLDER
 from dpo.recipe_text import stated
 from dpo.sources import Rows, check_reachable, load_splits, looks_local, one_line
+from dpo.telling import SEEN, refusal
 from dpo.terminal import guarded, visible
 
 # Parameters up to which, learning rate, pairs a device, and who published that rate for that size.
@@ -88,12 +92,12 @@ def has_chat_template(model: str) -> bool:
         ) from error
 
 
-def count(source: Rows, layout: str) -> int | None:
+def count(source: Rows, layout: str, parts: dict[str, str]) -> int | None:
     """How many pairs a split has, by its rows; None if nobody says."""
     if isinstance(source.data, IterableDataset):  # of the hub, not fetched: its card may say
         found = (source.data.info.splits or {}).get(str(source.data.split))
         return found.num_examples if found and layout != "scored" else None
-    return len(paired(source)[0].data) if layout == "scored" else len(source.data)
+    return len(paired(source, parts)[0].data) if layout == "scored" else len(source.data)
 
 
 def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
@@ -111,28 +115,21 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
     tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
     tests = [split for split in tests if split != train]
     source = renamed(splits[train], mapping)
-    rows = [*islice(iter(source.data), SEEN)]
+    rows = source.first(SEEN)
     if not rows:
         raise SystemExit(f"DATASET: {source.name} has no rows")
-    layout = detect(rows)
+    layout, parts = told(rows)
     if layout is None:
-        found = [*dict.fromkeys(key for row in rows for key in row)]
         print(visible("\n".join([f"{source.name} has these columns:", *described(rows)])))
-        raise SystemExit(
-            f"DATASET: the columns of {source.name} are none that are known: say which is which, "
-            f'such as make new … COLUMNS="{suggested(found)}" (docs/data.md has the layouts)'
-        )
+        raise SystemExit(f"DATASET: {refusal(source.name, rows, 'make new … COLUMNS=')}")
     print(f"{name}: {layout}, {LAYOUTS[layout]}; splits {', '.join(splits)}")
-    pairs = count(source, layout)
+    pairs = count(source, layout, parts)
     lines = [stated("dataset_name", name)]
     if mapping:
         lines.append(stated("column_mapping", mapping))
     if train != "train":
         lines.append(stated("dataset_train_split", train))
-    plain = layout == "explicit" and all(
-        isinstance(row.get(key), str | None) for row in rows for key in ("prompt", "chosen")
-    )
-    if plain and chat:
+    if chat and renders(rows, layout):
         remark = "plain text becomes messages of the chat template; explicit: as it is"
         lines.append(line("preference_layout", "question", remark))
     if tests:

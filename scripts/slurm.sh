@@ -42,7 +42,7 @@ while kill -0 "$step" 2>/dev/null; do # the signal ended the wait, not the run
 done
 left=$(ls "$DPO_TOLD_IN")
 rm -r "$DPO_TOLD_IN"
-if [[ $left = *left* && ! $cancelled ]]; then
+if [[ $left = *left* && $left != *refused* && ! $cancelled ]]; then
   echo "Asked to leave: back to the queue"
   scontrol requeue "$SLURM_JOB_ID"
 fi

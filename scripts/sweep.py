@@ -9,6 +9,9 @@ The same command goes on where it was ended: finished points are left alone, a f
 end the others.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import argparse
 import json
 import os

@@ -13,15 +13,17 @@ which launches, with the accelerate config of the machine,
 Flags after the recipe win over it. `--help` lists them all: TRL's, and at the end our own.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
 import datetime
 import gc
 import json
 import math
-import os
 import sys
 import time
-import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,9 +51,11 @@ from dpo import (
     output,
     preferences,
     quarantine,
+    ranks,
     report,
     resuming,
     scoring,
+    shape,
     tracking,
 )
 from dpo.building import make_trainer
@@ -61,15 +65,11 @@ from dpo.machine import commit, device_name, peak_memory_gb, versions
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, check_model, load_rows
-from dpo.stopping import Leave, end
-from dpo.terminal import guarded
+from dpo.stopping import Leave, end, run_to_the_end
+from dpo.terminal import guarded, visible
 from dpo.tokenization import load_tokenizer
 from dpo.values import check_values
 from dpo.wandb_run import Describe, add_report
-
-# About what TRL and transformers set themselves; nobody who runs a recipe can change it.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers")
-warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
 
 
 def sharding(trainer: DPOTrainer) -> str:
@@ -214,16 +214,20 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for row in report.tiles(results):
         table.add_row(*row)
     Console().print(table)
+    for note in report.data_notes(results):
+        print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
 
 
-@guarded
+@partial(guarded, alone=False)
 @record  # torchrun ends with the error of the process that failed first
 def main() -> None:
     leave = Leave().listen()
+    ranks.check()
     recipe = parse(sys.argv[1:])
     check_values(recipe)
     check_model(recipe)
+    shape.check(recipe)
     rows = load_rows(recipe)
     state = PartialState()
     folder = Path(recipe.training.output_dir)
@@ -238,7 +242,6 @@ def main() -> None:
         return
     tokenizer, data = read_data(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
-
     held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked, leave)
     if leave.left or leave.asked:
         tracking.finish({})
@@ -256,7 +259,10 @@ def main() -> None:
         "data": {
             "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
             "rows": {split: linted.rows for split, linted in data.items()},
-            "set_aside": {split: linted.reasons for split, linted in data.items()},
+            "set_aside": {split: linted.set_aside for split, linted in data.items()},
+            "left_out": {split: linted.left_out for split, linted in data.items()},
+            "lengths": {split: linted.lengths() for split, linted in data.items()},
+            "notes": data["train"].notes,
         },
         "global_batch": recipe.global_batch,
         "steps": trainer_state.global_step,
@@ -291,9 +297,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
-    # DeepSpeed holds on to gloo's threads. One that gives back a tensor while Python shuts down
-    # aborts its process, and torchrun then ends the others, which may still be evaluating.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    run_to_the_end(main)

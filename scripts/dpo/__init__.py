@@ -1,1 +1,8 @@
-"""What the entry scripts share: one idea per file."""
+"""What the entry scripts share: one idea per file.
+
+Imported by each of them before any library that would speak as it is imported.
+"""
+
+from dpo.quiet import hush
+
+hush()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 from pathlib import Path
 
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
@@ -16,9 +18,9 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, has_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
-from dpo import loading, output
+from dpo import loading, model_files, output
 from dpo.recipe import Recipe
 
 MERGED = "merged"
@@ -28,7 +30,18 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
     """The configuration of an adapter, which names its base; None if `name` is no adapter."""
     if not find_adapter_config_file(name, revision=revision):
         return None
+    if Path(name).is_dir():
+        model_files.read_json(Path(name, CONFIG_NAME))
     return PeftConfig.from_pretrained(name, revision=revision)
+
+
+def planned(model: ModelConfig) -> PeftConfig | None:
+    """The adapter that a recipe puts on a model; None without `use_peft`."""
+    stated = copy.copy(model)
+    modules = model.lora_target_modules
+    if isinstance(modules, str) and re.fullmatch(r"[\w.]+", modules):
+        stated.lora_target_modules = [modules]  # peft takes a string for a pattern of whole names
+    return get_peft_config(stated)
 
 
 def shape_of(folder: Path) -> str:

@@ -96,7 +96,8 @@ class RunArguments:
         default=0.05,
         metadata={
             "help": "Share of a split's rows that may be wrong. Each is set aside and named; with "
-            "more than this share of them a run does not start."
+            "more than this share of them a run does not start. What max_length leaves out is no "
+            "fault and counts apart."
         },
     )
     save_merged: bool = field(

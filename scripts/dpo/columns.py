@@ -6,22 +6,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from dpo import layouts
-from dpo.sources import Rows
-from dpo.tokenization import GIVEN
+from dpo.parts import KNOWN
+from dpo.rows import Rows
 
-READ = (
-    *layouts.QUESTIONS,
-    *layouts.SYSTEMS,
-    *layouts.CHOSEN,
-    *layouts.REJECTED,
-    *("messages", "conversations", "completions", "responses", "ratings", "response"),
-    *(name for pair in layouts.COMPARED for name in pair),
-    *layouts.PREFERENCES,
-    *layouts.SCORES,
-    *("score_chosen", "score_rejected"),
-    *GIVEN,
-)
 KINDS = {str: "text", bool: "true or false", int: "number", float: "number", dict: "object"}
 # What the columns of a pair are called elsewhere, in parts of names: for a suggestion alone.
 MEANT = {
@@ -53,8 +40,8 @@ def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
     if not all(len(pair) == 2 and all(isinstance(n, str) and n for n in pair) for pair in pairs):
         raise SystemExit(f"{key}: {text}: {form}")
     for ours, _ in pairs:
-        if ours not in READ:
-            raise SystemExit(f"{key}: nothing reads a column {ours!r}: one of {', '.join(READ)}")
+        if ours not in KNOWN:
+            raise SystemExit(f"{key}: nothing reads a column {ours!r}: one of {', '.join(KNOWN)}")
     for names in zip(*pairs, strict=True):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:

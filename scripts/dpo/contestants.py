@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, checkpoints, fits, foreign, output, placing, positions
+from dpo import adapters, checkpoints, fits, foreign, model_files, output, placing, positions
 from dpo.digests import digests_of
 from dpo.recipe import Recipe
 from dpo.sources import check_weights, looks_local
@@ -54,8 +54,7 @@ class Contestant:
         if self.recipe and self.path == self.recipe.model.model_name_or_path:
             tokenizer = load_tokenizer(self.recipe)
         else:
-            how = {"revision": self.revision, "trust_remote_code": self.trusted}
-            tokenizer = AutoTokenizer.from_pretrained(self.path, **how)
+            tokenizer = model_files.tokenizer_of(self.path, self.revision, self.trusted)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as TRL has it
         return tokenizer
 
@@ -82,7 +81,7 @@ class Contestant:
         name = adapter.base_model_name_or_path if adapter else self.path
         revision = adapter.revision if adapter else self.revision
         trusted = {"trust_remote_code": self.trusted}
-        config = AutoConfig.from_pretrained(name, revision=revision, **trusted)
+        config = model_files.config_of(name, revision, **trusted)
         return placing.weight_bytes(config, self.dtype, **trusted)
 
     def autocast(self, device: str) -> torch.autocast:
@@ -180,4 +179,6 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
         raise SystemExit(f"no run and no model at {name}; {known_runs()}")
     check_weights(name)
     foreign.check_code(name, None, False)
+    if not adapters.config_of(name):
+        model_files.check_config(name)
     return Contestant(name.rstrip("/"), name, dtype=like.dtype if like else "auto")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from dpo import adapters, reference
+from dpo import adapters, model_files, reference
 from dpo.recipe import Recipe
 
 
@@ -63,7 +63,7 @@ def check(
 
     Raises:
         SystemExit: the embedding is smaller than the tokenizer, or a pair longer than the model's
-            positions.
+            positions; the pad token is none of its tokens; or no whole batch is there.
     """
     name, args = recipe.model.model_name_or_path, recipe.training
     most, cut = args.max_length, (args.max_length, args.truncation_mode)
@@ -72,10 +72,22 @@ def check(
     revision = adapter.revision if adapter else recipe.model.model_revision
     trusted = args.trust_remote_code
     how = recipe.init | {"revision": revision, "trust_remote_code": trusted}
-    config = AutoConfig.from_pretrained(base, **how)
+    config = model_files.config_of(base, **how)
     if not (adapter and adapter.modules_to_save):  # which may be an embedding of its own
         known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
         check_rows(config, tokenizer, base, max(map(highest_token, known), default=0))
+    if args.pad_token is not None and args.pad_token not in tokenizer.get_vocab():
+        raise SystemExit(
+            f"{recipe.place('pad_token')}: pad_token is {args.pad_token}: the tokenizer of {name} "
+            "has no such token: leave it out, or give one of its special tokens"
+        )
+    batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and isinstance(pairs[0], Dataset) and len(pairs[0]) < batch:
+        raise SystemExit(
+            f"{recipe.place('dataloader_drop_last')}: dataloader_drop_last is True: there are "
+            f"{len(pairs[0])} pairs to train on, fewer than the {batch} of one batch, and nothing "
+            "would be left: leave it out, or lower per_device_train_batch_size"
+        )
     room, longest = positions(config), 0
     for rows in pairs:
         if isinstance(rows, IterableDataset):

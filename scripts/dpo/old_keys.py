@@ -4,6 +4,8 @@ now, or why there is no such key any more.
 What a strict parse says of an unknown key, and what `make new FROM=` does with it.
 """
 
+from pathlib import Path
+
 
 def because(*groups: tuple[str, str]) -> dict[str, str]:
     """Each key to the reason of its group; a group is a reason and its keys."""
@@ -104,3 +106,21 @@ def spelling(key: str) -> str | None:
         if key in dropped:
             return f"leave {key!r} out: {dropped[key]}"
     return None
+
+
+def refuse_unknown(path: Path, unknown: dict[str, str]) -> None:
+    """Name all keys of a recipe that are not known, each with what to write in its place.
+
+    Args:
+        unknown: the keys, each with those of ours that are near.
+
+    Raises:
+        SystemExit: there are some.
+    """
+    if not unknown:
+        return
+    old = {key: spelling(key) for key in unknown}
+    said = "; ".join(old[key] or f"{key!r}: {near}" for key, near in unknown.items())
+    many = "unknown key" if len(unknown) == 1 else f"{len(unknown)} unknown keys:"
+    hint = f"; make new FROM={path} RECIPE=another-name writes it anew" if any(old.values()) else ""
+    raise SystemExit(f"{path}: {many} {said}{hint}")

@@ -231,5 +231,8 @@ def claim(recipe: Recipe) -> TextIO | None:
             text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
             write_whole(folder / SETTINGS, f"{BEGAN}{day_of(folder)}\n{text}")
     except OSError as error:
-        raise SystemExit(f"cannot write the output folder {folder}: {error.strerror}") from error
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise SystemExit(
+            f"cannot write the output folder {folder}: {why}: give another --output_dir"
+        ) from error
     return held

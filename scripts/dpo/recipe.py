@@ -17,7 +17,8 @@ import yaml
 
 from dpo import secrets
 from dpo.arguments import BATCH, RunArguments, decides
-from dpo.old_keys import spelling
+from dpo.flags import check as flags_given
+from dpo.old_keys import refuse_unknown, spelling
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -45,6 +46,10 @@ class Recipe:
     mixture: DatasetMixtureConfig
     run: RunArguments
     flags: frozenset[str] = frozenset()
+
+    def place(self, *keys: str) -> str:
+        """Where one of the keys was stated, for a message: with the flags, or in the file."""
+        return "ARGS" if self.flags & {*keys} else str(self.path)
 
     @property
     def init(self) -> dict[str, Any]:
@@ -211,24 +216,6 @@ def parse(argv: list[str]) -> Recipe:
     return resolve(parser, path, path.stem, read_yaml(path), argv)
 
 
-def refuse_unknown(path: Path, unknown: list[str], known: list[str]) -> None:
-    """Name all keys that are not known, each with what to write in its place.
-
-    Raises:
-        SystemExit: there are some.
-    """
-    if not unknown:
-        return
-    others = [spelling(key) for key in unknown]
-    said = [
-        there or f"{key!r}: {choices(key, known)}"
-        for key, there in zip(unknown, others, strict=True)
-    ]
-    keys = "unknown key" if len(unknown) == 1 else f"{len(unknown)} unknown keys:"
-    hint = f"; make new FROM={path} RECIPE=another-name writes it anew" if any(others) else ""
-    raise SystemExit(f"{path}: {keys} {'; '.join(said)}{hint}")
-
-
 def resolve(
     parser: argparse.ArgumentParser, path: Path, name: str, keys: dict[str, Any], argv: list[str]
 ) -> Recipe:
@@ -238,7 +225,7 @@ def resolve(
         SystemExit: as `parse`.
     """
     known = [action.dest for action in parser._actions if action.dest != "help"]
-    refuse_unknown(path, [str(key) for key in keys if key not in known], known)
+    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
     # would turn DeepSpeed off; without a backend processes would not find each other.
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
@@ -252,19 +239,21 @@ def resolve(
     # Once alone, so that an error names the file; flags on the command line are checked below.
     parser.prog = str(path)
     parser.parse_known_args(flags)
-    parser.prog = "train.py"
+    parser.prog = "ARGS"
+    given = flags_given(parser, argv)
     namespace, unknown = parser.parse_known_args(flags + argv)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0]
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {choices(name, known)}")
+        if not unknown[0].startswith("-"):
+            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
+        near = spelling(name.replace("-", "_")) or choices(name, known)
+        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
     chosen = {
         key: value
         for key, value in vars(namespace).items()
         if key in keys or value != defaults[key]
     }
     values = vars(namespace)
-    names = (flag[2:].split("=")[0] for flag in argv if flag.startswith("--"))
-    given = frozenset(name.replace("-", "_") for name in names)  # --max-steps is taken as well
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
     moves = values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]
     if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # values.py refuses it
@@ -277,7 +266,8 @@ def resolve(
             values["dataloader_persistent_workers"] = False
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
-            raise SystemExit(f"{path}: {key} is {values[key]}: give 1 or more")
+            where = "ARGS" if key in given else path
+            raise SystemExit(f"{where}: {key} is {values[key]}: give 1 or more")
     batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],
@@ -288,7 +278,9 @@ def resolve(
         parts = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
-        raise SystemExit(f"{path}: {' '.join(str(error).split())}{hint}") from error
+        said = " ".join(str(error).split())
+        where = "ARGS" if any(key in said for key in given) else path
+        raise SystemExit(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
     stated = (chosen, defaults, batch)
     return Recipe(name, path, *stated, script, training, model, mixture, run, given)

@@ -60,7 +60,7 @@ def to_go_on_from(
             answer[1] = refusal.code
     broadcast_object_list(answer)
     if answer[1]:
-        raise SystemExit(answer[1] if trainer.is_world_process_zero() else 1)
+        raise SystemExit(answer[1])
     return answer[0]
 
 

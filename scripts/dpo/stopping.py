@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
+from dpo import tracking
 from dpo.asking import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
 
 
@@ -30,6 +33,26 @@ def end(agreed: bool) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if agreed and told_in else EXIT_CODE)
+
+
+def run_to_the_end(main: Callable[[], None]) -> NoReturn:
+    """Run an entry point, and end this process before Python shuts down.
+
+    DeepSpeed holds on to gloo's threads. One that gives back a tensor while Python shuts down
+    aborts its process, and torchrun then ends the others, which may still be evaluating.
+    """
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr, flush=True)
+        if code:
+            tracking.finish({}, code)  # what W&B has not written yet
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Leave(TrainerCallback):

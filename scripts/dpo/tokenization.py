@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dpo import adapters
 from dpo.layouts import Fault, Pair
+from dpo.model_files import tokenizer_of
 from dpo.recipe import Recipe, choices
 
 TEMPLATES = files("trl") / "chat_templates"
@@ -36,11 +37,11 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template that the recipe names, if it names one.
 
     Raises:
-        SystemExit: there is no such template, or the tokenizer has no end token.
+        SystemExit: there is no such template, the tokenizer cannot be read, or has no end token.
     """
     given, (name, revision) = recipe.run.chat_template_path, adapters.tokenizer_home(recipe.model)
     trusted = recipe.training.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted)
+    tokenizer = tokenizer_of(name, revision, trusted)
     if tokenizer.eos_token is None:
         raise SystemExit(
             f"the tokenizer of {name} has no eos_token: a model trained with "
@@ -80,6 +81,7 @@ class Tokenization:
     ):
         self.tokenizer, self.kind = tokenizer, kind
         self.day = day or datetime.date.today()
+        self._reads: dict[str, bool] = {}
 
     @cached_property
     def template(self) -> str | None:
@@ -89,6 +91,13 @@ class Tokenization:
         if "strftime_now(" not in str(own):
             return None
         return DATE.sub(lambda found: repr(self.day.strftime(found[2])), own)
+
+    def reads(self, key: str) -> bool:
+        """Whether the chat template reads this key of a message: where it says so by name."""
+        if key not in self._reads:
+            source = str(self.tokenizer.chat_template)
+            self._reads[key] = bool(re.search(rf"\b{re.escape(key)}\b", source))
+        return self._reads[key]
 
     @cached_property
     def rendered(self) -> list[int]:

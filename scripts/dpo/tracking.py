@@ -195,12 +195,12 @@ def alert(title: str, text: str) -> None:
     to_wandb(lambda wandb: wandb.alert(title=title, text=text, level="WARN"))
 
 
-def finish(results: dict[str, Any]) -> None:
+def finish(results: dict[str, Any], code: int = 0) -> None:
     """Add the final results, held-out metrics by name, to the W&B run, if there is one, and close
-    it."""
+    it: as failed with an exit `code` that is not 0."""
 
     def close(wandb) -> None:
         wandb.run.summary.update({f"eval/{name}": value for name, value in results.items()})
-        wandb.finish()
+        wandb.finish(exit_code=code)
 
     to_wandb(close)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
+from dpo.checkpoints import MANIFEST, named
 from dpo.recipe import Recipe
 from dpo.start import START
 from dpo.undone import optimizer, silently_undone
@@ -72,6 +74,12 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("label_smoothing", lambda v: 0 <= v < 0.5, "0 or more, below 0.5: a share of wrong labels"),
     ("ld_alpha", share, "0 to 1, or leave it out"),
     ("loss_weights", lambda v: all(map(positive, v)), "numbers above 0, one for each loss_type"),
+    ("neftune_noise_alpha", positive, "a number above 0, or leave it out; 5 is common"),
+    # As f-DPO has it: at 1 the reverse KL divergence, at 0 the forward one.
+    ("f_alpha_divergence_coef", share, "0 to 1"),
+    ("pad_to_multiple_of", lambda v: v == "auto" or v >= 1, "auto, or 1 or more"),
+    ("dataloader_prefetch_factor", counts, "1 or more"),
+    ("ddp_bucket_cap_mb", counts, "1 or more"),
     ("discopop_tau", positive, "a number above 0; 0.05 is the paper's"),
     ("f_divergence_type", lambda v: v in DIVERGENCES, f"one of {', '.join(DIVERGENCES)}"),
     ("router_aux_loss_coef", not_negative, "0 or more"),
@@ -128,7 +136,9 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
     try:
         get_scheduler(args.lr_scheduler_type, *how)
     except (TypeError, ValueError) as error:
-        yield "lr_scheduler_kwargs", said(error)
+        if args.lr_scheduler_kwargs:
+            yield "lr_scheduler_kwargs", said(error)
+        yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {said(error)}"
     if args.use_liger_kernel and not is_liger_kernel_available():
         yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
     for tracker in {*args.report_to} - {"wandb"}:  # tracking.py sets its environment first
@@ -220,23 +230,39 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
         lost = old in recipe.flags or new not in recipe.flags
         if {old, new} <= {*recipe.chosen} and recipe.chosen[old] != recipe.chosen[new] and lost:
             yield old, f"it is the old name of {new}, which is another: leave one of them out"
+    if args.resume_from_checkpoint is not None:
+        yield from no_checkpoint(Path(args.resume_from_checkpoint))
     if args.auto_find_batch_size:
         yield "auto_find_batch_size", "it would change the global batch: leave it out"
+
+
+def no_checkpoint(given: Path) -> Iterator[tuple[str, str]]:
+    """Why a run cannot go on from what `resume_from_checkpoint` names, as far as a look tells."""
+    if (given / MANIFEST).is_file():
+        return
+    there = ", ".join(path.name for path in named(given)) if given.is_dir() else ""
+    yield (
+        "resume_from_checkpoint",
+        ("there is no such folder" if not given.is_dir() else "it is no checkpoint of a run here")
+        + (f", but {there} in it" if there else "")
+        + ": leave it out, and the run goes on from the newest checkpoint of its output folder",
+    )
 
 
 def check_values(recipe: Recipe) -> None:
     """Refuse values out of range, or at odds with each other.
 
     Raises:
-        SystemExit: one line with the file, the key, its value, and what to give instead.
+        SystemExit: one line with the file, or ARGS, the key, its value, and what to give instead.
     """
     parts = (recipe.script, recipe.training, recipe.model, recipe.mixture, recipe.run)
     values = {key: value for part in parts for key, value in vars(part).items()}
     for key, allowed, words in RANGES:
         if values[key] is not None and not allowed(values[key]):
-            raise SystemExit(f"{recipe.path}: {key} is {values[key]}: give {words}")
+            raise SystemExit(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
     for key, value in values.items():
         if not all(map(math.isfinite, numbers(value))):
-            raise SystemExit(f"{recipe.path}: {key} is {value}: give a finite number")
+            raise SystemExit(f"{recipe.place(key)}: {key} is {value}: give a finite number")
     for key, words in itertools.chain(at_odds(recipe), silently_undone(recipe)):
-        raise SystemExit(f"{recipe.path}: {key} is {values[key]}: {words}")
+        shown = getattr(values[key], "value", values[key])  # of a choice its name
+        raise SystemExit(f"{recipe.place(key)}: {key} is {shown}: {words}")

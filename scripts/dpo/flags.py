@@ -1,0 +1,56 @@
+"""Flags on the command line, as strictly read as keys in a file: each once, JSON whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
+
+
+def name_of(argument: str) -> str:
+    """`--max-steps=2` is a flag of the name max_steps."""
+    return argument[2:].partition("=")[0].replace("-", "_")
+
+
+def overridden(argv: list[str], own: list[str]) -> list[str]:
+    """Flags that a user gave, but for those that a program sets itself, and then these."""
+    ours, kept, dropped = {name_of(flag) for flag in own}, [], False
+    for argument in argv:
+        if argument.startswith("--"):
+            dropped = name_of(argument) in ours
+        if not dropped:
+            kept.append(argument)
+    return [*kept, *own]
+
+
+def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
+    """The names of the arguments that flags give.
+
+    Raises:
+        SystemExit: a flag is given twice, in whichever spelling, or its value begins as JSON and is
+            none.
+    """
+    given: dict[str, str] = {}
+    for at, argument in enumerate(argv):
+        if not argument.startswith("--"):
+            continue
+        flag, equals, value = argument.partition("=")
+        action = parser._option_string_actions.get(flag)
+        name = action.dest if action else name_of(flag)
+        after = [*argv[at + 1 :], "--"]
+        after = after[: next(i for i, each in enumerate(after) if each.startswith("--"))]
+        said = " ".join([argument, *after])
+        if name in given:
+            raise SystemExit(f"ARGS: {given[name]!r} and {said!r}: {name} stands twice: keep one")
+        given[name] = said
+        value = value if equals else " ".join(after)
+        if value.startswith(("{", "[")):
+            try:
+                json.loads(value)
+            except ValueError as error:
+                raise SystemExit(
+                    f"ARGS: {flag} is {value}, which is no JSON: {error}. A shell takes quotes "
+                    f"away and splits at blanks; so they stay: {KEPT.format(flag=flag)}"
+                ) from error
+    return frozenset(given)

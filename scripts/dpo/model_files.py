@@ -1,0 +1,177 @@
+"""What a model's folder must hold, seen before anything heavy: weights that are whole, a
+configuration and a tokenizer that these versions of the libraries know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+POINTER = b"version https://git-lfs"
+FETCH = (
+    "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` in the "
+)
+FETCH += "model's folder, or the model with `hf download`"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+AGAIN = "copy or download it again"
+# Ends of the names of classes that say what else than the next word they predict.
+OTHERS = {
+    "ForSequenceClassification": "a classifier or reward model",
+    "ForTokenClassification": "a classifier of tokens",
+    "RewardModel": "a reward model",
+    "ForMaskedLM": "a model that fills in masked words",
+    "ForQuestionAnswering": "a model that finds answers in a text",
+    "ForConditionalGeneration": "a model of more than text, or an encoder-decoder",
+    "Model": "a model without a head that predicts words",
+}
+
+
+def one_line(error: BaseException) -> str:
+    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return said if len(said) < 300 else f"{said[:300]} …"
+
+
+def is_pointer(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
+
+
+def check_weights(folder: Path) -> None:
+    """See that the safetensors of a model or adapter are whole; no weight is read.
+
+    Raises:
+        SystemExit: one of them is a pointer of git-lfs, cut off or damaged; or the index names
+            others that are not there.
+    """
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        named = {*read_json(index).get("weight_map", {}).values()}
+        if missing := sorted(name for name in named if not (folder / name).is_file()):
+            more = f" and {len(missing) - 3} more" if missing[3:] else ""
+            shown = ", ".join(missing[:3]) + more
+            raise SystemExit(f"{index} names weights that are not there: {shown}: {AGAIN}")
+    for file in sorted(folder.glob("*.safetensors")):
+        if is_pointer(file):
+            raise SystemExit(f"{file} holds no weights: {FETCH}")
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise SystemExit(
+                f"{file} is cut off or damaged ({one_line(error)}), {file.stat().st_size:,} bytes: "
+                f"{AGAIN}"
+            ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises SystemExit where a JSON file of a model's folder cannot be read as an object."""
+    try:
+        if is_pointer(file):
+            raise SystemExit(f"{file} is not there yet: {FETCH}")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{file} cannot be read: {one_line(error)}: {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise SystemExit(f"{file} is no JSON object: {AGAIN}")
+    return found
+
+
+def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedConfig:
+    """A model's configuration.
+
+    Raises:
+        SystemExit: it is not there, is damaged, or is of an architecture that transformers as it
+            is installed does not know.
+    """
+    file = Path(name, "config.json")
+    stated = {}
+    if Path(name).is_dir():
+        if not file.is_file():
+            raise SystemExit(
+                f"model folder {name} has no config.json: give the folder that save_pretrained "
+                "wrote"
+            )
+        stated = read_json(file)
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, **how)
+    except Exception as error:  # its classes check values in many ways
+        if "does not recognize" in str(error) or "Unrecognized model" in str(error):
+            wrote = stated.get("transformers_version")
+            wrote = f", and was written by {wrote}" if wrote else ""
+            kind = stated.get("model_type")
+            raise SystemExit(
+                f"the architecture of model {name} ({kind or 'its config.json has no model_type'}) "
+                f"is unknown to transformers {transformers.__version__}{wrote}: choose another "
+                "model, or a newer transformers in requirements.txt"
+            ) from error
+        raise SystemExit(
+            f"the configuration of model {name} cannot be read: {one_line(error)}: mend its "
+            "config.json or what model_init_kwargs change of it, or choose another model"
+        ) from error
+
+
+def check_config(name: str, revision: str | None = None, trusted: bool = False, **how: Any) -> None:
+    """Refuse what is no causal language model, as TRL would load it: by its `architectures`.
+
+    Raises:
+        SystemExit: it is an encoder-decoder, a classifier, a model without a head, or names no
+            architecture; or as `config_of`.
+    """
+    config = config_of(name, revision, trust_remote_code=trusted, **how)
+    kind = (getattr(config, "architectures", None) or [None])[0]
+    needed = "a causal language model is trained here, such as a LlamaForCausalLM: choose one"
+    if kind is None:
+        raise SystemExit(
+            f"the config.json of model {name} names no `architectures`: give it those of the model "
+            f'that it was made from, such as "{CAUSAL.get(config.model_type, "LlamaForCausalLM")}"'
+        )
+    if config.is_encoder_decoder:
+        raise SystemExit(f"model {name} is a {kind}, an encoder-decoder: {needed}")
+    own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if own or kind in CAUSAL.values():
+        return
+    what = next((words for end, words in OTHERS.items() if kind.endswith(end)), None)
+    if what or config.model_type not in CAUSAL:
+        raise SystemExit(f"model {name} is a {kind}, {what or 'of another kind'}: {needed}")
+
+
+def tokenizer_of(
+    name: str, revision: str | None = None, trusted: bool = False
+) -> PreTrainedTokenizerBase:
+    """A model's tokenizer.
+
+    Raises:
+        SystemExit: it is not there, is damaged, or is of a format that the libraries as they are
+            installed do not know.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        there = [folder / file for file in TOKENIZERS if (folder / file).is_file()]
+        if not there and not [*folder.glob("tokenization*.py")]:
+            raise SystemExit(
+                f"model folder {name} has no tokenizer ({', '.join(TOKENIZERS[:3])}): copy the "
+                "tokenizer's files there from the model that it was made from"
+            )
+        for file in [*there, folder / "tokenizer_config.json"]:
+            if file.is_file() and is_pointer(file):
+                raise SystemExit(f"the tokenizer's {file} is not there yet: {FETCH}")
+            if file.is_file() and file.suffix == ".json":
+                read_json(file)
+    try:
+        found = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted)
+        found("a text")  # some fail only as they are used
+    except Exception as error:  # tokenizers raises no other
+        raise SystemExit(
+            f"the tokenizer of {name} cannot be loaded: {one_line(error)}. Its files are damaged, "
+            f"not all there, or of a newer format than transformers {transformers.__version__} and "
+            f"tokenizers {tokenizers.__version__} read: copy them again from the model that it was "
+            "made from, or save them anew with save_pretrained"
+        ) from error
+    return found

@@ -1,0 +1,28 @@
+"""What libraries say of themselves, and nobody who runs a command can change, is not shown."""
+
+import logging
+import sys
+import warnings
+
+# Calls of one library by another that the next version will have otherwise.
+OF_VERSIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
+MESSAGES = (
+    "'pin_memory' argument is set as true",  # without a GPU
+)
+# Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
+# weights on a CPU, one that gives no gradient.
+LOGGED = {"bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward"}
+
+
+def hush() -> None:
+    """Leave out what is named above, unless Python is asked for warnings (-W, PYTHONWARNINGS)."""
+    if sys.warnoptions:
+        return
+    for category in OF_VERSIONS:
+        warnings.simplefilter("ignore", category)
+    for message in MESSAGES:
+        warnings.filterwarnings("ignore", message=message)
+    for name, beginning in LOGGED.items():
+        logging.getLogger(name).addFilter(
+            lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
+        )

@@ -1,0 +1,109 @@
+"""A model as its configuration describes it, without weights: whether there is the attention that
+is asked for, and whether an adapter fits."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from dpo import adapters
+from dpo.model_files import config_of, one_line
+from dpo.recipe import Recipe
+
+ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "
+ATTENTIONS += "hub (kernels-community/...) with their package, on a GPU"
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse an attention or an adapter that the model cannot have, before its weights are read.
+
+    Raises:
+        SystemExit: the attention is unknown or not installed; a name of the adapter's is none of
+            the model's modules; or peft refuses it.
+    """
+    args, model = recipe.training, recipe.model
+    name, revision = model.model_name_or_path, model.model_revision
+    adapter = adapters.config_of(name, revision)
+    if adapter:
+        name, revision = adapter.base_model_name_or_path, adapter.revision
+    attention, trusted = model.attn_implementation, args.trust_remote_code
+    config = config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+    where = recipe.place("attn_implementation")
+    if attention == "flex_attention" and args.device.type == "cpu":
+        raise SystemExit(f"{where}: attn_implementation is {attention}: it trains on GPUs alone")
+    try:
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(
+                config,
+                attn_implementation=attention,
+                dtype=torch.bfloat16,  # FlashAttention computes in it
+                trust_remote_code=trusted,
+            )
+    except (ImportError, ValueError) as error:
+        if attention is None:
+            return  # there are models that cannot be made so; loading it will say more
+        raise SystemExit(
+            f"{where}: attn_implementation is {attention}: {one_line(error)}. Leave it out, or "
+            f"choose one that is here: {ATTENTIONS}"
+        ) from error
+    if model.use_peft and not adapter:
+        check_adapter(recipe, shape)
+
+
+def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
+    """Raises SystemExit where a new adapter would not go on a model as the recipe says."""
+    planned, modules = adapters.planned(recipe.model), dict(shape.named_modules())
+    linear = {
+        n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)
+    }
+    there = ", ".join(sorted(linear - {"lm_head"}))
+    parameters = [name for name, _ in shape.named_parameters()]
+    experts = {
+        ".".join(n.split(".")[-2:]) for n in parameters if not n.endswith(("weight", "bias"))
+    }
+    experts = ", ".join(sorted(experts)) or "none: lora_target_modules takes its linear layers"
+    for key, wanted, names, choices in (
+        ("lora_target_modules", planned.target_modules, modules, f"{there}, or all-linear"),
+        (
+            "lora_modules_to_save",
+            planned.modules_to_save,
+            modules,
+            f"lm_head, embed_tokens, {there}",
+        ),
+        ("lora_target_parameters", planned.target_parameters, parameters, experts),
+    ):
+        if lost := missing(wanted, names):
+            raise SystemExit(
+                f"{recipe.place(key)}: {key} is {lost}: {type(shape).__name__} has none of that "
+                f"name: give some, with blanks between them, of {choices}"
+            )
+    try:
+        get_peft_model(shape, copy.deepcopy(planned))
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        key = "lora_target_parameters" if planned.target_parameters else "lora_target_modules"
+        given = getattr(planned, key.removeprefix("lora_"))
+        given = ", ".join(sorted(given)) if isinstance(given, set | list) else given
+        raise SystemExit(
+            f"{recipe.place(key)}: {key} is {given}: {one_line(error)}. The model's linear layers: "
+            f"{there}, or all-linear"
+        ) from error
+
+
+def missing(wanted: Iterable[str] | str | None, names: Iterable[str]) -> str | None:
+    """The first name wanted that ends none of `names`; a string is a pattern of whole ones."""
+    if wanted is None or wanted == "all-linear":
+        return None
+    if isinstance(wanted, str):
+        try:
+            return None if any(re.fullmatch(wanted, name) for name in names) else wanted
+        except re.error:
+            return wanted
+    return next(
+        (w for w in sorted(wanted) if not any(f".{n}".endswith(f".{w}") for n in names)), None
+    )
