@@ -9,8 +9,8 @@ numbers that were published for that size into recipes/<RECIPE>.yaml, each with 
 Model and data are names of the hub, or folders and files here. COLUMNS names the columns of data
 that call them otherwise, ours before theirs.
 
-FROM is a DPO recipe of alignment-handbook, older TRL, axolotl, LLaMA-Factory or open-instruct, YAML,
-JSON or a shell script: every key of it is mapped, renamed or left out with the reason. MODEL and
+FROM is a DPO recipe of alignment-handbook, older TRL, axolotl, LLaMA-Factory or open-instruct:
+YAML, JSON or a shell script. Every key is mapped, renamed or left out with the reason. MODEL and
 DATASET go before its own; GPUS says how many it ran on, where it does not.
 """
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from datasets import IterableDataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -34,7 +35,8 @@ from dpo.layouts import LAYOUTS, renders
 from dpo.output import write_whole
 from dpo.parts import told
 from dpo.reading import paired
-from dpo.recipe import FOLDER, stated
+from dpo.recipe import FOLDER
+from dpo.recipe_text import stated
 from dpo.sources import Rows, check_reachable, load_splits, looks_local, one_line
 from dpo.telling import SEEN, refusal
 from dpo.terminal import guarded, visible
@@ -270,7 +272,13 @@ def main() -> None:
         if args["gpus"] and not (args["gpus"].isdigit() and int(args["gpus"])):
             raise SystemExit(f"GPUS={args['gpus']} is not a number of GPUs: give 1 or more")
         gpus = int(args["gpus"] or 0) or None
-        text, told = convert(source, name, args["model"], args["dataset"], gpus)
+        data, mapping = {}, mapping_of(args["columns"], "COLUMNS")
+        if args["dataset"]:
+            chat = bool(args["model"]) and has_chat_template(args["model"])
+            data = yaml.safe_load("\n".join(data_of(args["dataset"], mapping, chat).lines))
+        elif mapping:
+            data = {"column_mapping": mapping}
+        text, told = convert(source, name, args["model"], data, gpus)
         print(visible("\n".join(told)))
     else:
         text = recipe(name, args["model"], args["dataset"], args["columns"])

@@ -34,8 +34,8 @@ class Brought:
             self.renamed.append(f"{of} → {key}")
 
     def drop(self, key: str, reason: str) -> None:
-        self.old.pop(key, None)
-        self.dropped[key] = reason
+        if self.old.pop(key, None) is not None:
+            self.dropped[key] = reason
 
     def refuse(self, why: str) -> None:
         raise SystemExit(f"{self.path}: {why}")
@@ -128,10 +128,6 @@ def trl(b: Brought) -> None:
         types = [types] if isinstance(types, str) else types
         b.put("loss_type", [*types, "sft"], of="rpo_alpha")
         b.put("loss_weights", [*[1.0] * len(types), float(alpha)])
-    if b.take("group_by_length"):
-        b.dropped["group_by_length"] = "pairs are dealt to processes by length in any case"
-    if b.take("use_flash_attention_2"):
-        b.dropped["use_flash_attention_2"] = "prefix sharing has attention of its own"
     if text := b.take("chat_template"):
         if str(text).endswith(".jinja"):
             b.put("chat_template_path", text, of="chat_template")

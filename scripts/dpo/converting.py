@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-from dpo.arguments import BATCH, decides
 from dpo.brought import Brought, trl
 from dpo.foreign_recipes import read, refuse_others, told
 from dpo.from_tools import axolotl, llama_factory, open_instruct
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
-from dpo.recipe import make_parser, resolve, stated
+from dpo.recipe import make_parser, resolve
+from dpo.recipe_text import sections
 from dpo.undone import AGAINST, NEVER
 from dpo.values import LOSS_TYPES, SMOOTHED
 
@@ -41,32 +41,21 @@ LEFT_OUT = {
     "use_liger_kernel": "prefix sharing saves the same memory",
     "gradient_checkpointing_kwargs": "how activations are computed again changes no result",
     "save_only_model": "a killed run goes on from its optimizer's state",
+    "accelerator_config": "pairs are dealt by the batch and the seed",
     **NEVER,
     **AGAINST,
 }
-MODEL = {*ModelConfig.__dataclass_fields__, "trust_remote_code", "chat_template_path"}
-DATA = {
-    *ScriptArguments.__dataclass_fields__,
-    *DatasetMixtureConfig.__dataclass_fields__,
-    *("max_length", "truncation_mode", "column_mapping", "preference_layout"),
-}
-LOSS = {
-    *("beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type"),
-    *("f_alpha_divergence_coef", "use_weighting", "discopop_tau", "sync_ref_model"),
-    *("ref_model_mixup_alpha", "ref_model_sync_steps", "disable_dropout"),
-    *("precompute_ref_log_probs", "precompute_ref_batch_size"),
-}
 DATA_KEYS = (
-    *("dataset_config", "dataset_train_split", "dataset_test_split", "datasets"),
-    *("column_mapping", "preference_layout"),
+    *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets"),
+    *("test_split_size", "column_mapping", "preference_layout"),
 )
-SECTIONS = ("Model", "Data", "DPO", "Optimisation", "Evaluation and output")
 
 
 def rename(b: Brought, ours: set[str]) -> list[str]:
     """Take what is left of the old keys to ours, or leave it out. Returns those nobody knows."""
     renamed, dropped = TOOLS.get(b.tool, ({}, {}))
-    renamed, dropped = RENAMED | renamed, DROPPED | dropped
+    renamed = {k: v for k, v in RENAMED.items() if k not in dropped} | renamed
+    dropped = DROPPED | dropped
     unknown = []
     ratio, steps = b.take("warmup_ratio"), b.take("warmup_steps")
     if ratio or steps:
@@ -79,16 +68,32 @@ def rename(b: Brought, ours: set[str]) -> list[str]:
             b.dropped[key] = LEFT_OUT.get(key) or LEFT_OUT[new]
             if key == "trust_remote_code" and value is True:
                 b.warned.append("trust_remote_code: add it if the model brings code that you trust")
-        elif new is None:
-            b.dropped[key] = dropped.get(key, "")
-            if key not in dropped:
+        elif new not in ours:
+            if new or key in dropped:
+                b.dropped[key] = f"it is {new}" if new else dropped[key]
+            else:
                 unknown.append(key)
-                del b.dropped[key]
         elif new in b.new:
             b.dropped[key] = f"{new} is said already"
         else:
             b.put(new, value, of=key)
     return unknown
+
+
+def account(b: Brought, given: dict[str, Any]) -> None:
+    """Name the keys that were taken together with others, or were empty: none goes unsaid."""
+    said = {*b.new, *b.dropped, *(line.split(" → ")[0].split(":")[0] for line in b.renamed)}
+    said |= {key.split(":")[0] for key in b.dropped}
+    renamed, dropped = TOOLS.get(b.tool, ({}, {}))
+    for key, value in given.items():
+        if key in said:
+            continue
+        if value in (None, False, 0, "", [], {}):
+            b.dropped[key] = "it is empty"
+        elif new := renamed.get(key) or RENAMED.get(key):
+            b.renamed.append(f"{key} → {new}")
+        else:
+            b.dropped[key] = dropped.get(key, "another key says it")
 
 
 def precision(b: Brought) -> None:
@@ -175,7 +180,7 @@ def known_names(b: Brought) -> None:
 
 def batch(b: Brought, gpus: int | None, asked: int | None) -> list[str]:
     """Keep the original's batch on any number of GPUs. Returns what the header says of it."""
-    documented = 8 if b.tool == "alignment-handbook" else None
+    documented = (1 if b.new.get("use_peft") else 8) if b.tool == "alignment-handbook" else None
     used = asked or gpus or documented or 1
     pairs = int(b.new.get("per_device_train_batch_size", 8))
     accumulated = int(b.new.get("gradient_accumulation_steps", 1))
@@ -195,24 +200,15 @@ def batch(b: Brought, gpus: int | None, asked: int | None) -> list[str]:
     return [f"Batch: {share}, on any number of GPUs that divides it;", f"{said}."]
 
 
-def section(key: str) -> str:
-    """The section of a recipe that a key stands in."""
-    if key in MODEL:
-        return "Model"
-    if key in DATA:
-        return "Data"
-    if key in LOSS:
-        return "DPO"
-    return "Optimisation" if decides(key) or key in BATCH else "Evaluation and output"
-
-
 def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: list[str]) -> str:
     """The recipe's comments: what it is, and what became of every key that is not in it."""
     reasons: dict[str, list[str]] = {}
     for key, why in b.dropped.items():
         reasons.setdefault(why, []).append(key)
     notes = [f"{', '.join(keys)} ({why})" for why, keys in reasons.items()]
-    data = b.new.get("dataset_name") or ", ".join(d["path"] for d in b.new.get("datasets", []))
+    data = b.new.get("dataset_name") or ", ".join(
+        dict.fromkeys(d["path"] for d in b.new.get("datasets", []))
+    )
     parts = [
         f"{Path(b.new['model_name_or_path']).name} on {data or 'data to be named'}.",
         f"Source: {b.path.name}, a recipe of {b.tool}, brought here by make new FROM=.",
@@ -235,12 +231,17 @@ def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: li
 
 
 def convert(
-    path: Path, name: str, model: str = "", dataset: str = "", gpus: int | None = None
+    path: Path,
+    name: str,
+    model: str = "",
+    data: dict[str, Any] | None = None,
+    gpus: int | None = None,
 ) -> tuple[str, list[str]]:
     """The text of the recipe that one of another tool becomes, and what to tell of the way.
 
     Args:
-        model, dataset: in the place of those that it names.
+        model: in the place of the one that it names.
+        data: keys of data, in the place of those that it names.
         gpus: how many the original ran on, if it does not say.
 
     Raises:
@@ -249,7 +250,7 @@ def convert(
     parser = make_parser()
     defaults = vars(parser.parse_known_args([])[0])
     keys, documented = read(path)
-    b = Brought(told(path, keys, {*defaults}), path, keys)
+    b = Brought(told(path, keys, {*defaults}), path, dict(keys))
     refuse_others(b)
     TAKE.get(b.tool, trl)(b)
     unknown = rename(b, {*defaults})
@@ -258,16 +259,14 @@ def convert(
     evaluation(b)
     known_names(b)
     said = batch(b, documented, gpus)
+    account(b, {key: value for key, value in keys.items() if key not in unknown})
     if model:
         b.new["model_name_or_path"] = model
-    if dataset:
-        for key in (*DATA_KEYS, *(["test_split_size"] if b.new.get("dataset_test_split") else [])):
-            b.new.pop(key, None)
-        b.new["dataset_name"] = dataset
+    if data:
+        b.new = {k: v for k, v in b.new.items() if k not in DATA_KEYS} | data
     b.new["output_dir"] = f"outputs/{name}"
-    for key in ("model_name_or_path",):
-        if not b.new.get(key):
-            b.refuse(f"{key} is missing: give it with MODEL=")
+    if not b.new.get("model_name_or_path"):
+        b.refuse("it names no model: give one with MODEL=")
     if not b.new.get("dataset_name") and not b.new.get("datasets"):
         b.refuse("it names no data: give them with DATASET=")
     plain = []
@@ -275,11 +274,8 @@ def convert(
         if key in defaults and value == defaults[key]:
             plain.append(f"{key}: {value}")
             del b.new[key]
-    lines = [header(b, name, said, plain, unknown)]
-    for title in SECTIONS:
-        stands = [stated(key, value) for key, value in b.new.items() if section(key) == title]
-        lines += ["", f"### {title}", *stands] if stands else []
-    text = "\n".join(lines) + "\n"
+    comments = header(b, name, said, plain, unknown)
+    text = f"{comments}\n{sections(b.new, [*defaults])}"
     resolve(make_parser(), Path(f"recipes/{name}.yaml"), name, yaml.safe_load(text), ["--use_cpu"])
-    told_of = [line.removeprefix("# ").strip("# ") for line in lines[0].splitlines()]
+    told_of = [line.removeprefix("# ").strip("# ") for line in comments.splitlines()]
     return text, told_of

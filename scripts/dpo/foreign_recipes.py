@@ -3,7 +3,6 @@ are of DPO."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dpo.arguments import decides
 from dpo.brought import Brought
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
@@ -27,38 +27,47 @@ METHODS = ("sft", "orpo", "kto", "cpo", "simpo", "ppo", "grpo", "rm", "reward")
 OURS = ("dpo", "apo", "ipo", "pref", "align")
 
 
+def plain(word: str) -> Any:
+    """What YAML makes of a flag's value: a number, a truth, a list, or text."""
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def filled(text: str, known: dict[str, str]) -> str:
+    """Shell text with the variables that are known, and with products and quotients of numbers."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    text = re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda m: known.get(m[1] or m[2], m[0]), text)
+    for inner in re.findall(r"\$\(\(([\w\s*/$]+)\)\)", text):  # as batch sizes are divided
+        words = [known.get(word, word) for word in re.findall(r"\w+|[*/]", inner)]
+        if all(word.isdigit() or word in "*/" for word in words):
+            value = int(words[0])
+            for sign, number in zip(words[1::2], words[2::2], strict=True):
+                value = value * int(number) if sign == "*" else value // int(number)
+            text = text.replace(f"$(({inner}))", str(value))
+    return text
+
+
 def flags_of(text: str) -> dict[str, Any]:
-    """The flags of a training command in a shell script, its variables filled in."""
+    """The flags of a training command in a shell script, its variables filled in; "" has the
+    number of processes that the launcher is given."""
     text = re.sub(r"(?m)^\s*#.*$", "", text).replace("\\\n", " ")
     known: dict[str, str] = {}
-
-    def filled(part: str) -> str:
-        part = re.sub(r"\$\{?(\w+)\}?", lambda m: known.get(m[1], os.path.basename(m[0])), part)
-        for inner in re.findall(r"\$\(\(([\d\s*/]+)\)\)", part):  # as batch sizes are divided
-            value, *rest = re.split(r"\s*([*/])\s*", inner.strip())
-            value = int(value)
-            for sign, number in zip(rest[::2], rest[1::2], strict=True):
-                value = value * int(number) if sign == "*" else value // int(number)
-            part = part.replace(f"$(({inner}))", str(value))
-        return part
-
-    command: list[str] = []
-    for line in text.splitlines():
-        line = filled(line.strip())
-        if found := re.fullmatch(r"(?:export )?(\w+)=(\S+|\"[^\"]*\")", line):
-            default = re.fullmatch(r"\$\{?\w+:-(.*?)\}?", found[2].strip("\"'"))
-            known[found[1]] = default[1] if default else found[2].strip("\"'")
-        elif "--" in line and not command:
-            try:
-                command = shlex.split(line, comments=True)
-            except ValueError:
-                command = line.split()
+    sets = r"(?m)^\s*(?:export\s+)?(\w+)=(\"[^\"]*\"|'[^']*'|\S*)[ \t]*$|^\s*for (\w+) in ([^\s;]+)"
+    for one in re.finditer(sets, text):
+        value = one[4] or (one[2] or "").strip("\"'")
+        known.setdefault(one[1] or one[3], " ".join(filled(value, known).split()))
+    text = " ".join(filled(re.sub(sets, "", text), known).split())
+    try:
+        command = shlex.split(text)
+    except ValueError:
+        command = text.split()
     found: dict[str, Any] = {}
-    at = max(
-        (i for i, word in enumerate(command) if re.search(r"dpo\w*\.py$|^dpo$", word)), default=-1
-    )
+    scripts = [i for i, word in enumerate(command) if re.search(r"dpo\w*\.py$|^dpo$", word)]
+    at = scripts[0] if scripts else -1
     names = {"num_processes": 1, "num_nodes": 1, "nproc_per_node": 1}
-    for i, word in enumerate(command[:at]):
+    for i, word in enumerate(command[: max(at, 0)]):
         name, _, value = word.removeprefix("--").partition("=")
         value = value or command[i + 1]
         if name in names and value.isdigit():
@@ -70,15 +79,22 @@ def flags_of(text: str) -> dict[str, Any]:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
-            found[key] = [yaml.safe_load(value)] if equals else []
+            found[key] = [value] if equals else []
         elif key:
-            found[key].append(word if key.endswith("_list") else yaml.safe_load(word))
-    flat = {k: True if not v else v[0] if len(v) == 1 else v for k, v in found.items()}
+            found[key].append(word)
+    flat = {k: True if not v else plain(v[0]) if len(v) == 1 else v for k, v in found.items()}
     flat = {
         (k[3:] if k.startswith("no_") else k): (v is not True if k.startswith("no_") else v)
         for k, v in flat.items()
     }
-    gpus = max(names["num_processes"], names["nproc_per_node"]) * names["num_nodes"]
+    for key in [k for k, v in flat.items() if "$" in str(v)]:
+        if decides(key) and key not in ("exp_name", "output_dir", "run_name"):
+            raise SystemExit(
+                f"FROM: --{key} {flat[key]}: the script does not say what that is: write the value"
+            )
+        flat[key] = None  # a date, or a name made of what is above
+    processes = max(names["num_processes"], names["nproc_per_node"])  # in all, or of a machine
+    gpus = max(processes, min(processes, 8) * names["num_nodes"])
     return flat | ({"": gpus} if gpus > 1 else {})
 
 
@@ -140,20 +156,18 @@ def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
 
 
 def refuse_others(b: Brought) -> None:
-    """Refuse what of TRL is no DPO, by keys that only its trainer has, or by what it calls itself."""
+    """Refuse what of TRL is no DPO, by keys that only its trainer has, or by what it is called."""
     if b.tool in TOOLS:  # they say it themselves
         return
     for what, names in OTHER.items():
         found = [key for key in names.split() if b.old.get(key)]
         if found:
             b.refuse(f"this is no DPO, but {what}: it has {', '.join(found)}")
-    named = (
-        b.path.parent.name,
-        b.path.stem,
-        *(b.old.get(k) for k in ("hub_model_id", "output_dir")),
-    )
-    words = {word for name in named for word in re.split(r"[^a-z]+", str(name or "").lower())}
-    if not any(ours in word for word in words for ours in OURS):
+    own = [b.old.get(key) for key in ("hub_model_id", "output_dir", "run_name")]
+    for names in (own, [b.path.stem, b.path.parent.name]):
+        words = {word for name in names for word in re.split(r"[^a-z]+", str(name or "").lower())}
+        if any(ours in word for word in words for ours in OURS):
+            return
         for method in METHODS:
             if method in words:
                 b.refuse(f"this is no DPO, but {method.upper()}, as its name says")

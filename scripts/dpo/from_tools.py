@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from dpo.brought import Brought, columns, place, sliced
-from dpo.parts import QUESTIONS
 from dpo.old_keys import TEMPLATE
+from dpo.parts import QUESTIONS
 
 # Of LLaMA-Factory's own dataset_info.json, those of text that lie on the hub: name and subset.
 ITS_DATA = {
@@ -69,7 +69,7 @@ def axolotl(b: Brought) -> None:
         b.new["lora_dropout"] = b.take("lora_dropout", 0.0)
         linear = b.take("lora_target_linear")
         if linear and not b.old.get("lora_target_modules"):
-            b.put("lora_target_modules", ["all-linear"], of="lora_target_linear")
+            b.put("lora_target_modules", "all-linear", of="lora_target_linear")
         if start := b.take("lora_model_dir"):
             b.drop("base_model", f"the adapter of lora_model_dir names it ({b.old['base_model']})")
             b.put("model_name_or_path", start, of="lora_model_dir")
@@ -92,6 +92,8 @@ def axolotl(b: Brought) -> None:
     for key, dtype in (("bfloat16", "bfloat16"), ("float16", "float16")):
         if b.take(key):
             b.put("dtype", dtype, of=key)
+    if (template := b.old.get("chat_template")) not in (None, "tokenizer_default"):
+        b.warned.append(f"chat_template: {template}: {TEMPLATE}")
     if template := b.take("chat_template_jinja"):
         b.dropped["chat_template_jinja"] = f"put it in a .jinja file: {TEMPLATE}"
         b.warned.append(f"chat_template_jinja ({len(template)} characters): {TEMPLATE}")
@@ -106,7 +108,7 @@ def axolotl(b: Brought) -> None:
 
 
 def data_info(b: Brought, name: str, folder: str) -> tuple[dict, dict]:
-    """An entry of `datasets` for a name in LLaMA-Factory's dataset_info.json, and what that says."""
+    """An entry of `datasets` for a name of LLaMA-Factory's dataset_info.json, and its entry."""
     tried = [b.path.parent / folder, Path(folder), b.path.parent]
     for place_of in tried:
         listed = place_of / "dataset_info.json"
@@ -141,6 +143,8 @@ def llama_factory(b: Brought) -> None:
     b.put("loss_type", loss, of="pref_loss")
     if len(loss) > 1:
         b.put("loss_weights", weights)
+    if b.old.get("template"):
+        b.warned.append(f"template: {b.old['template']}: {TEMPLATE}")
     folder, samples, parts = b.take("dataset_dir", "data"), b.take("max_samples"), []
     for name in filter(None, str(b.take("dataset", "")).split(",")):
         part, info = data_info(b, name.strip(), str(folder))
@@ -159,6 +163,8 @@ def llama_factory(b: Brought) -> None:
         b.old.setdefault("val_size", 0.05)
     held_out = b.take("val_size")
     place(b, parts, [], held_out, "dataset")
+    if b.take("streaming"):
+        b.put("streaming" if "datasets" in b.new else "dataset_streaming", True)
     if held_out:
         b.new["eval_strategy"] = b.take("eval_strategy", "steps")
     how = b.take("finetuning_type", "lora")
@@ -171,7 +177,7 @@ def llama_factory(b: Brought) -> None:
         b.new["lora_dropout"] = b.take("lora_dropout", 0.0)
         target = b.take("lora_target", "all")
         target = [part.strip() for part in target.split(",")] if isinstance(target, str) else target
-        b.put("lora_target_modules", ["all-linear"] if target == ["all"] else target)
+        b.put("lora_target_modules", "all-linear" if target == ["all"] else target)
         if more := b.take("additional_target"):
             b.put("lora_modules_to_save", [part.strip() for part in str(more).split(",")])
         bits = b.take("quantization_bit")
@@ -245,7 +251,8 @@ def open_instruct(b: Brought) -> None:
     elif every == "epoch":
         b.put("save_strategy", "epoch", of="checkpointing_steps")
     clipped = b.take("clip_grad_norm") or b.take("max_grad_norm")
-    b.put("max_grad_norm", max(float(clipped or 0), 0.0))  # it clips nothing unless it is asked to
+    if clipped and float(clipped) > 0:  # else DeepSpeed clips at 1, as TRL does
+        b.put("max_grad_norm", float(clipped), of="clip_grad_norm")
     # Its own defaults, where they are not ours.
     defaults = {"learning_rate": 2.0e-5, "num_epochs": 1, "warmup_ratio": 0.1 if newer else 0.03}
     defaults |= {"beta": 5.0 if newer else 0.1, "gradient_checkpointing": False}

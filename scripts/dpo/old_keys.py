@@ -4,6 +4,8 @@ now, or why there is no such key any more.
 What a strict parse says of an unknown key, and what `make new FROM=` does with it.
 """
 
+from pathlib import Path
+
 
 def because(*groups: tuple[str, str]) -> dict[str, str]:
     """Each key to the reason of its group; a group is a reason and its keys."""
@@ -27,11 +29,11 @@ UNLIKE = "there is no such method here"
 
 RENAMED = {
     "torch_dtype": "dtype",
-    "warmup_ratio": "warmup_steps",  # a share of the steps where it is below 1
+    "warmup_ratio": "warmup_steps, where a number below 1 is a share of all steps",
     "evaluation_strategy": "eval_strategy",
-    "dataset_mixer": "datasets",
-    "dataset_mixture": "datasets",
-    "dataset_splits": "dataset_train_split",
+    "dataset_mixer": "dataset_name, or datasets for several",
+    "dataset_mixture": "dataset_name, or datasets for several",
+    "dataset_splits": "dataset_train_split and dataset_test_split",
     "dataset_configs": "dataset_config",
     "dataset_train_name": "dataset_train_split",
     "dataset_test_name": "dataset_test_split",
@@ -45,10 +47,8 @@ RENAMED = {
     "peft_lora_r": "lora_r",
     "peft_lora_alpha": "lora_alpha",
     "use_liger_loss": "use_liger_kernel",
-    "use_flash_attention_2": "attn_implementation",
-    "rpo_alpha": "loss_type",  # [sigmoid, sft] with loss_weights
+    "rpo_alpha": "loss_type: [sigmoid, sft], and loss_weights: [1.0, this]",
     "gradient_checkpointing_use_reentrant": "gradient_checkpointing_kwargs",
-    "group_by_length": "train_sampling_strategy",
     "chat_template": "chat_template_path",
     "model": "model_name_or_path",
     "dataset": "dataset_name",
@@ -70,11 +70,13 @@ DROPPED = because(
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name fp16_backend "
         "half_precision_backend fp16_opt_level past_index use_ipex jit_mode_eval "
         "tpu_num_cores tpu_metrics_debug mp_parameters ray_scope use_mps_device "
-        "save_safetensors include_inputs_for_metrics adafactor eval_do_concat_batches "
+        "save_safetensors include_inputs_for_metrics adafactor "
         "include_tokens_per_second sortish_sampler dispatch_batches split_batches torchdynamo "
         "model_code_revision sanity_check gradient_accumulation_kwargs xpu_backend "
         "ddp_backend_timeout",
     ),
+    ("pairs are dealt to processes by length in any case", "group_by_length"),
+    ("prefix sharing has attention of its own", "use_flash_attention_2"),
     ("they stand in a column `tools`, beside each row", "tools"),
     ("TRL has no loss without a reference any more", "reference_free"),
     ("completions are shown at every evaluation in any case", "generate_during_eval"),
@@ -96,7 +98,7 @@ DROPPED = because(
 
 def spelling(key: str) -> str | None:
     """What to write in the place of a key that is not ours; None if no other tool has it."""
-    from dpo.other_tools import TOOLS
+    from dpo.other_tools import TOOLS  # which takes its reasons from here
 
     for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
         if key in renamed:
@@ -104,3 +106,21 @@ def spelling(key: str) -> str | None:
         if key in dropped:
             return f"leave {key!r} out: {dropped[key]}"
     return None
+
+
+def refuse_unknown(path: Path, unknown: dict[str, str]) -> None:
+    """Name all keys of a recipe that are not known, each with what to write in its place.
+
+    Args:
+        unknown: the keys, each with those of ours that are near.
+
+    Raises:
+        SystemExit: there are some.
+    """
+    if not unknown:
+        return
+    old = {key: spelling(key) for key in unknown}
+    said = "; ".join(old[key] or f"{key!r}: {near}" for key, near in unknown.items())
+    many = "unknown key" if len(unknown) == 1 else f"{len(unknown)} unknown keys:"
+    hint = f"; make new FROM={path} RECIPE=another-name writes it anew" if any(old.values()) else ""
+    raise SystemExit(f"{path}: {many} {said}{hint}")

@@ -26,9 +26,9 @@ LLAMA_FACTORY_RENAMED = {
     "dpo_beta": "beta",
     "pref_loss": "loss_type",
     "dpo_loss": "loss_type",
-    "pref_ftx": "loss_type",  # [sigmoid, sft] with loss_weights
-    "dpo_ftx": "loss_type",
-    "pref_bco_weight": "loss_type",
+    "pref_ftx": "loss_type: [sigmoid, sft], and loss_weights: [1.0, this]",
+    "dpo_ftx": "loss_type: [sigmoid, sft], and loss_weights: [1.0, this]",
+    "pref_bco_weight": "loss_type: [sigmoid, bco_pair], and loss_weights: [1.0, this]",
     "dpo_label_smoothing": "label_smoothing",
     "finetuning_type": "use_peft",
     "lora_rank": "lora_r",
@@ -46,7 +46,6 @@ LLAMA_FACTORY_RENAMED = {
     "val_size": "test_split_size",
     "eval_dataset": "dataset_test_split",
     "max_samples": "datasets",
-    "streaming": "dataset_streaming",
     "hf_hub_token": "hub_token",
 }
 LLAMA_FACTORY_DROPPED = because(
@@ -176,6 +175,7 @@ OPEN_INSTRUCT_DROPPED = because(
         "activation_checkpointing_mode loss_implementation ephemeral_save_interval "
         "add_seed_and_date_to_exp_name do_not_randomize_output_dir",
     ),
+    ("norms of gradients are logged in any case", "log_grad_norm"),
     (WANDB, "wandb_project wandb_project_name wandb_entity wandb_group_name"),
     (
         AT_AI2,

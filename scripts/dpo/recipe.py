@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import yaml
 from dpo import secrets
 from dpo.arguments import BATCH, RunArguments, decides
 from dpo.flags import check as flags_given
-from dpo.old_keys import spelling
+from dpo.old_keys import refuse_unknown, spelling
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -125,13 +124,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return keys
 
 
-def stated(key: str, value: Any) -> str:
-    """A line of a recipe that says this value, quoted where YAML would read another."""
-    how = {"default_flow_style": True, "allow_unicode": True, "width": math.inf}
-    text = yaml.safe_dump(value, sort_keys=False, **how)
-    return f"{key}: {text.strip().removesuffix('...').strip()}"
-
-
 def _as_flags(keys: dict[str, Any], several: set[str]) -> tuple[list[str], dict[str, Any]]:
     """Split YAML keys into command-line flags and values that no flag can express.
 
@@ -224,24 +216,6 @@ def parse(argv: list[str]) -> Recipe:
     return resolve(parser, path, path.stem, read_yaml(path), argv)
 
 
-def refuse_unknown(path: Path, unknown: list[str], known: list[str]) -> None:
-    """Name all keys that are not known, each with what to write in its place.
-
-    Raises:
-        SystemExit: there are some.
-    """
-    if not unknown:
-        return
-    others = [spelling(key) for key in unknown]
-    said = [
-        there or f"{key!r}: {choices(key, known)}"
-        for key, there in zip(unknown, others, strict=True)
-    ]
-    keys = "unknown key" if len(unknown) == 1 else f"{len(unknown)} unknown keys:"
-    hint = f"; make new FROM={path} RECIPE=another-name writes it anew" if any(others) else ""
-    raise SystemExit(f"{path}: {keys} {'; '.join(said)}{hint}")
-
-
 def resolve(
     parser: argparse.ArgumentParser, path: Path, name: str, keys: dict[str, Any], argv: list[str]
 ) -> Recipe:
@@ -251,7 +225,7 @@ def resolve(
         SystemExit: as `parse`.
     """
     known = [action.dest for action in parser._actions if action.dest != "help"]
-    refuse_unknown(path, [str(key) for key in keys if key not in known], known)
+    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
     # would turn DeepSpeed off; without a backend processes would not find each other.
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
@@ -272,7 +246,8 @@ def resolve(
         name = unknown[0].lstrip("-").split("=")[0]
         if not unknown[0].startswith("-"):
             raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {choices(name, known)}")
+        near = spelling(name.replace("-", "_")) or choices(name, known)
+        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
     chosen = {
         key: value
         for key, value in vars(namespace).items()
