@@ -29,6 +29,7 @@ from dpo.asking import EXIT_CODE
 from dpo.checkpoints import step_of
 from dpo.contestants import policy_of, reference_of
 from dpo.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
+from dpo.flags import overridden
 from dpo.machine import device_name
 from dpo.recipe import FOLDER, parse
 from dpo.sweeping import FAILED, LEFT
@@ -62,8 +63,8 @@ def main() -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     recipe = parse(["--config", str(FOLDER / f"{RECIPE}.yaml"), *args.arguments])
     # What is measured is measured here, along the run, and not at its end.
-    flags = [*args.arguments, f"--save_steps={args.every}", "--save_total_limit=99"]
-    flags += ["--save_only_model=true", "--eval_strategy=no", "--save_strategy=steps"]
+    own = [f"--save_steps={args.every}", "--save_total_limit=99", "--save_only_model=true"]
+    flags = overridden(args.arguments, [*own, "--eval_strategy=no", "--save_strategy=steps"])
     sweep = f"loss_type={args.loss_types} beta={args.betas}"
     runs = sweeping.resolved(RECIPE, sweep, into, flags)
 

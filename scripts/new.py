@@ -2,11 +2,16 @@
 
     make new RECIPE=my-recipe MODEL=Qwen/Qwen3-0.6B DATASET=path/to/pairs.jsonl
     make new RECIPE=... MODEL=... DATASET=... COLUMNS="prompt=question chosen=good rejected=bad"
+    make new FROM=theirs.yaml RECIPE=my-recipe GPUS=8
 
 Looks at the model's size, at the data's columns, splits and rows, and at this machine, and puts
 numbers that were published for that size into recipes/<RECIPE>.yaml, each with where it comes from.
 Model and data are names of the hub, or folders and files here. COLUMNS names the columns of data
 that call them otherwise, ours before theirs.
+
+FROM is a DPO recipe of alignment-handbook, older TRL, axolotl, LLaMA-Factory or open-instruct:
+YAML, JSON or a shell script. Every key is mapped, renamed or left out with the reason. MODEL and
+DATASET go before its own; GPUS says how many it ran on, where it does not.
 """
 
 import dpo  # noqa: F401  first, that no library speaks
@@ -17,7 +22,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -26,11 +30,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo import foreign
 from dpo.columns import described, mapping_of, renamed
+from dpo.converting import convert
 from dpo.layouts import LAYOUTS, renders
 from dpo.output import write_whole
 from dpo.parts import told
 from dpo.reading import paired
 from dpo.recipe import FOLDER
+from dpo.recipe_text import stated
 from dpo.sources import Rows, check_reachable, load_splits, looks_local, one_line
 from dpo.telling import SEEN, refusal
 from dpo.terminal import guarded, visible
@@ -160,13 +166,6 @@ def machine_keys() -> list[str]:
     return []
 
 
-def stated(key: str, value: Any) -> str:
-    """A line of a recipe that says this value, quoted where YAML would read another."""
-    how = {"default_flow_style": True, "allow_unicode": True, "width": math.inf}
-    text = yaml.safe_dump(value, sort_keys=False, **how)
-    return f"{key}: {text.strip().removesuffix('...').strip()}"
-
-
 def line(key: str, value: str, remark: str, default: str = "") -> str:
     """A line of a recipe with its remark; one that would state the default is commented out."""
     text = f"{key}: {value}"
@@ -190,7 +189,7 @@ def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
     accumulated, memory = batch // pairs, size * BYTES / 1e9
     epochs = 1 if data.pairs is not None and data.pairs > MANY else 3
     steps = None if data.pairs is None else math.ceil(data.pairs / batch) * epochs
-    every = 100 if steps is None else rounded(steps / 10)
+    every = 100 if steps is None else rounded(steps / 5)
     logged = 10 if steps is None else min(rounded(steps / 30), 10)
     how_many = "nobody says how many pairs" if steps is None else f"{steps:,} steps in all"
     gpus = 2 ** math.ceil(math.log2(max(memory / (0.5 * GPU), 1)))  # half is left to activations
@@ -251,22 +250,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("recipe", "model", "dataset", "columns"):
+    for name in ("recipe", "model", "dataset", "columns", "from", "gpus"):
         parser.add_argument(f"--{name}", default="", help=f"{name.upper()} of make new")
-    args = parser.parse_args()
-    for name in ("recipe", "model", "dataset"):
-        if not vars(args)[name]:
+    args = vars(parser.parse_args())
+    source = Path(args["from"])
+    if args["from"] and not args["recipe"]:
+        args["recipe"] = re.sub(r"[^a-z0-9._]+", "-", source.stem.lower()).strip("-._")
+    for name in () if args["from"] else ("recipe", "model", "dataset"):
+        if not args[name]:
             raise SystemExit(
                 f"{name.upper()}= is missing: make new RECIPE=my-recipe MODEL=Qwen/Qwen3-0.6B "
-                "DATASET=path/to/pairs.jsonl"
+                "DATASET=path/to/pairs.jsonl, or make new FROM=theirs.yaml"
             )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", args.recipe):
-        raise SystemExit(f"RECIPE={args.recipe}: a name has small letters, digits, points, dashes")
-    path = FOLDER / f"{args.recipe}.yaml"
+    name = args["recipe"]
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise SystemExit(f"RECIPE={name}: a name has small letters, digits, points, dashes")
+    path = FOLDER / f"{name}.yaml"
     if path.exists():
         raise SystemExit(f"{path} is there already: give another RECIPE=")
-    write_whole(path, recipe(args.recipe, args.model, args.dataset, args.columns))
-    name = args.recipe
+    if args["from"]:
+        if args["gpus"] and not (args["gpus"].isdigit() and int(args["gpus"])):
+            raise SystemExit(f"GPUS={args['gpus']} is not a number of GPUs: give 1 or more")
+        gpus = int(args["gpus"] or 0) or None
+        data, mapping = {}, mapping_of(args["columns"], "COLUMNS")
+        if args["dataset"]:
+            chat = bool(args["model"]) and has_chat_template(args["model"])
+            data = yaml.safe_load("\n".join(data_of(args["dataset"], mapping, chat).lines))
+        elif mapping:
+            data = {"column_mapping": mapping}
+        text, told = convert(source, name, args["model"], data, gpus)
+        print(visible("\n".join(told)))
+    else:
+        text = recipe(name, args["model"], args["dataset"], args["columns"])
+    write_whole(path, text)
     print(f"Written: {path}\nNext: make data RECIPE={name}, then make train RECIPE={name}")
 
 

@@ -36,6 +36,7 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo import checkpoints
 from dpo.building import make_trainer
+from dpo.flags import name_of
 from dpo.preferences import prepare
 from dpo.prefix_sharing import SharedPrefixCollator, stock_head
 from dpo.quarantine import check_share
@@ -334,6 +335,19 @@ def run_flags(model: Path, data: Path, folder: Path) -> list[str]:
     ]
 
 
+def once(arguments: list[str]) -> list[str]:
+    """Arguments of which each flag stands once, as it is given last: those of a test win over those
+    that all tests share."""
+    groups: dict[str, list[str]] = {}
+    name = ""
+    for argument in map(str, arguments):
+        if argument.startswith("--"):
+            name = name_of(argument) or "--"
+            groups.pop(name, None)
+        groups.setdefault(name, []).append(argument)
+    return [argument for group in groups.values() for argument in group]
+
+
 def run(*command: str, **changes: str | None) -> subprocess.CompletedProcess:
     """Run a command from the top of the repository, this Python's programs first on the path.
 
@@ -342,7 +356,7 @@ def run(*command: str, **changes: str | None) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, **changes}
     return subprocess.run(
-        [*map(str, command)],
+        once(command),
         cwd=ROOT,
         env={name: value for name, value in environment.items() if value is not None},
         capture_output=True,
@@ -356,7 +370,9 @@ def launch(*arguments: str, **changes: str | None) -> subprocess.CompletedProces
 
 
 def make(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
-    return run("make", f"VENV={sys.prefix}", *arguments, CUDA_VISIBLE_DEVICES="", **changes)
+    given = [argument.partition("ARGS=") for argument in arguments]
+    given = [f"ARGS={shlex.join(once(shlex.split(v)))}" if key else word for word, key, v in given]
+    return run("make", f"VENV={sys.prefix}", *given, CUDA_VISIBLE_DEVICES="", **changes)
 
 
 @pytest.fixture(scope="session")
@@ -381,7 +397,7 @@ def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (folder.parent / "log").open("w") as log:
         process = psutil.Popen(
-            [sys.executable, "scripts/launch.py", *arguments],
+            [sys.executable, "scripts/launch.py", *once(arguments)],
             cwd=ROOT,
             env={**os.environ, "PATH": path, **changes},
             stdout=log,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, launch
+from conftest import ROOT, launch, once
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +20,7 @@ RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 
 def refusal(monkeypatch, *flags: str, recipe=RECIPE) -> str:
     """The line with which train.py refuses."""
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(recipe), *map(str, flags)])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(recipe), *once(flags)])
     monkeypatch.setattr(torch.nn.Module, "train", None)  # nothing may get as far as training
     monkeypatch.setattr(train.Leave, "listen", lambda self: self)  # signals are for pytest
     with pytest.raises(SystemExit) as stop:

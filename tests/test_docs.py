@@ -74,7 +74,7 @@ def test_every_command_of_the_docs_runs(command, tiny_flags):
     if words[1:2] in (["train"], ["data"]):
         given = next((word[5:] for word in words if word.startswith("ARGS=")), "")
         words = [word for word in words if not word.startswith("ARGS=")]
-        words.append(f"ARGS={given} {shlex.join(tiny_flags)}")
+        words.append(f"ARGS={given} {shlex.join(tiny_flags)}")  # each once, as make() hands it on
     result = make(*words[1:])
     assert result.returncode == 0, result.stderr[-3000:]
     if words[1:2] == ["train"]:

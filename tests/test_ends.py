@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import run_flags
+from conftest import once, run_flags
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpo import adapters, ends
@@ -127,7 +127,7 @@ def test_what_is_saved_ends_answers_where_training_did(lora, tiny_model, tiny_da
     flags = [*run_flags(base, tiny_data, tmp_path / "run"), "--use_cpu", "--bf16=false"]
     flags += ["--max_steps=1", "--save_steps=1", "--eval_steps=1", "--report_to=none"]
     flags += ["--use_peft", "--lora_r=2"] if lora else []
-    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *flags])
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *once(flags)])
     tokenizer = load_tokenizer(recipe)
     linted = prepare(recipe, load_rows(recipe), tokenizer)
     trainer = make_trainer(recipe, tokenizer, linted["train"].pairs, linted["held-out"].pairs)

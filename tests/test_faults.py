@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, launch, run_flags, running
+from conftest import ROOT, launch, once, run_flags, running
 
 from dpo import checkpoints, completions, metrics
 from dpo.asking import EXIT_CODE
@@ -75,7 +75,7 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
                     befall(fault[0])
 
     sys.addaudithook(hook)
-    sys.argv = ["train.py", *RECIPE, *flags]
+    sys.argv = ["train.py", *RECIPE, *once(flags)]
     import torch
 
     import train

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers.training_args
 from accelerate.state import AcceleratorState, PartialState
-from conftest import random_model
+from conftest import once, random_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -54,7 +54,7 @@ def test_one_process_trains_on_the_first_gpu_alone(
 ):
     flags = [*tiny_flags, *(["--use_peft"] if start != "model" else [])]
     flags += [f"--model_name_or_path={tiny_adapter}"] if start == "adapter" else []
-    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *flags])
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *once(flags)])
     assert recipe.training.n_gpu == 3
     if start == "adapter":
         loaded(monkeypatch, adapters, "trainable")

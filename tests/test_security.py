@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, trainer_of
+from conftest import ROOT, once, trainer_of
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -141,7 +141,7 @@ def test_a_model_with_code_is_announced_once_and_nobody_is_asked(
     """transformers asks on the terminal wherever it is not told."""
     flags = ["--config", "recipes/smollm2-sentiment.yaml", *tiny_flags, "--use_cpu"]
     flags += [f"--model_name_or_path={with_code}", "--trust_remote_code"]
-    monkeypatch.setattr("sys.argv", ["train.py", *flags])
+    monkeypatch.setattr("sys.argv", ["train.py", *once(flags)])
     asked = []
     monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "n")
     train.main()

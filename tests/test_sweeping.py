@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT, run, run_flags
+from conftest import ROOT, once, run, run_flags
 
 import sweep
 from dpo import checkpoints, metrics, output, sweeping
@@ -98,8 +98,8 @@ def tiny_runs(on_cpu, tiny_model, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping, "start", start)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return lambda sweep, *more: (
-        resolved(RECIPE, sweep, tmp_path / "sweep", [*flags, *more]),
-        [*flags, *more],
+        resolved(RECIPE, sweep, tmp_path / "sweep", once([*flags, *more])),
+        once([*flags, *more]),
         started,
     )
 
@@ -157,7 +157,7 @@ def test_a_run_that_was_asked_to_leave_goes_on_from_there(tiny_runs):
 @pytest.mark.sight
 def test_a_frontier_that_is_killed_while_it_trains_goes_on(tiny_model, tiny_data, tmp_path):
     """Its checkpoints hold weights alone, from which no run goes on: it trains anew."""
-    flags = [*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--max_steps=8"]
+    flags = once([*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--max_steps=8"])
     command = [sys.executable, "scripts/frontier.py", "--betas=0.1", "--loss_types=sigmoid"]
     command += ["--every=2", "--limit=2", "--samples=1", f"--output={tmp_path / 'out'}", "--"]
     first = tmp_path / "out/loss_type=sigmoid,beta=0.1/checkpoint-2" / checkpoints.MANIFEST

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch, run_flags
+from conftest import ROOT, launch, once, run_flags
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,7 +91,7 @@ def test_what_trained_is_gone_when_the_evaluation_loads(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), "--report_to=none", *more]
     recipe = ["--config", "recipes/smollm2-sentiment.yaml"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *recipe, *flags])
+    monkeypatch.setattr(sys, "argv", ["train.py", *recipe, *once(flags)])
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(SystemExit, match="enough"):

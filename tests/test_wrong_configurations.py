@@ -82,8 +82,8 @@ FLAGS = {
     # not finite
     "--num_train_epochs=nan --max_steps=-1": "num_train_epochs is nan: ",
     "--router_aux_loss_coef=nan": "router_aux_loss_coef is nan: give 0 or more",
-    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=inf": "coef is inf: give a fin",
-    "--neftune_noise_alpha=nan": "neftune_noise_alpha is nan: give a finite number",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=inf": "coef is inf: give 0 to",
+    "--neftune_noise_alpha=nan": "neftune_noise_alpha is nan: give a number above 0",
     "--eval_delay=nan": "eval_delay is nan: give a number of steps",
     '--lr_scheduler_kwargs={"num_cycles":NaN}': "lr_scheduler_kwargs is {'num_cycles': nan}: give",
     # stated and then undone

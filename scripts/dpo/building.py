@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import traceback
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from accelerate import DistributedType
@@ -58,17 +57,18 @@ def own_device(args: DPOConfig) -> dict[str, str] | None:
 
 
 @contextmanager
-def refusals_in_one_line(path: Path) -> Iterator[None]:
-    """What a library refuses in words of its own while it builds a trainer, such as modules of an
-    adapter that the model has not, or a package that is not installed, ends the run with them. What
-    torch or this repository raises is a fault, and stays one."""
+def known_arguments(recipe: Recipe) -> Iterator[None]:
+    """Name `model_init_kwargs` where a model does not take what stands there."""
     try:
         yield
-    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals["__name__"].partition(".")[0] not in ("trl", "transformers", "peft"):
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in recipe.init:
             raise
-        raise SystemExit(f"{path}: {' '.join(str(error).split())}") from error
+        raise SystemExit(
+            f"{recipe.place('model_init_kwargs')}: model_init_kwargs has {unknown[1]}, which is "
+            f"neither of the model's configuration nor an argument of from_pretrained: {error}"
+        ) from error
 
 
 def make_trainer(
@@ -83,10 +83,10 @@ def make_trainer(
 
     Raises:
         SystemExit: the model's files are not whole, or do not fit the tokenizer and the data; the
-            recipe would publish checkpoints, spread the model over GPUs, or have what a library
-            refuses; it has the reference scored beforehand where that gives other numbers;
-            processes do not see each other; or they were launched for DeepSpeed or FSDP, and
-            accelerate does not use it. They would train side by side, unsharded, and say nothing.
+            recipe would publish checkpoints, spread the model over GPUs, load it with arguments
+            that it does not take, or have the reference scored beforehand where that gives other
+            numbers; processes do not see each other; or they were launched for DeepSpeed or FSDP,
+            and accelerate does not use it, and would train side by side, unsharded.
     """
     model, args = recipe.model, recipe.training
     hub.check(args)
@@ -130,11 +130,12 @@ def make_trainer(
         and args.precompute_ref_log_probs
         and (reason := stays_live(start["model"], start.get("peft_config"), args, train, held_out))
     ):
+        where = recipe.place("precompute_ref_log_probs")
         raise SystemExit(
-            f"{recipe.path}: precompute_ref_log_probs is True: {reason}: leave it out, and the "
+            f"{where}: precompute_ref_log_probs is True: {reason}: leave it out, and the "
             "reference is scored as it goes"
         )
-    with loading.whole(), refusals_in_one_line(recipe.path):
+    with loading.whole(), known_arguments(recipe):
         trainer = FastDPOTrainer(
             share_prefix=recipe.run.share_prefix,
             reference_cache=recipe.run.reference_cache,

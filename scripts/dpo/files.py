@@ -44,7 +44,8 @@ class Broken(ValueError):
     def __init__(self, path: str, line: int | None, reason: object):
         where = path if line is None else f"{path}, line {line}"
         said = " ".join(str(reason).split()) or type(reason).__name__
-        super().__init__(f"{where}: {said}")
+        mend = "" if line is None else ": mend the line or take it out"
+        super().__init__(f"{where}: {said}{mend}")
 
 
 def kind_of(path: Path) -> str | None:
@@ -83,7 +84,7 @@ def lines_of(path: str, encoding: str | None = None) -> Iterator[str]:
     except Exception as error:
         if isinstance(error, (MemoryError, FileNotFoundError, PermissionError)):
             raise
-        raise Broken(path, number + 1, f"cannot be unpacked or read: {error}") from error
+        raise Broken(path, None, f"cannot be unpacked or read: {error}") from error
 
 
 def separator_of(header: str, named: str | None) -> str:
@@ -166,9 +167,10 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
         return value[name]
     if not isinstance(value, dict):
         return value if isinstance(value, list) else [value]
-    columns = [*value.values()]
-    if columns and all(isinstance(c, dict) and c.keys() == columns[0].keys() for c in columns):
-        return [{name: value[name][row] for name in value} for row in columns[0]]  # of pandas
+    columns = [column for column in value.values() if isinstance(column, dict)]
+    numbers = [str(row) for row in range(len(columns[0]))] if columns else []
+    if numbers and all([*column] == numbers for column in columns) and len(columns) == len(value):
+        return [{name: value[name][row] for name in value} for row in numbers]  # as pandas has it
     lists = {
         key: rows
         for key, rows in value.items()

@@ -8,6 +8,22 @@ import json
 KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
 
 
+def name_of(argument: str) -> str:
+    """`--max-steps=2` is a flag of the name max_steps."""
+    return argument[2:].partition("=")[0].replace("-", "_")
+
+
+def overridden(argv: list[str], own: list[str]) -> list[str]:
+    """Flags that a user gave, but for those that a program sets itself, and then these."""
+    ours, kept, dropped = {name_of(flag) for flag in own}, [], False
+    for argument in argv:
+        if argument.startswith("--"):
+            dropped = name_of(argument) in ours
+        if not dropped:
+            kept.append(argument)
+    return [*kept, *own]
+
+
 def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
     """The names of the arguments that flags give.
 
@@ -21,7 +37,7 @@ def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
             continue
         flag, equals, value = argument.partition("=")
         action = parser._option_string_actions.get(flag)
-        name = action.dest if action else flag[2:].replace("-", "_")
+        name = action.dest if action else name_of(flag)
         after = [*argv[at + 1 :], "--"]
         after = after[: next(i for i, each in enumerate(after) if each.startswith("--"))]
         said = " ".join([argument, *after])

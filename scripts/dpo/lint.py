@@ -16,8 +16,9 @@ import numpy as np
 
 from dpo import cutting
 from dpo.choosing import number
-from dpo.layouts import Fault, Pair
+from dpo.layouts import Pair
 from dpo.tokenization import Tokenization
+from dpo.turns import Fault, where_they_part
 
 REASONS = {
     # the columns
@@ -114,18 +115,6 @@ def last_said(value: str | list[dict[str, Any]]) -> str:
     return last["content"]
 
 
-def where_they_part(chosen: list[dict], rejected: list[dict], before: int = 0) -> str:
-    """The first turn in which two conversations differ, counted after `before` earlier ones."""
-    turns = zip(chosen, rejected, strict=False)
-    for turn, (one, other) in enumerate(turns, before + 1):
-        for key in {**one, **other}:
-            if one.get(key) != other.get(key):
-                both = f"{one.get(key)!r:.40} in chosen, {other.get(key)!r:.40} in rejected"
-                return f"turn {turn} ({one.get('role')}) has another {key}: {both}"
-    longer = "chosen" if len(chosen) > len(rejected) else "rejected"
-    return f"{longer} goes on after turn {before + min(len(chosen), len(rejected))}"
-
-
 def check_roles(pair: Pair) -> None:
     """Raises Fault if the prompt does not end where an answer begins, or a completion does not."""
     for name in COLUMNS:
@@ -136,11 +125,11 @@ def check_roles(pair: Pair) -> None:
         raise Fault("prompts_differ", "they do not begin alike")
     if not pair["prompt"]:
         raise Fault("no_prompt")
-    if pair["prompt"][-1]["role"] == "assistant":
-        raise Fault("wrong_role", "the prompt ends with the assistant")
     answers = pair["chosen"], pair["rejected"]
     if any("user" in {message["role"] for message in answer[:-1]} for answer in answers):
         raise Fault("prompts_differ", where_they_part(*answers, before=len(pair["prompt"])))
+    if pair["prompt"][-1]["role"] == "assistant":
+        raise Fault("wrong_role", "the prompt ends with the assistant")
     for name in ("chosen", "rejected"):
         if pair[name][-1]["role"] != "assistant":
             raise Fault("wrong_role", f"{name} ends with {pair[name][-1]['role']}")

@@ -142,14 +142,20 @@ def digests_of(table: Dataset) -> np.ndarray:
 
 
 def hold_out(train: Linted, share: float, seed: int) -> Linted:
-    """Take a share of the pairs away from `train`, whole prompts at a time, drawn by the seed:
-    prompts are those that are rendered, in the order of what is said, the same for every model.
+    """Take a share of the pairs away from `train`, or a number of them, whole prompts at a time,
+    drawn by the seed: prompts are those that are rendered, in the order of what is said, the same
+    for every model.
 
     Raises:
         SystemExit: the share is none.
     """
+    if share >= 1 and share == int(share) and share < len(train.pairs):
+        share /= len(train.pairs)
     if not 0 < share < 1:
-        raise SystemExit(f"test_split_size: {share:g} is no share: give one between 0 and 1")
+        raise SystemExit(
+            f"test_split_size: {share:g} of {len(train.pairs)} pairs cannot be held out: give a "
+            "share between 0 and 1, or a number of pairs that leaves some"
+        )
     prompts, numbers = np.unique(digests_of(train.pairs)[:, 0], return_inverse=True)
     said = np.full(len(prompts), np.iinfo(np.int64).max)
     np.minimum.at(said, numbers, column(train.pairs, "prompt_digest"))

@@ -114,6 +114,12 @@ def set_aside(linted: dict[str, Linted], folder: Path) -> Path | None:
     return path
 
 
+def first_of(found: Linted, reason: str) -> str:
+    """Where the first row stands that is not trained on for a reason, and what is wrong there."""
+    first = next(bad for bad in found.bad if bad.reason == reason)
+    return f"{first.source.name}, row {first.row}: {first.detail}".removesuffix(": ")
+
+
 def fitting(lengths: dict) -> str:
     """By which max_length most pairs would be whole, in words."""
     (share, most), *more = lengths["fit"].items()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import transformers
 import trl
-from datasets import Dataset, Features, IterableDataset, Json, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,7 @@ from dpo.parts import BESIDE
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
 from dpo.sources import Rows
+from dpo.tables import Exact
 from dpo.telling import SEEN, reading_of
 from dpo.tokenization import GIVEN, Tokenization
 from dpo.turns import Fault
@@ -208,7 +209,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, *ABOUT, "merged", "texts", BEST}
     ours |= {*IMAGES}
     kept = [name for name in kept if name not in ours]
-    shape = Value("string") if kind is str else List(Json())
+    shape = Value("string") if kind is str else List(Exact())
     work = {
         **how_read,
         "words": words,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,9 +32,12 @@ class Rows:
         return tuple(name for name, kind in known.items() if not isinstance(kind, (Json, Value)))
 
     def first(self, count: int) -> list[dict[str, Any]]:
-        """The first rows as they are meant; one that cannot be parsed as it is."""
+        return self.meant(islice(iter(self.data), count))
+
+    def meant(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows as they are meant; one that cannot be parsed as it is."""
         padded, found = self.padded, []
-        for row in islice(iter(self.data), count):
+        for row in rows:
             try:
                 found.append(parsing.meant(row, padded))
             except Fault:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from trl import DatasetMixtureConfig
 
 from dpo import adapters, files, foreign, model_files, tables
@@ -148,15 +148,24 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             found = found if isinstance(found, dict) else {"train": found}
             found = {k: v.to_iterable_dataset() if streaming else v for k, v in found.items()}
             return {split: Rows(f"{path} ({split})", data) for split, data in found.items()}
-        return _splits(str(path), datasets.load_dataset_builder(dataset, **how), streaming)
+        return _splits(str(path), _builder(dataset, how), streaming)
     except StopIteration as error:
         raise SystemExit(f"cannot load the data set {path}: it has no rows") from error
     except files.Broken as error:
-        raise SystemExit(
-            f"cannot load the data set {path}: {error}: mend the line or take it out"
-        ) from error
+        raise SystemExit(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise SystemExit(f"cannot load the data set {path}: {one_line(error)}") from error
+
+
+def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
+    try:
+        return datasets.load_dataset_builder(dataset, **how)
+    except (OSError, DatasetsError):
+        if not constants.HF_HUB_OFFLINE or Path(dataset).exists():
+            raise
+        # Files of the hub that were read here, by no builder: `datasets` does not know of them.
+        folder = snapshot_download(dataset, repo_type="dataset", local_files_only=True)
+        return datasets.load_dataset_builder(folder, **how)
 
 
 def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Rows]:
@@ -165,13 +174,14 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
         StopIteration: a split's files have no rows.
     """
     parts = {split: [*paths] for split, paths in (builder.config.data_files or {}).items()}
-    here = parts and all(Path(path).is_file() for paths in parts.values() for path in paths)
-    if not here:  # of the hub, by its own builder
+    kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
+    if kind in ("csv", "json") and not streaming:  # of the hub, brought here
+        parts = {split: datasets.DownloadManager().download(parts[split]) for split in parts}
+    if not parts or not all(Path(path).is_file() for paths in parts.values() for path in paths):
         if not streaming:
             builder.download_and_prepare()
         found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
         return {split: Rows(f"{name} ({split})", data) for split, data in found.items()}
-    kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
     for split, paths in parts.items():
         cache = content_cache([*map(Path, paths)])
         if kind in ("csv", "json"):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dpo import output
 from dpo.arguments import decides
 from dpo.asking import EXIT_CODE, SIGNALS
+from dpo.flags import overridden
 from dpo.recipe import FOLDER, Recipe, parse
 from dpo.terminal import visible
 from dpo.values import check_values
@@ -98,14 +99,14 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
     """
     runs: dict[Path, Run] = {}
     for point in points(sweep):
-        flags = [*arguments, *(f"--{key}={value}" for key, value in point.items())]
+        flags = overridden(arguments, [f"--{key}={value}" for key, value in point.items()])
         config = ["--config", str(FOLDER / f"{recipe}.yaml")]
         parsed = parse([*config, *flags])
         stated = parsed.defaults | parsed.chosen
         values = {key: stated[key] for key in point}
         name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
         folder = into / re.sub(r"[^\w.=,+-]", "_", name)
-        parsed = parse([*config, *flags, f"--output_dir={folder}"])
+        parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])])
         check_values(parsed)
         runs.setdefault(folder, Run(point, values, parsed, folder))
     return [*runs.values()]
@@ -125,7 +126,8 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
     """Launch a run on these GPUs, as CUDA_VISIBLE_DEVICES names them; None for those there are."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "scripts/launch.py", "--recipe", run.recipe.name, *how, "--"]
-    command += [*arguments, *(f"--{key}={value}" for key, value in run.point.items())]
+    own = [f"--{key}={value}" for key, value in run.point.items()]
+    command += overridden(arguments, [*own, f"--output_dir={run.folder}"])
     environment = dict(os.environ)
     environment.setdefault("WANDB_RUN_GROUP", run.folder.parent.name)
     if gpus is not None:
@@ -135,7 +137,7 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     with run.log.open("a", encoding="utf-8") as log:
         run.process = subprocess.Popen(
-            [*command, f"--output_dir={run.folder}"],
+            command,
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,

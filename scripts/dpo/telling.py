@@ -130,7 +130,7 @@ def reading_of(source: Rows, given: str | None) -> Reading:
         raise SystemExit(refusal(source.name, rows))
     check(source.name, layout, parts, rows)
     if isinstance(data, Dataset) and len(data) > SEEN:  # a column may be filled in later rows only
-        rows += list(data.select(np.linspace(SEEN, len(data) - 1, SEEN).astype(int)))
+        rows += source.meant(data.select(np.linspace(SEEN, len(data) - 1, SEEN).astype(int)))
     return Reading(layout, parts, rows)
 
 

@@ -20,6 +20,7 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 SCRIPTS = Path(__file__).resolve().parents[1]
 DEBUG = "DPO_DEBUG"  # set by --debug, for the processes that are started too
 LONGEST = 600  # characters of what a library says
+BUGS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError)
 
 
 def visible(text: str) -> str:
@@ -60,13 +61,12 @@ def without_debug(argv: list[str]) -> list[str]:
 def line_of(error: Exception) -> str:
     """One line for an error that no check foresaw: what was raised, by whom, and where its
     traceback is, masked: in a file, or on the terminal with --debug."""
-    frames = [*traceback.walk_tb(error.__traceback__)]
-    ours = [f.f_code for f, _ in frames if SCRIPTS in Path(f.f_code.co_filename).parents]
-    raised = frames[-1][0]
-    who = "this repository"
-    if not (ours and raised.f_code is ours[-1]):
-        who = raised.f_globals.get("__name__", "Python").partition(".")[0]
-    at = f" as {Path(ours[-1].co_filename).name} asked it to {ours[-1].co_name}" if ours else ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [f.f_code for f in frames if SCRIPTS in Path(f.f_code.co_filename).parents]
+    here = bool(ours) and frames[-1].f_code is ours[-1]
+    who = type(error).__module__.partition(".")[0]  # some libraries raise errors of their own
+    if who == "builtins":
+        who = "a library" if here else frames[-1].f_globals.get("__name__", "").partition(".")[0]
     said = " ".join(str(error).split()) or "no reason is given"
     said = said if len(said) < LONGEST else f"{said[:LONGEST]} …"
     trace = secrets.mask("".join(traceback.format_exception(error)))
@@ -79,8 +79,9 @@ def line_of(error: Exception) -> str:
             file.write(trace)
         where = f"its traceback is in {file.name}, or here with --debug"
     what = f"{type(error).__name__}: {said}"
-    if who == "this repository" or isinstance(error, AssertionError):
-        return f"{what}. That is a fault of {who}, and not of what you gave it; {where}"
+    if isinstance(error, AssertionError) or (here and isinstance(error, BUGS)):
+        return f"{what}. That is a fault of this repository, and not of what you gave it; {where}"
+    at = f" as {Path(ours[-1].co_filename).name} asked it to {ours[-1].co_name}" if ours else ""
     return (
         f"{what}. {who} says so{at}: change what you gave it, or, if nothing is wrong with that, "
         f"it is a fault of {who} or of this repository; {where}"

@@ -75,7 +75,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("ld_alpha", share, "0 to 1, or leave it out"),
     ("loss_weights", lambda v: all(map(positive, v)), "numbers above 0, one for each loss_type"),
     ("neftune_noise_alpha", positive, "a number above 0, or leave it out; 5 is common"),
-    # At 1 it is the reverse KL divergence, at 0 the forward one; outside, it punishes nothing.
+    # As f-DPO has it: at 1 the reverse KL divergence, at 0 the forward one.
     ("f_alpha_divergence_coef", share, "0 to 1"),
     ("pad_to_multiple_of", lambda v: v == "auto" or v >= 1, "auto, or 1 or more"),
     ("dataloader_prefetch_factor", counts, "1 or more"),
