@@ -329,3 +329,17 @@ def test_a_layout_that_lacks_its_columns_is_refused(row, layout, says):
     with pytest.raises(SystemExit, match=says) as error:
         reading(row, layout=layout)
     assert len(str(error.value).splitlines()) == 1
+
+
+ODD = {
+    "a role that is a list": {"chosen": [{"role": ["a"], "content": "b"}], "rejected": [YES]},
+    "messages that are a number": MESSAGES | {"messages": 5},
+    "chosen that is one message": {"messages": [USER], "chosen": YES, "rejected": {}},
+    "a number as a system prompt": MESSAGES | {"system": 5},
+}
+
+
+@pytest.mark.parametrize("row", ODD.values(), ids=ODD)
+def test_odd_values_in_the_first_row_are_no_crash(row, tokenizer):
+    found = reading_of(Rows("data", Dataset.from_list([row], on_mixed_types="use_json")), None)
+    assert found.says(list, TEMPLATE) and "\n" not in "".join(found.notes(list, tokenizer))

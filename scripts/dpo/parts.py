@@ -159,7 +159,7 @@ def whole(answer: Any) -> bool:
     """Whether this is a conversation from its start, and not what the assistant says at its end."""
     turns = answer if isinstance(answer, list) else []
     roles = [turn.get("role", turn.get("from")) for turn in turns if isinstance(turn, dict)]
-    return bool({"user", "human"} & {*roles})
+    return "user" in roles or "human" in roles
 
 
 def beside(columns: Row, question: str | None) -> dict[str, str]:

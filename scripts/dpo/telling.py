@@ -66,7 +66,8 @@ class Reading:
     def said_again(self) -> bool:
         """Whether `messages` are the chosen conversation, or its beginning (UltraFeedback's)."""
         both = [(row.get("messages") or [], row.get(self.parts.get("chosen"))) for row in self.rows]
-        return all(isinstance(c, list) and m == c[: len(m)] for m, c in both)
+        lists = all(isinstance(turns, list) for pair in both for turns in pair)
+        return lists and all(turns == chosen[: len(turns)] for turns, chosen in both)
 
     def other_prompt(self) -> str:
         """Where a text column stands beside whole conversations and is not their first question."""
@@ -87,7 +88,8 @@ class Reading:
 
     def plain_text(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> str:
         """Text that a chat model is trained on as it stands, unless it is rendered already."""
-        if kind is list or not tokenizer.chat_template or self.layout == "dialogue":
+        as_text = kind is str and self.layout in ("explicit", "implicit")
+        if not as_text or not tokenizer.chat_template:
             return ""
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         prompt = str(example_of(self.rows).get(self.parts.get("question", self.parts["chosen"])))
