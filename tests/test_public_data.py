@@ -229,7 +229,7 @@ READ = {
         | {"response_j": GOOD, "response_k": BAD},
         *("question", PAIR, ["date", "metadata"]),
     ),
-    "HuggingFaceH4/stack-exchange-preferences": (
+    "answers with a score each": (
         {"qid": 5, "question": Q, "metadata": ["x"]}
         | {"answers": [{"text": GOOD, "pm_score": 4.5}, {"text": BAD, "pm_score": 1.0}]},
         *("rated", PAIR | SCORES, ["metadata"]),
