@@ -27,6 +27,7 @@ from dpo.layouts import LAYOUTS, Fault, detect, to_pair
 from dpo.output import day_of
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
+from dpo.reference import COLUMNS as SCORED
 from dpo.sources import Rows, one_line
 from dpo.tokenization import GIVEN, Tokenization
 
@@ -201,7 +202,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST}
+    # The reference's, too: a trainer would take what the data calls so for its own.
+    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST, *SCORED}
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Json())
     work = {
