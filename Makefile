@@ -25,6 +25,7 @@ OUTPUT ?=
 WANDB  ?=
 SUITE  ?=
 TRL    ?=
+FROM   ?=
 
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
@@ -79,8 +80,10 @@ sync: $(READY) ## send to W&B what runs have kept offline: RUN=(all)
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)
 
-new: $(READY) ## a recipe to start from: RECIPE=my-recipe MODEL=Qwen/Qwen3-0.6B DATASET=my/data
-	@$(BIN)/python scripts/new.py --recipe "$(RECIPE)" --model "$(MODEL)" --dataset "$(DATASET)" $(ARGS)
+# RECIPE has a default that is no answer here, and a terminal's width may stand in COLUMNS.
+new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET= COLUMNS="prompt=question chosen=a rejected=b", or FROM=theirs.yaml GPUS=8
+	@$(BIN)/python scripts/new.py --recipe "$(if $(filter file,$(origin RECIPE)),,$(RECIPE))" --model "$(MODEL)" --dataset "$(DATASET)" \
+	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
 
 shelf: $(READY) ## write recipes/README.md anew from the recipes' headers
 	$(BIN)/python scripts/shelf.py

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from dpo import cutting, lint, preferences, quarantine
-from dpo.output import DATA_PAGE, NO_SCRIPTS, write_whole
-from dpo.reading import IDS
+from dpo import characters, cutting, data_page, lint, preferences, quarantine
+from dpo.characters import Piece
+from dpo.output import DATA_PAGE, write_whole
+from dpo.reading import column
 from dpo.recipe import Recipe, parse
 from dpo.sources import check_model, load_rows
 from dpo.terminal import guarded, visible
@@ -35,108 +35,138 @@ from dpo.tokenization import load_tokenizer
 SHOWN = 3  # pairs, token by token
 QUANTILES = (0.05, 0.5, 0.95, 1)
 STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "red", "special": "bold black on yellow"}
-CUT = "strike dim"
+CUT, MANY = "strike dim", "bold"  # cut by max_length; one character of several tokens
 
 
-def lengths(pairs: Dataset) -> dict[str, np.ndarray]:
-    """Tokens of prompt, chosen and rejected, not cut, each of shape (pairs,)."""
-    table = pairs.select_columns(list(IDS)).with_format("arrow")[:]
-    return {name[:-4]: np.array([len(ids) for ids in table[name]]) for name in IDS}
-
-
-def lengths_table(split: str, tokens: dict[str, np.ndarray], *cut: int | str | None) -> Table:
-    """`cut` is max_length and truncation_mode."""
-    table = Table(title=f"{split}: tokens", title_justify="left")
-    for column in ("", "mean", *(f"{q:.0%}" for q in QUANTILES), "cut by max_length"):
-        table.add_column(column, justify="right" if column else "left")
+def lengths_of(pairs: Dataset, *cut: int | str | None) -> list[list[str]]:
+    """Tokens of prompt, chosen and rejected, not cut, as a table with its head; `cut` is max_length
+    and truncation_mode."""
+    table = [["", "mean", *(f"{q:.0%}" for q in QUANTILES), "cut by max_length"]]
+    tokens = dict(zip(("prompt", "chosen", "rejected"), cutting.whole(pairs), strict=True))
     for name, values in tokens.items():
         total = values + (tokens["prompt"] if name != "prompt" else 0)
         begin, end = cutting.span(total, *cut)
         share = "" if cut[0] is None or name == "prompt" else f"{(end - begin < total).mean():.1%}"
         numbers = (values.mean(), *np.quantile(values, QUANTILES))
-        table.add_row(name, *(f"{number:.0f}" for number in numbers), share)
+        table.append([name, *(f"{number:.0f}" for number in numbers), share])
+    return table
+
+
+def remarks_on(split: str, pairs: Dataset) -> list[str]:
+    _, chosen, rejected = cutting.whole(pairs)
+    longer = f"{split}: chosen is the longer one in {(chosen > rejected).mean():.1%} of the pairs"
+    merged = np.count_nonzero(column(pairs, "merged"))
+    warning = (
+        f"{split}: in {merged} pairs the prompt's last token merges with the completion: the model "
+        "is trained on another prompt's end than it will see. End prompts where a token ends, "
+        "without a trailing blank"
+    )
+    return [longer, *([warning] if merged else [])]
+
+
+def table_of(title: str, head: list[str], rows: list[list[str]], right: range) -> Table:
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place in right else "left")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return table
 
 
 def faults_table(linted: dict[str, quarantine.Linted]) -> Table:
-    table = Table(title="Set aside", title_justify="left")
-    for column in ("split", "rows", "share", "reason", "what it means", "first row"):
-        table.add_column(column, justify="right" if column in ("rows", "share") else "left")
-    for split, found in linted.items():
-        for reason, count in found.reasons.items():
-            first = next(bad for bad in found.bad if bad.reason == reason)
-            where = f"{first.source.name}, row {first.row}: {first.detail}".removesuffix(": ")
-            share = f"{count / found.rows:.2%}"
-            shown = Text(visible(where))
-            table.add_row(split, str(count), share, reason, lint.REASONS[reason], shown)
-    return table
+    """The reasons of the rows that are not trained on: faults first, then lengths."""
+    rows = [
+        [
+            split,
+            f"{count}",
+            f"{count / found.rows:.2%}",
+            reason,
+            lint.REASONS[reason],
+            quarantine.first_of(found, reason),
+        ]
+        for split, found in linted.items()
+        for reason, count in (found.set_aside | found.left_out).items()
+    ]
+    head = ["split", "rows", "share", "reason", "what it means", "first row"]
+    return table_of("Set aside, and left out for length", head, rows, range(1, 3))
 
 
-def tokens_of(
-    ids: list[int], kept: range, style: str, tokenizer: PreTrainedTokenizerBase, special: set[int]
-) -> Text:
-    """Tokens as text, the special ones and those at places that are not `kept` told apart."""
+def spelt(pieces: list[Piece], style: str) -> Text:
+    """Tokens as text, by turns underlined and not; special ones, cut ones and characters of several
+    tokens told apart."""
     text = Text()
-    for place, token in enumerate(ids):
-        tone = STYLES["special"] if token in special else STYLES[style]
-        tone = tone if place in kept else f"{tone} {CUT}"
-        text.append(visible(tokenizer.decode([token])), tone)
+    for place, piece in enumerate(pieces):
+        tone = STYLES["special"] if piece.special else STYLES[style]
+        tone += " underline" * (place % 2) + f" {MANY}" * (piece.stop - piece.start > 1)
+        text.append(visible(piece.text), tone if piece.kept else f"{tone} {CUT}")
     return text
 
 
-def show_pairs(console: Console, pairs: Dataset, tokenizer, *cut: int | str | None) -> None:
-    """A few pairs token by token; `cut` is max_length and truncation_mode.
+def marked(pieces: list[Piece]) -> Text:
+    """Tokens on one line with a mark between them, where there is no colour to tell them apart."""
+    text = ""
+    for before, piece in zip([None, *pieces], pieces, strict=False):
+        text += "" if before is None else "▏" if before.kept == piece.kept else "✂"
+        count = piece.stop - piece.start
+        text += visible(piece.text).replace("\n", "⏎") + f"⁽{count}⁾" * (count > 1)
+    return Text(f"  {text}", "dim")
 
-    Cut at the start, the two rows of a pair may have more or less of the prompt: it is shown as the
-    row has it that has more, and each completion says how many tokens of it are before its own."""
-    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+def show_pairs(console: Console, pairs: dict[int, dict[str, tuple[str, list[Piece]]]]) -> None:
+    """Pairs token by token: in colour, or with the same once more as a line of marked tokens."""
+    plain = console.color_system is None
     legend = Text("prompt", STYLES["prompt"]).append(" ")
     for name in ("chosen", "rejected", "special"):
         legend.append(name, STYLES[name]).append(" ")
-    legend.append("cut by max_length", CUT)
+    legend.append("cut by max_length", CUT).append("; ")
+    if plain:
+        legend.append("▏ between tokens, ⁽³⁾ a character of three, ✂ where max_length cuts")
+    else:
+        legend.append("every other token is ").append("underlined", "underline").append(", ")
+        legend.append("several tokens that make one character", MANY)
     console.print("\nPairs as the model sees them:", legend)
-    for row in np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int):
-        pair = pairs[int(row)]
-        console.rule(f"row {pair['row']}", align="left")
-        prompt, answers = pair["prompt_ids"], {n: pair[f"{n}_ids"] for n in ("chosen", "rejected")}
-        start = len(prompt)
-        rows = {n: range(*cutting.span(start + len(ids), *cut)) for n, ids in answers.items()}
-        either = range(min(r.start for r in rows.values()), max(r.stop for r in rows.values()))
-        console.print(tokens_of(prompt, either, "prompt", tokenizer, special))
-        for name, ids in answers.items():
-            row = rows[name]
-            left = f", after the prompt's last {max(start - row.start, 0)}" if row.start else ""
-            console.print(f"[{STYLES[name]}]▌{name}[/], {len(ids)} tokens{left}")
-            kept = range(max(row.start - start, 0), max(row.stop - start, 0))
-            console.print(tokens_of(ids, kept, name, tokenizer, special))
+    for row, parts in pairs.items():
+        console.rule(f"row {row}", align="left")
+        for name, (words, pieces) in parts.items():
+            console.print(f"[{STYLES[name]}]▌{name}[/], {words}")
+            console.print(spelt(pieces, name), soft_wrap=True)
+            if plain:
+                console.print(marked(pieces), soft_wrap=True)
 
 
-def show(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer, console: Console) -> None:
+def seen(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer) -> tuple:
+    """What is shown: a table of lengths and remarks for each split, and a few pairs by row."""
     cut = recipe.training.max_length, recipe.training.truncation_mode
+    splits = {split: found.pairs for split, found in linted.items() if len(found.pairs)}
+    lengths = {split: lengths_of(pairs, *cut) for split, pairs in splits.items()}
+    remarks = [line for split, pairs in splits.items() for line in remarks_on(split, pairs)]
+    pairs = linted["train"].pairs
+    places = np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int)
+    rows = [pairs[int(place)] for place in places]
+    return lengths, remarks, {row["row"]: characters.shown(row, tokenizer, *cut) for row in rows}
+
+
+def show(
+    recipe: Recipe,
+    linted: dict[str, quarantine.Linted],
+    lengths: dict[str, list[list[str]]],
+    remarks: list[str],
+    pairs: dict[int, dict[str, tuple[str, list[Piece]]]],
+    console: Console,
+) -> None:
     name, model = escape(recipe.name), escape(visible(recipe.model.model_name_or_path))
     console.print(f"[bold]{name}[/]: {model}'s view of its data\n")
     for line in quarantine.said(linted, None):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
     console.print()
-    for split, found in linted.items():
-        if not len(found.pairs):
-            continue
-        tokens = lengths(found.pairs)
-        console.print(lengths_table(split, tokens, *cut))
-        longer = (tokens["chosen"] > tokens["rejected"]).mean()
-        merged = np.count_nonzero(found.pairs["merged"])
-        console.print(f"chosen is the longer one in {longer:.1%} of the pairs", highlight=False)
-        if merged:
-            console.print(
-                f"[yellow]in {merged} pairs the prompt's last token merges with the completion: "
-                "the model is trained on another prompt's end than it will see. End prompts where "
-                "a token ends, without a trailing blank[/]"
-            )
-        console.print()
+    for split, (head, *rows) in lengths.items():
+        console.print(table_of(f"{split}: tokens", head, rows, range(1, len(head))))
+    for line in remarks:
+        console.print(Text(line), soft_wrap=True)
     if any(found.bad for found in linted.values()):
         console.print(faults_table(linted))
-    if len(linted["train"].pairs):
-        show_pairs(console, linted["train"].pairs, tokenizer, *cut)
+    if pairs:
+        show_pairs(console, pairs)
 
 
 @guarded
@@ -154,10 +184,10 @@ def main() -> None:
     folder = Path(recipe.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     aside = quarantine.set_aside(linted, folder)
-    console = Console(record=True, width=None if sys.stdout.isatty() else 120)
-    show(recipe, linted, tokenizer, console)
-    page = folder / DATA_PAGE
-    write_whole(page, console.export_html().replace("<head>", f"<head>\n{NO_SCRIPTS}", 1))
+    found = seen(recipe, linted, tokenizer)
+    show(recipe, linted, *found, Console(width=None if sys.stdout.isatty() else 120))
+    page, model = folder / DATA_PAGE, recipe.model.model_name_or_path
+    write_whole(page, data_page.page(recipe.name, model, linted, *found))
     print(f"\nWritten: {page}{f', {aside}' if aside else ''}")
     quarantine.check_share(linted, recipe.run.quarantine_limit, folder)
     print(f"Next: make train RECIPE={recipe.name}")

@@ -1,10 +1,17 @@
 """Write a recipe to start from: `make new` runs this.
 
     make new RECIPE=my-recipe MODEL=Qwen/Qwen3-0.6B DATASET=path/to/pairs.jsonl
+    make new RECIPE=... MODEL=... DATASET=... COLUMNS="prompt=question chosen=good rejected=bad"
+    make new FROM=theirs.yaml RECIPE=my-recipe GPUS=8
 
-Looks at the model's size and at the data's columns and splits, and puts numbers that were published
-for that size into recipes/<RECIPE>.yaml, each with where it comes from. Model and data are names of
-the hub, or folders and files here.
+Looks at the model's size, at the data's columns, splits and rows, and at this machine, and puts
+numbers that were published for that size into recipes/<RECIPE>.yaml, each with where it comes from.
+Model and data are names of the hub, or folders and files here. COLUMNS names the columns of data
+that call them otherwise, ours before theirs.
+
+FROM is a DPO recipe of alignment-handbook, older TRL, axolotl, LLaMA-Factory or open-instruct:
+YAML, JSON or a shell script. Every key is mapped, renamed or left out with the reason. MODEL and
+DATASET go before its own; GPUS says how many it ran on, where it does not.
 """
 
 import dpo  # noqa: F401  first, that no library speaks
@@ -13,19 +20,26 @@ import dpo  # noqa: F401  first, that no library speaks
 import argparse
 import math
 import re
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import yaml
+from datasets import IterableDataset
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo import foreign
-from dpo.layouts import LAYOUTS, detect
+from dpo.columns import described, mapping_of, renamed
+from dpo.converting import convert
+from dpo.layouts import LAYOUTS, renders
 from dpo.output import write_whole
-from dpo.reading import SEEN
+from dpo.parts import told
+from dpo.reading import paired
 from dpo.recipe import FOLDER
-from dpo.sources import check_reachable, load_splits, looks_local
-from dpo.terminal import guarded
+from dpo.recipe_text import stated
+from dpo.sources import Rows, check_reachable, load_splits, looks_local, one_line
+from dpo.telling import SEEN, refusal
+from dpo.terminal import guarded, visible
 
 # Parameters up to which, learning rate, pairs a device, and who published that rate for that size.
 SIZES = (
@@ -35,8 +49,22 @@ SIZES = (
     (math.inf, 2e-7, 1, "as Tulu 3 70B (arXiv 2411.15124)"),
 )
 BATCH = 32  # pairs a step: Zephyr's paper and Tulu 2
+FEWEST = 10  # steps an epoch: of fewer pairs a step has fewer
+MANY = 20_000  # pairs of which one epoch is enough: Zephyr 7B has 61,000, Tulu 3 more
+ON_CPU = 4  # pairs at a time
 GPU = 80  # GB, the kind that published runs of 7B and more had
 BYTES = 20  # a parameter: weights, gradients, two moments and the reference, in float32
+# What transformers raises of a model's files, wrong in one way or another.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
+
+
+@dataclass
+class Data:
+    """What was found of the data: the recipe's lines about it, and how many pairs there are to
+    train on, None if nobody says."""
+
+    lines: list[str]
+    pairs: int | None
 
 
 def parameters(model: str) -> int:
@@ -46,71 +74,147 @@ def parameters(model: str) -> int:
             raise SystemExit(f"MODEL: no model folder {model}")
         check_reachable(model, "model")
     foreign.check_code(model, None, trusted=False)
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).num_parameters()
+    except UNREADABLE as error:
+        raise SystemExit(f"MODEL: cannot read {model}: {one_line(error)}") from error
 
 
-def data_keys(name: str) -> list[str]:
-    """The recipe's lines about its data.
+def has_chat_template(model: str) -> bool:
+    """Whether a model's tokenizer brings one: no weights are read."""
+    try:
+        return bool(AutoTokenizer.from_pretrained(model, trust_remote_code=False).chat_template)
+    except UNREADABLE as error:
+        raise SystemExit(
+            f"MODEL: cannot read the tokenizer of {model}: {one_line(error)}"
+        ) from error
+
+
+def count(source: Rows, layout: str, parts: dict[str, str]) -> int | None:
+    """How many pairs a split has, by its rows; None if nobody says."""
+    if isinstance(source.data, IterableDataset):  # of the hub, not fetched: its card may say
+        found = (source.data.info.splits or {}).get(str(source.data.split))
+        return found.num_examples if found and layout != "scored" else None
+    return len(paired(source, parts)[0].data) if layout == "scored" else len(source.data)
+
+
+def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
+    """What a recipe has to know of its data.
+
+    Args:
+        mapping: our names of columns to theirs.
+        chat: whether the model has a chat template.
 
     Raises:
-        SystemExit: the data cannot be read, or hold no preferences.
+        SystemExit: the data cannot be read, hold no preferences, or are too few.
     """
     splits = load_splits(name, streaming=not Path(name).exists())
     train = next((split for split in splits if split.startswith("train")), next(iter(splits)))
     tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
-    layout = detect([*islice(iter(splits[train].data), SEEN)])
+    tests = [split for split in tests if split != train]
+    source = renamed(splits[train], mapping)
+    rows = source.first(SEEN)
+    if not rows:
+        raise SystemExit(f"DATASET: {source.name} has no rows")
+    layout, parts = told(rows)
     if layout is None:
-        known = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
-        raise SystemExit(f"DATASET: the columns of {splits[train].name} are none of {known}")
+        print(visible("\n".join([f"{source.name} has these columns:", *described(rows)])))
+        raise SystemExit(f"DATASET: {refusal(source.name, rows, 'make new … COLUMNS=')}")
     print(f"{name}: {layout}, {LAYOUTS[layout]}; splits {', '.join(splits)}")
-    lines = [f"dataset_name: {name}"]
+    pairs = count(source, layout, parts)
+    lines = [stated("dataset_name", name)]
+    if mapping:
+        lines.append(stated("column_mapping", mapping))
     if train != "train":
-        lines.append(f"dataset_train_split: {train}")
-    if not tests:
-        lines.append(line("test_split_size", "0.05", "no split is held out yet: a twentieth"))
-    elif tests[0] != "test":
-        lines.append(f"dataset_test_split: {tests[0]}")
-    return lines
+        lines.append(stated("dataset_train_split", train))
+    if chat and renders(rows, layout):
+        remark = "plain text becomes messages of the chat template; explicit: as it is"
+        lines.append(line("preference_layout", "question", remark))
+    if tests:
+        if tests[0] != "test":
+            lines.append(stated("dataset_test_split", tests[0]))
+    elif pairs is not None and pairs < 2:
+        raise SystemExit(
+            f"DATASET: {name} has one split, and fewer than two pairs in it: one to train on and "
+            "one to hold out is the least"
+        )
+    else:
+        share = 0.05 if pairs is None or 400 <= pairs <= MANY else 0.1 if pairs < 400 else None
+        share = share or round(1000 / pairs, 4)
+        held = f" {max(int(pairs * share), 1)} pairs" if pairs else ""
+        lines.append(line("test_split_size", f"{share:g}", f"no split is held out yet:{held}"))
+        pairs = pairs and pairs - max(int(pairs * share), 1)
+    return Data(lines, pairs)
+
+
+def rounded(number: float) -> int:
+    """A round number of steps up to this one, at most 500 and at least 1: 1, 2, 5, 10, 20 …"""
+    return max(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step <= max(number, 1))
+
+
+def machine_keys() -> list[str]:
+    """The recipe's lines about the precision that this machine can compute in."""
+    if not torch.cuda.is_available():
+        return [
+            line("bf16", "false", "a CPU would take longer: leave both out on a GPU"),
+            line("gradient_checkpointing", "false", "true: less memory, a third more time"),
+        ]
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return [line("fp16", "true", "this GPU has no bfloat16: leave it out on a newer one")]
+    return []
 
 
 def line(key: str, value: str, remark: str, default: str = "") -> str:
     """A line of a recipe with its remark; one that would state the default is commented out."""
-    stated = f"{key}: {value}"
-    return f"{'# ' * (value == default)}{stated}".ljust(40) + f" # {remark}"
+    text = f"{key}: {value}"
+    return f"{'# ' * (value == default)}{text}".ljust(40) + f" # {remark}"
 
 
-def recipe(name: str, model: str, dataset: str) -> str:
+def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
     """The text of the recipe.
 
     Raises:
         SystemExit: model or data cannot be found or read.
     """
-    count = parameters(model)
-    rate, pairs, why = next(size[1:] for size in SIZES if count <= size[0])
-    accumulated, memory = BATCH // pairs, count * BYTES / 1e9
+    mapping = mapping_of(columns, "COLUMNS")
+    size = parameters(model)
+    data = data_of(dataset, mapping, has_chat_template(model))
+    rate, pairs, why = next(entry[1:] for entry in SIZES if size <= entry[0])
+    batch = BATCH
+    while data.pairs is not None and batch > 1 and data.pairs // batch < FEWEST:
+        batch //= 2
+    pairs = min(pairs, batch, pairs if torch.cuda.is_available() else ON_CPU)
+    accumulated, memory = batch // pairs, size * BYTES / 1e9
+    epochs = 1 if data.pairs is not None and data.pairs > MANY else 3
+    steps = None if data.pairs is None else math.ceil(data.pairs / batch) * epochs
+    every = 100 if steps is None else rounded(steps / 5)
+    logged = 10 if steps is None else min(rounded(steps / 30), 10)
+    how_many = "nobody says how many pairs" if steps is None else f"{steps:,} steps in all"
     gpus = 2 ** math.ceil(math.log2(max(memory / (0.5 * GPU), 1)))  # half is left to activations
     where, shard = (f"{gpus} GPUs", " CONFIG=zero3") if gpus > 1 else ("one GPU", "")
+    few = f"#   Of {BATCH} pairs there would be fewer than {FEWEST} steps an epoch: {batch} a step."
     lines = [
         f"# {Path(model).name} on {Path(dataset).stem}.",
         f"# Source: ours. Learning rate {why}.",
-        "#   β and epochs are TRL's defaults, the batch is that of Zephyr's paper and of Tulu 2.",
+        "#   β is TRL's default, the batch that of Zephyr's paper and of Tulu 2.",
+        *([few] if batch < BATCH else []),
         "# Published: none.",
-        f"# Machine: {where} of {GPU} GB, by arithmetic: {count / 1e9:.2f}B × {BYTES} bytes",
+        f"# Machine: {where} of {GPU} GB, by arithmetic: {size / 1e9:.2f}B × {BYTES} bytes",
         f"#   (weights, gradients, two Adam moments, reference) = {memory:.0f} GB in all, and",
         "#   activations.",
-        f"# Batch: {pairs} pairs × {accumulated} accumulated = {BATCH}, on any number of GPUs that",
+        f"# Batch: {pairs} pairs × {accumulated} accumulated = {batch}, on any number of GPUs that",
         "#   divides it.",
         "# Reached: not run yet.",
         f"# Run: make train RECIPE={name}{shard}",
         "",
         "### Model",
-        f"model_name_or_path: {model}",
+        stated("model_name_or_path", model),
         line("use_peft", "false", "true: LoRA, at ten times the learning rate", "false"),
         "",
         "### Data",
-        *data_keys(dataset),
+        *data.lines,
         line("max_length", "1024", "tokens of a pair's side; make data says what is cut", "1024"),
         "",
         "### DPO",
@@ -120,13 +224,20 @@ def recipe(name: str, model: str, dataset: str) -> str:
         line("learning_rate", f"{rate:.1e}".replace("e-0", "e-"), "of its peak", "1.0e-6"),
         line("warmup_steps", "0.1", "a tenth of all steps, as nearly all that are published"),
         line("per_device_train_batch_size", f"{pairs}", "lower it when memory runs out,", "8"),
-        line("gradient_accumulation_steps", f"{accumulated}", f"and raise this: {BATCH} a step"),
-        line("num_train_epochs", "3", "1 where pairs are many (Zephyr 7B, Tulu 3)", "3"),
+        line(
+            "gradient_accumulation_steps",
+            f"{accumulated}",
+            f"and raise this: {batch} a step",
+            "1",
+        ),
+        line("num_train_epochs", f"{epochs}", "1 where pairs are many (Zephyr 7B, Tulu 3)", "3"),
+        *machine_keys(),
         "",
         "### Evaluation and output",
         "eval_strategy: steps",
-        "eval_steps: 100",
-        "save_steps: 100",
+        line("eval_steps", f"{every}", how_many),
+        line("logging_steps", f"{logged}", "a line of the log each", "10"),
+        f"save_steps: {every}",
         "save_total_limit: 1",
         "report_to: wandb",
         f"output_dir: outputs/{name}",
@@ -139,22 +250,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("recipe", "model", "dataset"):
+    for name in ("recipe", "model", "dataset", "columns", "from", "gpus"):
         parser.add_argument(f"--{name}", default="", help=f"{name.upper()} of make new")
-    args = parser.parse_args()
-    for name, value in vars(args).items():
-        if not value:
+    args = vars(parser.parse_args())
+    source = Path(args["from"])
+    if args["from"] and not args["recipe"]:
+        args["recipe"] = re.sub(r"[^a-z0-9._]+", "-", source.stem.lower()).strip("-._")
+    for name in () if args["from"] else ("recipe", "model", "dataset"):
+        if not args[name]:
             raise SystemExit(
                 f"{name.upper()}= is missing: make new RECIPE=my-recipe MODEL=Qwen/Qwen3-0.6B "
-                "DATASET=path/to/pairs.jsonl"
+                "DATASET=path/to/pairs.jsonl, or make new FROM=theirs.yaml"
             )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", args.recipe):
-        raise SystemExit(f"RECIPE={args.recipe}: a name has small letters, digits, points, dashes")
-    path = FOLDER / f"{args.recipe}.yaml"
+    name = args["recipe"]
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise SystemExit(f"RECIPE={name}: a name has small letters, digits, points, dashes")
+    path = FOLDER / f"{name}.yaml"
     if path.exists():
         raise SystemExit(f"{path} is there already: give another RECIPE=")
-    write_whole(path, recipe(args.recipe, args.model, args.dataset))
-    name = args.recipe
+    if args["from"]:
+        if args["gpus"] and not (args["gpus"].isdigit() and int(args["gpus"])):
+            raise SystemExit(f"GPUS={args['gpus']} is not a number of GPUs: give 1 or more")
+        gpus = int(args["gpus"] or 0) or None
+        data, mapping = {}, mapping_of(args["columns"], "COLUMNS")
+        if args["dataset"]:
+            chat = bool(args["model"]) and has_chat_template(args["model"])
+            data = yaml.safe_load("\n".join(data_of(args["dataset"], mapping, chat).lines))
+        elif mapping:
+            data = {"column_mapping": mapping}
+        text, told = convert(source, name, args["model"], data, gpus)
+        print(visible("\n".join(told)))
+    else:
+        text = recipe(name, args["model"], args["dataset"], args["columns"])
+    write_whole(path, text)
     print(f"Written: {path}\nNext: make data RECIPE={name}, then make train RECIPE={name}")
 
 

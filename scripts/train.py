@@ -66,7 +66,7 @@ from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, check_model, load_rows
 from dpo.stopping import Leave, end, run_to_the_end
-from dpo.terminal import guarded
+from dpo.terminal import guarded, visible
 from dpo.tokenization import load_tokenizer
 from dpo.values import check_values
 from dpo.wandb_run import Describe, add_report
@@ -214,6 +214,8 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for row in report.tiles(results):
         table.add_row(*row)
     Console().print(table)
+    for note in report.data_notes(results):
+        print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
 
 
@@ -240,7 +242,6 @@ def main() -> None:
         return
     tokenizer, data = read_data(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
-
     held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked, leave)
     if leave.left or leave.asked:
         tracking.finish({})
@@ -258,7 +259,10 @@ def main() -> None:
         "data": {
             "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
             "rows": {split: linted.rows for split, linted in data.items()},
-            "set_aside": {split: linted.reasons for split, linted in data.items()},
+            "set_aside": {split: linted.set_aside for split, linted in data.items()},
+            "left_out": {split: linted.left_out for split, linted in data.items()},
+            "lengths": {split: linted.lengths() for split, linted in data.items()},
+            "notes": data["train"].notes,
         },
         "global_batch": recipe.global_batch,
         "steps": trainer_state.global_step,

@@ -127,10 +127,10 @@ def test_a_recipe_is_read_and_shown_as_it_is_cut(tmp_path, tiny_model):
         assert linted["train"].reasons == reasons
     with (tmp_path / "said").open("w") as file:
         console = Console(record=True, width=200, file=file)
-        data.show(recipe, linted, tokenizer, console)
+        data.show(recipe, linted, *data.seen(recipe, linted, tokenizer), console)
     plain, said = (console.export_text(styles=styles, clear=False) for styles in (False, True))
     chosen, rejected = (len(linted["train"].pairs[1][f"{n}_ids"]) for n in ("chosen", "rejected"))
     assert f"{chosen} tokens, after the prompt's last {64 - chosen}" in plain
     assert f"{rejected} tokens, after the prompt's last {64 - rejected}" in plain
-    struck = "".join(re.findall(r"\x1b\[2;9[;\d]*m([^\x1b]*)", said))
+    struck = "".join(re.findall(r"\x1b\[2;(?:4;)?9[;\d]*m([^\x1b]*)", said))
     assert "walk the walk" in struck and "good" not in struck and "said" not in struck

@@ -1,6 +1,7 @@
 """make data shows what the model will see; make new writes a recipe that trains."""
 
 import json
+import re
 
 import pytest
 from conftest import ROOT, make, pair, recipe_steps
@@ -37,9 +38,9 @@ def test_make_data_shows_what_the_model_will_see(tmp_path, data):
     assert "[bold]enough[/bold]" in said and "\x1b" not in said and r"\x1b[31mred" in said
     assert said.splitlines()[-1] == "Next: make train RECIPE=smollm2-sentiment"
     page = (tmp_path / "run/data.html").read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page.replace("</span>", "")
+    assert "<script>" not in page and "&lt;script&gt;" in re.sub("</?[ib][^>]*>", "", page)
     assert "Content-Security-Policy" in page.partition("<style>")[0]
-    assert "background-color" in page  # special tokens are told apart
+    assert 'class="special"' in page and 'class="cut"' in page and "viewport" in page
     (line,) = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["row"] == 3
 

@@ -2,6 +2,7 @@
 the good rows around it train."""
 
 import json
+import re
 
 import pytest
 from conftest import ROOT, pair, recipe_steps
@@ -60,6 +61,7 @@ SCORED = [
     {"prompt": f"q{i // 2}", "response": "a" * (i + 1), "helpfulness": i % 2} for i in range(6)
 ]
 GOOD = [good(i) for i in range(4)]
+WITH_SYSTEM = [good(i) | {"system": "Be brief."} for i in range(4)]
 
 # name: (the good rows around it, the bad row, its reason)
 BAD = {
@@ -96,6 +98,16 @@ BAD = {
     "a system prompt answers": (GOOD, changed(chosen=said("Good.", "system")), "wrong_role"),
     "an unknown role": (GOOD, changed(chosen=said("Good.", "model")), "unknown_role"),
     "no role": (GOOD, changed(chosen=[{"content": "Good."}]), "unknown_role"),
+    "two system prompts": (
+        WITH_SYSTEM,
+        changed(prompt=said("Be long.", "system") + said("q", "user"), system="Be brief."),
+        "system_differs",
+    ),
+    "a history that is none": (
+        [good(i) | {"history": [["q", "a"]]} for i in range(4)],
+        changed(history=[["q"]]),
+        "not_messages",
+    ),
     "no prompt": (GOOD, changed(prompt=[]), "no_prompt"),
     "a blank prompt": (GOOD, changed(prompt=said(" ", "user")), "no_prompt"),
     "a replacement character": (GOOD, changed(chosen=said("caf\ufffd")), "broken_text"),
@@ -195,7 +207,8 @@ def write(folder, rows: list) -> None:
 
 def lint(model, data, folder, *flags: str) -> dict[str, quarantine.Linted]:
     """Read a data folder as train.py does, and write the quarantine of it."""
-    argv = ["--config", str(RECIPE), "--use_cpu", f"--max_length={MAX_LENGTH}", *flags]
+    length = [] if "--max_length" in " ".join(flags) else [f"--max_length={MAX_LENGTH}"]
+    argv = ["--config", str(RECIPE), "--use_cpu", *length, *flags]
     recipe = parse([*argv, f"--model_name_or_path={model}", f"--dataset_name={data}"])
     linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     quarantine.set_aside(linted, folder)
@@ -411,3 +424,327 @@ def test_a_tokenizer_without_an_end_token_stops(tmp_path, tiny_model):
     write(tmp_path, GOOD)
     with pytest.raises(SystemExit, match="has no eos_token"):
         lint(tmp_path / "endless", tmp_path, tmp_path)
+
+
+def rows_of(short: int, long: int, **faults: dict) -> list[dict]:
+    """Sound rows, then such as have prompts that fill MAX_LENGTH, then faulty ones."""
+    prompts = [said(f"{i} {LONG}", "user") for i in range(long)]
+    return [
+        *(good(i) for i in range(short)),
+        *(good(100 + i) | {"prompt": prompt} for i, prompt in enumerate(prompts)),
+        *faults.values(),
+    ]
+
+
+CUT = {"chosen": said("good " + LONG), "rejected": said("bad " + LONG)}
+ALIKE = {"chosen": said(LONG + "good"), "rejected": said(LONG + "bad")}
+MOST = r"6 of 10 train rows are left out.*max_length is 128, and 90% of the pairs fit in \d+ tokens"
+# name: (rows, flags, pairs, cut, left out, and the refusal)
+LENGTHS = {
+    "two of five prompts are too long": (rows_of(6, 4), [], 6, 0, 4, None),
+    "just half of them": (rows_of(5, 5), [], 5, 0, 5, None),
+    "most of them": (rows_of(4, 6), [], 0, 0, 0, MOST),
+    "all of them": (rows_of(0, 4), [], 0, 0, 0, "4 of 4 train rows are left out"),
+    "some of three are cut": (
+        [good(1), *(changed(prompt=said(f"q{i}", "user"), **CUT) for i in "ab")],
+        *([], 3, 2, 0, None),
+    ),
+    "answers that are alike once cut": ([*rows_of(6, 2), changed(**ALIKE)], [], 6, 0, 3, None),
+    "the start is cut": (rows_of(4, 6), ["--truncation_mode=keep_end"], 10, 6, 0, None),
+    "nothing is cut": (rows_of(4, 6), ["--max_length=null"], 10, 0, 0, None),
+    "a fault beside them": (
+        rows_of(6, 4, bad=changed(chosen=None)),
+        *([], 0, 0, 0, r"1 of 11 train rows are set aside \(9.1%\).*missing"),
+    ),
+    "a fault that is allowed": (
+        rows_of(6, 4, bad=changed(chosen=None)),
+        *(["--quarantine_limit=0.1"], 6, 0, 4, None),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "rows, flags, pairs, cut, left_out, refusal", LENGTHS.values(), ids=LENGTHS
+)
+def test_length_is_no_fault(tmp_path, tiny_model, rows, flags, pairs, cut, left_out, refusal):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--eval_strategy=no", *flags]
+    if refusal:
+        with pytest.raises(SystemExit, match=refusal) as stop:
+            lint(tiny_model, path, tmp_path, *flags)
+        assert "\n" not in stop.value.code
+        return
+    train = lint(tiny_model, path, tmp_path, *flags)["train"]
+    lengths = train.lengths()
+    assert (len(train.pairs), lengths["cut"], lengths["left_out"]) == (pairs, cut, left_out)
+    assert train.rows == len(rows) == len(train.pairs) + len(train.bad)
+    assert sum(train.left_out.values()) == left_out and not {*train.left_out} & {*train.set_aside}
+
+
+def test_the_length_that_is_named_keeps_as_many_pairs(tmp_path, tiny_model):
+    path = tmp_path / "train.jsonl"
+    rows = [changed(prompt=said("word " * 8 * i, "user")) for i in range(1, 21)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def whole(*flags: str) -> tuple[int, dict]:
+        found = lint(tiny_model, path, tmp_path, "--eval_strategy=no", *flags)["train"].lengths()
+        return found["pairs"] - found["cut"] - found["left_out"], found
+
+    _, found = whole("--max_length=null")
+    for share, pairs in (("90%", 18), ("95%", 19), ("99%", 20)):
+        most = found["fit"][share]
+        assert whole(f"--max_length={most}")[0] == pairs
+        assert whole(f"--max_length={most - 1}")[0] == pairs - 1
+    assert found["longest"] == found["fit"]["99%"] and found["max_length"] is None
+
+
+def test_a_long_source_of_a_mixture_is_named(tmp_path, tiny_model):
+    names = {"short": rows_of(12, 0), "long": rows_of(1, 4)[1:], "fine": rows_of(20, 0)[12:]}
+    for name, rows in names.items():
+        (tmp_path / name).mkdir()
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / "train.jsonl").write_text(lines)
+    mixture = tmp_path / "mixture.yaml"
+    paths = "".join(f"  - path: {tmp_path / name}\n" for name in names)
+    text = RECIPE.read_text().replace("dataset_name: recipes/data/sentiment\n", "")
+    mixture.write_text(f"{text}\ndatasets:\n{paths}")
+    flags = ["--eval_strategy=no"]
+    flags += [f"--max_length={MAX_LENGTH}", f"--model_name_or_path={tiny_model}", "--use_cpu"]
+    recipe = parse(["--config", str(mixture), *flags])
+    linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    quarantine.check_share(linted, 0.05, tmp_path)
+    lines = "\n".join(quarantine.said(linted, None))
+    assert re.search(r"max_length 128: 0 of 24 pairs are cut, 4 left out", lines)
+    assert re.search(r"rows left out: 4 of the 4 of \S+/long \(train\)$", lines, re.MULTILINE), (
+        lines
+    )
+
+
+@pytest.mark.parametrize("short, long", [(6, 4), (4, 6)])
+def test_a_stream_tells_by_its_first_rows(tmp_path, tiny_model, short, long):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(short, long)))
+    flags = ["--eval_strategy=no", "--dataset_streaming", "--max_steps=1"]
+    flags.append(f"--output_dir={tmp_path}")
+    if long > short:
+        with pytest.raises(SystemExit, match=MOST):
+            lint(tiny_model, path, tmp_path, *flags)
+    else:
+        train = lint(tiny_model, path, tmp_path, *flags)["train"]
+        assert "of the first 10 rows, max_length 128: 0 of 10 pairs are cut, 4 left" in train.layout
+
+
+def test_held_out_pairs_are_counted_apart_from_long_ones(tmp_path, tiny_model):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(12, 8)))
+    flags = ["--test_split_size=0.25", "--eval_strategy=steps"]
+    linted = lint(tiny_model, tmp_path / "train.jsonl", tmp_path, *flags)
+    train, held = linted["train"], linted["held-out"]
+    assert (len(train.pairs), len(held.pairs), train.left_out) == (9, 3, {"prompt_too_long": 8})
+    assert train.rows + held.rows == 20 and held.lengths()["left_out"] == 0
+
+
+ANSWERS = {"chosen": said("Yes."), "rejected": said("No.")}
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + (m.name or '') + '\\n' }}"
+    "{{ m.thinking or '' }}{{ (m.content | trim) + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def with_key(key: str, i: int) -> dict:
+    """A pair in which a key of every message says another number in each row."""
+    pair = {"prompt": said("q", "user")} | ANSWERS
+    return {name: [m | {key: f"{key}{i}"} for m in turns] for name, turns in pair.items()}
+
+
+def calling(i: int, content: str | None = None) -> list[dict]:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": i}}}
+    return [{"role": "assistant", "content": content, "tool_calls": [call]}]
+
+
+def tool(name: str) -> list[dict]:
+    return [{"type": "function", "function": {"name": name, "parameters": {}}}]
+
+
+def earlier(i: int) -> dict:
+    """A thought in a turn before the last question, which qwen3's template leaves out."""
+    thought = said("a")[0] | {"reasoning_content": f"thought {i}"}
+    return {"prompt": [*said("q", "user"), thought, *said("r", "user")]} | ANSWERS
+
+
+# name: (the chat template, a row by its number, whether the rows are the same pair)
+RENDERED = {
+    "thoughts before the answers": ("qwen3", lambda i: with_key("reasoning_content", i), False),
+    "thoughts of a template of one's own": (CHATML, lambda i: with_key("thinking", i), False),
+    "names that are rendered": (
+        CHATML,
+        lambda i: {"prompt": with_key("name", i)["prompt"]} | ANSWERS,
+        False,
+    ),
+    "arguments of a call": (
+        "qwen2_5",
+        lambda i: {"prompt": said("q", "user"), "chosen": calling(i), "rejected": said("No.")},
+        False,
+    ),
+    "other tools": (
+        "qwen2_5",
+        lambda i: {"prompt": said("q", "user"), "tools": json.dumps(tool(f"t{i}"))} | ANSWERS,
+        False,
+    ),
+    "names that are left out": ("qwen3_instruct_2507", lambda i: with_key("weight", i), True),
+    "thoughts that are left out": (CHATML, lambda i: with_key("reasoning_content", i), True),
+    "thoughts of an earlier turn": ("qwen3", earlier, True),
+    "blanks that are trimmed": (
+        CHATML,
+        lambda i: {"prompt": said("q" + " " * i, "user")} | ANSWERS,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("template, row, same", RENDERED.values(), ids=RENDERED)
+def test_rows_are_compared_as_they_are_rendered(tmp_path, tiny_model, template, row, same):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(3)))
+    if template is CHATML:
+        (tmp_path / "own.jinja").write_text(CHATML)
+        template = tmp_path / "own.jinja"
+    flags = [f"--chat_template_path={template}", "--max_length=512", "--quarantine_limit=1"]
+    train = lint(tiny_model, path, tmp_path, *flags, "--eval_strategy=no")["train"]
+    assert train.reasons == ({"duplicate": 2} if same else {})
+    # What is kept of the messages, and asked, renders as what is trained on.
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    path = tmp_path / "own.jinja"
+    if path.exists():
+        tokenizer.chat_template = path.read_text()
+        for pair in train.pairs:
+            asked = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True)
+            assert asked["input_ids"] == pair["prompt_ids"]
+
+
+# name: (the chat template, chosen, rejected, the reason and what is said with it)
+ANSWERED = {
+    "they think otherwise": (
+        "qwen3",
+        said("42")[0] | {"reasoning_content": "a"},
+        said("42")[0] | {"reasoning_content": "b"},
+        None,
+    ),
+    "they think otherwise, unseen": (
+        None,
+        said("42")[0] | {"reasoning_content": "a"},
+        said("42")[0] | {"reasoning_content": "b"},
+        ("same", "they differ in reasoning_content, which the chat template leaves out"),
+    ),
+    "they differ in a weight": (
+        "qwen3",
+        said("42")[0] | {"weight": 1.0},
+        said("42")[0] | {"weight": 0.5},
+        ("same", "they differ in weight"),
+    ),
+    "a call, content null": ("qwen2_5", calling(1)[0], said("No.")[0], None),
+    "a call, content empty": ("qwen2_5", calling(1, "")[0], said("No.")[0], None),
+    "a call, content blank": ("qwen3", calling(1, "\n")[0], said("No.")[0], None),
+    "a call, no content": (
+        "qwen3",
+        {k: v for k, v in calling(1)[0].items() if k != "content"},
+        calling(2)[0],
+        None,
+    ),
+    "a call that is left out": (
+        None,
+        calling(1)[0],
+        said("No.")[0],
+        ("template_refuses", "it does not render tool_calls"),
+    ),
+    "a call of nothing": (
+        "qwen3",
+        {"role": "assistant", "content": "", "tool_calls": []},
+        said("No.")[0],
+        ("empty", "chosen"),
+    ),
+    "a thought that ends the turn": (
+        "qwen3",
+        said("42")[0] | {"reasoning_content": "so<|im_end|>"},
+        said("41")[0],
+        ("control_token", "chosen: <|im_end|>"),
+    ),
+    "a destroyed argument": (
+        "qwen3",
+        calling("\ufffd")[0],
+        said("41")[0],
+        ("broken_text", "chosen: '\ufffd' at character 1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("template, chosen, rejected, fault", ANSWERED.values(), ids=ANSWERED)
+def test_an_answer_is_what_is_rendered_of_it(
+    tmp_path, tiny_model, template, chosen, rejected, fault
+):
+    path = tmp_path / "train.jsonl"
+    row = {"prompt": said("q", "user"), "chosen": [chosen], "rejected": [rejected]}
+    path.write_text(json.dumps(good(1)) + "\n" + json.dumps(row) + "\n")
+    flags = ["--max_length=512", "--quarantine_limit=0.5", "--eval_strategy=no"]
+    flags += [f"--chat_template_path={template}"] if template else []
+    train = lint(tiny_model, path, tmp_path, *flags)["train"]
+    assert [(bad.row, bad.reason) for bad in train.bad] == ([(2, fault[0])] if fault else [])
+    assert not fault or fault[1] in train.bad[0].detail
+
+
+SYSTEM = said("Be brief.", "system")
+# name: (chosen, rejected, what is said of where they part)
+PARTED = {
+    "an earlier answer": (
+        talk("q", "a", "r", "b"),
+        talk("q", "c", "r", "d"),
+        "turn 2 (assistant) has another content: 'a' in chosen, 'c' in rejected",
+    ),
+    "a later question": (
+        talk("q", "a", "r", "b"),
+        talk("q", "a", "s", "d"),
+        "turn 3 (user) has another content: 'r' in chosen, 's' in rejected",
+    ),
+    "an answer after a system prompt": (
+        SYSTEM + talk("q", "a", "r", "b"),
+        SYSTEM + talk("q", "c", "r", "b"),
+        "turn 3 (assistant) has another content: 'a' in chosen, 'c' in rejected",
+    ),
+    "another first question": (
+        talk("q", "a"),
+        talk("p", "a"),
+        "turn 1 (user) has another content: 'q' in chosen, 'p' in rejected",
+    ),
+    "a system prompt in one": (
+        SYSTEM + talk("q", "a"),
+        talk("q", "b"),
+        "turn 1 (system) has another role: 'system' in chosen, 'user' in rejected",
+    ),
+    "one goes on": (
+        talk("q", "a", "r", "b", "s", "c"),
+        talk("q", "a", "r", "b"),
+        "chosen goes on after turn 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("chosen, rejected, where", PARTED.values(), ids=PARTED)
+def test_the_turn_in_which_conversations_part_is_named(
+    tmp_path, tiny_model, chosen, rejected, where
+):
+    path = tmp_path / "train.jsonl"
+    rows = [*IMPLICIT, {"chosen": chosen, "rejected": rejected}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--quarantine_limit=0.5", "--eval_strategy=no"]
+    train = lint(tiny_model, path, tmp_path, *flags)["train"]
+    assert [(bad.reason, bad.detail) for bad in train.bad] == [("prompts_differ", where)]
+
+
+def test_the_turn_in_which_dialogues_part_is_named(tmp_path, tiny_model):
+    path = tmp_path / "train.jsonl"
+    other = {"chosen": human("q", "a", "r", "b"), "rejected": human("q", "c", "r", "d")}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*HH, other]))
+    flags = ["--quarantine_limit=0.5", "--eval_strategy=no"]
+    (bad,) = lint(tiny_model, path, tmp_path, *flags)["train"].bad
+    assert bad.reason == "prompts_differ" and "turn 2 (assistant)" in bad.detail

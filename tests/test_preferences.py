@@ -325,8 +325,9 @@ def test_a_share_is_held_out_by_prompt_and_by_the_seed(tmp_path):
     assert asked(load(*flags, "--seed=7")["held-out"].pairs) != test
     # Without evaluation it is not trained on either: the split belongs to the data.
     assert asked(load(*flags, "--eval_strategy=no")["train"].pairs) == train
-    with pytest.raises(SystemExit, match="test_split_size: 20 is no share"):
-        load(f"--dataset_name={path}", "--test_split_size=20")
+    assert asked(load(f"--dataset_name={path}", "--test_split_size=20")["held-out"].pairs) == test
+    with pytest.raises(SystemExit, match="test_split_size: 100 of 100 pairs"):
+        load(f"--dataset_name={path}", "--test_split_size=100")
 
 
 def test_a_stream_trains_and_sets_aside_as_it_comes(tmp_path, tiny_model):

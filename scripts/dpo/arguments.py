@@ -78,6 +78,13 @@ class RunArguments:
             "sharegpt, compared, rated or scored (docs/data.md). By default their columns tell."
         },
     )
+    column_mapping: str | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of other names, ours before theirs: {prompt: question, chosen: good} "
+            'in a recipe, "prompt=question chosen=good" on the command line.'
+        },
+    )
     chat_template_path: str | None = field(
         default=None,
         metadata={
@@ -89,7 +96,8 @@ class RunArguments:
         default=0.05,
         metadata={
             "help": "Share of a split's rows that may be wrong. Each is set aside and named; with "
-            "more than this share of them a run does not start."
+            "more than this share of them a run does not start. What max_length leaves out is no "
+            "fault and counts apart."
         },
     )
     save_merged: bool = field(

@@ -190,7 +190,7 @@ def surroundings(runs: list[Compared]) -> dict[str, list[str]]:
 
 def _facts(run: Compared) -> dict[str, Any]:
     data = run.report.get("data", {})
-    rows, aside = data.get("rows", {}), data.get("set_aside", {})
+    rows, aside, left_out = (data.get(key, {}) for key in ("rows", "set_aside", "left_out"))
     return {
         **run.report.get("versions", {}),
         "machine": run.report.get("machine"),
@@ -200,6 +200,7 @@ def _facts(run: Compared) -> dict[str, Any]:
         "held-out pairs": run.report.get("held_out_digest") or "not known",
         **{f"rows, {split}": count for split, count in rows.items()},
         **{f"set aside, {split}": sum(of.values()) for split, of in aside.items()},
+        **{f"left out, {split}": sum(of.values()) for split, of in left_out.items()},
     }
 
 

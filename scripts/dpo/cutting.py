@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def span(length: Any, max_length: int | None, truncation_mode: str) -> tuple[Any, Any]:
@@ -26,6 +30,19 @@ def row(
     start = len(prompt)
     begin, end = span(start + len(completion), max_length, truncation_mode)
     return prompt[begin:end], completion[max(begin - start, 0) : max(end - start, 0)]
+
+
+def whole(pairs: Dataset) -> tuple[np.ndarray, ...]:
+    """Tokens of each prompt, chosen and rejected, not cut; each of shape (rows,)."""
+    table = pairs.select_columns([*IDS]).with_format("arrow")[:]
+    counts = (pc.fill_null(pc.list_value_length(table[name]), 0) for name in IDS)
+    return tuple(count.to_numpy().astype(int) for count in counts)
+
+
+def needed(pairs: Dataset) -> np.ndarray:
+    """The `max_length` that would keep each pair whole, shape (rows,)."""
+    prompt, chosen, rejected = whole(pairs)
+    return prompt + np.maximum(chosen, rejected)
 
 
 def lengths(

@@ -17,7 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import completions, ends, evaluation, output, reference
+from dpo import completions, cutting, ends, evaluation, output
 from dpo.by_hand import said
 from dpo.sampling import sample
 from dpo.seen import own_draws
@@ -62,7 +62,7 @@ class Drift(TrainerCallback):
             return
         data = self.trainer.eval_dataset
         first: dict[tuple[int, ...], int] = {}  # one that several pairs share is asked once
-        for at in (reference.lengths(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
+        for at in (cutting.whole(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
             first.setdefault(tuple(data[at]["prompt_ids"]), at)
             if len(first) == PROMPTS:
                 break

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from dpo import cutting
-from dpo.layouts import Fault, Pair, number
+from dpo.choosing import number
+from dpo.layouts import Pair
 from dpo.tokenization import Tokenization
+from dpo.turns import Fault, where_they_part
 
 REASONS = {
     # the columns
@@ -31,6 +34,7 @@ REASONS = {
     "no_prompt": "the prompt has no text",
     "unknown_role": "a role that chat templates do not know: use system, user, assistant or tool",
     "wrong_role": "the prompt ends with the assistant, or a completion with somebody else",
+    "system_differs": "a column holds another system prompt than the conversation itself",
     "prompts_differ": "chosen and rejected answer different prompts: nothing can be compared",
     "same": "chosen and rejected are the same: nothing is preferred",
     "broken_text": "characters that decoding has destroyed: read the source as UTF-8 again",
@@ -53,28 +57,62 @@ REASONS = {
     "alone": "the prompt has no second response to compare with",
 }
 NO_FAULT = ("tie", "alone")  # set aside and counted like the others; they never stop a run
+# Left out and counted apart: a pair that is too long is sound, and stops a run only where most are.
+LENGTHS = ("prompt_too_long", "same_when_cut")
 ROLES = {"system", "developer", "user", "assistant", "tool"}
 COLUMNS = ("prompt", "chosen", "rejected")
 BROKEN = re.compile("[\ufffd\x00\ud800-\udfff]")
 
 
-def texts(value: str | list[dict[str, Any]]) -> list[str]:
-    """All text of a prompt or completion.
+def plain(value: Any, reads: Callable[[str], bool]) -> Any:
+    """Messages as the chat template will see them, without nulls and what else a data set keeps
+    with them; a call of tools without a word says "". Text as it is.
+
+    Args:
+        reads: whether the template reads a key of a message.
 
     Raises:
-        Fault: the content of a message is no text. An assistant may call tools without a word.
+        Fault: tools are called, and the template would leave that out.
     """
     if isinstance(value, str):
-        return [value]
+        return value
     found = []
+    for message in value:
+        if message.get("tool_calls"):
+            if not reads("tool_calls"):
+                raise Fault("template_refuses", "it does not render tool_calls")
+            message = message | {"content": message.get("content") or ""}
+        kept = {k: v for k, v in message.items() if v is not None}
+        found.append({k: v for k, v in kept.items() if k in ("role", "content") or reads(k)})
+    return found
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All text in a prompt or completion: contents, thoughts, names, arguments of calls."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
+def last_said(value: str | list[dict[str, Any]]) -> str:
+    """The text that a prompt or completion ends with; that of a call, where it is no more.
+
+    Raises:
+        Fault: the content of a message is no text.
+    """
+    if isinstance(value, str):
+        return value
     for place, message in enumerate(value):
         content = message.get("content")
-        if content is None and message.get("tool_calls"):
-            continue
         if not isinstance(content, str):
             raise Fault("not_text", f"content of message {place + 1}: {content!r:.40}")
-        found.append(content)
-    return found
+    last = value[-1] if value else {"content": ""}
+    empty = not last["content"].strip()
+    if empty and (last.get("tool_calls") or last.get("role") == "tool"):
+        return str(last.get("tool_calls") or "no result")
+    return last["content"]
 
 
 def check_roles(pair: Pair) -> None:
@@ -87,52 +125,69 @@ def check_roles(pair: Pair) -> None:
         raise Fault("prompts_differ", "they do not begin alike")
     if not pair["prompt"]:
         raise Fault("no_prompt")
+    answers = pair["chosen"], pair["rejected"]
+    if any("user" in {message["role"] for message in answer[:-1]} for answer in answers):
+        raise Fault("prompts_differ", where_they_part(*answers, before=len(pair["prompt"])))
     if pair["prompt"][-1]["role"] == "assistant":
         raise Fault("wrong_role", "the prompt ends with the assistant")
     for name in ("chosen", "rejected"):
-        if "user" in {message["role"] for message in pair[name][:-1]}:
-            raise Fault("prompts_differ", f"{name} has a user's turn that the other has not")
         if pair[name][-1]["role"] != "assistant":
             raise Fault("wrong_role", f"{name} ends with {pair[name][-1]['role']}")
+
+
+def check_kind(pair: Pair, kind: type) -> None:
+    """Raises Fault if a pair is not of the kind of the data set's pairs, messages or text."""
+    for name in COLUMNS:
+        if not isinstance(pair[name], kind):
+            raise Fault("mixed", f"{name} is {'text' if kind is list else 'no text'}")
 
 
 def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
     """Find what is wrong with a pair as text.
 
     Args:
-        pair: prompt, chosen and rejected; with score_chosen and score_rejected if it has them.
+        pair: prompt, chosen and rejected, as `plain` leaves them; with score_chosen and
+            score_rejected if it has them.
         kind: what the data set's pairs are, `list` (messages) or `str`.
         control: the tokens that steer the model, as text, if they may not be there.
 
     Raises:
         Fault: the first thing found.
     """
-    for name in COLUMNS:
-        if not isinstance(pair[name], kind):
-            raise Fault("mixed", f"{name} is {'text' if kind is list else 'no text'}")
     for name in ("chosen", "rejected"):
         if not pair[name]:
             raise Fault("empty", name)
-    found = {name: texts(pair[name]) for name in COLUMNS}
+    said = {name: last_said(pair[name]) for name in COLUMNS}
     if kind is list:
         check_roles(pair)
     for name in ("chosen", "rejected"):
-        said = found[name][-1:] or ["tool call"]
-        if not said[0].strip():
-            raise Fault("blank" if said[0] else "empty", name)
-    if not (found["prompt"] or [""])[-1].strip():
+        if not said[name].strip():
+            raise Fault("blank" if said[name] else "empty", name)
+    if not said["prompt"].strip():
         raise Fault("no_prompt")
     for name in COLUMNS:
-        for text in found[name]:
+        for text in strings(pair[name]):
             if match := BROKEN.search(text):
                 raise Fault("broken_text", f"{name}: {match[0]!r} at character {match.start() + 1}")
             if control and (match := control.search(text)):
                 raise Fault("control_token", f"{name}: {match[0]}")
-    if found["chosen"] == found["rejected"] and pair["chosen"] == pair["rejected"]:
-        raise Fault("same")
     better, worse = pair.get("score_chosen"), pair.get("score_rejected")
     if number(better) < number(worse):
         raise Fault("scores_contradict", f"{better} and {worse}")
+
+
+def check_differ(rendered: tuple[str, str, str], pair: Pair) -> None:
+    """Raises Fault if the model would see the same chosen as rejected; `pair` is as the data have
+    it, with what the chat template does not render."""
+    _, chosen, rejected = rendered
+    if chosen != rejected:
+        return
+    unseen = set()
+    for one, other in zip(pair["chosen"], pair["rejected"], strict=False):
+        if isinstance(one, dict):
+            unseen |= {key for key in {**one, **other} if one.get(key) != other.get(key)}
+    names = ", ".join(sorted(unseen - {"content"}))
+    raise Fault("same", names and f"they differ in {names}, which the chat template leaves out")
 
 
 def check_tokens(
@@ -165,6 +220,8 @@ def check_tokens(
             raise Fault("no_end", name)
         if len(tail) > 1 and tail[-2] in words.ends:
             raise Fault("doubled_end", name)
+    if chosen == rejected:
+        raise Fault("same", "as tokens")
     rows = [cutting.row(prompt, ids, max_length, truncation_mode) for ids in (chosen, rejected)]
     for before, ids in rows:
         if not ids[not before :]:
@@ -173,10 +230,12 @@ def check_tokens(
         raise Fault("same_when_cut", f"{len(rows[0][1])} tokens are left of each")
 
 
-def plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is said in messages, and by whom, without what else a data set keeps with them."""
+def spoken(value: str | list[dict[str, Any]]) -> Any:
+    """What a prompt or completion says whatever the model, for what is held against another's."""
+    if isinstance(value, str):
+        return value
     said = ("role", "content", "tool_calls")
-    return [{key: m[key] for key in said if m.get(key) is not None} for m in messages]
+    return [{key: m[key] for key in said if key in m} for m in value]
 
 
 def digest(value: Any) -> int:

@@ -61,6 +61,19 @@ details summary { cursor: pointer; margin: .75rem 0; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
   gap: .75rem; }
+.tokens { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext;
+  padding: .3rem 1rem .7rem; --tone: var(--dim); }
+span.tokens { padding: 0; }
+.tokens.chosen { --tone: var(--up); } .tokens.rejected { --tone: var(--down); }
+.tokens :is(i, b) { font: inherit; background: color-mix(in srgb, var(--tone) 9%, transparent); }
+.tokens b { background: color-mix(in srgb, var(--tone) 26%, transparent); }
+.tokens .many { text-decoration: underline dotted; }
+.tokens .special { background: #f2cc60; color: #1f2328; }
+.tokens .cut { text-decoration: line-through; opacity: .6; }
+.sample > small { display: block; color: var(--dim); padding: .6rem 1rem 0; }
+.numbers { overflow-x: auto; }
+.numbers :is(td, th) { overflow-wrap: normal; text-align: right; }
+.numbers :is(td, th):first-child { text-align: left; }
 td.best { font-weight: 600; color: var(--up); }
 code { font-size: .9em; }
 """

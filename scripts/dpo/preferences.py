@@ -7,6 +7,8 @@ out is kept apart, and what is wrong is set aside and counted, never dropped wit
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,20 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from dpo import lint
+from dpo import cutting, lint
 from dpo.output import QUARANTINE
-from dpo.quarantine import Bad, Linted
-from dpo.reading import ABOUT, DIGESTS, column, lint_rows
+from dpo.quarantine import Bad, Linted, check_length, said_of_lengths
+from dpo.reading import ABOUT, BATCH, IDS, IMAGES, RENDERED, column, lint_rows
 from dpo.recipe import Recipe
 from dpo.sources import Rows
+from dpo.telling import SEEN
 
 
 def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -> Linted:
     """The sources of a split as one, what they say twice or against each other set aside.
 
     Args:
-        held_out: digests of the prompts that must not be among them.
+        held_out: digests of the prompts, as they are rendered, that must not be among them.
 
     Raises:
         SystemExit: some sources are messages and some are plain text.
@@ -53,28 +56,65 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
     used = good[np.isin(digests[:, 0], [*held_out])]
     reasons[used[reasons[used] == ""]] = "held_out_prompt"
     bad = [bad for _, part in parts for bad in part.bad]
-    for at in np.flatnonzero(reasons != ""):
-        bad.append(Bad(sources[at], int(rows[at]), reasons[at], details[at]))
+    at_fault = np.flatnonzero(reasons != "")
+    needed = cutting.needed(table.select(at_fault)) if len(at_fault) else []
+    for at, tokens in zip(at_fault, needed, strict=True):
+        too_long = reasons[at] in lint.LENGTHS
+        bad.append(
+            Bad(sources[at], int(rows[at]), reasons[at], details[at], int(tokens) * too_long)
+        )
     kept = table.select(np.flatnonzero(reasons == ""))
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
-    return Linted(kept, layout, sum(part.rows for _, part in parts), bad)
+    of: Counter[str] = Counter()
+    for source, part in parts:
+        of[source.name] += part.rows
+    merged = sum(part.merged for _, part in parts)
+    return Linted(kept, layout, of.total(), bad, merged, dict(of), notes=notes_of(parts))
 
 
-def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -> Linted:
+def notes_of(parts: list[tuple[Rows, Linted]]) -> list[str]:
+    """The notes of sources, each once; of several sources with the name of the one it is about."""
+    named = [
+        note if len(parts) == 1 else f"{source.name}: {note}"
+        for source, part in parts
+        for note in part.notes
+    ]
+    return [*dict.fromkeys(named)]
+
+
+def beginning(parts: list[tuple[Rows, Linted]], max_length: int | None) -> Linted:
+    """The first rows of each stream, to tell by what max_length does to all."""
+    sound, bad, rows = [], [], 0
+    for source, part in parts:
+        for row in islice(part.pairs.select_columns([*IDS, *ABOUT]), BATCH):
+            rows += 1
+            if not row["reason"]:
+                sound.append(row)
+                continue
+            lengths = [len(row[name] or ()) for name in IDS]
+            needed = lengths[0] + max(lengths[1:])
+            bad.append(Bad(source, *(row[name] for name in ABOUT), needed))
+    pairs = Dataset.from_list(sound)
+    return Linted(pairs, "", rows, bad, max_length=max_length)
+
+
+def streamed(
+    parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int], max_length: int | None
+) -> Linted:
     """The sources of a split as one stream. A bad row is set aside as it comes by, so that there
-    is no count before training, and what is said twice is not noticed.
+    is no count before training but of its first rows, and what is said twice is not noticed.
 
     It begins again where it ends: of a last step with fewer pairs transformers would make no step,
     and a run that goes on would skip rows until there are none.
 
     Raises:
-        SystemExit: no row is a pair.
+        SystemExit: no row is a pair, or most of the first ones are too long.
     """
 
     told: set[tuple[str, int]] = set()  # rows come by again in each epoch
 
     def sound(row: dict[str, Any], name: str) -> bool:
-        if not row["reason"] and row["prompt_digest"] in held_out:
+        if not row["reason"] and row[RENDERED[0]] in held_out:
             row["reason"] = "held_out_prompt"
         if row["reason"] and (name, row["row"]) not in told and PartialState().is_main_process:
             told.add((name, row["row"]))
@@ -84,28 +124,42 @@ def streamed(parts: list[tuple[Rows, Linted]], path: Path, held_out: set[int]) -
         return not row["reason"]
 
     path.unlink(missing_ok=True)
+    first = beginning(parts, max_length)
+    check_length("train", first)
     streams = [part.pairs.filter(sound, fn_kwargs={"name": source.name}) for source, part in parts]
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
     stream = concatenate_datasets(streams)
     if next(iter(stream), None) is None:
         raise SystemExit(f"no row of the stream is a pair to train on: {path} says why")
-    return Linted(stream.repeat(None), f"streamed, {layout}")
+    if lengths := first.lengths():
+        layout += f"; of the first {first.rows} rows, {said_of_lengths(lengths)}"
+    return Linted(stream.repeat(None), f"streamed, {layout}", notes=notes_of(parts))
 
 
 def digests_of(table: Dataset) -> np.ndarray:
-    """Digests of prompt, chosen and rejected, shape (rows, 3)."""
-    return np.stack([column(table, name) for name in DIGESTS], axis=1)
+    """Digests of prompt, chosen and rejected as they are rendered, shape (rows, 3)."""
+    return np.stack([column(table, name) for name in RENDERED], axis=1)
 
 
 def hold_out(train: Linted, share: float, seed: int) -> Linted:
-    """Take a share of the pairs away from `train`, whole prompts at a time, drawn by the seed.
+    """Take a share of the pairs away from `train`, or a number of them, whole prompts at a time,
+    drawn by the seed: prompts are those that are rendered, in the order of what is said, the same
+    for every model.
 
     Raises:
         SystemExit: the share is none.
     """
+    if share >= 1 and share == int(share) and share < len(train.pairs):
+        share /= len(train.pairs)
     if not 0 < share < 1:
-        raise SystemExit(f"test_split_size: {share:g} is no share: give one between 0 and 1")
+        raise SystemExit(
+            f"test_split_size: {share:g} of {len(train.pairs)} pairs cannot be held out: give a "
+            "share between 0 and 1, or a number of pairs that leaves some"
+        )
     prompts, numbers = np.unique(digests_of(train.pairs)[:, 0], return_inverse=True)
+    said = np.full(len(prompts), np.iinfo(np.int64).max)
+    np.minimum.at(said, numbers, column(train.pairs, "prompt_digest"))
+    numbers = np.argsort(np.argsort(said, kind="stable"))[numbers]
     order = np.random.default_rng(seed).permutation(len(prompts))
     taken = np.cumsum(np.bincount(numbers)[order]) <= share * len(numbers)
     taken[:1] = True
@@ -131,6 +185,31 @@ def flat(pairs: Dataset) -> Dataset:
     return flattened.with_format(None)
 
 
+def check_images(source: Rows) -> None:
+    """See that there are none: a column of them may be there, and empty.
+
+    Raises:
+        SystemExit: a row has an image; of a stream, one of the first.
+    """
+    streams = isinstance(source.data, IterableDataset)
+    columns = {*(source.data.column_names or next(iter(source.data), {}))} & {*IMAGES}
+    if not columns:
+        return
+    rows = iter(source.data.select_columns([*columns]))
+    for number, row in enumerate(islice(rows, SEEN) if streams else rows, start=1):
+        if not all(map(is_empty, row.values())):
+            raise SystemExit(
+                f"{source.name} has images, and text alone is trained on here: row {number}"
+            )
+
+
+def is_empty(value: Any) -> bool:
+    """Whether there is nothing in a value: null, "", [], [null], {"bytes": null}, and as text."""
+    if isinstance(value, (list, dict)):
+        return all(map(is_empty, value.values() if isinstance(value, dict) else value))
+    return value is None or value in ("", "[]", "null", "[null]", "{}", "None", "[None]")
+
+
 def prepare(
     recipe: Recipe, rows: tuple[list[Rows], list[Rows]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Linted]:
@@ -144,9 +223,7 @@ def prepare(
             with.
     """
     for part in (*rows[0], *rows[1]):
-        columns = part.data.column_names or next(iter(part.data), {})
-        if {"image", "images"} & {*columns}:
-            raise SystemExit(f"{part.name} has images, and text alone is trained on here")
+        check_images(part)
     # The others find what one process of the machine has done.
     with PartialState().local_main_process_first():
         train, test = (
@@ -155,7 +232,8 @@ def prepare(
     held = joined(test) if test else None
     used = {*digests_of(held.pairs)[:, 0].tolist()} if held else set()
     if isinstance(train[0][1].pairs, IterableDataset):
-        linted = {"train": streamed(train, Path(recipe.training.output_dir) / QUARANTINE, used)}
+        path, max_length = Path(recipe.training.output_dir) / QUARANTINE, recipe.training.max_length
+        linted = {"train": streamed(train, path, used, max_length)}
     else:
         linted = {"train": joined(train, used)}
     if recipe.mixture.test_split_size is not None:
@@ -167,6 +245,7 @@ def prepare(
         linted["held-out"] = held
     with PartialState().local_main_process_first():
         for part in linted.values():
+            part.max_length = recipe.training.max_length
             if isinstance(part.pairs, Dataset):
                 part.pairs = flat(part.pairs)
     return linted

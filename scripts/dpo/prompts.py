@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo import preferences
+from dpo import lint, preferences
 from dpo.contestants import Contestant
+from dpo.files import Broken, lines_of
+from dpo.layouts import asked, begun
+from dpo.parts import QUESTIONS, beside, example_of, first_of
 from dpo.reading import OPTIONS
 from dpo.recipe import Recipe
 from dpo.sampling import Prompt, parts, prompt_token_ids
 from dpo.sources import load, load_rows
 from dpo.tokenization import load_tokenizer, options_of
+from dpo.turns import Fault
+
+CONVERSATIONS = ("messages", "conversations")
 
 
 def held_out_pairs(recipe: Recipe) -> Dataset | None:
@@ -72,9 +79,33 @@ def check(prompts: list[Prompt], who: Contestant) -> None:
         )
 
 
+def rows_of(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a file of prompts, and the column that holds them.
+
+    Raises:
+        SystemExit: it cannot be read, has several splits, or none of these columns.
+    """
+    if ".txt" in path.suffixes[-2:]:
+        try:
+            lines = [line.rstrip("\r\n") for line in lines_of(str(path))]
+        except Broken as error:
+            raise SystemExit(f"PROMPTS: {error}") from error
+        return [{"prompt": line} for line in lines if line.strip()], "prompt"
+    splits = load(str(path), "PROMPTS")
+    if len(splits) > 1 and "test" not in splits:
+        raise SystemExit(f"PROMPTS: {path} has the splits {', '.join(splits)}: give one's file")
+    source = splits.get("test") or next(iter(splits.values()))
+    columns = source.data.column_names
+    name = first_of((*QUESTIONS, *CONVERSATIONS), columns)
+    if not name:
+        raise SystemExit(f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns)}")
+    return source.meant(source.data), name
+
+
 def read(file: str) -> list[Prompt]:
-    """The prompts of a file: a line each of .txt, or the column `prompt`, text or messages, with
-    those of `tools` and `chat_template_kwargs` if it has them.
+    """The prompts of a file or folder that holds data of any kind: a line each of .txt, or a
+    column of questions, text or messages, with what stands beside it. Of a conversation what comes
+    before its last answer. `tools` and `chat_template_kwargs` are those of its row.
 
     Text is what a user says.
 
@@ -82,24 +113,31 @@ def read(file: str) -> list[Prompt]:
         SystemExit: the file is missing, is no such file, or holds no prompts.
     """
     path = Path(file)
-    if not path.is_file():
+    if not path.exists():
         raise SystemExit(f"PROMPTS: no file {file}")
-    if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [{"prompt": line} for line in lines if line.strip()]
-    else:
-        splits, _ = load(file, "PROMPTS")
-        table = splits["train"]
-        if "prompt" not in table.column_names:
-            raise SystemExit(
-                f"PROMPTS: {file} has no column `prompt`, only {', '.join(table.column_names)}"
-            )
-        rows = list(table)
+    rows, name = rows_of(path)
     if not rows:
         raise SystemExit(f"PROMPTS: {file} holds no prompts")
-    found = []
-    for row in rows:
-        said, options = row["prompt"], options_of(row)
-        said = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    parts, found = {"question": name, **beside(example_of(rows), name)}, []
+    for number, row in enumerate(rows, start=1):
+        try:
+            said = begun(asked(row, parts), row, parts, calls=True)
+            options = options_of(row)
+            if name in CONVERSATIONS and said[-1:] and said[-1]["role"] == "assistant":
+                said = said[:-1]
+            check_prompt(said)
+        except (Fault, ValueError) as error:
+            why = getattr(error, "reason", error)
+            raise SystemExit(
+                f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
+            ) from error
         found.append({"prompt": said, "options": options} if options else said)
     return found
+
+
+def check_prompt(messages: list[dict[str, Any]]) -> None:
+    """Raises Fault if nobody asks anything."""
+    if not any(text.strip() for text in lint.texts(messages)):
+        raise Fault("no_prompt")
+    if {message.get("role") for message in messages} - lint.ROLES:
+        raise Fault("unknown_role")

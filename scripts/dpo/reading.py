@@ -17,26 +17,34 @@ from typing import Any
 import numpy as np
 import transformers
 import trl
-from datasets import Dataset, Features, IterableDataset, Json, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo import cutting, layouts, lint, tokenization
-from dpo.layouts import LAYOUTS, Fault, detect, to_pair
+from dpo import choosing, cutting, layouts, lint, parsing, parts, tokenization, turns
+from dpo.columns import mapping_of, renamed
+from dpo.cutting import IDS
+from dpo.layouts import to_pair
 from dpo.output import day_of
+from dpo.parts import BESIDE
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
 from dpo.reference import COLUMNS as SCORED
-from dpo.sources import Rows, one_line
+from dpo.sources import Rows
+from dpo.tables import Exact
+from dpo.telling import SEEN, reading_of
 from dpo.tokenization import GIVEN, Tokenization
+from dpo.turns import Fault
 
-SEEN = 100  # rows by which a layout is told
 BATCH = 1000
 BEST = "row of the best response"  # a column of pairs that several rows were made into
-IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+IMAGES = ("image", "images")  # with such a column TRL takes pairs for a vision model's
 OPTIONS = "template_options"  # what the template gets beside the messages, as JSON, or nothing
+# Of what is said, by which runs of different models are held against each other; and of what the
+# model sees, by which rows repeat each other.
 DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
+RENDERED = ("prompt_rendered", "chosen_rendered", "rejected_rendered")
 ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
 SCALARS = (*(f"{kind}{bits}" for kind in ("int", "float") for bits in (32, 64)), "string", "bool")
 
@@ -47,48 +55,19 @@ def column(table: Dataset, name: str) -> np.ndarray:
     return table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
 
 
-def layout_of(source: Rows, given: str | None) -> str:
-    """The layout that a recipe names, or the one that the columns show.
-
-    Raises:
-        SystemExit: no such layout; or none that is known.
-    """
-    known = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
-    if given:
-        if given not in LAYOUTS:
-            raise SystemExit(f"preference_layout: no layout {given!r}: one of {known}")
-        return given
-    try:
-        first = list(islice(iter(source.data), SEEN))
-    except ValueError as error:  # a stream is read only now
-        raise SystemExit(f"cannot read {source.name}: {one_line(error)}") from error
-    if not first:
-        raise SystemExit(f"{source.name} has no rows")
-    layout = detect(first)
-    if layout is None:
-        columns = ", ".join(map(str, first[0]))
-        raise SystemExit(
-            f"{source.name}: columns {columns} are no preferences that are known: {known}; rename "
-            "the columns, or name the layout with --preference_layout"
-        )
-    return layout
-
-
-def paired(source: Rows) -> tuple[Rows, list[Bad]]:
+def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
     """One scored response a row → one pair a prompt, and the rows that have nothing to be compared
     with. The pair bears the number of its best row."""
-    data, columns = source.data, source.data.column_names
-    prompt = layouts.first_of(layouts.QUESTIONS, columns or ())
-    score = layouts.score_column(columns or ())
-    if not prompt or not score or isinstance(data, IterableDataset):
+    data = source.data
+    if "question" not in parts or isinstance(data, IterableDataset):
         raise SystemExit(
             f"{source.name}: responses are compared by a prompt and a score, and not in a stream"
         )
-    system = layouts.first_of(layouts.SYSTEMS, columns)
-    more = [system] if system else []
-    more += [name for name in GIVEN if name in columns]
+    prompt, said = parts["question"], parts["response"]
+    more = [parts[part] for part in BESIDE if part in parts]
+    more += [name for name in GIVEN if name in data.column_names]
     beside = zip(*(data[name] for name in more), strict=True) if more else [()] * len(data)
-    scores = [layouts.number(value) for value in data[score]]
+    scores = [choosing.number(value) for value in data[parts["score"]]]
     groups: dict[int, list[int]] = {}
     for row, asked in enumerate(zip(beside, data[prompt], strict=True)):
         groups.setdefault(lint.digest(asked), []).append(row)
@@ -99,7 +78,7 @@ def paired(source: Rows) -> tuple[Rows, list[Bad]]:
                 raise Fault("missing", prompt)
             if len(rows) == 1:
                 raise Fault("alone")
-            top, low = layouts.best_and_worst([scores[row] for row in rows])
+            top, low = choosing.best_and_worst([scores[row] for row in rows])
         except Fault as fault:
             bad += [Bad(source, row + 1, fault.reason, fault.detail) for row in rows]
             continue
@@ -107,13 +86,13 @@ def paired(source: Rows) -> tuple[Rows, list[Bad]]:
         worst.append(rows[low])
     chosen, rejected = data.select(best), data.select(worst)
     pairs = {
-        "prompt": chosen[prompt],
-        "chosen": chosen["response"],
-        "rejected": rejected["response"],
+        prompt: chosen[prompt],
+        "chosen": chosen[said],
+        "rejected": rejected[said],
         "score_chosen": [scores[row] for row in best],
         "score_rejected": [scores[row] for row in worst],
         BEST: [row + 1 for row in best],
-        **({"system": chosen[system]} if system else {}),
+        **{name: chosen[name] for name in more if name not in GIVEN},
         # As JSON: a table would have every row bear the keys of all others.
         **{
             name: [v if v is None or isinstance(v, str) else json.dumps(v) for v in chosen[name]]
@@ -124,15 +103,23 @@ def paired(source: Rows) -> tuple[Rows, list[Bad]]:
     return Rows(source.name, Dataset.from_dict(pairs)), bad
 
 
-def pair_of(row: dict[str, Any], layout: str, chat: bool) -> dict[str, Any]:
+def pair_of(
+    row: dict[str, Any],
+    layout: str,
+    chat: bool,
+    parts: dict[str, str],
+    calls: bool,
+    padded: tuple[str, ...],
+) -> dict[str, Any]:
     """A row as a pair, with those of its other columns that rendering and scores need.
 
     Raises:
         Fault: the row is no pair.
     """
+    row = parsing.meant(row, padded)
     more = (*GIVEN, "score_chosen", "score_rejected")
     kept = {name: row[name] for name in more if row.get(name) is not None}
-    return kept | to_pair(row, layout, chat)
+    return kept | to_pair(row, layout, chat, parts, calls)
 
 
 def lint_batch(
@@ -140,8 +127,11 @@ def lint_batch(
     numbers: list[int],
     *,
     layout: str,
+    parts: dict[str, str],
     words: Tokenization,
     chat: bool,
+    calls: bool,
+    padded: tuple[str, ...],
     max_length: int | None,
     truncation_mode: str,
     kept: list[str],
@@ -150,20 +140,24 @@ def lint_batch(
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     found = []
     for row, number in zip(rows, numbers, strict=True):
-        entry = dict.fromkeys((*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, "merged"))
+        entry = dict.fromkeys((*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, "merged"))
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
-            pair = pair_of(row, layout, chat)
+            found_in_row = pair_of(row, layout, chat, parts, calls, padded)
+            lint.check_kind(found_in_row, words.kind)
+            plain = {n: lint.plain(found_in_row[n], words.reads) for n in lint.COLUMNS}
+            pair = found_in_row | plain
             lint.check_pair(pair, words.kind, words.control)
-            entry["texts"] = words.texts(pair)
-            for name in lint.COLUMNS:
-                entry[name] = pair[name] if words.kind is str else lint.plain(pair[name])
-                entry[f"{name}_digest"] = lint.digest(entry[name])
+            entry |= plain | {"texts": words.texts(pair)}
+            lint.check_differ(entry["texts"], found_in_row)
+            for name, text in zip(lint.COLUMNS, entry["texts"], strict=True):
+                entry[f"{name}_digest"] = lint.digest(lint.spoken(pair[name]))
+                entry[f"{name}_rendered"] = lint.digest(text if words.kind is list else pair[name])
             given, seen = words.options(pair)
             entry[OPTIONS] = json.dumps(given) if given else ""
             if seen:  # with other tools it is another prompt
-                entry["prompt_digest"] = lint.digest([entry["prompt"], seen])
+                entry["prompt_digest"] = lint.digest([lint.spoken(pair["prompt"]), seen])
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -177,7 +171,7 @@ def lint_batch(
             lint.check_tokens(*ids, max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
-    names = [*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, "merged", *kept, *ABOUT]
+    names = [*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, "merged", *kept, *ABOUT]
     return {name: [entry[name] for entry in found] for name in names}
 
 
@@ -187,29 +181,39 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         SystemExit: its columns are no preferences, or the chat template is none to train with.
     """
-    layout, chat = layout_of(source, recipe.run.preference_layout), bool(tokenizer.chat_template)
+    mapping, several = mapping_of(recipe.run.column_mapping), len(recipe.mixture.datasets) > 1
+    source = renamed(source, mapping, some=several)
+    reading = reading_of(source, recipe.run.preference_layout)
     bad: list[Bad] = []
     rows = len(source.data) if isinstance(source.data, Dataset) else 0
-    reading = layout
+    merged = 0
+    layout, parts = reading.layout, reading.parts
     if layout == "scored":
-        source, bad = paired(source)
+        source, bad = paired(source, parts)
+        merged = rows - len(bad) - len(source.data)
         if not len(source.data):
             raise SystemExit(f"{source.name}: no prompt has two responses with different scores")
-        reading = "explicit" if isinstance(source.data[0]["prompt"], list) else "question"
-    kind = kind_of(source, reading, chat)
+        layout, parts = "question", parts | {"chosen": "chosen", "rejected": "rejected"}
+    how_read = {
+        "layout": layout,
+        "chat": bool(tokenizer.chat_template),
+        "parts": parts,
+        "calls": "tool_calls" in str(tokenizer.chat_template),
+        "padded": source.padded,
+    }
+    kind = kind_of(source, **how_read)
     words = Tokenization(tokenizer, kind, day_of(Path(recipe.training.output_dir)))
     words.check_template(recipe.model.model_name_or_path)
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    # The reference's, too: a trainer would take what the data calls so for its own.
-    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *ABOUT, "merged", "texts", BEST, *SCORED}
+    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, *ABOUT, "merged", "texts", BEST}
+    ours |= {*IMAGES, *SCORED}  # a trainer would take them for its own
     kept = [name for name in kept if name not in ours]
-    shape = Value("string") if kind is str else List(Json())
+    shape = Value("string") if kind is str else List(Exact())
     work = {
-        "layout": reading,
+        **how_read,
         "words": words,
-        "chat": chat,
         "max_length": recipe.training.max_length,
         "truncation_mode": recipe.training.truncation_mode,
         "kept": kept,
@@ -223,7 +227,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
             dict.fromkeys(lint.COLUMNS, shape)
             | {OPTIONS: Value("string")}
             | dict.fromkeys(IDS, List(Value("int32")))
-            | dict.fromkeys((*DIGESTS, "merged"), Value("int64"))
+            | dict.fromkeys((*DIGESTS, *RENDERED, "merged"), Value("int64"))
             | {name: features[name] for name in kept}
             | ABOUT
         ),
@@ -238,8 +242,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
             "num_proc": recipe.training.dataset_num_proc or processes(len(data)),
         }
     table = data.map(partial(lint_batch, **work), **how)
-    says = f"{layout}: {LAYOUTS[layout]}; {'messages' if kind is list else 'plain text'}"
-    return Linted(table, says, rows, bad)
+    says, notes = reading.says(kind, tokenizer.chat_template), reading.notes(kind, tokenizer)
+    return Linted(table, says, rows, bad, merged, notes=notes)
 
 
 def processes(rows: int) -> int | None:
@@ -247,11 +251,11 @@ def processes(rows: int) -> int | None:
     return min(os.cpu_count() or 1, 16) if rows > 20_000 else None
 
 
-def kind_of(source: Rows, layout: str, chat: bool) -> type:
+def kind_of(source: Rows, **how_read: Any) -> type:
     """What the pairs of a source are, by the first row that is a pair: messages or text."""
     for row in islice(iter(source.data), SEEN):
         try:
-            return type(pair_of(row, layout, chat)["prompt"])
+            return type(pair_of(row, **how_read)["prompt"])
         except (Fault, TypeError, KeyError, AttributeError, ValueError):
             continue
     return list
@@ -263,8 +267,8 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    parts = (cutting, layouts, lint, tokenization, pair_of, lint_batch)
-    code = [inspect.getsource(part) for part in parts]
+    modules = (choosing, cutting, layouts, lint, parsing, parts, tokenization, turns)
+    code = [inspect.getsource(part) for part in (*modules, pair_of, lint_batch)]
     code += [trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}
     fast = tokenizer.is_fast

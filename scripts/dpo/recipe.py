@@ -18,6 +18,7 @@ import yaml
 from dpo import secrets
 from dpo.arguments import BATCH, RunArguments, decides
 from dpo.flags import check as flags_given
+from dpo.old_keys import refuse_unknown, spelling
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -224,9 +225,7 @@ def resolve(
         SystemExit: as `parse`.
     """
     known = [action.dest for action in parser._actions if action.dest != "help"]
-    for key in keys:
-        if key not in known:
-            raise SystemExit(f"{path}: unknown key {key!r}: {choices(str(key), known)}")
+    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
     # would turn DeepSpeed off; without a backend processes would not find each other.
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
@@ -247,7 +246,8 @@ def resolve(
         name = unknown[0].lstrip("-").split("=")[0]
         if not unknown[0].startswith("-"):
             raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {choices(name, known)}")
+        near = spelling(name.replace("-", "_")) or choices(name, known)
+        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
     chosen = {
         key: value
         for key, value in vars(namespace).items()

@@ -264,18 +264,12 @@ def longest_first(
     return order, trainer.accelerator.prepare(loader)
 
 
-def lengths(dataset: Dataset) -> tuple[np.ndarray, ...]:
-    """Tokens of each prompt, chosen and rejected, whole; each of shape (rows,)."""
-    table = dataset.select_columns(ROWS).with_format("arrow")[:]
-    return tuple(pc.list_value_length(table[name]).to_numpy().astype(int) for name in ROWS)
-
-
 def cut_lengths(
     dataset: Dataset, max_length: int | None, truncation_mode: str
 ) -> tuple[np.ndarray, ...]:
     """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
     prompt and rejected, as cut in training; each of shape (rows,)."""
-    return cutting.lengths(*lengths(dataset), max_length, truncation_mode)
+    return cutting.lengths(*cutting.whole(dataset), max_length, truncation_mode)
 
 
 def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dpo.output import REPORT, write_json, write_whole
 from dpo.page import document, facts, picture, png, tile
+from dpo.quarantine import said_of_lengths
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
 CHOSEN, REJECTED = "#1a7f37", "#cf222e"
@@ -181,10 +182,17 @@ def alert(row: dict) -> str:
     return f'<p class="alert">{html.escape(text)}</p>'
 
 
+def data_notes(report: dict) -> list[str]:
+    """What was said of the data as it was read; reports of older runs have none."""
+    return report["data"].get("notes", [])
+
+
 def summary(report: dict) -> str:
     data = report["data"]
     rows, aside = data["rows"]["train"], data["set_aside"]["train"]
     why = f", {sum(aside.values())} set aside: {', '.join(aside)}" if aside else ""
+    if lengths := data.get("lengths", {}).get("train"):
+        why += f"; {said_of_lengths(lengths)}"
     return (
         f"{report['model']} aligned by DPO on {data['name']} ({rows} rows{why}): "
         f"{report['steps']} steps of {report['global_batch']} pairs, β = {report['beta']:g}. "
@@ -217,12 +225,13 @@ def page(report: dict, drawn: bytes) -> str:
     samples = "".join(map(sample, report.get("samples", [])))
     results = "".join(tile(*row) for row in tiles(report))
     said = along(report.get("completions", []))
+    notes = "".join(f'<p class="alert">Data: {html.escape(n)}</p>' for n in data_notes(report))
     code = {"commit": report["commit"]} if report.get("commit") else {}
     says = "True reward, preference accuracy, loss and implicit rewards of the run"
     return document(
         report["recipe"],
         f"""<p class="dim">{html.escape(summary(report))}</p>
-{"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
+{notes}{"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
 {picture(drawn, says)}
 {f"<h2>The same prompts, before and after</h2>{samples}" if samples else ""}
 {f"<h2>While it trained</h2>{said}" if said else ""}

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from trl import DatasetMixtureConfig
 
-from dpo import adapters, foreign, model_files
-from dpo.digests import digests_of
+from dpo import adapters, files, foreign, model_files, tables
+from dpo.files import COMPRESSED, FILES
 from dpo.recipe import Recipe
+from dpo.rows import Rows, content_cache, part_of
 
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
     "folders with --model_name_or_path and --dataset_name"
 )
-FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
 HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
 
 
@@ -121,88 +119,83 @@ def check_master_weights(recipe: Recipe) -> None:
         )
 
 
-def content_cache(given: list[Path]) -> str:
-    """A cache folder of its own for each content of local data files and folders.
+def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict[str, Rows]:
+    """Every split of a data set of the hub, a folder in hub layout or of save_to_disk, or a file.
 
-    `datasets` keys its cache of a folder that has a data card by the folder's name and the card:
-    with changed files, or with another folder of that name, it returns the old rows. A file it
-    keys by its time.
-    """
-    digest = hashlib.sha256()
-    for data in given:
-        files = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
-        for path, of_file in zip(files, digests_of(files), strict=True):
-            digest.update(str(path.relative_to(data)).encode())
-            digest.update(bytes.fromhex(of_file))
-    return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"
-
-
-@dataclass
-class Rows:
-    """Rows as they were found, and what they are called in messages: their file, if it is one."""
-
-    name: str
-    data: Dataset | IterableDataset
-
-
-def broken_line(path: Path) -> str | None:
-    """Where and why a .jsonl file cannot be read: `train.jsonl, line 7: ...`; None if it can."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-                json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-            except ValueError as error:
-                return f"{path}, line {number}: {first_line(error)}"
-            if not isinstance(row, dict):
-                return f"{path}, line {number}: a row is an object of columns, not {line[:20]!r}"
-    return None
-
-
-def load(dataset: str, key: str, /, **how: Any) -> tuple[Any, dict[str, list[str]]]:
-    """What `datasets` makes of a data set of the hub, a folder in hub layout, or a file; and the
-    files of each split, where they lie here.
+    Each is read by itself: they may differ in their columns.
 
     Args:
         key: the recipe's key that named it, for messages.
-        how: arguments of load_dataset.
+        how: arguments of load_dataset_builder.
 
     Raises:
         SystemExit: it cannot be found or read; a broken line is named.
     """
     path, given = Path(dataset), how.get("data_files")
-    if given:
-        parts = given.values() if isinstance(given, dict) else [given]
-        lists = ([part] if isinstance(part, str) else part for part in parts)
-        here = [Path(file) for files in lists for file in files]
-    elif path.is_file():
-        if path.suffix not in FILES:
-            raise SystemExit(f"{key}: {dataset} is not one of {', '.join(FILES)}")
-        here, how["data_files"] = [path], {"train": dataset}
-        dataset = FILES[path.suffix]
-    elif path.is_dir():
-        here = [path]
-    else:
-        here = []
+    if path.is_file() and not given:
+        kind = files.kind_of(path)
+        if not kind:
+            known = f"{', '.join(FILES)}, packed as {', '.join(COMPRESSED)} or not"
+            raise SystemExit(f"{key}: {dataset} is not one of {known}")
+        how["data_files"], dataset = {"train": dataset}, kind
+    elif not path.is_dir() and not given:
         if looks_local(dataset):
             raise SystemExit(f"{key}: no data at {dataset}: name others with --dataset_name")
         check_reachable(dataset, "dataset")
-    here = [file for file in here if file.exists()]
-    if here:
-        how["cache_dir"] = content_cache(here)
-    files: dict[str, list[str]] = {}
     try:
-        if here:
-            built = {k: v for k, v in how.items() if k not in ("split", "streaming")}
-            files = datasets.load_dataset_builder(dataset, **built).config.data_files or {}
-        return datasets.load_dataset(dataset, **how), files
-    except (OSError, ValueError, RuntimeError, StopIteration, DatasetsError) as error:
-        paths = [Path(file) for split in files.values() for file in split]
-        lines = (broken_line(path) for path in paths if path.suffix == ".jsonl")
-        broken = next((line for line in lines if line), None)
-        reason = "it has no rows" if isinstance(error, StopIteration) else one_line(error)
-        reason = f"{broken}: mend the line or take it out" if broken else reason
-        raise SystemExit(f"cannot load the data set {path}: {reason}") from error
+        if any((path / name).is_file() for name in SAVED):
+            found = datasets.load_from_disk(dataset)
+            found = found if isinstance(found, dict) else {"train": found}
+            found = {k: v.to_iterable_dataset() if streaming else v for k, v in found.items()}
+            return {split: Rows(f"{path} ({split})", data) for split, data in found.items()}
+        return _splits(str(path), _builder(dataset, how), streaming)
+    except StopIteration as error:
+        raise SystemExit(f"cannot load the data set {path}: it has no rows") from error
+    except files.Broken as error:
+        raise SystemExit(f"cannot load the data set {path}: {error}") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise SystemExit(f"cannot load the data set {path}: {one_line(error)}") from error
+
+
+def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
+    try:
+        return datasets.load_dataset_builder(dataset, **how)
+    except (OSError, DatasetsError):
+        if not constants.HF_HUB_OFFLINE or Path(dataset).exists():
+            raise
+        # Files of the hub that were read here, by no builder: `datasets` does not know of them.
+        folder = snapshot_download(dataset, repo_type="dataset", local_files_only=True)
+        return datasets.load_dataset_builder(folder, **how)
+
+
+def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Rows]:
+    """
+    Raises:
+        StopIteration: a split's files have no rows.
+    """
+    parts = {split: [*paths] for split, paths in (builder.config.data_files or {}).items()}
+    kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
+    if kind in ("csv", "json") and not streaming:  # of the hub, brought here
+        parts = {split: datasets.DownloadManager().download(parts[split]) for split in parts}
+    if not parts or not all(Path(path).is_file() for paths in parts.values() for path in paths):
+        if not streaming:
+            builder.download_and_prepare()
+        found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
+        return {split: Rows(f"{name} ({split})", data) for split, data in found.items()}
+    for split, paths in parts.items():
+        cache = content_cache([*map(Path, paths)])
+        if kind in ("csv", "json"):
+            named = {"sep": config.sep} if kind == "csv" else {"name": config.field}
+            named = {key: None if value == "," else value for key, value in named.items()}
+            named["encoding"] = config.encoding
+            data = tables.table(kind, paths, named, cache, streaming)
+            if data is None:
+                raise StopIteration(split)
+        else:
+            how = {"data_files": {split: paths}, "split": split, "streaming": streaming}
+            data = datasets.load_dataset(kind, cache_dir=cache, **how)
+        splits[split] = Rows(_name(name, split, paths), data)
+    return splits
 
 
 def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Rows]:
@@ -211,16 +204,15 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     Raises:
         SystemExit: the data set cannot be found or read.
     """
-    splits, files = load(name, "dataset_name", name=config, streaming=streaming)
-    return {split: Rows(_name(name, split, files), data) for split, data in splits.items()}
+    return load(name, "dataset_name", name=config, streaming=streaming)
 
 
-def _name(dataset: str, split: str, files: dict[str, list[str]]) -> str:
-    if len(files.get(split, [])) != 1:
+def _name(dataset: str, split: str, paths: list[str]) -> str:
+    if len(paths) != 1:
         return f"{dataset} ({split})"
     if not Path(dataset).is_dir():
-        return dataset
-    return os.path.join(dataset, os.path.relpath(files[split][0], dataset))
+        return paths[0]
+    return os.path.join(dataset, os.path.relpath(paths[0], dataset))
 
 
 def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
@@ -233,10 +225,11 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
     """
     parts = []
     for entry in mixture.datasets:
-        how = {key: getattr(entry, key) for key in ("name", "data_dir", "data_files", "split")}
-        data, _ = load(entry.path, "datasets", **how, streaming=mixture.streaming)
-        data = data.select_columns(entry.columns) if entry.columns else data
+        how = {key: getattr(entry, key) for key in ("name", "data_dir", "data_files")}
+        splits = load(entry.path, "datasets", mixture.streaming, **how)
         name = entry.data_files if isinstance(entry.data_files, str) else entry.path
+        data = part_of(splits, entry.split, name)
+        data = data.select_columns(entry.columns) if entry.columns else data
         parts.append(Rows(f"{name} ({entry.split})", data))
     shares = [entry.fraction for entry in mixture.datasets]
     if not any(share is not None for share in shares):

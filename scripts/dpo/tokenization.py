@@ -81,6 +81,7 @@ class Tokenization:
     ):
         self.tokenizer, self.kind = tokenizer, kind
         self.day = day or datetime.date.today()
+        self._reads: dict[str, bool] = {}
 
     @cached_property
     def template(self) -> str | None:
@@ -90,6 +91,13 @@ class Tokenization:
         if "strftime_now(" not in str(own):
             return None
         return DATE.sub(lambda found: repr(self.day.strftime(found[2])), own)
+
+    def reads(self, key: str) -> bool:
+        """Whether the chat template reads this key of a message: where it says so by name."""
+        if key not in self._reads:
+            source = str(self.tokenizer.chat_template)
+            self._reads[key] = bool(re.search(rf"\b{re.escape(key)}\b", source))
+        return self._reads[key]
 
     @cached_property
     def rendered(self) -> list[int]:

@@ -54,7 +54,9 @@ class Describe(TrainerCallback):
             "data": {
                 "fingerprint": self.trainer.about["data"],
                 "rows": {split: linted.rows for split, linted in self.data.items()},
-                "set_aside": {split: linted.reasons for split, linted in self.data.items()},
+                "set_aside": {split: linted.set_aside for split, linted in self.data.items()},
+                "left_out": {split: linted.left_out for split, linted in self.data.items()},
+                "lengths": {split: linted.lengths() for split, linted in self.data.items()},
             },
         }
 

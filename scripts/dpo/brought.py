@@ -1,0 +1,148 @@
+"""A recipe of another tool on its way to ours; and what of TRL's and the alignment handbook's own
+takes thought: their data and what they call a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HELD_OUT = ("test", "val", "eval", "dev")
+
+
+@dataclass
+class Brought:
+    """A recipe on its way: keys of the tool that are left in `old`, ours in `new`, and what is to
+    be said of the way."""
+
+    tool: str
+    path: Path
+    old: dict[str, Any]
+    new: dict[str, Any] = field(default_factory=dict)
+    renamed: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    warned: list[str] = field(default_factory=list)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of a key, which is then done with; an empty one is none."""
+        value = self.old.pop(key, None)
+        return default if value in (None, "", []) else value
+
+    def put(self, key: str, value: Any, *, of: str = "") -> None:
+        self.new[key] = value
+        if of and of != key:
+            self.renamed.append(f"{of} → {key}")
+
+    def drop(self, key: str, reason: str) -> None:
+        if self.old.pop(key, None) is not None:
+            self.dropped[key] = reason
+
+    def refuse(self, why: str) -> None:
+        raise SystemExit(f"{self.path}: {why}")
+
+
+def sliced(split: str, share: Any) -> str:
+    """A split, or the part of it that a share (at most 1) or a number of rows takes."""
+    if isinstance(share, float) and share < 1:
+        return f"{split}[:{round(share * 100)}%]"
+    return f"{split}[:{share}]" if isinstance(share, int) and share >= 1 else split
+
+
+def place(
+    b: Brought, parts: list[dict], tests: list[str], held_out: float | None, of: str = ""
+) -> None:
+    """Put data in their keys: one whole data set by its name, several as a mixture.
+
+    Args:
+        parts: entries of `datasets`.
+        tests: splits of the one data set that are for evaluation.
+        held_out: the share or number of the training pairs that is held out where no split is.
+    """
+    if not parts:
+        return
+    one = parts[0]
+    whole = len(parts) == 1 and "[" not in one.get("split", "")
+    if whole and not {"data_files", "data_dir"} & {*one}:
+        b.put("dataset_name", one["path"], of=of)
+        names = {"name": "dataset_config", "split": "dataset_train_split"}
+        b.new |= {names[key]: one[key] for key in names if one.get(key)}
+        if tests:
+            b.put("dataset_test_split", tests[0])
+            held_out = None
+    else:
+        b.put("datasets", parts, of=of)
+    if held_out:
+        b.put("test_split_size", held_out)
+
+
+def mixture(b: Brought) -> None:
+    """The alignment handbook's two ways to mix data sets."""
+    stated = b.take("dataset_mixture")
+    if isinstance(stated, dict):
+        entries = stated.get("datasets") or []
+        tests = [e for e in entries if str(e.get("split", "train")).startswith(HELD_OUT)]
+        parts = []
+        for entry in entries:
+            if entry in tests:
+                continue
+            name = entry.get("config")
+            split = sliced(entry.get("split", "train"), entry.get("weight"))
+            part = {"path": entry["id"], "name": None if name == "default" else name}
+            parts.append({k: v for k, v in (part | {"split": split}).items() if v})
+        if tests:
+            said = ", ".join(f"{e['id']} ({e['split']})" for e in tests)
+            b.warned.append(
+                f"the original trains on its test split: it pools {said} with the training rows "
+                "and splits them anew; here test rows are never trained on"
+            )
+        if any(isinstance(e.get("weight"), float) and e["weight"] < 1 for e in entries):
+            b.warned.append("the original draws its shares at random; here they are the first rows")
+        b.dropped["dataset_mixture: seed"] = "`seed` draws what is held out"
+        one = [e["split"] for e in tests if len(parts) == 1 and e["id"] == parts[0]["path"]]
+        place(b, parts, one, stated.get("test_split_size"), "dataset_mixture")
+    mixer = b.take("dataset_mixer")
+    if isinstance(mixer, dict):
+        splits, configs = b.take("dataset_splits", ["train", "test"]), b.take("dataset_configs", [])
+        tests = [split for split in splits if split.startswith(HELD_OUT)]
+        train = next((split for split in splits if split not in tests), "train")
+        names = [*configs, *[None] * len(mixer)]
+        parts = [
+            {"path": path, "split": sliced(train, share), **({"name": name} if name else {})}
+            for (path, share), name in zip(mixer.items(), names, strict=False)
+        ]
+        if len(parts) > 1 and tests:
+            b.warned.append(
+                "a mixture has no test split here: test_split_size holds out a share of its pairs "
+                f"in the place of {', '.join(tests)}"
+            )
+        place(b, parts, tests, 0.02 if tests else None, "dataset_mixer")
+
+
+def trl(b: Brought) -> None:
+    """Older TRL and the alignment handbook: most keys are TRL's own."""
+    if b.old.get("reference_free"):
+        b.refuse("reference_free: TRL has no DPO loss without a reference any more")
+    mixture(b)
+    if alpha := b.take("rpo_alpha"):
+        types = b.take("loss_type", "sigmoid")
+        types = [types] if isinstance(types, str) else types
+        b.put("loss_type", [*types, "sft"], of="rpo_alpha")
+        b.put("loss_weights", [*[1.0] * len(types), float(alpha)])
+    if text := b.take("chat_template"):
+        if str(text).endswith(".jinja"):
+            b.put("chat_template_path", text, of="chat_template")
+        else:
+            b.dropped["chat_template"] = "put it in a .jinja file, and name that"
+            b.warned.append(
+                "chat_template: the model's own is used until chat_template_path is set"
+            )
+
+
+def columns(b: Brought, mapping: dict[str, str | None], layout: str | None) -> None:
+    """Columns of a data set by their names there, and how its rows are read."""
+    mapping = {ours: theirs for ours, theirs in mapping.items() if theirs and theirs != ours}
+    for key, value in (("column_mapping", mapping), ("preference_layout", layout)):
+        if value and b.new.setdefault(key, value) != value:
+            b.warned.append(
+                f"data sets differ in {key}, which is one for all here: {value} is lost"
+            )

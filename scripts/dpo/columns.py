@@ -1,0 +1,106 @@
+"""Columns of other names: what `column_mapping` says of them, and a guess where it says nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from dpo.parts import KNOWN
+from dpo.rows import Rows
+
+KINDS = {str: "text", bool: "true or false", int: "number", float: "number", dict: "object"}
+# What the columns of a pair are called elsewhere, in parts of names: for a suggestion alone.
+MEANT = {
+    "prompt": ("prompt", "question", "query", "instruction", "input", "ask", "user", "source"),
+    "chosen": ("chosen", "good", "better", "best", "win", "accept", "prefer", "positive", "pos"),
+    "rejected": ("reject", "bad", "worse", "worst", "los", "disprefer", "negative", "neg"),
+}
+
+
+def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
+    """Our names to theirs, from a recipe's mapping (as JSON) or from `prompt=question chosen=good`.
+
+    Args:
+        key: what the user wrote it to, for messages.
+
+    Raises:
+        SystemExit: it is no such mapping, or names a column that nothing reads, or one twice.
+    """
+    form = "write prompt=question chosen=good rejected=bad, ours before theirs"
+    if not text:
+        return {}
+    if str(text).lstrip().startswith("{"):
+        try:
+            pairs = [*json.loads(text, object_pairs_hook=list)]
+        except ValueError as error:
+            raise SystemExit(f"{key}: {error}: {form}") from error
+    else:
+        pairs = [part.split("=", 1) for part in str(text).replace(",", " ").split()]
+    if not all(len(pair) == 2 and all(isinstance(n, str) and n for n in pair) for pair in pairs):
+        raise SystemExit(f"{key}: {text}: {form}")
+    for ours, _ in pairs:
+        if ours not in KNOWN:
+            raise SystemExit(f"{key}: nothing reads a column {ours!r}: one of {', '.join(KNOWN)}")
+    for names in zip(*pairs, strict=True):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise SystemExit(f"{key}: {twice!r} stands twice: a column has one name")
+    return dict(pairs)
+
+
+def renamed(source: Rows, mapping: dict[str, str], *, some: bool = False) -> Rows:
+    """The source, its columns called what they are called here.
+
+    Args:
+        some: whether it may have none of these columns, as one of several data sets.
+
+    Raises:
+        SystemExit: a column is not there, or another has its name already.
+    """
+    if not mapping:
+        return source
+    columns = source.data.column_names or [*next(iter(source.data), {})]
+    if some and not {*mapping.values()} & {*columns}:
+        return source
+    for ours, theirs in mapping.items():
+        if theirs not in columns:
+            raise SystemExit(
+                f"column_mapping: {source.name} has no column {theirs!r}, only {', '.join(columns)}"
+            )
+        if ours in columns and ours != theirs and ours not in mapping.values():
+            raise SystemExit(
+                f"column_mapping: {source.name} has a column {ours!r} already, beside {theirs!r}: "
+                "leave the one out, or rename it in the data"
+            )
+    names = {theirs: ours for ours, theirs in mapping.items() if ours != theirs}
+    return Rows(source.name, source.data.rename_columns(names))
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    if isinstance(value, list):
+        return f"list of {kind_of(value[0])}s" if value else "empty list"
+    return "empty" if value is None else KINDS.get(type(value), type(value).__name__)
+
+
+def described(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each column of these rows: name, type and the first value that is there."""
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    width = max(map(len, names), default=0)
+    lines = []
+    for name in names:
+        value = next((row[name] for row in rows if row.get(name) is not None), None)
+        kind, text = kind_of(value), " ".join(str(value).split())
+        lines.append(f"  {name:<{width}}  {kind}: {text[:60]}{' …' * (len(text) > 60)}")
+    return lines
+
+
+def suggested(names: Iterable[str]) -> str:
+    """A mapping for columns of these names, as `prompt=question chosen=good …`: a guess."""
+    left, found = [*names], []
+    for ours in ("chosen", "rejected", "prompt"):  # "rejected_prompt" is no prompt
+        theirs = next((n for n in left if any(part in n.lower() for part in MEANT[ours])), None)
+        found.append(f"{ours}={theirs or '…'}")
+        left = [name for name in left if name != theirs]
+    return " ".join([found[2], *found[:2]])

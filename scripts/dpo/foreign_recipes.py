@@ -1,0 +1,173 @@
+"""Recipes of other tools as they were found: their keys, which tool they are of, and whether they
+are of DPO."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpo.arguments import decides
+from dpo.brought import Brought
+from dpo.old_keys import DROPPED, RENAMED
+from dpo.other_tools import TOOLS
+
+# Keys that other trainers have and DPO has not, and words of names.
+OTHER = {
+    "an SFT": "packing dataset_text_field completion_only_loss assistant_only_loss max_seq_length",
+    "KTO": "desirable_weight undesirable_weight",
+    "CPO or SimPO": "cpo_alpha simpo_gamma",
+    "PPO or GRPO": "num_generations reward_model_path kl_coef vf_coef num_ppo_epochs reward_funcs",
+    "a reward model": "center_rewards_coefficient",
+}
+METHODS = ("sft", "orpo", "kto", "cpo", "simpo", "ppo", "grpo", "rm", "reward")
+OURS = ("dpo", "apo", "ipo", "pref", "align")
+
+
+def plain(word: str) -> Any:
+    """What YAML makes of a flag's value: a number, a truth, a list, or text."""
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def filled(text: str, known: dict[str, str]) -> str:
+    """Shell text with the variables that are known, and with products and quotients of numbers."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    text = re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda m: known.get(m[1] or m[2], m[0]), text)
+    for inner in re.findall(r"\$\(\(([\w\s*/$]+)\)\)", text):  # as batch sizes are divided
+        words = [known.get(word, word) for word in re.findall(r"\w+|[*/]", inner)]
+        if all(word.isdigit() or word in "*/" for word in words):
+            value = int(words[0])
+            for sign, number in zip(words[1::2], words[2::2], strict=True):
+                value = value * int(number) if sign == "*" else value // int(number)
+            text = text.replace(f"$(({inner}))", str(value))
+    return text
+
+
+def flags_of(text: str) -> dict[str, Any]:
+    """The flags of a training command in a shell script, its variables filled in; "" has the
+    number of processes that the launcher is given."""
+    text = re.sub(r"(?m)^\s*#.*$", "", text).replace("\\\n", " ")
+    known: dict[str, str] = {}
+    sets = r"(?m)^\s*(?:export\s+)?(\w+)=(\"[^\"]*\"|'[^']*'|\S*)[ \t]*$|^\s*for (\w+) in ([^\s;]+)"
+    for one in re.finditer(sets, text):
+        value = one[4] or (one[2] or "").strip("\"'")
+        known.setdefault(one[1] or one[3], " ".join(filled(value, known).split()))
+    text = " ".join(filled(re.sub(sets, "", text), known).split())
+    try:
+        command = shlex.split(text)
+    except ValueError:
+        command = text.split()
+    found: dict[str, Any] = {}
+    scripts = [i for i, word in enumerate(command) if re.search(r"dpo\w*\.py$|^dpo$", word)]
+    at = scripts[0] if scripts else -1
+    names = {"num_processes": 1, "num_nodes": 1, "nproc_per_node": 1}
+    for i, word in enumerate(command[: max(at, 0)]):
+        name, _, value = word.removeprefix("--").partition("=")
+        value = value or command[i + 1]
+        if name in names and value.isdigit():
+            names[name] = int(value)
+    key = None
+    for word in command[at + 1 :]:
+        if word in ("&&", ";", "|", "done"):
+            break
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            found[key] = [value] if equals else []
+        elif key:
+            found[key].append(word)
+    flat = {k: True if not v else plain(v[0]) if len(v) == 1 else v for k, v in found.items()}
+    flat = {
+        (k[3:] if k.startswith("no_") else k): (v is not True if k.startswith("no_") else v)
+        for k, v in flat.items()
+    }
+    for key in [k for k, v in flat.items() if "$" in str(v)]:
+        if decides(key) and key not in ("exp_name", "output_dir", "run_name"):
+            raise SystemExit(
+                f"FROM: --{key} {flat[key]}: the script does not say what that is: write the value"
+            )
+        flat[key] = None  # a date, or a name made of what is above
+    processes = max(names["num_processes"], names["nproc_per_node"])  # in all, or of a machine
+    gpus = max(processes, min(processes, 8) * names["num_nodes"])
+    return flat | ({"": gpus} if gpus > 1 else {})
+
+
+def read(path: Path) -> tuple[dict[str, Any], int | None]:
+    """A recipe's keys, and the number of GPUs that it says it is for.
+
+    Raises:
+        SystemExit: no such file, or none that holds keys.
+    """
+    if not path.is_file():
+        raise SystemExit(f"FROM: no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        keys = flags_of(text) if path.suffix == ".sh" else yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SystemExit(f"FROM: {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict) or not keys:
+        raise SystemExit(f"FROM: {path}: no keys: a recipe is YAML, JSON or a shell script")
+    gpus = keys.pop("", None)
+    said = re.search(r"#.*?\b(\d+)\s*(?:x\s*)?(?:[A-Z]\w*\s+)?GPUs?\b", text)
+    return {str(k): number(v) for k, v in keys.items()}, gpus or (int(said[1]) if said else None)
+
+
+def number(value: Any) -> Any:
+    """The number that a value is: YAML has 5e-7 as text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
+    """The tool that a recipe is of, by the keys that only one of them has.
+
+    Raises:
+        SystemExit: it is of none that is known, or of several.
+    """
+    own = {}
+    for tool, (renamed, dropped) in TOOLS.items():
+        others = {*ours, *RENAMED, *DROPPED}
+        for name, tables in TOOLS.items():
+            others |= {*tables[0], *tables[1]} if name != tool else set()
+        own[tool] = [key for key in keys if key in {*renamed, *dropped} - others]
+    signs = {"axolotl": "base_model", "LLaMA-Factory": "stage"}
+    most = max(own.values(), key=len)
+    tools = [tool for tool, found in own.items() if found and len(found) == len(most)]
+    tools = [tool for tool in tools if signs.get(tool) in keys] or tools
+    if len(tools) > 1:
+        said = "; ".join(f"{tool}: {', '.join(own[tool])}" for tool in tools)
+        raise SystemExit(f"FROM: {path} could be of several tools ({said}): take out those of one")
+    if tools:
+        return tools[0]
+    if not {*keys} & {"model_name_or_path", "dataset_name", "dataset_mixer", "dataset_mixture"}:
+        raise SystemExit(
+            f"FROM: {path} has keys of no tool that is known: TRL, alignment-handbook, "
+            f"{', '.join(TOOLS)} are (its keys: {', '.join([*keys][:8])})"
+        )
+    mixed = {"dataset_mixer", "dataset_mixture"} & {*keys}
+    return "alignment-handbook" if mixed else "TRL"
+
+
+def refuse_others(b: Brought) -> None:
+    """Refuse what of TRL is no DPO, by keys that only its trainer has, or by what it is called."""
+    if b.tool in TOOLS:  # they say it themselves
+        return
+    for what, names in OTHER.items():
+        found = [key for key in names.split() if b.old.get(key)]
+        if found:
+            b.refuse(f"this is no DPO, but {what}: it has {', '.join(found)}")
+    own = [b.old.get(key) for key in ("hub_model_id", "output_dir", "run_name")]
+    for names in (own, [b.path.stem, b.path.parent.name]):
+        words = {word for name in names for word in re.split(r"[^a-z]+", str(name or "").lower())}
+        if any(ours in word for word in words for ours in OURS):
+            return
+        for method in METHODS:
+            if method in words:
+                b.refuse(f"this is no DPO, but {method.upper()}, as its name says")

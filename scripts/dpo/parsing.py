@@ -1,0 +1,85 @@
+"""A row's values as they were meant: messages that were written as text, and the nulls with which
+a table fills up its structs."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections.abc import Container
+from typing import Any
+
+from trl.trainer.utils import remove_none_values
+
+from dpo.tokenization import GIVEN
+from dpo.turns import Fault
+
+ROLE = re.compile(r"""["'](role|from)["']\s*:""")
+
+
+def with_commas(text: str) -> str:
+    """A list as numpy prints it, `[{...} {...}]`, as Python writes it."""
+    tokens: list[tuple[int, str]] = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if tokens and (tokens[-1][1], token.string) == ("}", "{"):
+            tokens.append((tokenize.OP, ","))
+        if token.type != tokenize.NL:
+            tokens.append((token.type, token.string))
+    return tokenize.untokenize(tokens)
+
+
+def value_of(text: str) -> Any:
+    """What text says as JSON, as Python or as numpy prints it; None if it is neither."""
+    for read in (json.loads, ast.literal_eval, lambda text: ast.literal_eval(with_commas(text))):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+            continue
+    return None
+
+
+def is_message(value: Any) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(value.get(who), str) and what in value
+        for who, what in (("role", "content"), ("from", "value"), ("role", "tool_calls"))
+    )
+
+
+def messages_in(text: str, column: str) -> Any:
+    """Messages, if text is a list of them or one; else the text. What merely begins with a bracket
+    is text: code, an answer in JSON.
+
+    Raises:
+        Fault: it begins as messages do, and they cannot be read.
+    """
+    begin = text.lstrip()[:1]
+    if not begin or begin not in "[{" or not ROLE.search(text):
+        return text
+    value = value_of(text.strip())
+    turns = value if isinstance(value, list) else [value]
+    if turns and all(map(is_message, turns)):
+        return value
+    if value is None and re.match(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""", text):
+        raise Fault("not_messages", f"{column} begins as messages in JSON do, and is none")
+    return text
+
+
+def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
+    """A row with the messages that its columns hold as text.
+
+    Args:
+        padded: columns whose nulls may be those of a struct, which gives each row the keys of all.
+
+    Raises:
+        Fault: text begins as messages do, and they cannot be read.
+    """
+    read = {}
+    for name, value in row.items():
+        if isinstance(value, str) and name not in GIVEN:
+            value = messages_in(value, name)
+        elif isinstance(value, (list, dict)) and name in padded:
+            value = remove_none_values(value)
+        read[name] = value
+    return read

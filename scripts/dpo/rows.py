@@ -1,0 +1,81 @@
+"""Rows of a data set as they were found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, IterableDataset, Json, Value
+
+from dpo import parsing
+from dpo.digests import digests_of
+from dpo.turns import Fault
+
+
+@dataclass
+class Rows:
+    """Rows as they were found, and what they are called in messages: their file, if it is one."""
+
+    name: str
+    data: Dataset | IterableDataset
+
+    @property
+    def padded(self) -> tuple[str, ...]:
+        """Columns of structs and lists: a null in them may be of the table's making."""
+        features, columns = self.data.features, self.data.column_names
+        known = features or dict.fromkeys(columns or next(iter(self.data), {}))
+        return tuple(name for name, kind in known.items() if not isinstance(kind, (Json, Value)))
+
+    def first(self, count: int) -> list[dict[str, Any]]:
+        return self.meant(islice(iter(self.data), count))
+
+    def meant(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows as they are meant; one that cannot be parsed as it is."""
+        padded, found = self.padded, []
+        for row in rows:
+            try:
+                found.append(parsing.meant(row, padded))
+            except Fault:
+                found.append(row)
+        return found
+
+
+def part_of(splits: dict[str, Rows], wanted: str, name: str) -> Dataset | IterableDataset:
+    """A split, or a part of some as `datasets` spells it: `train[:10%]+test`.
+
+    Raises:
+        SystemExit: there is no such split, or it is a slice of a stream.
+    """
+    if wanted in splits:
+        return splits[wanted].data
+    try:
+        lengths = {split: len(rows.data) for split, rows in splits.items()}
+        pieces = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        raise SystemExit(
+            f"datasets: {name} has no split {wanted!r}, only {', '.join(splits)}, and slices of "
+            "them where it is no stream"
+        ) from error
+    parts = [splits[p.splitname].data.select(range(p.from_, p.to)) for p in pieces]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def content_cache(given: list[Path]) -> str:
+    """A cache folder of its own for each content of local data files and folders.
+
+    `datasets` keys its cache of a folder that has a data card by the folder's name and the card:
+    with changed files, or with another folder of that name, it returns the old rows. A file it
+    keys by its time.
+    """
+    digest = hashlib.sha256()
+    for data in given:
+        files = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
+        for path, of_file in zip(files, digests_of(files), strict=True):
+            digest.update(str(path.relative_to(data)).encode())
+            digest.update(bytes.fromhex(of_file))
+    return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"

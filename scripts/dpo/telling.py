@@ -1,0 +1,218 @@
+"""How a source is read: told from its first rows, and said, with what of it is not read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from dpo.columns import suggested
+from dpo.layouts import LAYOUTS
+from dpo.parts import BESIDE, Row, example_of, first_of, told
+from dpo.sources import Rows, one_line
+from dpo.tokenization import GIVEN
+from dpo.turns import Fault, as_messages
+
+SEEN = 100  # rows by which a layout is told
+NAMED = 8  # columns in one line
+NEEDED = ("explicit", "question", "sharegpt")  # layouts whose prompt is a column of its own
+
+
+@dataclass
+class Reading:
+    """How the rows of a source are read, and the rows by which it was told."""
+
+    layout: str
+    parts: dict[str, str]
+    rows: list[Row]
+
+    def says(self, kind: type, template: str | None) -> str:
+        """What is read, in words."""
+        form, names = "messages" if kind is list else "plain text", self.read(kind, template)
+        return f"{self.layout}: {LAYOUTS[self.layout]}; {form}; read: {', '.join(names)}"
+
+    def read(self, kind: type, template: str | None) -> list[str]:
+        """The columns that are read. Plain text is trained on without what stands beside it, and
+        many a chat template knows no tools."""
+        parts = {part: n for part, n in self.parts.items() if kind is list or part not in BESIDE}
+        columns, rendered = example_of(self.rows), kind is list
+        given = [name for name in GIVEN if rendered and columns.get(name)]
+        given = [name for name in given if name != "tools" or "tools" in str(template)]
+        return [*dict.fromkeys([*parts.values(), *given])]
+
+    def notes(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """A line for each thing that a user may have meant otherwise."""
+        unread = self.unread(kind, tokenizer.chat_template)
+        found = [unread, self.other_prompt(), self.plain_text(kind, tokenizer)]
+        return [line for line in found if line]
+
+    def unread(self, kind: type, template: str | None) -> str:
+        """The columns of text, lists or objects that nothing reads, and what to do."""
+        known = {*self.read(kind, template), *(["messages"] if self.said_again() else [])}
+        columns = example_of(self.rows).items()
+        names = [
+            str(n) for n, v in columns if isinstance(v, (str, list, dict, tuple)) and n not in known
+        ]
+        if not names:
+            return ""
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return (
+            f"not read: {', '.join(f'{name:.40}' for name in names[:NAMED])}{more} (if the model "
+            "should see one, put it into the prompt, or rename it with column_mapping)"
+        )
+
+    def said_again(self) -> bool:
+        """Whether `messages` are the chosen conversation, or its beginning (UltraFeedback's)."""
+        both = [(row.get("messages") or [], row.get(self.parts.get("chosen"))) for row in self.rows]
+        return all(isinstance(c, list) and m == c[: len(m)] for m, c in both)
+
+    def other_prompt(self) -> str:
+        """Where a text column stands beside whole conversations and is not their first question."""
+        name = self.parts.get("question")
+        if self.layout != "implicit" or not name:
+            return ""
+        texts = [
+            (row.get(name), first_question(row.get(self.parts["chosen"]))) for row in self.rows
+        ]
+        texts = [(text, other) for text, other in texts if text and other]
+        count = sum(str(text).strip() != other.strip() for text, other in texts)
+        if not count:
+            return ""
+        return (
+            f"{name} is not the conversation's first question in {count} of the first "
+            f"{len(texts)} rows: the conversations alone are read"
+        )
+
+    def plain_text(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Text that a chat model is trained on as it stands, unless it is rendered already."""
+        if kind is list or not tokenizer.chat_template or self.layout == "dialogue":
+            return ""
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        prompt = str(example_of(self.rows).get(self.parts.get("question", self.parts["chosen"])))
+        if first_of(special, prompt):
+            return ""
+        how = (
+            "--preference_layout question renders prompt and completions with it"
+            if "question" in self.parts
+            else "to have it rendered, give the prompt a column of its own, `prompt`"
+        )
+        return f"plain text is trained on as it stands, without the model's chat template: {how}"
+
+
+def first_question(conversation: object) -> str | None:
+    """What the user says first; None where this is no conversation."""
+    try:
+        said = (m.get("content") for m in as_messages(conversation, "") if m["role"] == "user")
+        return next((text for text in said if isinstance(text, str)), None)
+    except (Fault, KeyError, TypeError):
+        return None
+
+
+def reading_of(source: Rows, given: str | None) -> Reading:
+    """How a source is read: as the recipe says, or as the columns show.
+
+    Raises:
+        SystemExit: no such layout; or none that is known, or the source lacks its columns.
+    """
+    if given and given not in LAYOUTS:
+        raise SystemExit(f"preference_layout: no layout {given!r}: one of {known()}")
+    data = source.data
+    try:
+        rows = source.first(SEEN)
+    except ValueError as error:  # a stream is read only now
+        raise SystemExit(f"cannot read {source.name}: {one_line(error)}") from error
+    if not rows:
+        raise SystemExit(f"{source.name} has no rows")
+    layout, parts = told(rows, given)
+    if layout is None:
+        raise SystemExit(refusal(source.name, rows))
+    check(source.name, layout, parts, rows)
+    if isinstance(data, Dataset) and len(data) > SEEN:  # a column may be filled in later rows only
+        rows += source.meant(data.select(np.linspace(SEEN, len(data) - 1, SEEN).astype(int)))
+    return Reading(layout, parts, rows)
+
+
+def known() -> str:
+    return "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
+
+
+def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> None:
+    """See that rows have what a layout needs.
+
+    Raises:
+        SystemExit: there is no column of the prompt, or of the answers.
+    """
+    columns, here = example_of(rows), f"{name}: columns {', '.join(map(str, rows[0]))}"
+    answers = {"rated": "candidates", "compared": "first", "scored": "response"}
+    if answers.get(layout, "chosen") not in parts:
+        raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
+    if layout in NEEDED and "question" not in parts:
+        raise SystemExit(
+            f"{here} have no prompt to read as {layout}: name its column with column_mapping "
+            "(prompt: …), or leave preference_layout out where chosen and rejected begin with it"
+        )
+    if layout != "implicit" or not isinstance(columns[parts["chosen"]], str):
+        return
+    # Answers may begin alike by chance, and a prompt in a column of another name is easily missed.
+    texts = [(row.get(parts["chosen"]), row.get(parts["rejected"])) for row in rows]
+    apart = sum(bool(a and b) and str(a)[:1] != str(b)[:1] for a, b in texts)
+    turns = [
+        n for n, v in columns.items() if n not in parts.values() and first_question(v) is not None
+    ]
+    if turns or apart > len(rows) / 2:
+        raise SystemExit(
+            f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
+            f"hold it: name it with column_mapping (prompt: {(turns or ['…'])[0]})"
+        )
+
+
+def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
+    """Why rows are no preferences, in a line: what they are instead, and what to do.
+
+    Args:
+        how: where the user says what columns are called.
+    """
+    columns = example_of(rows)
+    names = ", ".join(map(str, rows[0] if rows else ()))
+    for what, why in instead(columns):
+        if what:
+            return f"{name}: columns {names} {why}"
+    return (
+        f"{name}: columns {names} are no preferences that are known: {known()}; say which is which "
+        f'with {how}"{suggested(columns)}"'
+    )
+
+
+def instead(columns: Row) -> list[tuple[bool, str]]:
+    """What rows without two answers may be, the most telling first, and what to say of each."""
+    names = {*columns}
+    turns = isinstance(columns.get("messages", columns.get("conversations")), list)
+    values = [columns.get(name) for name in ("completion", "response", "output", "answer")]
+    values = [v[0] if isinstance(v, list) and isinstance(v[0], dict) else v for v in values]
+    answer = turns or any(isinstance(value, (str, dict)) for value in values)
+    label = names & {"label", "labels", "kto_tag", "completion_label"}
+    asked = names & {"prompt", "question", "instruction", "input", "query", "problem"}
+    return [
+        (
+            isinstance(columns.get("completions"), list) and bool(label),
+            "are steps with a label each (stepwise supervision, for a process reward model): DPO "
+            "compares two whole answers to one prompt, chosen and rejected",
+        ),
+        (
+            bool(answer and label),
+            "are single answers with a label of good or bad (unpaired preferences, as KTO takes "
+            "them) and cannot be paired: train on them with KTO, or bring a chosen and a rejected "
+            f"answer to each prompt, or a score for each answer ({LAYOUTS['scored']})",
+        ),
+        (
+            bool(turns or (answer and asked)),
+            "are single answers with none to compare them with (data of supervised fine-tuning): "
+            "DPO needs a chosen and a rejected answer to each prompt",
+        ),
+        (
+            bool(asked) and len(names) < 3,
+            "are prompts alone: DPO needs a chosen and a rejected answer to each",
+        ),
+    ]

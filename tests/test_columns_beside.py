@@ -1,0 +1,310 @@
+"""Columns that stand beside the question are read where convention settles them, and named where it
+does not; text that a chat model is trained on without its template is said."""
+
+import json
+
+import pytest
+from conftest import ROOT
+from datasets import Dataset
+from shelf_rows import said
+from transformers import AutoTokenizer
+
+from dpo import preferences, quarantine, report
+from dpo.layouts import Fault, renders, to_pair
+from dpo.recipe import parse
+from dpo.sources import Rows, load_rows
+from dpo.telling import NAMED, reading_of
+from dpo.tokenization import load_tokenizer
+
+USER, YES, NO = said("user", "How?"), said("assistant", "So."), said("assistant", "No.")
+SYSTEM = said("system", "In French.")
+HELLO = [said("user", "Hello."), said("assistant", "Hello!")]
+PAIRS = [["Hello.", "Hello!"]]
+TEXT = {"chosen": "So.", "rejected": "No."}
+MESSAGES = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}
+WHOLE = {"chosen": [USER, YES], "rejected": [USER, NO]}
+DIALOGUE = {
+    "chosen": "\n\nHuman: How?\n\nAssistant: So.",
+    "rejected": "\n\nHuman: How?\n\nAssistant: No.",
+}
+SHAREGPT = {
+    "conversations": [{"from": "human", "value": "How?"}],
+    "chosen": {"from": "gpt", "value": "So."},
+    "rejected": {"from": "gpt", "value": "No."},
+}
+TEMPLATE = "{{ messages }}{{ tools }}"  # one that knows tools
+# Every layout that is rendered with a chat template.
+RENDERED = {
+    "messages": MESSAGES,
+    "whole conversations": WHOLE,
+    "a string beside whole conversations": WHOLE | {"prompt": "How?"},
+    "a dialogue as text": DIALOGUE,
+    "a dialogue with its prompt": {"prompt": "Human: How?\n\nAssistant:", **TEXT},
+    "a question": {"question": "How?", **TEXT},
+    "a prompt in plain text": {"prompt": "How?", **TEXT},
+    "ShareGPT": SHAREGPT,
+    "messages as the prompt": {"messages": [USER], **TEXT},
+    "messages as the prompt, lists": {"messages": [USER], "chosen": [YES], "rejected": [NO]},
+    "messages as the prompt, one each": {"messages": [USER], "chosen": YES, "rejected": NO},
+    "messages as the prompt, again in each": {"messages": [USER], **WHOLE},
+    "rated": {"prompt": "How?", "responses": ["No.", "So."], "ratings": [1, 5]},
+    "ranked": {
+        "prompt": "How?",
+        "answers": [{"answer": "No.", "rank": 2.0}, {"answer": "So.", "rank": 1.0}],
+    },
+    "compared": {"prompt": "How?", "response_1": "So.", "response_2": "No.", "preference": 1},
+    "two conversations": {
+        "conversation_a": [USER, NO],
+        "conversation_b": [USER, YES],
+        "winner": "model_b",
+    },
+}
+
+
+def reading(*rows: dict, layout: str | None = None):
+    return reading_of(Rows("data", Dataset.from_list([*rows])), layout)
+
+
+def pair(row: dict, **how) -> dict:
+    """The pair of a row as it comes out of a data set, without scores."""
+    found = reading(row, **how)
+    made = to_pair(found.rows[0], found.layout, True, found.parts)
+    return {name: made[name] for name in ("prompt", "chosen", "rejected")}
+
+
+@pytest.mark.parametrize("row", RENDERED.values(), ids=RENDERED)
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_prompt_is_the_first_message(row, name):
+    row = row | {name: "In French."}
+    assert pair(row) == MESSAGES | {"prompt": [SYSTEM, USER]}
+    assert reading(row).unread(list, TEMPLATE) == ""
+    assert pair(row | {name: ""})["prompt"] == pair(row | {name: None})["prompt"] == [USER]
+
+
+HISTORIES = {
+    "pairs": PAIRS,
+    "messages": HELLO,
+    "ShareGPT": [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello!"}],
+    "texts in turn": ["Hello.", "Hello!"],
+}
+
+
+@pytest.mark.parametrize("row", RENDERED.values(), ids=RENDERED)
+def test_a_history_comes_before_the_question(row):
+    row = row | {"history": PAIRS, "system": "In French."}
+    assert pair(row)["prompt"] == [SYSTEM, *HELLO, USER]
+    assert reading(row).unread(list, TEMPLATE) == ""
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+def test_a_history_may_be(history):
+    assert pair({"instruction": "How?", **TEXT, "history": history})["prompt"] == [*HELLO, USER]
+
+
+def test_what_a_conversation_has_already_is_not_said_twice():
+    row = {"prompt": [SYSTEM, *HELLO, USER], "chosen": [YES], "rejected": [NO]}
+    assert pair(row | {"system": " In French.", "history": PAIRS}) == row
+    whole = {"chosen": [SYSTEM, USER, YES], "rejected": [SYSTEM, USER, NO], "system": "In French."}
+    assert pair(whole)["prompt"] == [SYSTEM, USER]
+    with pytest.raises(Fault, match=r"system_differs.*system: In German"):
+        pair(whole | {"system": "In German."})
+    with pytest.raises(Fault, match=r"not_messages.*history"):
+        pair(MESSAGES | {"history": ["Hello."]})
+
+
+ASKED = {
+    "input beside instruction": ({"instruction": "How?", "input": "Here."}, "How?\nHere."),
+    "input beside prompt": ({"prompt": "How?", "input": "Here."}, "How?\nHere."),
+    "an empty input": ({"prompt": "How?", "input": ""}, "How?"),
+    "an input that is there already": ({"prompt": "How? Here.", "input": "Here."}, "How? Here."),
+    "context beside question": ({"question": "How?", "context": "So it is."}, "So it is.\n\nHow?"),
+    "context beside instruction": (
+        {"instruction": "How?", "input": "Here.", "context": "So it is."},
+        "So it is.\n\nHow?\nHere.",
+    ),
+    "context beside prompt": ({"prompt": "How?", "context": "So it is."}, "So it is.\n\nHow?"),
+    "context alone": ({"context": "How?"}, "How?"),
+}
+
+
+@pytest.mark.parametrize("row, asked", ASKED.values(), ids=ASKED)
+def test_input_and_context_are_part_of_the_question(row, asked):
+    assert pair(row | TEXT)["prompt"] == [said("user", asked)]
+    assert reading(row | TEXT).unread(list, TEMPLATE) == ""
+
+
+UNREAD = {
+    "input beside question": ({"question": "How?", **TEXT, "input": "Here."}, ["input"]),
+    "context beside messages": (MESSAGES | {"context": "So it is."}, ["context"]),
+    "a list as context": ({"question": "How?", **TEXT, "context": ["So it is."]}, ["context"]),
+    "a history in words": (MESSAGES | {"history": "They said hello."}, ["history"]),
+    "another name of a system prompt": (MESSAGES | {"sys": "In French."}, ["sys"]),
+    "an object": (MESSAGES | {"metadata": {"topic": "x"}, "id": "5"}, ["metadata", "id"]),
+    "numbers, and nothing": (MESSAGES | {"score": 5, "ok": True, "note": None, "tags": []}, []),
+    "tools are read": (MESSAGES | {"tools": "[]"}, []),
+    "tools of nothing": (MESSAGES | {"tools": ""}, []),
+    "a second question": ({"prompt": "How?", "instruction": "Do.", **TEXT}, ["instruction"]),
+    "beside plain text": (DIALOGUE | {"topic": "x"}, ["topic"]),
+}
+
+
+@pytest.mark.parametrize("row, names", UNREAD.values(), ids=UNREAD)
+def test_columns_that_are_not_read_are_named(row, names):
+    said = reading(row).unread(list, TEMPLATE)
+    assert said.partition(" (")[0] == (f"not read: {', '.join(names)}" if names else "")
+    assert not names or "put it into the prompt, or rename it with column_mapping" in said
+
+
+def test_tools_that_no_template_renders_are_named():
+    row = MESSAGES | {"tools": "[]"}
+    assert reading(row).unread(list, "{{ messages }}").startswith("not read: tools (")
+    assert reading(row | {"prompt": "How?", **TEXT}).unread(str, TEMPLATE).startswith("not read: t")
+
+
+def test_the_line_of_columns_that_are_not_read_is_bounded():
+    said = reading(MESSAGES | {f"{'long' * 50}{i}": "x" for i in range(300)}).unread(list, TEMPLATE)
+    assert f"and {300 - NAMED} more" in said and len(said) < 600
+
+
+def test_a_column_that_only_later_rows_fill_is_named():
+    rows = [MESSAGES | {"hint": None}] * 150 + [MESSAGES | {"hint": "x"}] * 150
+    assert reading(*rows).unread(list, TEMPLATE).startswith("not read: hint")
+    rows = [MESSAGES | {"system": None}] * 150 + [MESSAGES | {"system": "In French."}] * 150
+    assert reading(*rows).parts["system"] == "system"
+
+
+@pytest.mark.parametrize("name", ["prompt", "question", "instruction", "messages"])
+def test_a_null_question_is_missing(name):
+    value = [USER] if name == "messages" else "How?"
+    rows = [{name: value, "input": "x", "text": "y", **TEXT} for _ in range(3)]
+    found = reading(*rows)
+    with pytest.raises(Fault, match=rf"missing.*{name}"):
+        to_pair(rows[0] | {name: None}, found.layout, True, found.parts)
+
+
+def test_a_prompt_that_is_not_the_first_question_is_said():
+    rows = [WHOLE | {"prompt": text} for text in ("How?", "Else?", " How? ")]
+    said = reading(*rows).other_prompt()
+    assert said.startswith("prompt is not the conversation's first question in 1 of the first 3")
+    assert reading(rows[0]).other_prompt() == "" and pair(rows[1]) == MESSAGES
+
+
+CALL = {"name": "weather", "arguments": {"city": "Paris"}}
+CALLS = {"an object": CALL, "arguments as text": CALL | {"arguments": '{"city": "Paris"}'}}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_sharegpt_may_call_functions(call):
+    turns = [("human", "Rain?"), ("function_call", json.dumps(call)), ("observation", "yes")]
+    row = SHAREGPT | {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    row |= {"rejected": {"from": "function_call", "value": json.dumps(call)}}
+    made = to_pair(row, "sharegpt", True)
+    asked, called, seen = made["prompt"]
+    assert (asked["role"], seen) == ("user", {"role": "tool", "content": "yes"})
+    assert called["role"] == "assistant" and called["tool_calls"][0]["function"] == CALL
+    assert made["rejected"][0]["tool_calls"] == called["tool_calls"]
+    # A template that does not know calls would render nothing: the call stays the text it is.
+    plain = to_pair(row, "sharegpt", True, calls=False)["prompt"][1]
+    assert plain == {"role": "assistant", "content": json.dumps(call)}
+    words = {"from": "function_call", "value": "weather(Paris)"}
+    made = to_pair(SHAREGPT | {"chosen": words}, "sharegpt", True)
+    assert made["chosen"] == [{"role": "assistant", "content": "weather(Paris)"}]
+
+
+WINNERS = [
+    *(("winner", "model_a", True), ("winner", "model_b", False), ("winner", "tie", None)),
+    *(("winner", "tie (bothbad)", None), ("winner", "A", True), ("winner", "b", False)),
+    *(("preference", "response_a", True), ("preferred", "B", False), ("choice", "tie", None)),
+]
+
+
+@pytest.mark.parametrize("name, value, first", WINNERS)
+def test_who_wins(name, value, first):
+    rows = [{"prompt": "How?", "response_a": "a", "response_b": "b", name: v} for v in (value, "A")]
+    found = reading(*rows)
+    if first is None:
+        with pytest.raises(Fault, match="tie"):
+            to_pair(rows[0], found.layout, True, found.parts)
+    else:
+        made = to_pair(rows[0], found.layout, True, found.parts)
+        assert made["chosen"][0]["content"] == ("a" if first else "b")
+    with pytest.raises(Fault, match="unrated"):
+        to_pair(rows[0] | {name: "gpt-4a"}, found.layout, True, found.parts)
+
+
+PLAIN = {
+    "prompt": {"prompt": "How?", **TEXT},
+    "text": {"text": "How?", **TEXT},
+    "the prompt again in each": {"text": "How?", "chosen": "How? So.", "rejected": "How? No."},
+    "a system prompt that is named": {"prompt": "How?", "topic": "x", **TEXT},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT / "models/SmolLM2-135M-Instruct")
+
+
+@pytest.mark.parametrize("row", PLAIN.values(), ids=PLAIN)
+def test_plain_text_on_a_chat_model_is_said_and_can_be_rendered(row, tokenizer, tmp_path):
+    """The flag that the line names renders a question and its answers, as messages would be."""
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    data = [f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no"]
+
+    def read(*flags):
+        recipe = parse(["--config", f"{ROOT}/recipes/smollm2-sentiment.yaml", *data, *flags])
+        found = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+        return found["train"].pairs[0], "\n".join(quarantine.said(found, None))
+
+    pair, said = read()
+    line = next(line for line in said.splitlines() if "without the model's chat template" in line)
+    flag = "--preference_layout question"
+    assert isinstance(pair["prompt"], str) and flag in line
+    pair, said = read(*flag.split())
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ([USER], [YES], [NO])
+    assert "without the model's chat template" not in said
+    assert renders([row], "explicit") == "question"
+
+
+def test_nothing_is_said_of_text_where_nothing_can_be_rendered(tokenizer):
+    said = reading(PLAIN["prompt"]).plain_text(str, tokenizer)
+    assert "--preference_layout question" in said
+    rendered = {"prompt": "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n", **TEXT}
+    assert reading(rendered).plain_text(str, tokenizer) == ""
+    assert reading(DIALOGUE).plain_text(str, tokenizer) == ""
+    implicit = {"chosen": "This film is good.", "rejected": "This film is bad."}
+    assert "a column of its own" in reading(implicit).plain_text(str, tokenizer)
+    assert renders([implicit], "implicit") is renders([MESSAGES], "explicit") is None
+    tokenizer.chat_template, template = None, tokenizer.chat_template
+    assert reading(PLAIN["prompt"]).plain_text(str, tokenizer) == ""
+    tokenizer.chat_template = template
+
+
+NEEDS = {
+    "no prompt to render": (
+        WHOLE | {"chosen": "a", "rejected": "ab"},
+        "question",
+        "have no prompt",
+    ),
+    "no candidates": (MESSAGES, "rated", "have no answers to read as rated"),
+    "no verdict": (MESSAGES, "compared", "have no answers to read as compared"),
+    "no score": (MESSAGES, "scored", "have no answers to read as scored"),
+    "a prompt of another name": (
+        {"query": "How?", "chosen": "So.", "rejected": "No."},
+        None,
+        r"no column is known to hold it: name it with column_mapping",
+    ),
+}
+
+
+@pytest.mark.parametrize("row, layout, says", NEEDS.values(), ids=NEEDS)
+def test_a_layout_that_lacks_its_columns_is_refused(row, layout, says):
+    with pytest.raises(SystemExit, match=says) as error:
+        reading(row, layout=layout)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_report_says_it_once_more():
+    note = "plain text is trained on as it stands <b>"
+    results = {"data": {"notes": [note]}}
+    assert report.data_notes(results) == [note] and report.data_notes({"data": {}}) == []

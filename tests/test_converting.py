@@ -1,0 +1,522 @@
+"""make new FROM= brings a recipe of another tool; a strict parse says what unknown keys are now."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, make
+
+from dpo.converting import convert
+from dpo.old_keys import DROPPED, RENAMED
+from dpo.other_tools import TOOLS
+from dpo.recipe import FOLDER, make_parser, parse
+
+TRAINED = """
+model_name_or_path: someone/start-7b
+bf16: true
+beta: 0.02
+do_eval: true
+eval_strategy: steps
+eval_steps: 40
+gradient_accumulation_steps: 2
+gradient_checkpointing: true
+gradient_checkpointing_kwargs: {use_reentrant: False}
+hub_model_id: someone/start-7b-dpo
+learning_rate: 3.0e-7
+log_level: info
+logging_steps: 5
+lr_scheduler_type: cosine
+max_length: 768
+max_prompt_length: 384
+num_train_epochs: 2
+optim: adamw_torch
+output_dir: data/start-7b-dpo
+per_device_train_batch_size: 4
+per_device_eval_batch_size: 4
+push_to_hub: true
+save_strategy: "steps"
+save_steps: 40
+save_total_limit: 1
+seed: 7
+warmup_ratio: 0.1
+"""
+POOLED = """
+torch_dtype: null
+dataset_num_proc: 6
+dataset_mixture:
+  datasets:
+    - {id: someone/pairs, config: default, split: train_prefs, columns: [chosen], weight: 1.0}
+    - {id: someone/pairs, config: default, split: test_prefs, columns: [chosen], weight: 1.0}
+  test_split_size: 500
+  seed: 0
+"""
+TWO_POOLED = POOLED.replace(
+    "  test_split",
+    "    - {id: others/pairs, split: train}\n  test_split",
+)
+MIXER = """
+dataset_mixer: {someone/pairs: 1.0}
+dataset_splits: [train_prefs, test_prefs]
+preprocessing_num_workers: 6
+"""
+QLORA = """
+use_peft: true
+load_in_4bit: true
+lora_r: 64
+lora_alpha: 32
+lora_dropout: 0.1
+lora_target_modules: [q_proj, v_proj]
+attn_implementation: flash_attention_2
+"""
+SHARES = """
+model_revision: it-SFT
+torch_dtype: bfloat16
+attn_implementation: flash_attention_2
+trust_remote_code: true
+dataset_mixture:
+  datasets:
+    - {id: someone/talk, config: Preference, split: a, columns: [chosen], weight: 0.5}
+    - {id: someone/talk, config: Preference, split: b, columns: [chosen], weight: 0.25}
+"""
+BEFORE = TRAINED.replace("eval_strategy", "evaluation_strategy")
+HANDBOOK = {
+    "full": TRAINED + POOLED,
+    "qlora": TRAINED + MIXER + QLORA.replace("torch_dtype: null", ""),
+    "gemma": TRAINED.replace('"steps"', '"no"').replace("save_steps: 40", "")
+    + POOLED.replace("null", "bfloat16")
+    + "report_to: [tensorboard, wandb]\n",
+    "scan": TRAINED.replace("max_length: 768", "")
+    + POOLED
+    + "loss_type: sigmoid\nhub_model_revision: v1\n",
+    "constitutional": TRAINED.replace("gradient_checkpointing_kwargs: {use_reentrant: False}", "")
+    + TWO_POOLED
+    + "do_train: true\n",
+    "code": TRAINED.replace('"steps"', '"no"') + TWO_POOLED.replace("null", "bfloat16"),
+    "small": TRAINED + POOLED.replace("null", "bfloat16") + "hub_private_repo: true\n",
+    "think": TRAINED.replace("eval_strategy: steps", "eval_strategy: 'no'").replace(
+        "eval_steps: 40", "save_only_model: false"
+    )
+    + SHARES
+    + "loss_type: apo_zero\npadding_free: true\nuse_liger_kernel: true\nmax_grad_norm: 0.2\n"
+    "hub_strategy: every_save\nlogging_strategy: steps\noverwrite_output_dir: true\n"
+    "run_name: talk\nlr_scheduler_kwargs: {min_lr_rate: 0.1}\n",
+    "test fixture": TRAINED.replace("save_total_limit: 1", "save_total_limit: null") + MIXER,
+    "first lora": BEFORE + MIXER + QLORA + "use_flash_attention_2: true\nwandb_project: mine\n",
+    "first full": BEFORE + MIXER.replace("1.0", "0.5") + "ddp_find_unused_parameters: true\n",
+}
+TRL = {
+    "flags of 0.9": TRAINED
+    + "dataset_name: someone/pairs\nloss_type: aot_pair\nlabel_pad_token_id: -100\n"
+    "padding_value: 0\nis_encoder_decoder: false\ngenerate_during_eval: true\n"
+    "force_use_ref_model: false\ndataset_num_proc: 3\nsanity_check: false\n",
+    "rpo": TRAINED + "dataset_name: someone/pairs\nrpo_alpha: 0.5\ntruncation_mode: keep_end\n",
+    "0.20": TRAINED + "dataset_name: someone/pairs\ndataset_train_split: train\ntorch_dtype: auto\n"
+    "max_completion_length: 300\nuse_logits_to_keep: true\ntools: null\nmodel_adapter_name: x\n"
+    "ref_model_init_kwargs: {}\nref_adapter_name: y\nbase_model_attribute_name: model\n"
+    "use_peft: true\nlora_target_modules: all-linear\ngroup_by_length: true\n"
+    "load_best_model_at_end: true\n",
+    "shell": "#!/bin/bash\nMODEL=someone/start-7b\naccelerate launch --num_processes 4 \\\n"
+    "  examples/scripts/dpo.py --model_name_or_path ${MODEL} --dataset_name someone/pairs \\\n"
+    "  --learning_rate 5e-7 --per_device_train_batch_size 2 --no_remove_unused_columns \\\n"
+    "  --gradient_checkpointing --warmup_ratio 0.05 --output_dir out\n",
+}
+AXOLOTL = """
+base_model: someone/start-7b
+model_type: LlamaForCausalLM
+tokenizer_type: AutoTokenizer
+special_tokens: {pad_token: <pad>}
+load_in_8bit: true
+load_in_4bit: false
+chat_template: llama3
+rl: dpo
+datasets:
+  - path: someone/pairs
+    split: train
+    type: chat_template.default
+    field_messages: talk
+    field_chosen: good
+    field_rejected: bad
+    message_property_mappings: {role: role, content: content}
+    roles: {user: [user]}
+dataset_prepared_path:
+val_set_size: 0.03
+output_dir: ./outputs/lora-out
+sequence_len: 1536
+sample_packing: false
+adapter: lora
+lora_model_dir:
+lora_r: 24
+lora_alpha: 12
+lora_dropout: 0.02
+lora_target_linear: true
+wandb_project:
+wandb_entity:
+wandb_watch:
+wandb_name: mine
+wandb_log_model:
+gradient_accumulation_steps: 4
+micro_batch_size: 3
+num_epochs: 2
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.00007
+bf16: auto
+tf32: false
+gradient_checkpointing: true
+resume_from_checkpoint:
+logging_steps: 1
+attn_implementation: flash_attention_2
+warmup_ratio: 0.1
+evals_per_epoch: 5
+saves_per_epoch: 1
+weight_decay: 0.0
+"""
+OF_AXOLOTL = {
+    "lora": AXOLOTL,
+    "qlora": AXOLOTL.replace("adapter: lora", "adapter: qlora")
+    + "lora_target_modules: [q_proj]\nlora_modules_to_save: [lm_head]\nrl_beta: 0.2\n",
+    "intel": re.sub(
+        r"type: chat.*?output_dir", "type: chatml.intel\noutput_dir", AXOLOTL, flags=re.S
+    )
+    + "flash_attention: true\ndeepspeed: zero3.json\nfsdp:\nfsdp_config:\ndpo_label_smoothing: 0\n"
+    "train_on_inputs: false\ngroup_by_length: false\nxformers_attention:\nstrict: false\n",
+    "ipo by its own columns": re.sub(
+        r"type: chat.*?dataset_prep",
+        "type: {field_prompt: q, field_chosen: a, field_rejected: b, prompt_format: '[{prompt}]'}\n"
+        "dataset_prep",
+        AXOLOTL.replace("rl: dpo", "rl: ipo"),
+        flags=re.S,
+    )
+    .replace("adapter: lora", "adapter:")
+    .replace("8bit: true", "8bit: false"),
+}
+FACTORY = """
+model_name_or_path: someone/start-7b
+trust_remote_code: true
+stage: dpo
+do_train: true
+finetuning_type: lora
+lora_rank: 6
+lora_target: all
+pref_beta: 0.3
+pref_loss: sigmoid
+dataset: ultrafeedback
+template: qwen
+cutoff_len: 3000
+max_samples: 700
+preprocessing_num_workers: 6
+dataloader_num_workers: 4
+output_dir: saves/start-7b/lora/dpo
+logging_steps: 10
+save_steps: 50
+plot_loss: true
+overwrite_output_dir: true
+save_only_model: false
+report_to: none
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 5.0e-6
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+"""
+OF_FACTORY = {
+    "lora": FACTORY,
+    "full": FACTORY.replace("type: lora", "type: full")
+    .replace("lora_rank: 6\nlora_target: all\n", "deepspeed: ds_z3.json\nflash_attn: fa2\n")
+    .replace("max_samples: 700\n", "")
+    + "val_size: 0.1\nper_device_eval_batch_size: 1\neval_strategy: steps\neval_steps: 50\n",
+    "qlora with ftx": FACTORY
+    + "quantization_bit: 4\nquantization_method: bnb\ndouble_quantization: true\npref_ftx: 0.2\n"
+    "lora_alpha: 20\nlora_dropout: 0.1\nadditional_target: embed_tokens\nuse_dora: true\n"
+    "dataset_dir: data\noverwrite_cache: true\n",
+    "images": FACTORY
+    + "image_max_pixels: 262144\nvideo_max_pixels: 16384\nldx: 1\n".replace(
+        "ldx: 1\n", "ld_alpha: 0.5\n"
+    ),
+}
+INSTRUCT = """
+model_name_or_path: someone/start-7b
+model_revision: main
+gradient_checkpointing: true
+dataset_mixer:
+  someone/pairs: 1.0
+  others/pairs: 300
+tokenizer_name: someone/start-7b
+use_slow_tokenizer: true
+max_seq_length: 1900
+preprocessing_num_workers: 16
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 4 # designed for 8 GPUs, so batch size 32
+learning_rate: 5e-7
+lr_scheduler_type: linear
+warmup_ratio: 0.1
+weight_decay: 0.0
+num_epochs: 1
+output_dir: /output
+with_tracking: true
+logging_steps: 1
+use_lora: false
+loss_type: dpo_norm
+beta: 5
+checkpointing_steps: 1000
+"""
+SCRIPT = """#!/bin/bash
+IMAGE=${1:-someone/image}
+NUM_GPUS=2
+TOTAL=16
+STEPS=$(($TOTAL/$NUM_GPUS/1))
+DATA="
+someone/pairs 1.0
+"
+for LR in 1e-6
+do
+python mason.py --cluster here --image $IMAGE --num_nodes 3 --gpus 2 -- accelerate launch \\
+    --mixed_precision bf16 --num_processes $NUM_GPUS --use_deepspeed \\
+    open_instruct/dpo_tune_cache.py \\
+    --exp_name "mine-$(date)" --model_name_or_path someone/start-7b --model_revision main \\
+    --tokenizer_name someone/start-7b --use_slow_tokenizer False --add_bos \\
+    --dataset_mixer_list $DATA --max_seq_length 1900 --per_device_train_batch_size 1 \\
+    --gradient_accumulation_steps $STEPS --learning_rate $LR --warmup_ratio 0.1 \\
+    --num_epochs 1 --dpo_loss_type dpo_norm --dpo_beta 5 --gradient_checkpointing \\
+    --with_tracking --seed 8 --try_launch_beaker_eval_jobs false --oe_eval_tasks "a:b,c"
+done
+"""
+OF_INSTRUCT = {
+    "mixture": INSTRUCT,
+    "one data set": re.sub(
+        r"dataset_mixer:\n.*\n.*\n", "dataset_name: someone/pairs\n", INSTRUCT
+    ).replace("loss_type: dpo_norm\nbeta: 5\n", "")
+    + "max_train_samples: 100\nkeep_last_n_checkpoints: 3\nadd_bos: true\n",
+    "lora": INSTRUCT.replace("use_lora: false", "use_lora: true\nuse_qlora: true\nlora_rank: 8")
+    + "hf_metadata_dataset: ''\nconcatenated_forward: true\ngamma_beta_ratio: 0.3\n",
+    "shell": SCRIPT,
+}
+RECIPES = [
+    pytest.param(tool, text, id=f"{tool}, {what}")
+    for tool, texts in {
+        "alignment-handbook": HANDBOOK,
+        "TRL": TRL,
+        "axolotl": OF_AXOLOTL,
+        "LLaMA-Factory": OF_FACTORY,
+        "open-instruct": OF_INSTRUCT,
+    }.items()
+    for what, text in texts.items()
+]
+
+
+def brought(folder: Path, text: str, *given, **more) -> tuple[str, dict]:
+    """The recipe that the text of another tool's becomes, and its keys."""
+    path = folder / ("theirs.sh" if text.startswith("#!") else "theirs.yaml")
+    path.write_text(text)
+    text, _ = convert(path, "mine", *given, **more)
+    return text, yaml.safe_load(text)
+
+
+def flat(text: str) -> str:
+    return " ".join(text.replace("\n#", " ").split())
+
+
+@pytest.mark.parametrize("tool, text", RECIPES)
+def test_a_recipe_of_another_tool_becomes_ours(tool, text, tmp_path):
+    """`convert` has parsed it strictly."""
+    ours, keys = brought(tmp_path, text)
+    assert f"a recipe of {tool}," in flat(ours) and "Not known" not in ours
+    assert keys["model_name_or_path"] == "someone/start-7b"
+    assert keys["output_dir"] == "outputs/mine"
+    stated = re.findall(r"^(\w+):|--(\w+)", text.partition("dpo_tune_cache.py")[2] or text, re.M)
+    for key in {key for pair in stated for key in pair if key} - {"num_processes"}:
+        key = key.removeprefix("no_")
+        assert re.search(rf"(?<!\w){key}(?!\w)", ours), f"{key} is gone without a word"
+
+
+WAY = {
+    # One data set with a test split: it is held out, as it should have been.
+    (HANDBOOK["full"], "dataset_name"): "someone/pairs",
+    (HANDBOOK["full"], "dataset_train_split"): "train_prefs",
+    (HANDBOOK["full"], "dataset_test_split"): "test_prefs",
+    (HANDBOOK["full"], "test_split_size"): None,
+    (HANDBOOK["full"], "warmup_steps"): 0.1,
+    (HANDBOOK["full"], "gradient_accumulation_steps"): 16,  # 2 × 8 GPUs
+    (HANDBOOK["qlora"], "gradient_accumulation_steps"): 2,  # its README has one GPU
+    (HANDBOOK["qlora"], "dataset_test_split"): "test_prefs",
+    (HANDBOOK["gemma"], "dtype"): None,  # no half-precision master weights
+    (HANDBOOK["gemma"], "report_to"): "wandb",
+    (HANDBOOK["constitutional"], "test_split_size"): 500,
+    (HANDBOOK["constitutional"], "datasets"): [
+        {"path": "someone/pairs", "split": "train_prefs"},
+        {"path": "others/pairs", "split": "train"},
+    ],
+    (HANDBOOK["think"], "datasets"): [
+        {"path": "someone/talk", "name": "Preference", "split": "a[:50%]"},
+        {"path": "someone/talk", "name": "Preference", "split": "b[:25%]"},
+    ],
+    (HANDBOOK["think"], "loss_type"): ["apo_zero"],
+    (HANDBOOK["first full"], "eval_strategy"): "steps",
+    (HANDBOOK["first full"], "datasets"): [{"path": "someone/pairs", "split": "train_prefs[:50%]"}],
+    (TRL["flags of 0.9"], "loss_type"): ["aot_unpaired"],
+    (TRL["rpo"], "loss_type"): ["sigmoid", "sft"],
+    (TRL["rpo"], "loss_weights"): [1.0, 0.5],
+    (TRL["0.20"], "dtype"): "auto",
+    (OF_AXOLOTL["lora"], "column_mapping"): {"prompt": "talk", "chosen": "good", "rejected": "bad"},
+    (OF_AXOLOTL["lora"], "per_device_train_batch_size"): 3,
+    (OF_AXOLOTL["lora"], "lora_target_modules"): "all-linear",
+    (OF_AXOLOTL["lora"], "max_length"): 1536,
+    (OF_AXOLOTL["lora"], "eval_steps"): 0.1,  # five an epoch, two epochs
+    (OF_AXOLOTL["lora"], "save_steps"): 0.5,
+    (OF_AXOLOTL["lora"], "test_split_size"): 0.03,
+    (OF_AXOLOTL["ipo by its own columns"], "loss_type"): ["ipo"],
+    (OF_AXOLOTL["ipo by its own columns"], "use_peft"): None,
+    (OF_AXOLOTL["ipo by its own columns"], "preference_layout"): "question",
+    (OF_FACTORY["qlora with ftx"], "loss_weights"): [1.0, 0.2],
+    (OF_FACTORY["qlora with ftx"], "load_in_4bit"): True,
+    (OF_FACTORY["qlora with ftx"], "lora_r"): 6,
+    (OF_FACTORY["qlora with ftx"], "lora_modules_to_save"): ["embed_tokens"],
+    (OF_FACTORY["qlora with ftx"], "max_length"): 3000,
+    (OF_INSTRUCT["mixture"], "datasets"): [
+        {"path": "someone/pairs", "split": "train"},
+        {"path": "others/pairs", "split": "train[:300]"},
+    ],
+    (OF_INSTRUCT["mixture"], "loss_type"): ["sigmoid_norm"],
+    (OF_INSTRUCT["mixture"], "learning_rate"): 5e-7,  # YAML has it as text
+    (OF_INSTRUCT["mixture"], "gradient_accumulation_steps"): 32,  # 4 × the 8 GPUs of its comment
+    (
+        OF_INSTRUCT["shell"],
+        "gradient_accumulation_steps",
+    ): 48,  # 16 / 2 × the 2 of 3 nodes
+    (OF_INSTRUCT["shell"], "beta"): 5,
+    (OF_INSTRUCT["shell"], "run_name"): None,  # a date that no recipe can hold
+}
+
+
+def test_its_keys_mean_what_they_meant(tmp_path):
+    made: dict[str, dict] = {}
+    for (text, key), value in WAY.items():
+        if text not in made:
+            made[text] = brought(tmp_path, text)[1]
+        assert made[text].get(key) == value, (text, key)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (HANDBOOK["full"], "trains on its test split: it pools someone/pairs (test_prefs)"),
+        (HANDBOOK["full"], "= 64, on any number of GPUs that divides it; there 4 × 2 a GPU, on 8"),
+        (HANDBOOK["gemma"], "trains weights in bfloat16, where an update"),
+        (HANDBOOK["think"], "trust_remote_code: add it if"),
+        (HANDBOOK["think"], "draws its shares at random"),
+        (TRL["rpo"], "the original's batch changes with the GPUs: 8 pairs a GPU"),
+        (
+            TRL["rpo"].replace("eval_strategy: steps", "load_best_model_at_end: true"),
+            "asks for its best model, and evaluates none",
+        ),
+        (TRL["rpo"] + "label_smoothing: 0.1\n", "TRL smooths labels of robust"),
+        (OF_AXOLOTL["ipo by its own columns"], "prompt_format: the chat template renders instead"),
+        (FACTORY.replace("ultrafeedback", "my_own"), "my_own is a name in LLaMA-Factory's"),
+        (INSTRUCT + "quux: 3\nfoo_bar: 1\n", "Not known, left out: quux, foo_bar."),
+    ],
+)
+def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
+    assert says in flat(brought(tmp_path, text)[0])
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (AXOLOTL.replace("rl: dpo", "rl: kto"), "no DPO, but rl: kto"),
+        (AXOLOTL.replace("rl: dpo", ""), "an SFT: it has no rl: dpo"),
+        (FACTORY.replace("stage: dpo", "stage: sft"), "no DPO, but stage: sft"),
+        (FACTORY.replace("sigmoid", "simpo"), "no DPO, but pref_loss: simpo"),
+        (INSTRUCT.replace("dpo_norm", "simpo"), "no DPO, but loss_type: simpo"),
+        (TRAINED.replace("-dpo", "-orpo") + "dataset_name: a/b\n", "no DPO, but ORPO, as its name"),
+        (TRAINED + POOLED + "packing: true\n", "no DPO, but an SFT: it has packing"),
+        (TRL["rpo"] + "desirable_weight: 1.0\n", "no DPO, but KTO"),
+        (TRL["rpo"] + "loss_type: orpo\n", "loss_type orpo is none of TRL's DPO"),
+        (TRL["rpo"] + "reference_free: true\n", "no DPO loss without a reference"),
+        ("sequence_len: 3\ncutoff_len: 4\n", "could be of several tools"),
+        ("trainer: {component: x}\nmodel: y\n", "keys of no tool that is known"),
+        ("- a\n- b\n", "no keys"),
+        ("a: [1\n", "not YAML"),
+        (TRAINED, "it names no data: give them with DATASET="),
+        (SCRIPT.replace("for LR in 1e-6", ""), r"--learning_rate \$LR: the script does not say"),
+    ],
+)
+def test_what_is_no_recipe_of_dpo_is_refused(text, says, tmp_path):
+    with pytest.raises(SystemExit, match=says) as refusal:
+        brought(tmp_path, text)
+    assert "\n" not in str(refusal.value)
+
+
+def test_model_data_and_gpus_go_before_its_own(tmp_path):
+    data = {"dataset_name": "my/pairs", "test_split_size": 0.1}
+    _, keys = brought(tmp_path, HANDBOOK["full"], "my/model", data, gpus=2)
+    assert keys["model_name_or_path"] == "my/model" and keys["dataset_name"] == "my/pairs"
+    assert keys["test_split_size"] == 0.1 and "dataset_test_split" not in keys
+    assert keys["gradient_accumulation_steps"] == 4
+
+
+def test_names_in_a_dataset_info_are_followed(tmp_path):
+    (tmp_path / "data").mkdir()
+    info = """{"mine": {"file_name": "pairs.json", "ranking": true, "columns":
+        {"prompt": "ask", "query": "more", "chosen": "yes", "rejected": "no"}, "num_samples": 9}}"""
+    (tmp_path / "data/dataset_info.json").write_text(info)
+    text = FACTORY.replace("ultrafeedback", "mine").replace("max_samples: 700\n", "")
+    _, keys = brought(tmp_path, text)
+    assert keys["column_mapping"] == {"chosen": "yes", "rejected": "no", "prompt": "ask"}
+    (part,) = keys["datasets"]
+    assert part["path"].endswith("data/pairs.json") and part["split"] == "train[:9]"
+
+
+def test_the_tables_name_keys_that_there_are():
+    """A new spelling is a key of ours; nothing that is one is called old."""
+    ours = {action.dest for action in make_parser()._actions}
+    for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
+        assert not {*renamed} & {*dropped}
+        for old, new in renamed.items():
+            assert re.match(r"\w+", new)[0] in ours, f"{old} → {new}"
+            assert old not in ours, old
+    assert not {*RENAMED, *DROPPED} & ours
+
+
+@pytest.mark.parametrize(
+    "keys, says",
+    [
+        (
+            {"torch_dtype": "bfloat16", "warmup_ratio": 0.1, "max_prompt_length": 512},
+            ["3 unknown keys", "'torch_dtype' is now dtype", "'warmup_ratio' is now warmup_steps"],
+        ),
+        ({"max_prompt_length": 512}, ["leave 'max_prompt_length' out: a pair is cut as a whole"]),
+        ({"micro_batch_size": 2}, ["'micro_batch_size' is now per_device_train_batch_size"]),
+        ({"pref_beta": 2, "rl_beta": 1}, ["'pref_beta' is now beta", "'rl_beta' is now beta"]),
+        ({"dataset_mixer": {"a/b": 1.0}}, ["is now dataset_name, or datasets", "make new FROM="]),
+        ({"lerning_rate": 1, "bta": 2}, ["'lerning_rate': did you mean: learning_rate", "'bta'"]),
+    ],
+)
+def test_all_unknown_keys_are_named_at_once(keys, says, tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({"model_name_or_path": "a/b", **keys}))
+    with pytest.raises(SystemExit) as refusal:
+        parse(["--config", str(path), "--use_cpu"])
+    for part in (str(path), *says):
+        assert part in str(refusal.value)
+    assert ("FROM=" in str(refusal.value)) == ("lerning_rate" not in keys)
+
+
+def test_make_new_brings_a_recipe(tmp_path):
+    path = tmp_path / "Their Recipe.yaml"
+    path.write_text(HANDBOOK["full"])
+    ours = ROOT / FOLDER / "their-recipe.yaml"
+    try:
+        result = make("new", f"FROM={path}", "GPUS=4", COLUMNS="200")
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert "trains on its test split" in " ".join(result.stdout.split())
+        assert result.stdout.splitlines()[-1].startswith("Next: make data RECIPE=their-recipe")
+        assert yaml.safe_load(ours.read_text())["gradient_accumulation_steps"] == 8
+    finally:
+        shutil.rmtree(ours, ignore_errors=True)
+        ours.unlink(missing_ok=True)

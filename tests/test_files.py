@@ -1,0 +1,402 @@
+"""Files of every kind are read as they stand, or refused in a line that says where."""
+
+import bz2
+import gzip
+import json
+import lzma
+from functools import cache
+
+import numpy as np
+import pytest
+import zstandard
+from conftest import pair
+from datasets import Dataset, DatasetDict
+from huggingface_hub import constants
+
+from dpo import prompts
+from dpo.preferences import prepare
+from dpo.recipe import parse
+from dpo.sources import load_rows, load_splits
+from dpo.tokenization import load_tokenizer
+
+RECIPE = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", "--eval_strategy=no"]
+HEADER = "question,chosen,rejected\n"
+USER, GOOD = {"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}
+
+
+def rows_of(path, split: str = "train") -> list[dict]:
+    return [*load_splits(str(path))[split].data]
+
+
+@cache
+def tokenizer(*flags):
+    return load_tokenizer(parse([*RECIPE, *flags]))
+
+
+def read(path, tmp_path, *flags):
+    """The training pairs of a data set, as a run has them."""
+    given = [*RECIPE, f"--dataset_name={path}", f"--output_dir={tmp_path}/run", *flags]
+    recipe = parse(given)
+    return prepare(recipe, load_rows(recipe), tokenizer(*flags))["train"]
+
+
+# name: (the file's name, what is in it, the first row)
+TEXT = {
+    "NA": ("a.csv", HEADER + "q,NA,None\n", ["q", "NA", "None"]),
+    "truth values": ("a.csv", HEADER + "q,True,False\n", ["q", "True", "False"]),
+    "numbers": ("a.csv", HEADER + "q,42,1e5\n", ["q", "42", "1e5"]),
+    "leading zeros": ("a.csv", HEADER + "01,007,1.50\n", ["01", "007", "1.50"]),
+    "dates": ("a.csv", HEADER + "q,2020-01-01,1/2/03\n", ["q", "2020-01-01", "1/2/03"]),
+    "blanks": ("a.csv", HEADER + "q, a ,\tb\n", ["q", " a ", "\tb"]),
+    "an empty field": ("a.csv", HEADER + 'q,"",\n', ["q", "", ""]),
+    "a short line": ("a.csv", HEADER + "q,a\n", ["q", "a", None]),
+    "a blank line": ("a.csv", "\n" + HEADER + "\nq,a,b\n", ["q", "a", "b"]),
+    "quotes": ("a.csv", HEADER + 'q,"a ""b"", c",d "e"\n', ["q", 'a "b", c', 'd "e"']),
+    "quotes over lines": ("a.csv", HEADER + 'q,"a\r\n\nb",c\n', ["q", "a\r\n\nb", "c"]),
+    "a long field": ("a.csv", HEADER + f"q,{'a' * 200_000},b\n", ["q", "a" * 200_000, "b"]),
+    "tabs": ("a.tsv", "question\tchosen\trejected\nq\ta, b\tc\n", ["q", "a, b", "c"]),
+    "semicolons": ("a.csv", "question;chosen;rejected\nq;1,5;b\n", ["q", "1,5", "b"]),
+    "pipes": ("a.csv", "question|chosen|rejected\nq|a;|b,\n", ["q", "a;", "b,"]),
+    "Excel's separator": ("a.csv", "sep=;\nquestion;chosen;rejected\nq;a;b\n", ["q", "a", "b"]),
+    "UTF-8 with a mark": ("a.csv", "\ufeff" + HEADER + "q,é,b\n", ["q", "é", "b"]),
+    "UTF-16": ("a.csv", (HEADER + "q,é,b\n").encode("utf-16"), ["q", "é", "b"]),
+}
+
+
+@pytest.mark.parametrize("name, content, row", TEXT.values(), ids=TEXT)
+def test_csv_is_text(tmp_path, name, content, row):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(content)
+    (found,) = rows_of(tmp_path / name)
+    assert found == dict(zip(("question", "chosen", "rejected"), row, strict=True))
+
+
+def test_csv_is_learned_from_as_it_stands(tmp_path):
+    (tmp_path / "a.csv").write_text(HEADER + "is 1 odd?,True,False\nsodium?,Na,NA\n3?,007,\n")
+    train = read(tmp_path / "a.csv", tmp_path)
+    assert [p["chosen"][0]["content"] for p in train.pairs] == ["True", "Na"]
+    assert [p["rejected"][0]["content"] for p in train.pairs] == ["False", "NA"]
+    assert [(bad.row, bad.reason) for bad in train.bad] == [(3, "empty")]
+
+
+# name: (the file's name, what is in it, what is said)
+REFUSED = {
+    "a comma too many": ("a.csv", HEADER + "q,a,b\nq,a, so,b\n", "line 3: 4 fields for 3 columns"),
+    "in every row": ("a.csv", HEADER + "q,a, so,b\n", "must stand in quotes"),
+    "after quotes over lines": ("a.csv", HEADER + 'q,"a\nb",c\nq,a,b,c\n', "line 4: 4 fields"),
+    "an open quote": ("a.csv", HEADER + 'q,"a,b\nq,a,b\n', "line 2: unexpected end of data"),
+    "a quote in quotes": ("a.csv", HEADER + 'q,"a "b" c",d\n', "quote in a field not doubled"),
+    "two columns of a name": ("a.csv", "prompt,chosen,chosen\na,b,c\n", "are called 'chosen'"),
+    "Latin-1": ("a.csv", HEADER.encode() + b"q,caf\xe9,b\n", "line 2: .*write it again as UTF-8"),
+    "nothing": ("a.csv", "", "it has no rows"),
+    "a header": ("a.tsv", "question\tchosen\trejected\n", "it has no rows"),
+    "no list": ("a.json", "5", "a row is an object of columns, not 5"),
+    "two lists": ("a.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', "several lists of rows"),
+    "half a list": ("a.json", '[{"a": 1},\n{"a": 2}', "line 2: Expecting"),
+    "a packed line": ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": \n'), "line 2: Expecting"),
+    "half a gzip": ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot be unpacked"),
+    "no zstd": ("a.jsonl.zst", "a", "cannot be unpacked"),
+    "deep": ("a.jsonl", "[" * 100_000, "recursion"),
+    "another kind": ("a.xlsx", "PK", "not one of .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name, content, says", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_read_is_refused_by_its_line(tmp_path, name, content, says):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit, match=says) as stop:
+        load_splits(str(tmp_path / name))
+    assert "\n" not in stop.value.code and name in stop.value.code
+
+
+CALL = GOOD | {"content": None, "tool_calls": [{"arguments": {"x": 0.7, "id": 2**70, "y": None}}]}
+VALUES = {
+    "dates": {"chosen": "2020-01-01", "rejected": "2020-01-01T10:00:00+02:00"},
+    "a date in one row": [{"chosen": "2020-01-01 00:00:00"}, {"chosen": "never"}],
+    "dates in messages": {"chosen": [GOOD | {"content": "2020-01-01"}]},
+    "dates in objects": {"meta": {"day": "1999-12-31T00:00:00Z"}},
+    "numbers to the last digit": {"chosen": [CALL], "score": 0.1, "count": 2**53},
+    "mixed": [{"score": 1}, {"score": "high"}, {"score": [1]}, {"score": 1.5}],
+    "text that is JSON": [{"chosen": "42"}, {"chosen": 42}, {"chosen": '"a"'}],
+    "numbers": [{"score": 1}, {"score": 0.5}],
+    "keys of their own": [{"tools": [{"a": 1}]}, {"tools": [{"b": None}]}, {"tools": []}],
+}
+FORMS = {
+    "lines": lambda rows: "".join(f"{json.dumps(row)}\n" for row in rows),
+    "lines after a mark": lambda rows: "\ufeff" + "\n\n".join(map(json.dumps, rows)),
+    "a list": json.dumps,
+    "in an object": lambda rows: json.dumps({"version": "1.0", "data": rows}),
+    "indented": lambda rows: json.dumps({"data": rows}, indent=2),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_json_is_what_it_says(tmp_path, form):
+    for name, rows in VALUES.items():
+        rows = rows if isinstance(rows, list) else [rows]
+        path = tmp_path / f"{name}.json"
+        path.write_text(form(rows), encoding="utf-8")
+        assert rows_of(path) == rows, name
+        # And as it streams by.
+        assert [*load_splits(str(path), streaming=True)["train"].data] == rows, name
+
+
+def test_json_of_columns_as_pandas_writes_it(tmp_path):
+    rows = [{"question": f"{i}", "chosen": "2020-01-01", "rejected": "b"} for i in range(3)]
+    Dataset.from_list(rows).to_pandas().to_json(tmp_path / "a.json")
+    assert rows_of(tmp_path / "a.json") == rows
+
+
+ROWS = [pair(f"{i}", f"It was {i}.", f"It was not {i}.") for i in range(3)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+PACKED = {
+    "jsonl.gz": gzip.compress(LINES),
+    "jsonl.zst": zstandard.compress(LINES),
+    "jsonl.bz2": bz2.compress(LINES),
+    "json.xz": lzma.compress(LINES),
+    "ndjson": LINES,
+    "JSONL": LINES,
+}
+FOLDERS = {
+    "parquet": lambda rows, to: rows.to_parquet(to / "train.parquet"),
+    "arrow": lambda rows, to: rows.save_to_disk(to / "x") or next(to.glob("x/*.arrow")),
+    "save_to_disk": lambda rows, to: rows.save_to_disk(to),
+    "a DatasetDict": lambda rows, to: DatasetDict(train=rows, test=rows).save_to_disk(to),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_files_are_unpacked(tmp_path, suffix):
+    (tmp_path / f"train.{suffix}").write_bytes(PACKED[suffix])
+    assert rows_of(tmp_path / f"train.{suffix}") == ROWS
+    if suffix != "JSONL":  # `datasets` finds a folder's files
+        assert rows_of(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("form", FOLDERS)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_datasets_writes_is_read(tmp_path, form, streaming):
+    where = FOLDERS[form](Dataset.from_list(ROWS), tmp_path)
+    where = where if form == "arrow" else tmp_path
+    assert [*load_splits(str(where), streaming=streaming)["train"].data] == ROWS
+
+
+def listed(messages) -> str:
+    return str(np.array(messages, dtype=object))
+
+
+TURNS = [USER, GOOD | {"content": 'It\'s } {\n "so", ' + "really " * 20}]
+SHAREGPT = [{"from": "human", "value": "How?"}, {"from": "gpt", "value": TURNS[1]["content"]}]
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, listed, lambda m: f" \n{json.dumps(m)}\n"])
+@pytest.mark.parametrize("turns", [TURNS, SHAREGPT], ids=["messages", "sharegpt"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_messages_that_are_text_are_parsed(tmp_path, write, turns, whole):
+    first = turns if whole else turns[1:]
+    row = {"chosen": write(first), "rejected": write([*first[:-1], turns[1] | {[*USER][1]: "No."}])}
+    if "from" in turns[0]:
+        row["rejected"] = write([*first[:-1], turns[1] | {"value": "No."}])
+    row |= {} if whole else {"prompt": write(turns[:1])}
+    Dataset.from_list([row]).to_csv(tmp_path / "a.csv")
+    (found,) = read(tmp_path / "a.csv", tmp_path).pairs
+    assert found["prompt"] == [USER]
+    assert found["chosen"] == [TURNS[1]]
+    assert found["rejected"] == [GOOD | {"content": "No."}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        '{"name": "Ann"}',
+        '[{"from": "Paris", "to": "Rome"}]',
+        '{"role": "admin"}',
+        "[x for x in xs]",
+        '[link](a) has "role": 1',
+    ],
+)
+def test_text_that_begins_with_a_bracket_stays_text(tmp_path, text):
+    rows = [{"question": "How?", "chosen": text, "rejected": "No."}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    (found,) = read(tmp_path / "a.jsonl", tmp_path).pairs
+    assert found["chosen"] == [GOOD | {"content": text}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "assistant", "content": "cut of',
+        "[{'role': 'assistant', 'content': array([1])}]",
+        '[{"from": "gpt", "value": "a" "b"}',
+        '{"content": "a", "role": assistant}',
+    ],
+)
+def test_messages_that_cannot_be_parsed_are_set_aside(tmp_path, text):
+    rows = [{"question": f"{i}", "chosen": "a", "rejected": "b"} for i in range(2)]
+    rows[1]["chosen"] = text
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = read(tmp_path / "a.jsonl", tmp_path)
+    assert [(bad.row, bad.reason) for bad in train.bad] == [(2, "not_messages")]
+    assert "chosen begins as messages" in train.bad[0].detail
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("name", ["images", "image"])
+@pytest.mark.parametrize("value", [[], None, [None], "", [{"bytes": None, "path": None}]])
+def test_an_images_column_may_be_empty(tmp_path, suffix, name, value):
+    rows = Dataset.from_list([row | {name: value} for row in ROWS])
+    write = rows.to_json if suffix == "jsonl" else rows.to_parquet
+    write(tmp_path / f"a.{suffix}")
+    train = read(tmp_path / f"a.{suffix}", tmp_path)
+    assert len(train.pairs) == 3 and name not in train.pairs.column_names
+
+
+@pytest.mark.parametrize("value", ["a.png", ["a.png"], [None, {"path": "a"}], {"bytes": "a"}])
+def test_an_image_is_refused_by_its_row(tmp_path, value):
+    rows = [*ROWS[:2], ROWS[2] | {"images": value}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit, match="has images, and text alone is trained on here: row 3"):
+        read(tmp_path / "a.jsonl", tmp_path)
+
+
+def tool(name: str, **properties) -> dict:
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def call(name: str, **arguments) -> list[dict]:
+    function = {"name": name, "arguments": arguments}
+    return [GOOD | {"content": "", "tool_calls": [{"type": "function", "function": function}]}]
+
+
+PADDED = {
+    "tools": [{"tools": [tool(f"f{i}", **{f"x{i}": {"type": f"t{i}"}})]} for i in range(2)],
+    "calls": [{"chosen": call(f"f{i}", **{f"x{i}": i})} for i in range(2)],
+    "optional parts": [{"tools": [tool("f0", x={"enum": ["a"]})]}, {"tools": [tool("f1")]}],
+    "options": [{"chat_template_kwargs": {f"x{i}": i}} for i in range(2)],
+}
+
+
+@pytest.mark.parametrize("case", PADDED)
+@pytest.mark.parametrize("form", ["parquet", "save_to_disk"])
+def test_a_struct_adds_no_nulls(tmp_path, case, form):
+    """As a table each row has the keys of all; as JSON lines only its own."""
+    rows = [ROWS[i] | more for i, more in enumerate(PADDED[case])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Dataset.from_list(rows)
+    assert [*table] != rows
+    (tmp_path / "b").mkdir()
+    FOLDERS[form](table, tmp_path / "b")
+    flags = ["--chat_template_path=qwen3"]
+    own, found = (read(tmp_path / name, tmp_path, *flags).pairs for name in ("a.jsonl", "b"))
+    for name in ("prompt_ids", "chosen_ids", "template_options"):
+        assert [*found[name]] == [*own[name]]
+
+
+SPLITS = {
+    "another column": ({"score": 1.0}, {"other": "x"}),
+    "another kind": ({"score": 1.0}, {"score": "high"}),
+    "more in a struct": ({"meta": {"a": 1}}, {"meta": {"b": [2]}}),
+    "an empty one": ({"tools": []}, {"tools": [tool("f", x={"type": "t"})]}),
+}
+
+
+@pytest.mark.parametrize("case", SPLITS)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_splits_may_differ_in_their_columns(tmp_path, case, suffix):
+    for split, more in zip(("train", "test"), SPLITS[case], strict=True):
+        rows = Dataset.from_list([row | more for row in ROWS])
+        write = rows.to_json if suffix == "jsonl" else rows.to_parquet
+        write(tmp_path / f"{split}.{suffix}")
+    for split, more in zip(("train", "test"), SPLITS[case], strict=True):
+        assert rows_of(tmp_path, split) == [row | more for row in ROWS]
+
+
+def test_files_of_a_mixture_come_through_the_same_door(tmp_path):
+    (tmp_path / "a.csv").write_text("question;chosen;rejected\n" + "1;NA;007\n2;a;b\n3;c;d\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES))
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "c")
+    (tmp_path / "mixed.yaml").write_text(f"""\
+model_name_or_path: models/SmolLM2-135M-Instruct
+datasets:
+  - {{path: csv, data_files: "{tmp_path}/*.csv", split: "train[:1]+train[2:]"}}
+  - {{path: json, data_files: {tmp_path}/b.jsonl.gz}}
+  - {{path: {tmp_path}/c, split: "train[:50%]"}}
+eval_strategy: "no"
+output_dir: {tmp_path}/run
+""")
+    recipe = parse(["--config", str(tmp_path / "mixed.yaml"), "--use_cpu"])
+    one, two, three = load_rows(recipe)[0]
+    assert [row["chosen"] for row in one.data] == ["NA", "c"]
+    assert [*two.data] == ROWS and [*three.data] == ROWS[:2]
+    text = (tmp_path / "mixed.yaml").read_text().replace("train[:50%]", "tran")
+    (tmp_path / "mixed.yaml").write_text(text)
+    with pytest.raises(SystemExit, match="c has no split 'tran', only train"):
+        load_rows(parse(["--config", str(tmp_path / "mixed.yaml"), "--use_cpu"]))
+
+
+def test_a_csv_file_of_the_hub_is_read_again_offline(tmp_path, monkeypatch):
+    """As an earlier run has left it in the hub's cache."""
+    home = tmp_path / "hub/datasets--someone--pairs"
+    (home / "snapshots/abc").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs/main").write_text("abc")
+    (home / "snapshots/abc/train.csv").write_text(HEADER + "q,NA,007\n")
+    for name, value in {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": True}.items():
+        monkeypatch.setattr(constants, name, value)
+    (row,) = rows_of("someone/pairs")
+    assert (row["chosen"], row["rejected"]) == ("NA", "007")
+
+
+ASKED = [USER]
+PROMPTS = {
+    "a.txt": b"How?\n\n",
+    "a.txt.gz": gzip.compress(b"How?\n"),
+    "a.csv": b"prompt\nHow?\n",
+    "b.tsv": b"id\tquestion\n1\tHow?\n",
+    "c.csv": (
+        "instruction,tools\n" + '"' + json.dumps([USER]).replace('"', '""') + '",\n'
+    ).encode(),
+    "a.jsonl": json.dumps({"question": "How?"}).encode(),
+    "b.jsonl": json.dumps({"messages": TURNS}).encode(),
+    "c.jsonl": json.dumps({"conversations": SHAREGPT}).encode(),
+    "d.jsonl.gz": gzip.compress(json.dumps({"prompt": [USER]}).encode()),
+    "a.json": json.dumps([{"instruction": "How?", "input": ""}]).encode(),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_come_through_the_same_door(tmp_path, name):
+    (tmp_path / name).write_bytes(PROMPTS[name])
+    assert prompts.read(str(tmp_path / name)) == [[USER]]
+
+
+def test_prompts_of_folders_and_what_stands_beside_them(tmp_path):
+    rows = [{"prompt": "How?", "system": "Be brief.", "tools": [tool("f")]}]
+    rows.append({"prompt": [USER], "tools": [tool("g", x={"type": "t"})]})
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    (asked,) = prompts.read(str(tmp_path / "a.jsonl"))
+    system = {"role": "system", "content": "Be brief."}
+    assert asked == {"prompt": [system, USER], "options": {"tools": [tool("f")]}}
+    Dataset.from_list(rows[1:]).save_to_disk(tmp_path / "b")
+    assert prompts.read(str(tmp_path / "b"))[0]["options"] == {"tools": rows[1]["tools"]}
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a.csv", 'prompt\na\n\n""\n', "row 2: the prompt has no text"),
+        ("a.jsonl", '{"prompt": null}', "row 1: a column is missing"),
+        ("a.jsonl", '{"prompt": 5}', "row 1: a value of the wrong kind"),
+        ("a.jsonl", '{"answer": "a"}', "no column `prompt`, only answer"),
+        ("a.csv", "prompt\na,b\n", "line 2: 2 fields for 1 columns"),
+        ("a.txt", "", "holds no prompts"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_are_refused(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit, match=says) as stop:
+        prompts.read(str(tmp_path / name))
+    assert "\n" not in stop.value.code
