@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from dpo.brought import Brought, columns, place, sliced
-from dpo.layouts import QUESTIONS
 from dpo.old_keys import TEMPLATE
+from dpo.parts import QUESTIONS
 
 # Of LLaMA-Factory's own dataset_info.json, those of text that lie on the hub: name and subset.
 ITS_DATA = {
