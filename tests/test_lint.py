@@ -207,7 +207,8 @@ def write(folder, rows: list) -> None:
 
 def lint(model, data, folder, *flags: str) -> dict[str, quarantine.Linted]:
     """Read a data folder as train.py does, and write the quarantine of it."""
-    argv = ["--config", str(RECIPE), "--use_cpu", f"--max_length={MAX_LENGTH}", *flags]
+    length = [] if "--max_length" in " ".join(flags) else [f"--max_length={MAX_LENGTH}"]
+    argv = ["--config", str(RECIPE), "--use_cpu", *length, *flags]
     recipe = parse([*argv, f"--model_name_or_path={model}", f"--dataset_name={data}"])
     linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     quarantine.set_aside(linted, folder)
@@ -576,7 +577,11 @@ def earlier(i: int) -> dict:
 RENDERED = {
     "thoughts before the answers": ("qwen3", lambda i: with_key("reasoning_content", i), False),
     "thoughts of a template of one's own": (CHATML, lambda i: with_key("thinking", i), False),
-    "names that are rendered": (CHATML, lambda i: with_key("name", i), False),
+    "names that are rendered": (
+        CHATML,
+        lambda i: {"prompt": with_key("name", i)["prompt"]} | ANSWERS,
+        False,
+    ),
     "arguments of a call": (
         "qwen2_5",
         lambda i: {"prompt": said("q", "user"), "chosen": calling(i), "rejected": said("No.")},
@@ -706,6 +711,16 @@ PARTED = {
         SYSTEM + talk("q", "c", "r", "b"),
         "turn 3 (assistant) has another content: 'a' in chosen, 'c' in rejected",
     ),
+    "another first question": (
+        talk("q", "a"),
+        talk("p", "a"),
+        "turn 1 (user) has another content: 'q' in chosen, 'p' in rejected",
+    ),
+    "a system prompt in one": (
+        SYSTEM + talk("q", "a"),
+        talk("q", "b"),
+        "turn 1 (system) has another role: 'system' in chosen, 'user' in rejected",
+    ),
     "one goes on": (
         talk("q", "a", "r", "b", "s", "c"),
         talk("q", "a", "r", "b"),
@@ -724,3 +739,12 @@ def test_the_turn_in_which_conversations_part_is_named(
     flags = ["--quarantine_limit=0.5", "--eval_strategy=no"]
     train = lint(tiny_model, path, tmp_path, *flags)["train"]
     assert [(bad.reason, bad.detail) for bad in train.bad] == [("prompts_differ", where)]
+
+
+def test_the_turn_in_which_dialogues_part_is_named(tmp_path, tiny_model):
+    path = tmp_path / "train.jsonl"
+    other = {"chosen": human("q", "a", "r", "b"), "rejected": human("q", "c", "r", "d")}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*HH, other]))
+    flags = ["--quarantine_limit=0.5", "--eval_strategy=no"]
+    (bad,) = lint(tiny_model, path, tmp_path, *flags)["train"].bad
+    assert bad.reason == "prompts_differ" and "turn 2 (assistant)" in bad.detail

@@ -86,8 +86,7 @@ def make_trainer(
             recipe would publish checkpoints, spread the model over GPUs, load it with arguments
             that it does not take, or have the reference scored beforehand where that gives other
             numbers; processes do not see each other; or they were launched for DeepSpeed or FSDP,
-            and accelerate does not use it. They would train side by side, unsharded, and say
-            nothing.
+            and accelerate does not use it, and would train side by side, unsharded.
     """
     model, args = recipe.model, recipe.training
     hub.check(args)

@@ -44,7 +44,8 @@ class Broken(ValueError):
     def __init__(self, path: str, line: int | None, reason: object):
         where = path if line is None else f"{path}, line {line}"
         said = " ".join(str(reason).split()) or type(reason).__name__
-        super().__init__(f"{where}: {said}")
+        mend = "" if line is None else ": mend the line or take it out"
+        super().__init__(f"{where}: {said}{mend}")
 
 
 def kind_of(path: Path) -> str | None:
@@ -83,7 +84,7 @@ def lines_of(path: str, encoding: str | None = None) -> Iterator[str]:
     except Exception as error:
         if isinstance(error, (MemoryError, FileNotFoundError, PermissionError)):
             raise
-        raise Broken(path, number + 1, f"cannot be unpacked or read: {error}") from error
+        raise Broken(path, None, f"cannot be unpacked or read: {error}") from error
 
 
 def separator_of(header: str, named: str | None) -> str:

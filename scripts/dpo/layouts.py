@@ -12,7 +12,7 @@ from trl import extract_prompt
 
 from dpo.choosing import compared, need, rated
 from dpo.parts import Row, told, whole
-from dpo.turns import Fault, Message, as_messages, asks, earlier, spoken, turns_of
+from dpo.turns import Fault, Message, as_messages, asks, earlier, spoken, turns_of, where_they_part
 
 LAYOUTS = {
     "explicit": "prompt, chosen and rejected: messages, or plain text without a chat template",
@@ -131,7 +131,9 @@ def parted(chosen: Any, rejected: Any) -> Pair:
     if not chosen or not rejected:
         raise Fault("empty", "rejected" if chosen else "chosen")
     if chosen[0] != rejected[0]:
-        raise Fault("prompts_differ", "they do not begin alike")
+        texts = isinstance(chosen, str)
+        where = "they do not begin alike" if texts else where_they_part(chosen, rejected)
+        raise Fault("prompts_differ", where)
     return extract_prompt({"chosen": chosen, "rejected": rejected})
 
 
@@ -162,7 +164,8 @@ def dialogue(row: Row, chosen: Any, rejected: Any, parts: dict, chat: bool) -> P
         prompt, chosen = spoken(chosen)
         other, rejected = spoken(rejected)
         if prompt != other:
-            raise Fault("prompts_differ")
+            where = where_they_part(turns_of(prompt.strip()), turns_of(other.strip()))
+            raise Fault("prompts_differ", where)
     if not chat:
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     turns = turns_of(prompt.strip())[:-1]

@@ -16,8 +16,9 @@ import numpy as np
 
 from dpo import cutting
 from dpo.choosing import number
-from dpo.layouts import Fault, Pair
+from dpo.layouts import Pair
 from dpo.tokenization import Tokenization
+from dpo.turns import Fault, where_they_part
 
 REASONS = {
     # the columns
@@ -112,18 +113,6 @@ def last_said(value: str | list[dict[str, Any]]) -> str:
     if empty and (last.get("tool_calls") or last.get("role") == "tool"):
         return str(last.get("tool_calls") or "no result")
     return last["content"]
-
-
-def where_they_part(chosen: list[dict], rejected: list[dict], before: int = 0) -> str:
-    """The first turn in which two conversations differ, counted after `before` earlier ones."""
-    turns = zip(chosen, rejected, strict=False)
-    for turn, (one, other) in enumerate(turns, before + 1):
-        for key in {**one, **other}:
-            if one.get(key) != other.get(key):
-                both = f"{one.get(key)!r:.40} in chosen, {other.get(key)!r:.40} in rejected"
-                return f"turn {turn} ({one.get('role')}) has another {key}: {both}"
-    longer = "chosen" if len(chosen) > len(rejected) else "rejected"
-    return f"{longer} goes on after turn {before + min(len(chosen), len(rejected))}"
 
 
 def check_roles(pair: Pair) -> None:

@@ -152,9 +152,7 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
     except StopIteration as error:
         raise SystemExit(f"cannot load the data set {path}: it has no rows") from error
     except files.Broken as error:
-        raise SystemExit(
-            f"cannot load the data set {path}: {error}: mend the line or take it out"
-        ) from error
+        raise SystemExit(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise SystemExit(f"cannot load the data set {path}: {one_line(error)}") from error
 

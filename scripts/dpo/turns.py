@@ -72,6 +72,18 @@ def tool_calls(text: Any) -> list[Message] | None:
     return [{"type": "function", "function": call} for call in calls]
 
 
+def where_they_part(chosen: list[Message], rejected: list[Message], before: int = 0) -> str:
+    """The first turn in which two conversations differ, counted after `before` earlier ones."""
+    turns = zip(chosen, rejected, strict=False)
+    for turn, (one, other) in enumerate(turns, before + 1):
+        for key in {**one, **other}:
+            if one.get(key) != other.get(key):
+                both = f"{one.get(key)!r:.40} in chosen, {other.get(key)!r:.40} in rejected"
+                return f"turn {turn} ({one.get('role')}) has another {key}: {both}"
+    longer = "chosen" if len(chosen) > len(rejected) else "rejected"
+    return f"{longer} goes on after turn {before + min(len(chosen), len(rejected))}"
+
+
 def spoken(text: str) -> tuple[str, str]:
     """A dialogue as text, cut after its last `Assistant:` into prompt and completion, as the DPO
     paper's code cuts Anthropic's data.
