@@ -110,7 +110,8 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
     Raises:
         SystemExit: the data cannot be read, hold no preferences, or are too few.
     """
-    splits = load_splits(name, streaming=not Path(name).exists())
+    found = load_splits(name, streaming=not Path(name).exists())
+    splits = {str(split): rows for split, rows in found.items()}
     train = next((split for split in splits if split.startswith("train")), next(iter(splits)))
     tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
     tests = [split for split in tests if split != train]

@@ -95,6 +95,7 @@ def test_make_new_says_what_is_missing():
 )
 def test_make_new_goes_by_the_models_size(monkeypatch, tiny_data, parameters, rate, shards):
     monkeypatch.setattr(new, "parameters", lambda model: int(parameters))
+    monkeypatch.setattr(new, "has_chat_template", lambda model: True)
     text = new.recipe("mine", "someone/model", str(tiny_data))
     assert (f"\nlearning_rate: {rate}" in text) == (rate is not None)
     assert ("CONFIG=zero3" in text) == shards
