@@ -123,3 +123,28 @@ def test_curves_are_what_was_logged():
     entry["rewards/accuracies"] = 2 / 3
     (point,) = report.curves([{"step": 1, "loss": 0.6931, **entry}])["train"]
     assert point["accuracy"] == 2 / 3
+
+
+LENGTHS = {
+    "max_length": 512,
+    **{"pairs": 1000, "cut": 120, "left_out": 37, "longest": 4000},
+    "fit": {"90%": 890, "95%": 1200, "99%": 2100},
+}
+# name: (what else the report has of the data, what the summary says)
+SAID = {
+    "cut and left out": (
+        {"lengths": {"train": LENGTHS}},
+        "set aside: same; max_length 512: 120 of 1000 pairs are cut, 37 left out; 90% of the pairs "
+        "fit in 890 tokens, 95% in 1200, 99% in 2100, all in 4000",
+    ),
+    "whole": ({"lengths": {"train": LENGTHS | {"cut": 0, "left_out": 0}}}, "512: none is cut"),
+    "off": ({"lengths": {"train": LENGTHS | {"max_length": None}}}, "max_length off"),
+    "a stream": ({"lengths": {"train": {}}}, "set aside: same)"),
+    "an older report": ({}, "set aside: same)"),
+}
+
+
+@pytest.mark.parametrize("more, said", SAID.values(), ids=SAID)
+def test_a_report_says_what_max_length_did(results, more, said):
+    results["data"] |= more
+    assert said in report.summary(results)
