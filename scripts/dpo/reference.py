@@ -223,6 +223,8 @@ def nats_per_token(trainer: DPOTrainer) -> float:
 def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
     """Whether a few rows, scored again, come out as kept. Every process scores the same ones."""
     (kept,) = np.nonzero(~np.isnan(logps).any(axis=0))
+    if not len(kept):
+        return False
     rows = kept[np.linspace(0, len(kept) - 1, CHECKED_ROWS).astype(int)]
     batch = trainer.data_collator(list(dataset.select(rows).select_columns(ROWS)))
     batch = send_to_device(batch, trainer.accelerator.device)
