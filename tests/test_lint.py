@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, pair, recipe_steps
 from transformers import AutoTokenizer
 
-from dpo import preferences, quarantine, reading
+from dpo import evaluation, preferences, quarantine, reading
 from dpo.lint import REASONS
 from dpo.recipe import parse
 from dpo.sources import load_rows
@@ -230,7 +230,7 @@ def test_a_bad_row_is_set_aside(tmp_path, tiny_model, around, bad, reason):
     assert (line["file"], line["split"]) == (f"{data}/train.jsonl", "train")
     assert line["reason"] == reason and train.reasons == {reason: 1}
     pairs = len(around) // 2 if around is SCORED else len(around)
-    assert len(train.pairs) == pairs
+    assert len(train.pairs) == pairs and train.rows == pairs + len(train.bad) + train.merged
 
 
 def test_every_reason_is_tried():
@@ -607,20 +607,59 @@ RENDERED = {
 def test_rows_are_compared_as_they_are_rendered(tmp_path, tiny_model, template, row, same):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(3)))
-    if template is CHATML:
-        (tmp_path / "own.jinja").write_text(CHATML)
-        template = tmp_path / "own.jinja"
-    flags = [f"--chat_template_path={template}", "--max_length=512", "--quarantine_limit=1"]
+    own = template is CHATML
+    given = own_template(tmp_path) if own else f"--chat_template_path={template}"
+    flags = [given, "--max_length=512", "--quarantine_limit=1"]
     train = lint(tiny_model, path, tmp_path, *flags, "--eval_strategy=no")["train"]
     assert train.reasons == ({"duplicate": 2} if same else {})
     # What is kept of the messages, and asked, renders as what is trained on.
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    path = tmp_path / "own.jinja"
-    if path.exists():
-        tokenizer.chat_template = path.read_text()
+    if own:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        tokenizer.chat_template = CHATML
         for pair in train.pairs:
             asked = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True)
             assert asked["input_ids"] == pair["prompt_ids"]
+
+
+def own_template(folder) -> str:
+    (folder / "own.jinja").write_text(CHATML)
+    return f"--chat_template_path={folder}/own.jinja"
+
+
+def test_a_prompt_that_renders_as_one_held_out_is_not_trained_on(tmp_path, tiny_model):
+    """`write` holds out one that asks "Held out?"."""
+    (tmp_path / "data").mkdir()
+    blank = changed(prompt=said("Held out? \n", "user"))
+    write(tmp_path / "data", [*GOOD, blank])
+    for flags, reasons in (([own_template(tmp_path)], {"held_out_prompt": 1}), ([], {})):
+        train = lint(tiny_model, tmp_path / "data", tmp_path, "--quarantine_limit=0.5", *flags)
+        assert train["train"].reasons == reasons
+
+
+def test_the_same_prompts_are_held_out_whatever_the_template(tmp_path, tiny_model):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(good(i)) + "\n" for i in range(40)))
+    held = set()
+    for flag in ("--chat_template_path=qwen3", own_template(tmp_path)):
+        flags = ["--test_split_size=0.2", "--eval_strategy=steps", flag]
+        pairs = lint(tiny_model, path, tmp_path, *flags)["held-out"].pairs
+        held.add((tuple(pairs["row"]), evaluation.digest_of(pairs)))
+    assert len(held) == 1 and len(pairs) == 8
+
+
+def test_prompts_that_render_alike_are_held_out_together(tmp_path, tiny_model):
+    path = tmp_path / "train.jsonl"
+    rows = [
+        good(i // 2) | ANSWERS | {"prompt": said(f"q{i // 2}" + " " * (i % 2), "user")}
+        for i in range(40)
+    ]
+    for i, row in enumerate(rows):
+        row["chosen"] = said(f"Yes, {i}.")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--test_split_size=0.2", "--eval_strategy=steps", own_template(tmp_path)]
+    linted = lint(tiny_model, path, tmp_path, *flags)
+    asked = [{m[0]["content"].strip() for m in found.pairs["prompt"]} for found in linted.values()]
+    assert len(linted["held-out"].pairs) == 8 and not asked[0] & asked[1]
 
 
 # name: (the chat template, chosen, rejected, the reason and what is said with it)

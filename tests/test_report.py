@@ -26,7 +26,10 @@ def results() -> dict:
     return {
         "recipe": "a<i>recipe",
         "model": "model",
-        "data": {"name": "data", "rows": {"train": 4}, "set_aside": {"train": {"same": 1}}},
+        "data": {
+            **{"name": "data", "rows": {"train": 4}, "set_aside": {"train": {"same": 1}}},
+            "notes": ["plain text is trained on as it stands <script>alert(4)</script>"],
+        },
         "global_batch": 4,
         "steps": 2,
         "beta": 0.1,
@@ -71,6 +74,7 @@ def test_the_page_is_self_contained_and_escaped(results, tmp_path):
     assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
     assert "<script>alert(1)</script> & bad" in page.text  # shown as the text that it is
     assert "drift, step 2: <script>alert(3)</script> far" in page.text
+    assert "Data: plain text is trained on as it stands <script>alert(4)</script>" in page.text
     assert page.text.count("How was") == 10  # ten samples side by side
     for words in ("True reward", "Preference accuracy", "KL from the reference", "3.00 nats"):
         assert words in page.text
@@ -91,6 +95,7 @@ def test_a_run_without_known_reward_or_held_out_pairs_has_a_page_too(results, tm
         del results[key]
     results["preference_accuracy"] = None
     results["curves"]["held_out"] = []
+    del results["data"]["notes"]  # as in an older run's
     report.write(results, tmp_path)
     assert "<small>True reward</small>" not in (tmp_path / "report.html").read_text()
 
@@ -118,3 +123,28 @@ def test_curves_are_what_was_logged():
     entry["rewards/accuracies"] = 2 / 3
     (point,) = report.curves([{"step": 1, "loss": 0.6931, **entry}])["train"]
     assert point["accuracy"] == 2 / 3
+
+
+LENGTHS = {
+    "max_length": 512,
+    **{"pairs": 1000, "cut": 120, "left_out": 37, "longest": 4000},
+    "fit": {"90%": 890, "95%": 1200, "99%": 2100},
+}
+# name: (what else the report has of the data, what the summary says)
+SAID = {
+    "cut and left out": (
+        {"lengths": {"train": LENGTHS}},
+        "set aside: same; max_length 512: 120 of 1000 pairs are cut, 37 left out; 90% of the pairs "
+        "fit in 890 tokens, 95% in 1200, 99% in 2100, all in 4000",
+    ),
+    "whole": ({"lengths": {"train": LENGTHS | {"cut": 0, "left_out": 0}}}, "512: none is cut"),
+    "off": ({"lengths": {"train": LENGTHS | {"max_length": None}}}, "max_length off"),
+    "a stream": ({"lengths": {"train": {}}}, "set aside: same)"),
+    "an older report": ({}, "set aside: same)"),
+}
+
+
+@pytest.mark.parametrize("more, said", SAID.values(), ids=SAID)
+def test_a_report_says_what_max_length_did(results, more, said):
+    results["data"] |= more
+    assert said in report.summary(results)

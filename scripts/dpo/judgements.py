@@ -61,8 +61,8 @@ def turns(prompt: Prompt) -> Messages:
 
 def told(message: dict[str, Any]) -> str:
     """What a message says; of an assistant that calls tools without a word, the calls."""
-    content = message.get("content")
-    return json.dumps(message.get("tool_calls")) if content is None else content
+    content, calls = message.get("content"), message.get("tool_calls")
+    return json.dumps(calls) if calls and not content else content or ""
 
 
 def digest(*parts: Any) -> str:
