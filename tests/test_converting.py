@@ -11,7 +11,8 @@ from conftest import ROOT, make
 from dpo.converting import convert
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
-from dpo.recipe import FOLDER, make_parser, parse
+from dpo.recipe import FOLDER, make_parser, parse, resolve
+from dpo.values import check_values
 
 TRAINED = """
 model_name_or_path: someone/start-7b
@@ -95,16 +96,18 @@ HANDBOOK = {
     + "do_train: true\n",
     "code": TRAINED.replace('"steps"', '"no"') + TWO_POOLED.replace("null", "bfloat16"),
     "small": TRAINED + POOLED.replace("null", "bfloat16") + "hub_private_repo: true\n",
-    "think": TRAINED.replace("eval_strategy: steps", "eval_strategy: 'no'").replace(
-        "eval_steps: 40", "save_only_model: false"
-    )
+    "think": TRAINED.replace(": cosine", ": cosine_with_min_lr")
+    .replace("eval_strategy: steps", "eval_strategy: 'no'")
+    .replace("eval_steps: 40", "save_only_model: false")
     + SHARES
     + "loss_type: apo_zero\npadding_free: true\nuse_liger_kernel: true\nmax_grad_norm: 0.2\n"
     "hub_strategy: every_save\nlogging_strategy: steps\noverwrite_output_dir: true\n"
     "run_name: talk\nlr_scheduler_kwargs: {min_lr_rate: 0.1}\n",
     "test fixture": TRAINED.replace("save_total_limit: 1", "save_total_limit: null") + MIXER,
     "first lora": BEFORE + MIXER + QLORA + "use_flash_attention_2: true\nwandb_project: mine\n",
-    "first full": BEFORE + MIXER.replace("1.0", "0.5") + "ddp_find_unused_parameters: true\n",
+    "first full": BEFORE.replace("strategy: steps", "strategy: epoch")
+    + MIXER.replace("1.0", "0.5")
+    + "ddp_find_unused_parameters: true\n",
 }
 TRL = {
     "flags of 0.9": TRAINED
@@ -235,6 +238,10 @@ OF_FACTORY = {
     + "quantization_bit: 4\nquantization_method: bnb\ndouble_quantization: true\npref_ftx: 0.2\n"
     "lora_alpha: 20\nlora_dropout: 0.1\nadditional_target: embed_tokens\nuse_dora: true\n"
     "dataset_dir: data\noverwrite_cache: true\n",
+    "shell": "#!/bin/bash\nCUDA_VISIBLE_DEVICES=0 llamafactory-cli train --stage dpo \\\n"
+    "  --model_name_or_path someone/start-7b --dataset orca_pairs --template default \\\n"
+    "  --finetuning_type lora --lora_target q_proj,v_proj --pref_beta 0.1 --pref_loss ipo \\\n"
+    "  --output_dir out --cutoff_len 1024 --learning_rate 1e-5 --plot_loss --fp16\n",
     "images": FACTORY
     + "image_max_pixels: 262144\nvideo_max_pixels: 16384\nldx: 1\n".replace(
         "ldx: 1\n", "ld_alpha: 0.5\n"
@@ -326,6 +333,8 @@ def flat(text: str) -> str:
 def test_a_recipe_of_another_tool_becomes_ours(tool, text, tmp_path):
     """`convert` has parsed it strictly."""
     ours, keys = brought(tmp_path, text)
+    flags = ["--use_cpu", *(["--bf16=false"] if "fp16" not in keys else ["--fp16=false"])]
+    check_values(resolve(make_parser(), Path("mine.yaml"), "mine", keys, flags))
     assert f"a recipe of {tool}," in flat(ours) and "Not known" not in ours
     assert keys["model_name_or_path"] == "someone/start-7b"
     assert keys["output_dir"] == "outputs/mine"
@@ -357,7 +366,7 @@ WAY = {
         {"path": "someone/talk", "name": "Preference", "split": "b[:25%]"},
     ],
     (HANDBOOK["think"], "loss_type"): ["apo_zero"],
-    (HANDBOOK["first full"], "eval_strategy"): "steps",
+    (HANDBOOK["first full"], "eval_strategy"): "epoch",
     (HANDBOOK["first full"], "datasets"): [{"path": "someone/pairs", "split": "train_prefs[:50%]"}],
     (TRL["flags of 0.9"], "loss_type"): ["aot_unpaired"],
     (TRL["rpo"], "loss_type"): ["sigmoid", "sft"],
@@ -378,6 +387,8 @@ WAY = {
     (OF_FACTORY["qlora with ftx"], "lora_r"): 6,
     (OF_FACTORY["qlora with ftx"], "lora_modules_to_save"): ["embed_tokens"],
     (OF_FACTORY["qlora with ftx"], "max_length"): 3000,
+    (OF_FACTORY["shell"], "lora_target_modules"): ["q_proj", "v_proj"],
+    (OF_FACTORY["shell"], "loss_type"): ["ipo"],
     (OF_INSTRUCT["mixture"], "datasets"): [
         {"path": "someone/pairs", "split": "train"},
         {"path": "others/pairs", "split": "train[:300]"},
@@ -525,6 +536,12 @@ def test_all_unknown_keys_are_named_at_once(keys, says, tmp_path):
     for part in (str(path), *says):
         assert part in str(refusal.value)
     assert ("FROM=" in str(refusal.value)) == ("lerning_rate" not in keys)
+
+
+def test_an_old_flag_is_told_its_new_name():
+    flags = ["--config", str(ROOT / "recipes/smollm2-sentiment.yaml"), "--use_cpu"]
+    with pytest.raises(SystemExit, match="'warmup_ratio' is now warmup_steps"):
+        parse([*flags, "--warmup_ratio=0.1"])
 
 
 def test_make_new_brings_a_recipe(tmp_path):

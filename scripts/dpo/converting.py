@@ -108,6 +108,11 @@ def precision(b: Brought) -> None:
         )
     elif dtype in ("bfloat16", "float16", "auto"):
         new["dtype"] = dtype
+    adapter = [k for k in new if k.startswith("lora_") or k in ("use_dora", "use_rslora")]
+    for key in [] if new.get("use_peft") else adapter:
+        b.dropped[key] = f"{new.pop(key)}: without an adapter all weights are trained"
+    if "lora_dropout" in new and new.get("disable_dropout", True):
+        b.dropped["lora_dropout"] = f"{new.pop('lora_dropout')}: disable_dropout is on"
     for half in ("bf16", "fp16"):
         if new.get(half) in ("auto", half == "bf16"):
             b.dropped[half] = f"{new.pop(half)}: the default serves"
@@ -139,6 +144,8 @@ def evaluation(b: Brought) -> None:
     for what in ("eval", "save"):
         if new.get(f"{what}_strategy") is False:  # YAML's no
             new[f"{what}_strategy"] = "no"
+        if new.get(f"{what}_strategy", "steps") != "steps" and f"{what}_steps" in new:
+            b.dropped[f"{what}_steps"] = f"{new.pop(f'{what}_steps')}: {what}_strategy has no steps"
     if "eval_strategy" not in new and "eval_steps" in new and new.get("test_split_size"):
         new["eval_strategy"] = "steps"
     if new.get("datasets") and not new.get("test_split_size"):

@@ -65,7 +65,13 @@ def flags_of(text: str) -> dict[str, Any]:
     except ValueError:
         command = text.split()
     found: dict[str, Any] = {}
-    scripts = [i for i, word in enumerate(command) if re.search(r"dpo\w*\.py$|^dpo$", word)]
+    kinds = (r"dpo\w*\.py", r"train\w*\.py|train")  # LLaMA-Factory's stage is a flag
+    scripts = [
+        i
+        for kind in kinds
+        for i, word in enumerate(command)
+        if re.search(f"(^|/)({kind})$", word) or command[max(i - 1, 0) : i + 1] == ["trl", "dpo"]
+    ]
     at = scripts[0] if scripts else -1
     names = {"num_processes": 1, "num_nodes": 1, "nproc_per_node": 1}
     for i, word in enumerate(command[: max(at, 0)]):
