@@ -25,7 +25,7 @@ from rich.text import Text
 
 from dpo import characters, cutting, data_page, lint, preferences, quarantine
 from dpo.characters import Piece
-from dpo.output import DATA_PAGE, write_whole
+from dpo.output import DATA_PAGE, unwritable, write_whole
 from dpo.reading import column
 from dpo.recipe import Recipe, parse
 from dpo.sources import check_model, load_rows
@@ -182,7 +182,10 @@ def main() -> None:
     rows, tokenizer = load_rows(recipe), load_tokenizer(recipe)
     linted = preferences.prepare(recipe, rows, tokenizer)
     folder = Path(recipe.training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     aside = quarantine.set_aside(linted, folder)
     found = seen(recipe, linted, tokenizer)
     show(recipe, linted, *found, Console(width=None if sys.stdout.isatty() else 120))

@@ -26,18 +26,19 @@ from pathlib import Path
 import torch
 import yaml
 from datasets import IterableDataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from dpo import foreign
 from dpo.columns import described, mapping_of, renamed
 from dpo.converting import convert
 from dpo.layouts import LAYOUTS, renders
+from dpo.model_files import check_config, config_of, tokenizer_of
 from dpo.output import write_whole
 from dpo.parts import told
 from dpo.reading import paired
 from dpo.recipe import FOLDER
 from dpo.recipe_text import stated
-from dpo.sources import Rows, check_reachable, load_splits, looks_local, one_line
+from dpo.sources import Rows, check_reachable, load_splits, looks_local
 from dpo.telling import SEEN, refusal
 from dpo.terminal import guarded, visible
 
@@ -54,8 +55,6 @@ MANY = 20_000  # pairs of which one epoch is enough: Zephyr 7B has 61,000, Tulu 
 ON_CPU = 4  # pairs at a time
 GPU = 80  # GB, the kind that published runs of 7B and more had
 BYTES = 20  # a parameter: weights, gradients, two moments and the reference, in float32
-# What transformers raises of a model's files, wrong in one way or another.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
 
 @dataclass
@@ -74,22 +73,14 @@ def parameters(model: str) -> int:
             raise SystemExit(f"MODEL: no model folder {model}")
         check_reachable(model, "model")
     foreign.check_code(model, None, trusted=False)
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).num_parameters()
-    except UNREADABLE as error:
-        raise SystemExit(f"MODEL: cannot read {model}: {one_line(error)}") from error
+    check_config(model)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config_of(model)).num_parameters()
 
 
 def has_chat_template(model: str) -> bool:
     """Whether a model's tokenizer brings one: no weights are read."""
-    try:
-        return bool(AutoTokenizer.from_pretrained(model, trust_remote_code=False).chat_template)
-    except UNREADABLE as error:
-        raise SystemExit(
-            f"MODEL: cannot read the tokenizer of {model}: {one_line(error)}"
-        ) from error
+    return bool(tokenizer_of(model).chat_template)
 
 
 def count(source: Rows, layout: str, parts: dict[str, str]) -> int | None:
@@ -110,7 +101,8 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
     Raises:
         SystemExit: the data cannot be read, hold no preferences, or are too few.
     """
-    splits = load_splits(name, streaming=not Path(name).exists())
+    found = load_splits(name, streaming=not Path(name).exists())
+    splits = {str(split): rows for split, rows in found.items()}
     train = next((split for split in splits if split.startswith("train")), next(iter(splits)))
     tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
     tests = [split for split in tests if split != train]
@@ -264,7 +256,11 @@ def main() -> None:
             )
     name = args["recipe"]
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
-        raise SystemExit(f"RECIPE={name}: a name has small letters, digits, points, dashes")
+        near = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")
+        raise SystemExit(
+            f"RECIPE={name}: a name has small letters, digits, points, dashes: "
+            f"{near or 'my-recipe'}"
+        )
     path = FOLDER / f"{name}.yaml"
     if path.exists():
         raise SystemExit(f"{path} is there already: give another RECIPE=")

@@ -9,7 +9,7 @@ from datasets import Dataset
 from shelf_rows import said
 from transformers import AutoTokenizer
 
-from dpo import preferences, quarantine, report
+from dpo import preferences, quarantine
 from dpo.layouts import Fault, renders, to_pair
 from dpo.recipe import parse
 from dpo.sources import Rows, load_rows
@@ -152,7 +152,7 @@ UNREAD = {
 def test_columns_that_are_not_read_are_named(row, names):
     said = reading(row).unread(list, TEMPLATE)
     assert said.partition(" (")[0] == (f"not read: {', '.join(names)}" if names else "")
-    assert not names or "put it into the prompt, or rename it with column_mapping" in said
+    assert not names or "put it into the prompt, or rename it with --column_mapping" in said
 
 
 def test_tools_that_no_template_renders_are_named():
@@ -190,12 +190,21 @@ def test_a_prompt_that_is_not_the_first_question_is_said():
 
 
 CALL = {"name": "weather", "arguments": {"city": "Paris"}}
-CALLS = {"an object": CALL, "arguments as text": CALL | {"arguments": '{"city": "Paris"}'}}
+CALLS = {
+    "LLaMA-Factory": ("function_call", "observation", CALL),
+    "arguments as text": (
+        "function_call",
+        "observation",
+        CALL | {"arguments": '{"city": "Paris"}'},
+    ),
+    "Glaive": ("function_call", "function_response", CALL),
+    "ms-swift": ("tool_call", "tool_response", CALL),
+}
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_sharegpt_may_call_functions(call):
-    turns = [("human", "Rain?"), ("function_call", json.dumps(call)), ("observation", "yes")]
+@pytest.mark.parametrize("calls, sees, call", CALLS.values(), ids=CALLS)
+def test_sharegpt_may_call_functions(calls, sees, call):
+    turns = [("human", "Rain?"), (calls, json.dumps(call)), (sees, "yes")]
     row = SHAREGPT | {"conversations": [{"from": who, "value": text} for who, text in turns]}
     row |= {"rejected": {"from": "function_call", "value": json.dumps(call)}}
     made = to_pair(row, "sharegpt", True)
@@ -232,11 +241,23 @@ def test_who_wins(name, value, first):
         to_pair(rows[0] | {name: "gpt-4a"}, found.layout, True, found.parts)
 
 
+def test_turns_as_lists_of_texts():
+    """LMSYS's at Kaggle: JSON lists of what was said, turn by turn."""
+    row = {"prompt": '["How?"]', "response_a": '["So."]', "response_b": '["No."]'}
+    row |= {"winner_model_a": "1", "winner_model_b": "0", "winner_tie": "0"}
+    assert pair(row) == MESSAGES
+    parts = reading(row).parts
+    with pytest.raises(Fault, match="tie"):
+        to_pair(row | {"winner_model_a": "0"}, "compared", True, parts)
+    with pytest.raises(Fault, match="is no list of 1 answers"):
+        to_pair(row | {"response_a": '["So.", "And?"]'}, "compared", True, parts)
+
+
 PLAIN = {
     "prompt": {"prompt": "How?", **TEXT},
     "text": {"text": "How?", **TEXT},
     "the prompt again in each": {"text": "How?", "chosen": "How? So.", "rejected": "How? No."},
-    "a system prompt that is named": {"prompt": "How?", "topic": "x", **TEXT},
+    "a column that is named": {"prompt": "How?", "topic": "x", **TEXT},
 }
 
 
@@ -246,8 +267,15 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("row", PLAIN.values(), ids=PLAIN)
-def test_plain_text_on_a_chat_model_is_said_and_can_be_rendered(row, tokenizer, tmp_path):
+def test_plain_text_on_a_chat_model_is_said_and_can_be_rendered(row, tokenizer):
     """The flag that the line names renders a question and its answers, as messages would be."""
+    assert "--preference_layout question renders" in reading(row).plain_text(str, tokenizer)
+    assert pair(row, layout="question") == MESSAGES
+    assert renders([row], "explicit") == "question"
+
+
+def test_the_lines_about_the_data_are_printed(tmp_path):
+    row = PLAIN["a column that is named"]
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     data = [f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no"]
 
@@ -259,11 +287,10 @@ def test_plain_text_on_a_chat_model_is_said_and_can_be_rendered(row, tokenizer, 
     pair, said = read()
     line = next(line for line in said.splitlines() if "without the model's chat template" in line)
     flag = "--preference_layout question"
-    assert isinstance(pair["prompt"], str) and flag in line
+    assert isinstance(pair["prompt"], str) and flag in line and "not read: topic (" in said
     pair, said = read(*flag.split())
     assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ([USER], [YES], [NO])
-    assert "without the model's chat template" not in said
-    assert renders([row], "explicit") == "question"
+    assert "without the model's chat template" not in said and "not read: topic (" in said
 
 
 def test_nothing_is_said_of_text_where_nothing_can_be_rendered(tokenizer):
@@ -292,7 +319,7 @@ NEEDS = {
     "a prompt of another name": (
         {"query": "How?", "chosen": "So.", "rejected": "No."},
         None,
-        r"no column is known to hold it: name it with column_mapping",
+        r"no column is known to hold it: name it with --column_mapping",
     ),
 }
 
@@ -304,7 +331,15 @@ def test_a_layout_that_lacks_its_columns_is_refused(row, layout, says):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_the_report_says_it_once_more():
-    note = "plain text is trained on as it stands <b>"
-    results = {"data": {"notes": [note]}}
-    assert report.data_notes(results) == [note] and report.data_notes({"data": {}}) == []
+ODD = {
+    "a role that is a list": {"chosen": [{"role": ["a"], "content": "b"}], "rejected": [YES]},
+    "messages that are a number": MESSAGES | {"messages": 5},
+    "chosen that is one message": {"messages": [USER], "chosen": YES, "rejected": {}},
+    "a number as a system prompt": MESSAGES | {"system": 5},
+}
+
+
+@pytest.mark.parametrize("row", ODD.values(), ids=ODD)
+def test_odd_values_in_the_first_row_are_no_crash(row, tokenizer):
+    found = reading_of(Rows("data", Dataset.from_list([row], on_mixed_types="use_json")), None)
+    assert found.says(list, TEMPLATE) and "\n" not in "".join(found.notes(list, tokenizer))

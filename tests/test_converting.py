@@ -452,6 +452,26 @@ def test_what_is_no_recipe_of_dpo_is_refused(text, says, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_recipe_of_ours_is_not_brought_again():
+    with pytest.raises(SystemExit, match="is a recipe of ours already"):
+        convert(Path("recipes/zephyr-7b-ultrafeedback.yaml"), "mine")
+
+
+@pytest.mark.parametrize(
+    "comment, gpus",
+    [
+        ("# designed for 8 GPUs, so batch size 32", 8),
+        ("# 4 x A100 GPUs", 4),
+        ("# fits on GPUs of 80 GB", 1),
+        ("# needs 80GB GPUs", 1),
+        ("", 1),
+    ],
+)
+def test_the_number_of_gpus_is_read_from_a_comment(comment, gpus, tmp_path):
+    text = INSTRUCT.replace("# designed for 8 GPUs, so batch size 32", comment)
+    assert brought(tmp_path, text)[1]["gradient_accumulation_steps"] == 4 * gpus
+
+
 def test_model_data_and_gpus_go_before_its_own(tmp_path):
     data = {"dataset_name": "my/pairs", "test_split_size": 0.1}
     _, keys = brought(tmp_path, HANDBOOK["full"], "my/model", data, gpus=2)

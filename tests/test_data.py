@@ -80,7 +80,7 @@ def test_make_new_writes_a_recipe_that_trains(tmp_path, tiny_model, name):
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"make data RECIPE={name}" in result.stdout.splitlines()[-1]
     trainer, _ = recipe_steps(ROOT / FOLDER / f"{name}.yaml", tmp_path)
-    assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 2
+    assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 4
     again = make(*command)
     assert again.returncode != 0 and "is there already" in again.stderr
 
@@ -95,6 +95,7 @@ def test_make_new_says_what_is_missing():
 )
 def test_make_new_goes_by_the_models_size(monkeypatch, tiny_data, parameters, rate, shards):
     monkeypatch.setattr(new, "parameters", lambda model: int(parameters))
+    monkeypatch.setattr(new, "has_chat_template", lambda model: True)
     text = new.recipe("mine", "someone/model", str(tiny_data))
     assert (f"\nlearning_rate: {rate}" in text) == (rate is not None)
     assert ("CONFIG=zero3" in text) == shards

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "make new": "test_data.py",
     "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct "
     "DATASET=recipes/data/sentiment": "test_data.py, with a name of its own",
+    "make new FROM=theirs.yaml RECIPE=my-recipe GPUS=8": "test_converting.py",
     "make embedded-data": "test_embedded_data.py, its first batch",
     "make bench": "test_bench.py, on the tiny model",
     'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",

@@ -206,6 +206,30 @@ def test_messages_that_are_text_are_parsed(tmp_path, write, turns, whole):
     assert found["rejected"] == [GOOD | {"content": "No."}]
 
 
+@pytest.mark.parametrize("write", [json.dumps, repr])
+@pytest.mark.parametrize("name", ["tools", "chat_template_kwargs", "history", "responses"])
+def test_other_lists_that_are_text_are_parsed(tmp_path, write, name):
+    value = {
+        "tools": [tool("f", x={"enum": ["it's"], "default": None})],
+        "chat_template_kwargs": {"enable_thinking": False},
+        "history": [["Who?", "It's me."]],
+        "responses": ["It's so.", "No."],
+    }[name]
+    row = {"prompt": [USER], "chosen": [GOOD], "rejected": [GOOD | {"content": "No."}], name: value}
+    if name == "responses":
+        row = {"question": "How?", name: value, "ratings": [5, 1.5]}
+    text = {key: write(v) if isinstance(v, list) or key == name else v for key, v in row.items()}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (tmp_path / "b.jsonl").write_text(json.dumps(text))
+    flags = ["--chat_template_path=qwen3", "--max_length=512"]
+    one, two = (read(tmp_path / f"{n}.jsonl", tmp_path, *flags).pairs for n in "ab")
+    for key in ("prompt_ids", "chosen_ids", "rejected_ids", "template_options"):
+        assert one[0][key] == two[0][key]
+    if name == "history":
+        assert two[0]["prompt"][0]["content"] == "Who?"
+    assert bool(two[0]["template_options"]) == (name not in ("history", "responses"))
+
+
 @pytest.mark.parametrize(
     "text",
     [

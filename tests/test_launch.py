@@ -119,6 +119,37 @@ def test_a_run_sees_as_many_gpus_as_it_has_processes(
     assert said == (seen is not None and seen != named)
 
 
+@pytest.mark.parametrize(
+    ("gpus_here", "named", "words"),
+    [
+        (1, "0,7", "CUDA_VISIBLE_DEVICES=0,7 names 2 GPUs, and 1 of them can be seen: name others"),
+        (2, "0,1,2,3", "names 4 GPUs, and 2 of them can be seen"),
+    ],
+)
+def test_gpus_that_are_not_there(monkeypatch, tmp_path, gpus_here, named, words):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    with pytest.raises(SystemExit, match=words):
+        launched(monkeypatch, gpus_here, "--", f"--output_dir={tmp_path}")
+
+
+@pytest.mark.parametrize("named", ["foo", "GPU-8f3a", "", "-1"])
+def test_a_name_of_no_gpu_is_said_and_not_its_absence(monkeypatch, tmp_path, capsys, named):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    launched(monkeypatch, 0, "--", f"--output_dir={tmp_path}")
+    said = (
+        f"CUDA_VISIBLE_DEVICES={named}, and no GPU is there of that name" in capsys.readouterr().out
+    )
+    assert said == (named in ("foo", "GPU-8f3a"))
+
+
+def test_what_another_launch_left_behind_is_not_handed_on(monkeypatch, tmp_path):
+    left = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "ACCELERATE_USE_DEEPSPEED": "true"}
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    command, environment = launched(monkeypatch, 0, "--", f"--output_dir={tmp_path}")
+    assert not left.keys() & environment.keys() and command[0] == "accelerate"
+
+
 def test_every_process_has_its_share_of_the_cores(monkeypatch, tmp_path):
     """Beside GPUs too, where Adam may be offloaded and torchrun would give it one thread; and no
     more of them than the scheduler gave."""

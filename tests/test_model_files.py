@@ -151,11 +151,15 @@ def test_a_tokenizer_that_cannot_be_read(copied, what):
     assert re.search(TOKENIZERS[what][1], line(tokenizer_of, str(copied)))
 
 
-def test_a_run_and_its_data_refuse_them(monkeypatch, copied, tiny_flags):
-    """Before the rows are read."""
-    half(copied / "model.safetensors")
+@pytest.mark.parametrize(
+    "what", [WEIGHTS["cut off"], CONFIGS["cut off"], CONFIGS["encoder-decoder"], TOKENIZERS["none"]]
+)
+def test_a_run_refuses_them(monkeypatch, copied, tiny_flags, what):
+    """Before the rows are tokenised."""
+    change, words = what
+    change(copied)
     message = refusal(monkeypatch, *tiny_flags, f"--model_name_or_path={copied}", "--use_cpu")
-    assert "cut off or damaged" in message
+    assert re.search(words, message)
 
 
 LORA = "--use_peft --lora_target_modules"

@@ -397,6 +397,32 @@ def test_a_stream_without_a_pair_says_so(tmp_path):
         load(f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no", *flags)
 
 
+def test_held_out_rows_of_a_stream_may_be_of_several_kinds(tmp_path):
+    """As those that are not streamed: each is set aside by itself."""
+    sound = [pair(f"What {i}?", "A.", "B.") for i in range(4)]
+    rows = {"train": sound, "test": [*sound[:1], sound[1] | {"chosen": "text", "rejected": 3}]}
+    for split, of in rows.items():
+        lines = "".join(json.dumps(row | {"n": split}) + "\n" for row in of)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    (tmp_path / "run").mkdir()
+    flags = ["--dataset_streaming", "--max_steps=1", f"--output_dir={tmp_path / 'run'}"]
+    held_out = load(f"--dataset_name={tmp_path}", *flags)["held-out"]
+    assert held_out.rows == 2 and sum(held_out.reasons.values()) == 1
+
+
+REFERENCES = {"ref_chosen_logps": -1.5, "ref_rejected_logps": -2.5}
+OURS = {"prompt_ids": [1], "row": 7, "reason": "why", "merged": 2, "detail": 0.5, "texts": "t"}
+
+
+@pytest.mark.parametrize("more", [REFERENCES, OURS, {"template_options": "o", "labels": 1}])
+def test_columns_of_our_names_are_the_datas_and_not_ours(tmp_path, more):
+    rows = [pair(f"What {i}?", "A.", "B.") | more for i in range(4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = load(f"--dataset_name={tmp_path}/train.jsonl", "--eval_strategy=no")["train"]
+    assert len(train.pairs) == 4 and not train.reasons
+    assert train.pairs["row"][:] == [1, 2, 3, 4] and not {*REFERENCES} & {*train.pairs.features}
+
+
 def test_a_run_says_what_it_set_aside(tmp_path, tiny_model, tiny_data, tiny_flags):
     data = tmp_path / "data"
     data.mkdir()

@@ -165,8 +165,8 @@ READ = {
         | {"human_ref_B": BAD, "labels": 1, "score_ratio": 3.0},
         *("compared", PAIR, ["post_id", "domain", "c_root_id_A", "c_root_id_B"]),
     ),
-    "stanfordnlp/SHP, the other one": (
-        {"history": Q, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0, "score_ratio": 3.0},
+    "stanfordnlp/SHP, the other one, as text": (
+        {"history": Q, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": "0", "score_ratio": 3.0},
         *("compared", PAIR, []),
     ),
     "lmsys/chatbot_arena_conversations": (
@@ -190,6 +190,10 @@ READ = {
         | {"conversation_a": [parts("user", Q), parts("assistant", GOOD)]}
         | {"conversation_b": [parts("user", Q), parts("assistant", BAD)], "is_code": False},
         *("compared", PAIR, ["id", "model_a", "model_b", "language"]),
+    ),
+    "lmarena-ai/search-arena-24k": (
+        {"messages_a": OTHER, "messages_b": TALK, "winner": "model_b", "turn": 1, "intent": "x"},
+        *("compared", PAIR, ["intent"]),
     ),
     "PKU-Alignment/PKU-SafeRLHF": (
         {"prompt": Q, "response_0": BAD, "response_1": GOOD, "prompt_source": "x"}
@@ -225,7 +229,7 @@ READ = {
         | {"response_j": GOOD, "response_k": BAD},
         *("question", PAIR, ["date", "metadata"]),
     ),
-    "HuggingFaceH4/stack-exchange-preferences": (
+    "answers with a score each": (
         {"qid": 5, "question": Q, "metadata": ["x"]}
         | {"answers": [{"text": GOOD, "pm_score": 4.5}, {"text": BAD, "pm_score": 1.0}]},
         *("rated", PAIR | SCORES, ["metadata"]),
@@ -267,7 +271,7 @@ REFUSED = {
     "openbmb/UltraInteract_pair": (
         {"task": "x", "dataset": "y", "trajectory": [turn("user", Q)], "chosen": "Step: a"}
         | {"rejected": "Step: b", "id": "5", "parent_id": "4"},
-        r"no column is known to hold it.*column_mapping \(prompt: trajectory\)",
+        r'no column is known to hold it.*--column_mapping "prompt=trajectory"',
     ),
     "Vezora/Code-Preference-Pairs": (
         {"input": Q, "accepted": GOOD, "rejected": BAD, "ID": 5},
@@ -313,6 +317,23 @@ REFUSED = {
     ),
     "openai/gsm8k": ({"question": Q, "answer": GOOD}, "supervised fine-tuning"),
     "trl-lib/ultrafeedback-prompt": ({"prompt": [USER]}, "prompts alone"),
+    "HuggingFaceH4/hhh_alignment": (
+        {"input": Q, "targets": {"choices": [GOOD, BAD], "labels": [1, 0]}},
+        r"columns input, targets are no preferences that are known",
+    ),
+    "Anthropic/model-written-evals": (
+        {"question": Q, "answer_matching_behavior": GOOD, "answer_not_matching_behavior": BAD},
+        r'--column_mapping "prompt=question',
+    ),
+    "databricks/databricks-dolly-15k": (
+        {"instruction": Q, "context": "", "response": GOOD, "category": "x"},
+        "supervised fine-tuning",
+    ),
+    "lmsys/lmsys-chat-1m": (
+        {"conversation_id": "5", "model": "m", "conversation": TALK, "turn": 1},
+        "supervised fine-tuning",
+    ),
+    "openwebtext": ({"text": Q}, "prompts alone"),
     "LLaMA-Factory's former Alpaca": (
         {"instruction": Q, "input": "", "output": [GOOD, BAD]},
         "are no preferences that are known",

@@ -26,7 +26,10 @@ def results() -> dict:
     return {
         "recipe": "a<i>recipe",
         "model": "model",
-        "data": {"name": "data", "rows": {"train": 4}, "set_aside": {"train": {"same": 1}}},
+        "data": {
+            **{"name": "data", "rows": {"train": 4}, "set_aside": {"train": {"same": 1}}},
+            "notes": ["plain text is trained on as it stands <script>alert(4)</script>"],
+        },
         "global_batch": 4,
         "steps": 2,
         "beta": 0.1,
@@ -71,6 +74,7 @@ def test_the_page_is_self_contained_and_escaped(results, tmp_path):
     assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
     assert "<script>alert(1)</script> & bad" in page.text  # shown as the text that it is
     assert "drift, step 2: <script>alert(3)</script> far" in page.text
+    assert "Data: plain text is trained on as it stands <script>alert(4)</script>" in page.text
     assert page.text.count("How was") == 10  # ten samples side by side
     for words in ("True reward", "Preference accuracy", "KL from the reference", "3.00 nats"):
         assert words in page.text
@@ -91,6 +95,7 @@ def test_a_run_without_known_reward_or_held_out_pairs_has_a_page_too(results, tm
         del results[key]
     results["preference_accuracy"] = None
     results["curves"]["held_out"] = []
+    del results["data"]["notes"]  # as in an older run's
     report.write(results, tmp_path)
     assert "<small>True reward</small>" not in (tmp_path / "report.html").read_text()
 

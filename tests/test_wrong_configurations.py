@@ -8,6 +8,7 @@ from test_bad_input import RECIPE, refusal
 from trl import DPOConfig
 
 import launch
+from dpo.flags import overridden
 from dpo.recipe import parse
 from dpo.start import START
 from dpo.values import LOSS_TYPES, check_values
@@ -139,6 +140,25 @@ FLAGS = {
     "--optim=sgd --optim_args=momentum": "optim_args is momentum: not enough values",
     '--lr_scheduler_kwargs={"foo":1}': "got an unexpected keyword argument 'foo'",
     "--lr_scheduler_kwargs=foo": "lr_scheduler_kwargs is foo: give a mapping",
+    "--lr_scheduler_type=warmup_stable_decay": "type is warmup_stable_decay: it needs lr_scheduler",
+    "--lr_scheduler_type=cosine_warmup_with_min_lr": "it needs lr_scheduler_kwargs, a mapping: One",
+    '--lr_scheduler_type=polynomial --lr_scheduler_kwargs={"lr_end":1}': "(1) must be smaller than",
+    "--lr_scheduler_type=reduce_lr_on_plateau --eval_strategy=no": "requires an eval strategy",
+    "--optim=schedule_free_adamw": "optim is schedule_free_adamw: You need to install",
+    "--report_to=mlflow": "report_to is ['mlflow']: ",
+    "--neftune_noise_alpha=-5 --share_prefix=false": "neftune_noise_alpha is -5.0: give a number",
+    "--pad_to_multiple_of=-3": "pad_to_multiple_of is -3: give auto, or 1 or more",
+    "--dataloader_num_workers=2 --dataloader_prefetch_factor=0": "factor is 0: give 1 or more",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=-2": "is -2.0: give 0 to 1",
+    "--resume_from_checkpoint=outputs/nowhere": "nowhere: there is no such folder: leave it out",
+    "--resume_from_checkpoint=true": "resume_from_checkpoint is true: there is no such folder",
+    "--resume_from_checkpoint=recipes": "is recipes: it is no checkpoint of a run here",
+    "--pad_token=nope --dataset_name=DATA": "pad_token is nope: the tokenizer of",
+    "--max_steps=-1 --dataloader_drop_last --per_device_train_batch_size=99 --dataset_name=DATA": (
+        "16 pairs to train on, fewer than the 99 of one batch"
+    ),
+    '--model_init_kwargs={"foo":1} --dataset_name=DATA': "model_init_kwargs has foo, which is",
+    '--model_init_kwargs={"rope_parameters":3}': "or what model_init_kwargs change of it",
     "--lr_scheduler_type=cosine_with_min_lr": "One of min_lr or min_lr_rate should be set",
     "--report_to=clearml": "report_to is ['clearml']: ClearMLCallback requires 'clearml'",
     "--use_liger_kernel": "use_liger_kernel is True: pip install liger-kernel, or leave it out",
@@ -160,6 +180,22 @@ FLAGS = {
     "--dataset_test_split=held_out": "has no split 'held_out', only train, test",
     "--dataset_test_split=train": "held-out pairs must be another split",
 }
+# Flags, which are read as strictly as a file's keys, and named as ARGS.
+TYPED = {
+    "--beta 0.1 --beta=0.2": "'--beta 0.1' and '--beta=0.2': beta stands twice: keep one",
+    "--beta=0.1 --beta=0.1": "beta stands twice",
+    "--loss_type sigmoid sft --loss-type ipo": "'--loss_type sigmoid sft' and '--loss-type ipo': l",
+    "--share_prefix=true --no_share_prefix": "share_prefix stands twice",
+    "--use_peft --use-peft": "use_peft stands twice",
+    '--lr_scheduler_kwargs={"a":1': 'is {"a":1, which is no JSON: Expecting',
+    "--lr_scheduler_kwargs {a: 1}": "is {a: 1}, which is no JSON: Expecting property name",
+    "--model_init_kwargs={'a':1}": "which is no JSON: ",
+    "--accelerator_config=[1": "--accelerator_config is [1, which is no JSON",
+    "--report_to mlflow wandb": "'wandb' belongs to no flag",
+    "--beta=high": "argument --beta: invalid float value: 'high'",
+    "--per_device_train_batch_size=0": "per_device_train_batch_size is 0: give 1 or more",
+    "--tf32=true": "--tf32 requires",
+}
 LAUNCHES = {
     ("", "0"): "GPUS=0 is not a number of processes",
     ("cpu", "2"): "CONFIG=cpu runs one process: for GPUS=2 choose zero2 or zero3",
@@ -169,10 +205,27 @@ LAUNCHES = {
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-def test_one_line_says_what_is_wrong_and_what_to_do(monkeypatch, tmp_path, tiny_model, flags):
+def test_one_line_says_what_is_wrong_and_what_to_do(
+    monkeypatch, tmp_path, tiny_model, tiny_data, flags
+):
     here = [f"--model_name_or_path={tiny_model}", f"--output_dir={tmp_path}/run", "--use_cpu"]
-    message = refusal(monkeypatch, *here, *flags.split())
+    message = refusal(monkeypatch, *here, *flags.replace("DATA", str(tiny_data)).split())
     assert FLAGS[flags] in message
+
+
+@pytest.mark.parametrize("flags", TYPED)
+def test_flags_are_to_blame_and_not_the_recipe(flags):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--config", str(RECIPE), "--use_cpu", *flags.split()])
+    assert stop.value.code.startswith("ARGS: ") and TYPED[flags] in stop.value.code
+    assert RECIPE.name not in stop.value.code
+
+
+def test_what_a_program_sets_wins_over_flags():
+    given = ["--max-steps", "4", "--loss_type", "sigmoid", "sft", "--beta=0.1", "--use_peft"]
+    assert overridden(given, ["--max_steps=9", "--loss_type=ipo"]) == [
+        *("--beta=0.1", "--use_peft", "--max_steps=9", "--loss_type=ipo")
+    ]
 
 
 def test_they_are_forty():

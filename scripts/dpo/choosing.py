@@ -99,18 +99,24 @@ def preferred(row: Row, parts: dict[str, str]) -> float:
     if name in STRENGTHS:
         return number(value)
     if name == SHP:
-        return {1: -1, 0: 1}.get(value, math.nan)
+        return {1: -1, 0: 1}.get(number(value), math.nan)
     side = side_of(value, (parts["first"][-1], parts["second"][-1]))
     return math.nan if side is None else side
 
 
 def turn_by_turn(row: Row, name: str, parts: dict[str, str]) -> Any:
     """A response; as a conversation where prompt and responses are lists of what was said in each
-    turn, or such lists as JSON (LMSYS's at Kaggle)."""
+    turn, or such lists as JSON (LMSYS's at Kaggle).
+
+    Raises:
+        Fault: there are not as many answers as questions.
+    """
     (response,) = need(row, name)
     asked, answers = (_texts(value) for value in (row.get(parts.get("question", "")), response))
-    if asked is None or answers is None or len(asked) != len(answers):
+    if asked is None:
         return response
+    if answers is None or len(asked) != len(answers):
+        raise Fault("not_messages", f"{name} is no list of {len(asked)} answers")
     turns = zip(asked, answers, strict=True)
     roles = ("user", "assistant")
     return [{"role": r, "content": c} for t in turns for r, c in zip(roles, t, strict=True)]
@@ -123,4 +129,4 @@ def _texts(value: Any) -> list[Any] | None:
         except ValueError:
             return None
     texts = isinstance(value, list) and all(isinstance(text, (str, type(None))) for text in value)
-    return value if texts else None
+    return value if texts and value else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
+
+from dpo.model_files import read_json
 
 WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")  # pickles
 
@@ -62,7 +63,7 @@ def check_weights(name: str, files: Iterable[str]) -> None:
 def _json(name: str, file: str, revision: str | None) -> dict[str, Any]:
     there = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     path = cached_file(name, file, **there)
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    return read_json(Path(path)) if path else {}
 
 
 def code_of(name: str, revision: str | None) -> list[str]:

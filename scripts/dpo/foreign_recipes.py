@@ -14,6 +14,7 @@ from dpo.arguments import decides
 from dpo.brought import Brought
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
+from dpo.recipe import FOLDER
 
 # Keys that other trainers have and DPO has not, and words of names.
 OTHER = {
@@ -114,7 +115,7 @@ def read(path: Path) -> tuple[dict[str, Any], int | None]:
     if not isinstance(keys, dict) or not keys:
         raise SystemExit(f"FROM: {path}: no keys: a recipe is YAML, JSON or a shell script")
     gpus = keys.pop("", None)
-    said = re.search(r"#.*?\b(\d+)\s*(?:x\s*)?(?:[A-Z]\w*\s+)?GPUs?\b", text)
+    said = re.search(r"#.*?\b(\d+)\s*(?:x\s*)?(?:(?!G[iB])[A-Z]\w*\s+)?GPUs?\b", text)
     return {str(k): number(v) for k, v in keys.items()}, gpus or (int(said[1]) if said else None)
 
 
@@ -131,6 +132,8 @@ def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
     Raises:
         SystemExit: it is of none that is known, or of several.
     """
+    if path.resolve().parent == FOLDER.resolve() and not {*keys} - ours:
+        raise SystemExit(f"FROM: {path} is a recipe of ours already: copy it under another name")
     own = {}
     for tool, (renamed, dropped) in TOOLS.items():
         others = {*ours, *RENAMED, *DROPPED}

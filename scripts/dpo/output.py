@@ -155,6 +155,12 @@ def written_to(path: Path) -> Iterator[None]:
         ) from error
 
 
+def unwritable(folder: Path, error: OSError) -> SystemExit:
+    """The line for an output folder that cannot be made, or written to."""
+    why = "it is a file" if folder.is_file() else error.strerror
+    return SystemExit(f"cannot write the output folder {folder}: {why}: give another --output_dir")
+
+
 def lock(folder: Path) -> TextIO:
     """Take an output folder for this process, until the file that is returned is closed.
 
@@ -231,8 +237,5 @@ def claim(recipe: Recipe) -> TextIO | None:
             text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
             write_whole(folder / SETTINGS, f"{BEGAN}{day_of(folder)}\n{text}")
     except OSError as error:
-        why = "it is a file" if folder.is_file() else error.strerror
-        raise SystemExit(
-            f"cannot write the output folder {folder}: {why}: give another --output_dir"
-        ) from error
+        raise unwritable(folder, error) from error
     return held

@@ -13,9 +13,11 @@ from typing import Any
 
 from trl.trainer.utils import remove_none_values
 
+from dpo.parts import CANDIDATES, RATINGS
 from dpo.tokenization import GIVEN
 from dpo.turns import Fault
 
+LISTS = (*GIVEN, "history", *CANDIDATES, *RATINGS)  # columns that are no text of their own
 ROLE = re.compile(r"""["'](role|from)["']\s*:""")
 
 
@@ -67,7 +69,7 @@ def messages_in(text: str, column: str) -> Any:
 
 
 def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
-    """A row with the messages that its columns hold as text.
+    """A row with the messages, and the lists of other known columns, that it holds as text.
 
     Args:
         padded: columns whose nulls may be those of a struct, which gives each row the keys of all.
@@ -77,7 +79,10 @@ def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
     """
     read = {}
     for name, value in row.items():
-        if isinstance(value, str) and name not in GIVEN:
+        if isinstance(value, str) and name in LISTS:
+            found = value_of(value.strip()) if value.lstrip()[:1] in ("[", "{") else None
+            value = found if isinstance(found, (list, dict)) else value
+        elif isinstance(value, str):
             value = messages_in(value, name)
         elif isinstance(value, (list, dict)) and name in padded:
             value = remove_none_values(value)

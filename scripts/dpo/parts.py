@@ -21,12 +21,14 @@ REJECTED = ("rejected", "rejected_response", "response_k", "rejected_response", 
 COMPARED = (
     *(("response1", "response2"), ("response_1", "response_2"), ("response_0", "response_1")),
     *(("response_a", "response_b"), ("conversation_a", "conversation_b")),
+    ("messages_a", "messages_b"),
     *(("output_1", "output_2"), ("answer_0", "answer_1"), ("human_ref_A", "human_ref_B")),
 )
 STRENGTHS = ("overall_preference", "preference_strength")  # how much the second is better
 CHOICES = ("better_response_id", "winner", "preference", "preferred", "choice", "label")
 SHP = "labels"  # beside human_ref_A and _B: 1 where A is better, 0 where B is
 PREFERENCES = (*STRENGTHS, *CHOICES, SHP)
+BY_SCORE = ("score_{}", "winner_model_{}")  # and how the response's column ends
 WORD = re.compile(r"(?:(?:model|assistant|response|answer|output|conversation)[ _]?)?([ab012])")
 CANDIDATES = ("completions", "responses", "answers", "generations", "all_generated_responses")
 RATINGS = ("ratings", "rating", "scores", "all_rm_scores")
@@ -38,6 +40,7 @@ RANK = "rank"  # the best has 1
 KNOWN = (
     *(*QUESTIONS, *SYSTEMS, "history", "messages", "conversations", *CHOSEN, *REJECTED),
     *(*(name for pair in COMPARED for name in pair), *PREFERENCES),
+    *(form.format(end) for form in BY_SCORE for end in "ab012"),
     *(*CANDIDATES, *RATINGS, "response", *SCORES, "score_chosen", "score_rejected"),
     *("tools", "chat_template_kwargs"),
 )
@@ -69,7 +72,7 @@ def told(rows: list[Row], given: str | None = None) -> tuple[str | None, dict[st
     columns = example_of(rows)
     layout, parts = answers(columns, rows, given)
     question = question_of(columns, parts)
-    alone = layout == "paired" or parts.get("first") == "conversation_a"  # they hold the question
+    alone = layout == "paired" or whole(columns.get(parts.get("first")))  # they hold the question
     if question or alone:
         asked = {"question": question} if question else {}
         parts = asked | beside(columns, question) | parts
@@ -119,7 +122,7 @@ def verdict(first: str, second: str, rows: list[Row]) -> dict[str, str] | None:
     for name in CHOICES:
         if any(side_of(row.get(name), ends) in (-1, 1) for row in rows):
             return {"verdict": name}
-    for form in ("score_{}", "winner_model_{}"):
+    for form in BY_SCORE:
         scores = [form.format(end) for end in ends]
         if columns.issuperset(scores):
             return dict(zip(("first_score", "second_score"), scores, strict=True))
@@ -156,7 +159,7 @@ def whole(answer: Any) -> bool:
     """Whether this is a conversation from its start, and not what the assistant says at its end."""
     turns = answer if isinstance(answer, list) else []
     roles = [turn.get("role", turn.get("from")) for turn in turns if isinstance(turn, dict)]
-    return bool({"user", "human"} & {*roles})
+    return "user" in roles or "human" in roles
 
 
 def beside(columns: Row, question: str | None) -> dict[str, str]:

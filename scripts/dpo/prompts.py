@@ -137,7 +137,7 @@ def read(file: str) -> list[Prompt]:
 
 def check_prompt(messages: list[dict[str, Any]]) -> None:
     """Raises Fault if nobody asks anything."""
-    if not any(text.strip() for text in lint.texts(messages)):
+    if not lint.last_said(messages).strip():
         raise Fault("no_prompt")
     if {message.get("role") for message in messages} - lint.ROLES:
         raise Fault("unknown_role")

@@ -10,8 +10,11 @@ MESSAGES = (
     "'pin_memory' argument is set as true",  # without a GPU
 )
 # Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
-# weights on a CPU, one that gives no gradient.
-LOGGED = {"bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward"}
+# weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too.
+LOGGED = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "DeepSpeed": "Setting accelerator to CPU",
+}
 
 
 def hush() -> None:

@@ -30,6 +30,7 @@ from dpo.output import day_of
 from dpo.parts import BESIDE
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
+from dpo.reference import COLUMNS as SCORED
 from dpo.sources import Rows
 from dpo.tables import Exact
 from dpo.telling import SEEN, reading_of
@@ -207,7 +208,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
     ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, *ABOUT, "merged", "texts", BEST}
-    ours |= {*IMAGES}
+    ours |= {*IMAGES, *SCORED}  # a trainer would take them for its own
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Exact())
     work = {

@@ -45,9 +45,9 @@ def check(recipe: Recipe) -> None:
                 dtype=torch.bfloat16,  # FlashAttention computes in it
                 trust_remote_code=trusted,
             )
-    except (ImportError, ValueError) as error:
-        if attention is None:
-            return  # there are models that cannot be made so; loading it will say more
+    except Exception as error:  # there are models that cannot be made so; loading will say more
+        if attention is None or not isinstance(error, ImportError | ValueError):
+            return
         raise SystemExit(
             f"{where}: attn_implementation is {attention}: {one_line(error)}. Leave it out, or "
             f"choose one that is here: {ATTENTIONS}"
@@ -85,9 +85,12 @@ def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
             )
     try:
         get_peft_model(shape, copy.deepcopy(planned))
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+    except (NotImplementedError, RuntimeError):
+        return  # what needs weights
+    except (ImportError, TypeError, ValueError) as error:
         key = "lora_target_parameters" if planned.target_parameters else "lora_target_modules"
-        given = getattr(planned, key.removeprefix("lora_"))
+        key = "lora_dropout" if "lora_dropout" in str(error) else key
+        given = getattr(planned, key if key == "lora_dropout" else key.removeprefix("lora_"))
         given = ", ".join(sorted(given)) if isinstance(given, set | list) else given
         raise SystemExit(
             f"{recipe.place(key)}: {key} is {given}: {one_line(error)}. The model's linear layers: "

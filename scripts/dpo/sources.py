@@ -289,5 +289,5 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
         return train, []
     held_out = splits[script.dataset_test_split]
     if isinstance(held_out.data, IterableDataset):  # every evaluation goes through all of it
-        held_out.data = Dataset.from_list([*held_out.data])
+        held_out.data = Dataset.from_list([*held_out.data], on_mixed_types="use_json")
     return train, [held_out]

@@ -60,13 +60,14 @@ class Reading:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         return (
             f"not read: {', '.join(f'{name:.40}' for name in names[:NAMED])}{more} (if the model "
-            "should see one, put it into the prompt, or rename it with column_mapping)"
+            "should see one, put it into the prompt, or rename it with --column_mapping)"
         )
 
     def said_again(self) -> bool:
         """Whether `messages` are the chosen conversation, or its beginning (UltraFeedback's)."""
         both = [(row.get("messages") or [], row.get(self.parts.get("chosen"))) for row in self.rows]
-        return all(isinstance(c, list) and m == c[: len(m)] for m, c in both)
+        lists = all(isinstance(turns, list) for pair in both for turns in pair)
+        return lists and all(turns == chosen[: len(turns)] for turns, chosen in both)
 
     def other_prompt(self) -> str:
         """Where a text column stands beside whole conversations and is not their first question."""
@@ -87,7 +88,8 @@ class Reading:
 
     def plain_text(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> str:
         """Text that a chat model is trained on as it stands, unless it is rendered already."""
-        if kind is list or not tokenizer.chat_template or self.layout == "dialogue":
+        as_text = kind is str and self.layout in ("explicit", "implicit")
+        if not as_text or not tokenizer.chat_template:
             return ""
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         prompt = str(example_of(self.rows).get(self.parts.get("question", self.parts["chosen"])))
@@ -150,8 +152,8 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
         raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
     if layout in NEEDED and "question" not in parts:
         raise SystemExit(
-            f"{here} have no prompt to read as {layout}: name its column with column_mapping "
-            "(prompt: …), or leave preference_layout out where chosen and rejected begin with it"
+            f"{here} have no prompt to read as {layout}: name its column with --column_mapping "
+            '"prompt=…", or leave preference_layout out where chosen and rejected begin with it'
         )
     if layout != "implicit" or not isinstance(columns[parts["chosen"]], str):
         return
@@ -164,7 +166,7 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     if turns or apart > len(rows) / 2:
         raise SystemExit(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
-            f"hold it: name it with column_mapping (prompt: {(turns or ['…'])[0]})"
+            f'hold it: name it with --column_mapping "prompt={(turns or ["…"])[0]}"'
         )
 
 
@@ -188,12 +190,15 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
 def instead(columns: Row) -> list[tuple[bool, str]]:
     """What rows without two answers may be, the most telling first, and what to say of each."""
     names = {*columns}
-    turns = isinstance(columns.get("messages", columns.get("conversations")), list)
-    values = [columns.get(name) for name in ("completion", "response", "output", "answer")]
+    conversation = first_of(("messages", "conversations", "conversation"), names)
+    turns = isinstance(columns.get(conversation), list)
+    singles = ("completion", "response", "output", "answer", "generation")
+    values = [columns.get(name) for name in singles]
     values = [v[0] if isinstance(v, list) and isinstance(v[0], dict) else v for v in values]
     answer = turns or any(isinstance(value, (str, dict)) for value in values)
     label = names & {"label", "labels", "kto_tag", "completion_label"}
-    asked = names & {"prompt", "question", "instruction", "input", "query", "problem"}
+    asked = names & {"prompt", "question", "instruction", "input", "query", "problem", "text"}
+    others = [n for n, v in columns.items() if n not in asked and isinstance(v, (str, list, dict))]
     return [
         (
             isinstance(columns.get("completions"), list) and bool(label),
@@ -212,7 +217,7 @@ def instead(columns: Row) -> list[tuple[bool, str]]:
             "DPO needs a chosen and a rejected answer to each prompt",
         ),
         (
-            bool(asked) and len(names) < 3,
+            len(asked) == 1 and not {*others} - {"id", "source"} and not label,
             "are prompts alone: DPO needs a chosen and a rejected answer to each",
         ),
     ]

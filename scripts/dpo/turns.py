@@ -10,9 +10,9 @@ from trl import maybe_convert_to_chatml
 
 ROLES = {
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"},
-    **{"observation": "tool", "function_response": "tool"},
+    **{"observation": "tool", "function_response": "tool", "tool_response": "tool"},
 }
-CALL = "function_call"  # ShareGPT's turn of an assistant that calls a tool
+CALLS = ("function_call", "tool_call")  # turns of an assistant that calls a tool
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ANSWER = "\n\nAssistant:"
 
@@ -49,7 +49,7 @@ def _message(turn: Message, calls: bool) -> Message:
     # Conversations that differ in nulls alone begin alike.
     turn = {k: v for k, v in turn.items() if v is not None or k in ("role", "content")}
     role, content = turn.get("role"), turn.get("content")
-    if role == CALL:
+    if role in CALLS:
         found = tool_calls(content) if calls else None
         said = {"content": None, "tool_calls": found} if found else {"content": content}
         return turn | {"role": "assistant"} | said

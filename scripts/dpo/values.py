@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,12 +120,25 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]
 
 
+def said(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def missing(tracker: str) -> str | None:
+    """Why transformers cannot report to a tracker; None if it can."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda half_made: None  # MLflow's, as it goes
+    try:
+        get_reporting_integration_callbacks([tracker])[0]()
+    except (ImportError, RuntimeError, ValueError) as error:
+        return said(error)
+    finally:
+        sys.unraisablehook = hook
+    return None
+
+
 def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
     """Keys of which the libraries say only when training begins that they cannot be, each with what
     they say."""
-
-    def said(error: Exception) -> str:
-        return " ".join(str(error).split())
 
     try:
         optimizer(args)
@@ -142,10 +156,8 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
     if args.use_liger_kernel and not is_liger_kernel_available():
         yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
     for tracker in {*args.report_to} - {"wandb"}:  # tracking.py sets its environment first
-        try:
-            get_reporting_integration_callbacks([tracker])[0]()
-        except (ImportError, RuntimeError, ValueError) as error:
-            yield "report_to", said(error)
+        if why := missing(tracker):
+            yield "report_to", why
 
 
 def numbers(value: Any) -> Iterator[float]:

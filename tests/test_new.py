@@ -1,0 +1,208 @@
+"""make new goes by the data it is given, and by the machine; columns of other names are mapped."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, recipe_steps
+from datasets import IterableDataset
+
+import new
+from dpo.columns import described, mapping_of, suggested
+from dpo.preferences import prepare
+from dpo.recipe import make_parser, parse, resolve
+from dpo.sources import load_rows
+from dpo.tokenization import load_tokenizer
+
+
+def written(folder: Path, rows: list[dict], name: str = "pairs.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def mine(i: int) -> dict:
+    return {"ask": f"How was {i}?", "good_one": f"It was good {i}.", "bad_one": f"Bad {i}."}
+
+
+MINE = "prompt=ask chosen=good_one rejected=bad_one"
+
+
+def says(text: str, role: str = "assistant") -> list[dict]:
+    return [{"role": role, "content": text}]
+
+
+MAPPED = {
+    "question and answers": (MINE, mine),
+    "as JSON": ('{"prompt": "ask", "chosen": "good_one", "rejected": "bad_one"}', mine),
+    "messages": (
+        "prompt=ask, chosen=a, rejected=b",
+        lambda i: {"ask": says(f"Q{i}?", "user"), "a": says(f"yes {i}"), "b": says("no")},
+    ),
+    "whole conversations": (
+        "chosen=better rejected=worse",
+        lambda i: {
+            "better": says(f"Q{i}?", "user") + says("yes"),
+            "worse": says(f"Q{i}?", "user") + says("no"),
+        },
+    ),
+    "two that change places": (
+        "chosen=rejected rejected=chosen",
+        lambda i: {"prompt": f"Q{i}?", "chosen": "no", "rejected": f"yes {i}"},
+    ),
+    "scored answers": (
+        "prompt=ask response=said score=stars",
+        lambda i: {"ask": f"Q{i // 2}?", "said": f"yes {i}", "stars": i % 2},
+    ),
+}
+
+
+def prepared(model: Path, *flags: str) -> dict:
+    recipe = parse(
+        [
+            *("--config", str(ROOT / "recipes/smollm2-sentiment.yaml"), "--use_cpu"),
+            *(f"--model_name_or_path={model}", *flags),
+        ]
+    )
+    return prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+
+
+@pytest.mark.parametrize("mapping, row", MAPPED.values(), ids=MAPPED)
+def test_columns_of_other_names_are_read(mapping, row, tmp_path, tiny_model):
+    path = written(tmp_path, [row(i) for i in range(8)])
+    flags = [f"--dataset_name={path}", "--eval_strategy=no", f"--column_mapping={mapping}"]
+    found = prepared(tiny_model, *flags)
+    pairs = found["train"].pairs
+    assert len(pairs) == (4 if "response" in mapping else 8)
+    assert "yes" in str(pairs[0]["chosen"]) or "good" in str(pairs[0]["chosen"])
+
+
+def test_a_stream_and_the_held_out_rows_are_mapped_too(tmp_path, tiny_model):
+    for split, start in (("train", 0), ("test", 10)):
+        written(tmp_path, [mine(start + i) for i in range(4)], f"{split}.jsonl")
+    flags = [f"--dataset_name={tmp_path}", f"--output_dir={tmp_path / 'run'}", "--max_steps=1"]
+    (tmp_path / "run").mkdir()
+    found = prepared(tiny_model, *flags, f"--column_mapping={MINE}", "--dataset_streaming=true")
+    assert isinstance(found["train"].pairs, IterableDataset)
+    assert len(found["held-out"].pairs) == 4
+
+
+@pytest.mark.parametrize(
+    "mapping, words",
+    [
+        ("prompt=nowhere", "has no column 'nowhere', only ask, good_one, bad_one, chosen"),
+        ("chosen=good_one", "has a column 'chosen' already, beside 'good_one'"),
+        ("promt=ask", "nothing reads a column 'promt': one of prompt, question"),
+        ("prompt=ask prompt=good_one", "'prompt' stands twice"),
+        ("prompt=ask system=ask", "'ask' stands twice"),
+        ("prompt", "write prompt=question chosen=good"),
+        ('{"prompt": ["ask"]}', "write prompt=question chosen=good"),
+        ("{prompt", "which is no JSON"),
+    ],
+)
+def test_a_mapping_that_cannot_be_is_refused(mapping, words, tmp_path, tiny_model):
+    path = written(tmp_path, [mine(i) | {"chosen": "x"} for i in range(4)])
+    flags = [f"--dataset_name={path}", "--eval_strategy=no", f"--column_mapping={mapping}"]
+    with pytest.raises(SystemExit) as refusal:
+        prepared(tiny_model, *flags)
+    assert "column_mapping" in str(refusal.value) and words in str(refusal.value)
+
+
+def test_a_mapping_in_a_mixture_is_for_the_data_that_have_its_columns(tmp_path, tiny_model):
+    other = [{"question": f"W{i}?", "chosen": f"yes {i}", "rejected": "no"} for i in range(3)]
+    written(tmp_path, [mine(i) for i in range(4)], "a.jsonl"), written(tmp_path, other, "b.jsonl")
+    parts = [
+        {"path": "json", "data_files": str(tmp_path / name), "split": "train"}
+        for name in ("a.jsonl", "b.jsonl")
+    ]
+    keys = {
+        **{"model_name_or_path": str(tiny_model), "datasets": parts, "eval_strategy": "no"},
+        **{"column_mapping": mapping_of(MINE), "preference_layout": "question"},
+    }
+    recipe = resolve(make_parser(), Path("x.yaml"), "x", keys, ["--use_cpu"])
+    found = prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    assert len(found["train"].pairs) == 7
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 40, 95, 700, 30_000])
+def test_steps_follow_the_rows(rows, tmp_path, tiny_model, monkeypatch):
+    """Every run logs, evaluates and saves, several times where it has several steps."""
+    monkeypatch.setattr(new, "count", lambda *given: rows)
+    path = written(tmp_path, [mine(i) for i in range(5)])
+    text = new.recipe("mine", str(tiny_model), str(path), MINE)
+    keys = yaml.safe_load(text)
+    parsed = resolve(make_parser(), Path("mine.yaml"), "mine", keys, ["--use_cpu"])
+    share = keys["test_split_size"]
+    held = max(int(rows * share), 1)
+    steps = math.ceil((rows - held) / parsed.global_batch) * int(parsed.training.num_train_epochs)
+    assert 1 <= held <= 1000 and held < rows
+    assert f"{steps:,} steps in all" in text
+    assert keys["eval_steps"] == keys["save_steps"] <= max(steps / 5, 1)
+    assert parsed.training.logging_steps <= max(steps / 3, 1)
+    assert parsed.global_batch == 32 or steps >= min(10, rows - held)
+    assert parsed.training.num_train_epochs == (1 if rows > 20_000 else 3)
+    assert keys["column_mapping"] == mapping_of(MINE)
+    assert keys["preference_layout"] == "question"  # the model has a chat template
+
+
+MACHINES = {
+    "none": (False, False, {"bf16": False, "gradient_checkpointing": False}),
+    "a T4": (True, False, {"fp16": True}),
+    "an H100": (True, True, {}),
+}
+
+
+@pytest.mark.parametrize("gpu, bf16, keys", MACHINES.values(), ids=MACHINES)
+def test_precision_follows_the_machine(gpu, bf16, keys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: bf16)
+    assert (yaml.safe_load("\n".join(new.machine_keys())) or {}) == keys
+
+
+@pytest.mark.parametrize("pairs", [1, 0])
+def test_data_of_which_nothing_could_be_held_out_are_refused(pairs, tmp_path, tiny_model):
+    path = written(tmp_path, [mine(i) for i in range(pairs)])
+    with pytest.raises(SystemExit, match=r"fewer than two pairs|no rows"):
+        new.recipe("mine", str(tiny_model), str(path), MINE)
+
+
+def test_unknown_columns_are_shown_with_how_to_map_them(tmp_path, tiny_model, capsys):
+    path = written(tmp_path, [mine(i) | {"n": 3, "tags": ["a"], "x\x1b[31m": None} for i in "ab"])
+    with pytest.raises(SystemExit) as refusal:
+        new.recipe("mine", str(tiny_model), str(path))
+    assert f'COLUMNS="{MINE}"' in str(refusal.value)
+    shown = capsys.readouterr().out
+    assert "ask" in shown and "text: How was a?" in shown and "list of texts: ['a']" in shown
+    assert "number: 3" in shown and "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    "names, mapping",
+    [
+        (["question", "answer_good", "answer_bad"], "question answer_good answer_bad"),
+        (["win", "lose", "instr"], "… win lose"),
+        (["rejected_answer", "chosen_answer", "query"], "query chosen_answer rejected_answer"),
+        (["a", "b"], "… … …"),
+    ],
+)
+def test_a_guess_at_the_mapping(names, mapping):
+    ours = ("prompt", "chosen", "rejected")
+    pairs = zip(ours, mapping.split(), strict=True)
+    assert suggested(names) == " ".join(f"{a}={b}" for a, b in pairs)
+
+
+def test_a_long_example_is_cut():
+    (line,) = described([{"text": "word " * 50}])
+    assert len(line) < 90 and line.endswith(" …")
+
+
+def test_a_recipe_of_mapped_columns_trains(tmp_path, tiny_model):
+    path = written(tmp_path, [mine(i) for i in range(12)])
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(new.recipe("mine", str(tiny_model), str(path), MINE))
+    trainer, _ = recipe_steps(recipe, tmp_path)
+    assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 1
+    assert "<|im_start|>" in trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"])
