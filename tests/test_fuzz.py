@@ -73,6 +73,7 @@ LAYOUTS = {
         "rejected": said("user", f"q{i}") + said("assistant", "b"),
     },
     "rated": lambda i: {"prompt": f"q{i}", "responses": ["a", "b"], "ratings": [i, 9]},
+    "scored": lambda i: {"prompt": f"q{i // 2}", "response": f"a{i}", "score": i % 2},
     "compared": lambda i: {
         "prompt": f"q{i}",
         "response1": "a",
@@ -129,7 +130,8 @@ def account(tiny_model, tmp_path_factory):
             assert isinstance(stop.code, str) and stop.code and "\n" not in stop.code
             return
         assert {bad.reason for bad in train.bad} <= lint.REASONS.keys()
-        if not train.layout.startswith("scored"):  # a pair of which is several rows
+        assert len(train.pairs) + len(train.bad) + train.merged == train.rows
+        if not train.merged:
             counted = [*train.pairs["row"], *(bad.row for bad in train.bad)]
             assert sorted(counted) == [*range(1, train.rows + 1)]
 

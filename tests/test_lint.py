@@ -780,6 +780,15 @@ def test_the_turn_in_which_conversations_part_is_named(
     assert [(bad.reason, bad.detail) for bad in train.bad] == [("prompts_differ", where)]
 
 
+def test_nulls_tell_no_turns_apart(tmp_path, tiny_model):
+    path = tmp_path / "train.jsonl"
+    other = [m | {"name": None, "tool_calls": None} for m in talk("q", "a")]
+    rows = [*IMPLICIT, {"chosen": talk("q", "b"), "rejected": other}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = lint(tiny_model, path, tmp_path, "--eval_strategy=no")["train"]
+    assert len(train.pairs) == 5 and {*train.pairs[4]["prompt"][0]} == {"role", "content"}
+
+
 def test_the_turn_in_which_dialogues_part_is_named(tmp_path, tiny_model):
     path = tmp_path / "train.jsonl"
     other = {"chosen": human("q", "a", "r", "b"), "rejected": human("q", "c", "r", "d")}

@@ -60,6 +60,9 @@ def with_logps(
         batch_size: pairs scored at a time on each process.
         folder: where entries are kept. Several processes and several runs may share it.
         rows: row numbers that the run needs; None for all. Others may come out as NaN.
+
+    Raises:
+        SystemExit: the model gives no finite numbers.
     """
     accelerator = trainer.accelerator
     wanted = np.arange(len(dataset)) if rows is None else rows
@@ -84,6 +87,13 @@ def with_logps(
     missing = wanted[np.isnan(logps[:, wanted]).any(axis=0)]
     if len(missing):
         logps[:, missing] = score(trainer, dataset, missing, split, batch_size)
+        lost = np.count_nonzero(~np.isfinite(logps[:, missing]).all(axis=0))
+        if lost:
+            raise SystemExit(
+                f"the reference's log-probabilities of {lost} of {len(missing)} {split} pairs are "
+                "not finite: the model's files are damaged, or of a run that diverged, or float16 "
+                "is too narrow for it: choose another model, or leave fp16 out"
+            )
         if accelerator.is_main_process:
             print(f"{said}{len(missing)} scored, and {keep(path, logps, about)}")
         accelerator.wait_for_everyone()
@@ -213,6 +223,8 @@ def nats_per_token(trainer: DPOTrainer) -> float:
 def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
     """Whether a few rows, scored again, come out as kept. Every process scores the same ones."""
     (kept,) = np.nonzero(~np.isnan(logps).any(axis=0))
+    if not len(kept):
+        return False
     rows = kept[np.linspace(0, len(kept) - 1, CHECKED_ROWS).astype(int)]
     batch = trainer.data_collator(list(dataset.select(rows).select_columns(ROWS)))
     batch = send_to_device(batch, trainer.accelerator.device)

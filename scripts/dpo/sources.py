@@ -147,7 +147,7 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             found = datasets.load_from_disk(dataset)
             found = found if isinstance(found, dict) else {"train": found}
             found = {k: v.to_iterable_dataset() if streaming else v for k, v in found.items()}
-            return {split: Rows(f"{path} ({split})", data) for split, data in found.items()}
+            return {str(split): Rows(f"{path} ({split})", data) for split, data in found.items()}
         return _splits(str(path), _builder(dataset, how), streaming)
     except StopIteration as error:
         raise SystemExit(f"cannot load the data set {path}: it has no rows") from error
@@ -173,7 +173,7 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
     Raises:
         StopIteration: a split's files have no rows.
     """
-    parts = {split: [*paths] for split, paths in (builder.config.data_files or {}).items()}
+    parts = {str(split): [*paths] for split, paths in (builder.config.data_files or {}).items()}
     kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
     if kind in ("csv", "json") and not streaming:  # of the hub, brought here
         parts = {split: datasets.DownloadManager().download(parts[split]) for split in parts}
@@ -181,7 +181,7 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
         if not streaming:
             builder.download_and_prepare()
         found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
-        return {split: Rows(f"{name} ({split})", data) for split, data in found.items()}
+        return {str(split): Rows(f"{name} ({split})", data) for split, data in found.items()}
     for split, paths in parts.items():
         cache = content_cache([*map(Path, paths)])
         if kind in ("csv", "json"):

@@ -46,6 +46,8 @@ def as_messages(value: Any, role: str, calls: bool = True) -> list[Message]:
 
 
 def _message(turn: Message, calls: bool) -> Message:
+    # Conversations that differ in nulls alone begin alike.
+    turn = {k: v for k, v in turn.items() if v is not None or k in ("role", "content")}
     role, content = turn.get("role"), turn.get("content")
     if role in CALLS:
         found = tool_calls(content) if calls else None
