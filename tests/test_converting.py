@@ -1,13 +1,14 @@
 """make new FROM= brings a recipe of another tool; a strict parse says what unknown keys are now."""
 
 import re
-import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, make
 
+import new
 from dpo.converting import convert
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
@@ -508,8 +509,8 @@ def test_the_tables_name_keys_that_there_are():
     ours = {action.dest for action in make_parser()._actions}
     for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
         assert not {*renamed} & {*dropped}
-        for old, new in renamed.items():
-            assert re.match(r"\w+", new)[0] in ours, f"{old} → {new}"
+        for old, now in renamed.items():
+            assert re.match(r"\w+", now)[0] in ours, f"{old} → {now}"
             assert old not in ours, old
     assert not {*RENAMED, *DROPPED} & ours
 
@@ -544,16 +545,32 @@ def test_an_old_flag_is_told_its_new_name():
         parse([*flags, "--warmup_ratio=0.1"])
 
 
-def test_make_new_brings_a_recipe(tmp_path):
+@pytest.mark.parametrize(
+    "given, flags",
+    [
+        (["FROM=x y.yaml", "GPUS=4"], ["--recipe ", '--from "x y.yaml" --gpus "4"']),
+        (["FROM=x.yaml", "RECIPE=a"], ['--recipe "a"', '--from "x.yaml"']),
+        (["RECIPE=a", "COLUMNS=prompt=q chosen=c"], ['--columns "prompt=q chosen=c"']),
+        (["MODEL=m", "DATASET=d"], ['--recipe ""', '--model "m"', '--dataset "d"']),
+    ],
+)
+def test_make_hands_on_what_it_is_given(given, flags):
+    """A terminal's width in COLUMNS is no mapping, and make's own RECIPE no answer."""
+    shown = make("-n", "-o", f"{sys.prefix}/ready", "new", *given, COLUMNS="200").stdout
+    assert all(flag in shown for flag in flags), shown
+    assert ("--columns" in shown) == ("COLUMNS" in str(given)) and "smollm2-sentiment" not in shown
+
+
+def test_make_new_brings_a_recipe(tmp_path, monkeypatch, capsys):
     path = tmp_path / "Their Recipe.yaml"
     path.write_text(HANDBOOK["full"])
     ours = ROOT / FOLDER / "their-recipe.yaml"
+    monkeypatch.setattr(sys, "argv", ["new.py", f"--from={path}", "--gpus=4"])
     try:
-        result = make("new", f"FROM={path}", "GPUS=4", COLUMNS="200")
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert "trains on its test split" in " ".join(result.stdout.split())
-        assert result.stdout.splitlines()[-1].startswith("Next: make data RECIPE=their-recipe")
+        new.main()
+        said = capsys.readouterr().out
+        assert "trains on its test split" in " ".join(said.split())
+        assert said.splitlines()[-1].startswith("Next: make data RECIPE=their-recipe")
         assert yaml.safe_load(ours.read_text())["gradient_accumulation_steps"] == 8
     finally:
-        shutil.rmtree(ours, ignore_errors=True)
         ours.unlink(missing_ok=True)

@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, recipe_steps
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 
 import new
-from dpo.columns import described, mapping_of, suggested
+from dpo.columns import described, mapping_of, renamed, suggested
 from dpo.preferences import prepare
 from dpo.recipe import make_parser, parse, resolve
+from dpo.rows import Rows
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 
@@ -100,15 +101,14 @@ def test_a_stream_and_the_held_out_rows_are_mapped_too(tmp_path, tiny_model):
         ("prompt=ask system=ask", "'ask' stands twice"),
         ("prompt", "write prompt=question chosen=good"),
         ('{"prompt": ["ask"]}', "write prompt=question chosen=good"),
-        ("{prompt", "which is no JSON"),
+        ("{prompt", "write prompt=question chosen=good"),
     ],
 )
-def test_a_mapping_that_cannot_be_is_refused(mapping, words, tmp_path, tiny_model):
-    path = written(tmp_path, [mine(i) | {"chosen": "x"} for i in range(4)])
-    flags = [f"--dataset_name={path}", "--eval_strategy=no", f"--column_mapping={mapping}"]
+def test_a_mapping_that_cannot_be_is_refused(mapping, words):
+    source = Rows("pairs.jsonl", Dataset.from_list([mine(1) | {"chosen": "x"}]))
     with pytest.raises(SystemExit) as refusal:
-        prepared(tiny_model, *flags)
-    assert "column_mapping" in str(refusal.value) and words in str(refusal.value)
+        renamed(source, mapping_of(mapping))
+    assert "column_mapping: " in str(refusal.value) and words in str(refusal.value)
 
 
 def test_a_mapping_in_a_mixture_is_for_the_data_that_have_its_columns(tmp_path, tiny_model):
@@ -127,7 +127,7 @@ def test_a_mapping_in_a_mixture_is_for_the_data_that_have_its_columns(tmp_path, 
     assert len(found["train"].pairs) == 7
 
 
-@pytest.mark.parametrize("rows", [2, 3, 5, 40, 95, 700, 30_000])
+@pytest.mark.parametrize("rows", [2, 5, 95, 700, 30_000])
 def test_steps_follow_the_rows(rows, tmp_path, tiny_model, monkeypatch):
     """Every run logs, evaluates and saves, several times where it has several steps."""
     monkeypatch.setattr(new, "count", lambda *given: rows)
