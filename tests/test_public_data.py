@@ -1,5 +1,5 @@
-"""The columns of public data sets, by their cards and code or by common use, with made-up rows: each
-is read right, or refused in a line that says what it is and what to do."""
+"""The columns of public data sets, by their cards and code or by common use, with made-up rows:
+each is read right, or refused in a line that says what it is and what to do."""
 
 import json
 
