@@ -156,7 +156,7 @@ def test_columns_that_are_not_read_are_named(row, names):
 
 
 def test_tools_that_no_template_renders_are_named():
-    row = MESSAGES | {"tools": "[]"}
+    row = MESSAGES | {"tools": '[{"name": "add"}]'}
     assert reading(row).unread(list, "{{ messages }}").startswith("not read: tools (")
     assert reading(row | {"prompt": "How?", **TEXT}).unread(str, TEMPLATE).startswith("not read: t")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import losses_of, pair, run, trainer_of
+from conftest import losses_of, once, pair, run, trainer_of
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
@@ -55,7 +55,7 @@ def trainer_on(folder: Path, model: Path, train: list[dict], test: list[dict], *
         *("--per_device_train_batch_size=8", "--logging_steps=1", "--eval_steps=8"),
         *("--save_strategy=no", "--report_to=none", "--disable_tqdm=true", "--warmup_steps=0"),
     ]
-    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *given, *flags])
+    recipe = parse(once(["--config", "recipes/smollm2-sentiment.yaml", *given, *flags]))
     tokenizer = load_tokenizer(recipe)
     linted = prepare(recipe, load_rows(recipe), tokenizer)
     check_share(linted, recipe.run.quarantine_limit, folder)

@@ -191,7 +191,7 @@ def test_an_alert_and_an_end_that_hang_are_left_behind(monkeypatch, capsys):
     said = "W&B did not take all (no answer in 0.2 s): send it with wandb sync there/run-1"
     assert capsys.readouterr().out.count(said) == 2
 
-    def fail():  # as W&B leaves it
+    def fail(exit_code: int):  # as W&B leaves it
         stuck.run = None
         raise RuntimeError("gone")
 
