@@ -188,7 +188,7 @@ def test_other_tools_make_another_prompt(tiny_model, tmp_path):
         (7, "duplicate"),
     }
     given = prompts.of_pairs(linted["train"].pairs)
-    assert len(given) == 4 and len(prompts.each_once([*given, *given], 200)) == 4
+    assert len(given) == 5 and len(prompts.each_once([*given, *given], 200)) == 5
 
 
 def test_scored_responses_are_compared_with_those_to_the_same_tools(tiny_model, tmp_path):
