@@ -4,6 +4,7 @@ torchrun's report stays for a process that could not say anything: killed, or ou
 """
 
 import logging
+import signal
 import sys
 
 from dpo.asking import has_refused
@@ -22,8 +23,11 @@ def main() -> None:
         handler.addFilter(lambda record: not has_refused())
     try:
         accelerate()
-    except ChildFailedError:
-        if not has_refused():
+    except ChildFailedError as error:
+        # Of a process that was killed another may say more than it knows: that it does not answer.
+        # SIGTERM is how torchrun itself ends those that are left.
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if not has_refused() or any(code < 0 and code != -signal.SIGTERM for code in codes):
             raise
         sys.exit(1)
 
