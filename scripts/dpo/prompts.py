@@ -13,7 +13,7 @@ from dpo import lint, preferences
 from dpo.contestants import Contestant
 from dpo.files import Broken, lines_of
 from dpo.layouts import asked, begun
-from dpo.parts import QUESTIONS, beside, example_of, first_of
+from dpo.parts import QUESTIONS, again, beside, example_of, first_of
 from dpo.reading import OPTIONS
 from dpo.recipe import Recipe
 from dpo.sampling import Prompt, parts, prompt_token_ids
@@ -119,6 +119,7 @@ def read(file: str) -> list[Prompt]:
     if not rows:
         raise SystemExit(f"PROMPTS: {file} holds no prompts")
     parts, found = {"question": name, **beside(example_of(rows), name)}, []
+    parts |= again(rows, parts)
     for number, row in enumerate(rows, start=1):
         try:
             said = begun(asked(row, parts), row, parts, calls=True)

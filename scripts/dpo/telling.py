@@ -36,7 +36,8 @@ class Reading:
     def read(self, kind: type, template: str | None) -> list[str]:
         """The columns that are read. Plain text is trained on without what stands beside it, and
         many a chat template knows no tools."""
-        parts = {part: n for part, n in self.parts.items() if kind is list or part not in BESIDE}
+        parts = self.parts.items()
+        parts = {part: n for part, n in parts if kind is list or part.split()[0] not in BESIDE}
         columns, rendered = example_of(self.rows), kind is list
         given = [name for name in GIVEN if rendered and columns.get(name)]
         given = [name for name in given if name != "tools" or "tools" in str(template)]
