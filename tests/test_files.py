@@ -190,7 +190,19 @@ TURNS = [USER, GOOD | {"content": 'It\'s } {\n "so", ' + "really " * 20}]
 SHAREGPT = [{"from": "human", "value": "How?"}, {"from": "gpt", "value": TURNS[1]["content"]}]
 
 
-@pytest.mark.parametrize("write", [json.dumps, repr, listed, lambda m: f" \n{json.dumps(m)}\n"])
+WAYS = {
+    "JSON": json.dumps,
+    "Python": repr,
+    "numpy": listed,
+    "numpy's repr": lambda turns: repr(np.array(turns, dtype=object)),
+    "JSON between lines": lambda turns: f" \n{json.dumps(turns)}\n",
+    "JSON of JSON": lambda turns: json.dumps(json.dumps(turns)),
+    "a tuple": lambda turns: repr((*turns,)),
+    "without its brackets": lambda turns: json.dumps(turns)[1:-1],
+}
+
+
+@pytest.mark.parametrize("write", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("turns", [TURNS, SHAREGPT], ids=["messages", "sharegpt"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_messages_that_are_text_are_parsed(tmp_path, write, turns, whole):
@@ -238,6 +250,9 @@ def test_other_lists_that_are_text_are_parsed(tmp_path, write, name):
         '[{"from": "Paris", "to": "Rome"}]',
         '{"role": "admin"}',
         "[x for x in xs]",
+        '"role": 1 is no message',
+        '(1, "role": 2)',
+        json.dumps('"role": 1'),
         '[link](a) has "role": 1',
     ],
 )
