@@ -429,6 +429,12 @@ def test_prompts_of_folders_and_what_stands_beside_them(tmp_path):
         ("a.csv", 'prompt\na\n\n""\n', "row 2: the prompt has no text"),
         ("a.jsonl", '{"prompt": null}', "row 1: a column is missing"),
         ("a.jsonl", '{"prompt": 5}', "row 1: a value of the wrong kind"),
+        (
+            "a.jsonl",
+            json.dumps({"prompt": '[{"role": "user", "content": "cut'}),
+            "row 1: a value of the wrong kind",
+        ),
+        ("a.jsonl", json.dumps({"prompt": [USER, GOOD]}), "row 1: the prompt ends with the as"),
         ("a.jsonl", '{"answer": "a"}', "no column `prompt`, only answer"),
         ("a.csv", "prompt\na,b\n", "line 2: 2 fields for 1 columns"),
         ("a.txt", "", "holds no prompts"),
