@@ -88,6 +88,8 @@ REFUSED = {
     "a quote in quotes": ("a.csv", HEADER + 'q,"a "b" c",d\n', "quote in a field not doubled"),
     "two columns of a name": ("a.csv", "prompt,chosen,chosen\na,b,c\n", "are called 'chosen'"),
     "Latin-1": ("a.csv", HEADER.encode() + b"q,caf\xe9,b\n", "line 2: .*write it again as UTF-8"),
+    "UTF-16 without a mark": ("a.csv", (HEADER + "q,a,b\n").encode("utf-16-le"), "line 1: .*UTF-8"),
+    "lines of an old Mac": ("a.csv", (HEADER + "q,a,b\n").replace("\n", "\r"), r"with \\n: mend"),
     "nothing": ("a.csv", "", "it has no rows"),
     "a header": ("a.tsv", "question\tchosen\trejected\n", "it has no rows"),
     "no list": ("a.json", "5", "a row is an object of columns, not 5"),
@@ -144,8 +146,11 @@ def test_json_is_what_it_says(tmp_path, form):
 
 def test_json_of_columns_as_pandas_writes_it(tmp_path):
     rows = [{"question": f"{i}", "chosen": "2020-01-01", "rejected": "b"} for i in range(3)]
-    Dataset.from_list(rows).to_pandas().to_json(tmp_path / "a.json")
+    table = Dataset.from_list(rows).to_pandas()
+    table.to_json(tmp_path / "a.json")
     assert rows_of(tmp_path / "a.json") == rows
+    table[table["question"] != "1"].to_json(tmp_path / "b.json")  # its rows keep their numbers
+    assert rows_of(tmp_path / "b.json") == rows[::2]
 
 
 ROWS = [pair(f"{i}", f"It was {i}.", f"It was not {i}.") for i in range(3)]
