@@ -206,6 +206,8 @@ def test_tools_that_no_template_renders_are_named():
 def test_the_line_of_columns_that_are_not_read_is_bounded():
     said = reading(MESSAGES | {f"{'long' * 50}{i}": "x" for i in range(300)}).unread(list, TEMPLATE)
     assert f"and {300 - NAMED} more" in said and len(said) < 600
+    with pytest.raises(SystemExit, match="and 260 more are no preferences"):
+        reading({f"id-{i}": MESSAGES for i in range(300)})  # rows by their names
 
 
 def test_a_column_that_only_later_rows_fill_is_named():
