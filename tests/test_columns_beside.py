@@ -133,6 +133,48 @@ def test_input_and_context_are_part_of_the_question(row, asked):
     assert reading(row | TEXT).unread(list, TEMPLATE) == ""
 
 
+ONE = {"instruction": "How?", **TEXT}
+# name: (a row that seems to say something twice, another of its data set, what is learned)
+BY_CHANCE = {
+    "a greeting that is answered with itself": (
+        {"question": "Hi", "chosen": "Hi! So.", "rejected": "Hi, no."},
+        {"question": "How?", **TEXT},
+        ("Hi", "Hi! So.", "Hi, no."),
+    ),
+    "as plain text": (
+        {"prompt": "Hi", "chosen": "Hi! So.", "rejected": "Hi, no."},
+        {"prompt": "How?", **TEXT},
+        ("Hi", "Hi! So.", "Hi, no."),
+    ),
+    "of several answers": (
+        {"prompt": "Hi", "responses": ["Hi! So.", "Hi, no."], "ratings": [5, 1]},
+        {"prompt": "How?", "responses": ["So.", "No."], "ratings": [5, 1]},
+        ("Hi", "Hi! So.", "Hi, no."),
+    ),
+    "the question in most": (
+        {"question": "How?", "chosen": "How? So.", "rejected": "How? No."},
+        {"question": "Who?", **TEXT},
+        ("How?", "So.", "No."),
+    ),
+    "a short input": (ONE | {"input": "H"}, ONE | {"input": "Here."}, ("How?\nH", "So.", "No.")),
+    "a short context": (
+        ONE | {"context": "?"},
+        ONE | {"context": "It is."},
+        ("?\n\nHow?", "So.", "No."),
+    ),
+}
+
+
+@pytest.mark.parametrize("row, other, learned", BY_CHANCE.values(), ids=BY_CHANCE)
+def test_whether_a_text_is_there_twice_is_told_from_all_rows(row, other, learned):
+    """Of one row alone nobody could say it."""
+    rows = [row, row, other] if learned[0] == "How?" else [row, other]
+    found = reading(*rows)
+    made = to_pair(row, found.layout, True, found.parts)
+    values = (made[name] for name in ("prompt", "chosen", "rejected"))
+    assert learned == tuple(v if isinstance(v, str) else v[0]["content"] for v in values)
+
+
 UNREAD = {
     "input beside question": ({"question": "How?", **TEXT, "input": "Here."}, ["input"]),
     "context beside messages": (MESSAGES | {"context": "So it is."}, ["context"]),
@@ -164,6 +206,8 @@ def test_tools_that_no_template_renders_are_named():
 def test_the_line_of_columns_that_are_not_read_is_bounded():
     said = reading(MESSAGES | {f"{'long' * 50}{i}": "x" for i in range(300)}).unread(list, TEMPLATE)
     assert f"and {300 - NAMED} more" in said and len(said) < 600
+    with pytest.raises(SystemExit, match="and 260 more are no preferences"):
+        reading({f"id-{i}": MESSAGES for i in range(300)})  # rows by their names
 
 
 def test_a_column_that_only_later_rows_fill_is_named():

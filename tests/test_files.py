@@ -88,6 +88,8 @@ REFUSED = {
     "a quote in quotes": ("a.csv", HEADER + 'q,"a "b" c",d\n', "quote in a field not doubled"),
     "two columns of a name": ("a.csv", "prompt,chosen,chosen\na,b,c\n", "are called 'chosen'"),
     "Latin-1": ("a.csv", HEADER.encode() + b"q,caf\xe9,b\n", "line 2: .*write it again as UTF-8"),
+    "UTF-16 without a mark": ("a.csv", (HEADER + "q,a,b\n").encode("utf-16-le"), "line 1: .*UTF-8"),
+    "lines of an old Mac": ("a.csv", (HEADER + "q,a,b\n").replace("\n", "\r"), r"with \\n: mend"),
     "nothing": ("a.csv", "", "it has no rows"),
     "a header": ("a.tsv", "question\tchosen\trejected\n", "it has no rows"),
     "no list": ("a.json", "5", "a row is an object of columns, not 5"),
@@ -144,8 +146,11 @@ def test_json_is_what_it_says(tmp_path, form):
 
 def test_json_of_columns_as_pandas_writes_it(tmp_path):
     rows = [{"question": f"{i}", "chosen": "2020-01-01", "rejected": "b"} for i in range(3)]
-    Dataset.from_list(rows).to_pandas().to_json(tmp_path / "a.json")
+    table = Dataset.from_list(rows).to_pandas()
+    table.to_json(tmp_path / "a.json")
     assert rows_of(tmp_path / "a.json") == rows
+    table[table["question"] != "1"].to_json(tmp_path / "b.json")  # its rows keep their numbers
+    assert rows_of(tmp_path / "b.json") == rows[::2]
 
 
 ROWS = [pair(f"{i}", f"It was {i}.", f"It was not {i}.") for i in range(3)]
@@ -190,7 +195,19 @@ TURNS = [USER, GOOD | {"content": 'It\'s } {\n "so", ' + "really " * 20}]
 SHAREGPT = [{"from": "human", "value": "How?"}, {"from": "gpt", "value": TURNS[1]["content"]}]
 
 
-@pytest.mark.parametrize("write", [json.dumps, repr, listed, lambda m: f" \n{json.dumps(m)}\n"])
+WAYS = {
+    "JSON": json.dumps,
+    "Python": repr,
+    "numpy": listed,
+    "numpy's repr": lambda turns: repr(np.array(turns, dtype=object)),
+    "JSON between lines": lambda turns: f" \n{json.dumps(turns)}\n",
+    "JSON of JSON": lambda turns: json.dumps(json.dumps(turns)),
+    "a tuple": lambda turns: repr((*turns,)),
+    "without its brackets": lambda turns: json.dumps(turns)[1:-1],
+}
+
+
+@pytest.mark.parametrize("write", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("turns", [TURNS, SHAREGPT], ids=["messages", "sharegpt"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_messages_that_are_text_are_parsed(tmp_path, write, turns, whole):
@@ -238,6 +255,9 @@ def test_other_lists_that_are_text_are_parsed(tmp_path, write, name):
         '[{"from": "Paris", "to": "Rome"}]',
         '{"role": "admin"}',
         "[x for x in xs]",
+        '"role": 1 is no message',
+        '(1, "role": 2)',
+        json.dumps('"role": 1'),
         '[link](a) has "role": 1',
     ],
 )
@@ -414,6 +434,12 @@ def test_prompts_of_folders_and_what_stands_beside_them(tmp_path):
         ("a.csv", 'prompt\na\n\n""\n', "row 2: the prompt has no text"),
         ("a.jsonl", '{"prompt": null}', "row 1: a column is missing"),
         ("a.jsonl", '{"prompt": 5}', "row 1: a value of the wrong kind"),
+        (
+            "a.jsonl",
+            json.dumps({"prompt": '[{"role": "user", "content": "cut'}),
+            "row 1: a value of the wrong kind",
+        ),
+        ("a.jsonl", json.dumps({"prompt": [USER, GOOD]}), "row 1: the prompt ends with the as"),
         ("a.jsonl", '{"answer": "a"}', "no column `prompt`, only answer"),
         ("a.csv", "prompt\na,b\n", "line 2: 2 fields for 1 columns"),
         ("a.txt", "", "holds no prompts"),

@@ -112,6 +112,10 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
             break
     else:
         return
+    if "\0" in first:
+        raise Broken(path, before, "characters of no text, as UTF-16 has: write it again as UTF-8")
+    if "\r" in first.rstrip("\r\n"):
+        raise Broken(path, before, "lines end with \\r alone: write it again with \\n")
     sep = separator_of(first, sep)
     reader = csv.reader(chain([first], lines), delimiter=sep, strict=True)
     header: list[str] = []
@@ -168,9 +172,11 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
     if not isinstance(value, dict):
         return value if isinstance(value, list) else [value]
     columns = [column for column in value.values() if isinstance(column, dict)]
-    numbers = [str(row) for row in range(len(columns[0]))] if columns else []
-    if numbers and all([*column] == numbers for column in columns) and len(columns) == len(value):
-        return [{name: value[name][row] for name in value} for row in numbers]  # as pandas has it
+    numbers = [*columns[0]] if columns and len(columns) == len(value) else []
+    # As pandas has it, whose rows bear any numbers where some were taken out.
+    same = all([*column] == numbers for column in columns)
+    if numbers and same and all(map(str.isdecimal, numbers)):
+        return [{name: value[name][row] for name in value} for row in numbers]
     lists = {
         key: rows
         for key, rows in value.items()

@@ -92,10 +92,11 @@ def with_input(question: str, row: Row, parts: dict[str, str]) -> str:
     for part, value in values.items():
         if not isinstance(value, str):
             raise Fault("not_text", f"{parts[part]}: {value!r:.40}")
+        if f"{part} again" in parts and value in question:
+            values[part] = ""
     after, before = values.values()
-    if after and after not in question:
-        question = f"{question}\n{after}"
-    return f"{before}\n\n{question}" if before and before not in question else question
+    question = f"{question}\n{after}" if after else question
+    return f"{before}\n\n{question}" if before else question
 
 
 def answered(
@@ -108,7 +109,7 @@ def answered(
     """
     question = row.get(parts.get("question", "prompt"))
     texts = [value for value in (question, chosen, rejected) if isinstance(value, str)]
-    if len(texts) == 3 and question and all(text.startswith(question) for text in texts):
+    if "again" in parts and len(texts) == 3 and all(text.startswith(question) for text in texts):
         chosen, rejected = (text[len(question) :].lstrip() for text in texts[1:])
     bare = asked(row, parts, calls)
     prompt = begun(bare, row, parts, calls)
@@ -208,6 +209,6 @@ def to_pair(
     (prompt,) = need(row, parts.get("question", "prompt"))
     if layout != "explicit" or not isinstance(prompt, str):
         return answered(row, chosen, rejected, parts, calls)
-    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+    if "again" in parts and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

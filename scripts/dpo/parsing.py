@@ -18,7 +18,10 @@ from dpo.tokenization import GIVEN
 from dpo.turns import Fault
 
 LISTS = (*GIVEN, "history", *CANDIDATES, *RATINGS)  # columns that are no text of their own
-ROLE = re.compile(r"""["'](role|from)["']\s*:""")
+ROLE = re.compile(r"""["'](role|from)\\*["']\s*:""")
+BEGIN = ("[", "{", "(", '"', "'")
+BEGUN = re.compile(r"""\s*[\[(]?\s*\{\s*["'](role|from|content|value)["']\s*:""")
+ARRAY = re.compile(r"\s*array\((\[.*\]),\s*dtype=object\)\s*", re.DOTALL)
 
 
 def with_commas(text: str) -> str:
@@ -50,20 +53,25 @@ def is_message(value: Any) -> bool:
 
 
 def messages_in(text: str, column: str) -> Any:
-    """Messages, if text is a list of them or one; else the text. What merely begins with a bracket
-    is text: code, an answer in JSON.
+    """Messages, if text is a list of them or one, or that as JSON text once more; else the text.
+    What merely begins with a bracket is text: code, an answer in JSON.
 
     Raises:
         Fault: it begins as messages do, and they cannot be read.
     """
-    begin = text.lstrip()[:1]
-    if not begin or begin not in "[{" or not ROLE.search(text):
+    array = ARRAY.fullmatch(text)
+    inner = array[1] if array else text.strip()
+    if not inner.startswith(BEGIN) or not ROLE.search(inner):
         return text
-    value = value_of(text.strip())
+    value = value_of(inner)
+    if isinstance(value, str) and value != text:
+        again = messages_in(value, column)
+        return text if isinstance(again, str) else again
+    value = [*value] if isinstance(value, tuple) else value
     turns = value if isinstance(value, list) else [value]
     if turns and all(map(is_message, turns)):
         return value
-    if value is None and re.match(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""", text):
+    if value is None and BEGUN.match(inner):
         raise Fault("not_messages", f"{column} begins as messages in JSON do, and is none")
     return text
 

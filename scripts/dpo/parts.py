@@ -67,7 +67,8 @@ def told(rows: list[Row], given: str | None = None) -> tuple[str | None, dict[st
 
     Returns a key of LAYOUTS, None where it is none that is known, and of its parts those that are
     there: `chosen` and `rejected`, or `first`, `second` and how they compare, or `candidates`, or
-    `response` and `score`; `question`, and what of BESIDE stands beside it.
+    `response` and `score`; `question`, and what of BESIDE stands beside it; and what is there
+    `again`.
     """
     columns = example_of(rows)
     layout, parts = answers(columns, rows, given)
@@ -82,7 +83,36 @@ def told(rows: list[Row], given: str | None = None) -> tuple[str | None, dict[st
             parts = {part: n for part, n in parts.items() if part not in ("input", "context")}
     elif not question and not alone:
         layout = None
-    return given or layout, parts
+    return given or layout, parts | again(rows, parts)
+
+
+def again(rows: list[Row], parts: dict[str, str]) -> dict[str, str]:
+    """What is there twice, and is to be read once: `again` where most answers begin with their
+    question, `input again` and `context again` where every question holds it already.
+
+    Told from all rows: in one alone "Hi!" may answer "Hi", and "a" stands in most questions.
+    """
+    found, name = {}, parts.get("question")
+    asked = [(row.get(name), row) for row in rows if isinstance(row.get(name), str) and row[name]]
+    begin = [all(t.startswith(q) for t in texts) for q, row in asked if (texts := said(row, parts))]
+    if sum(begin) > len(begin) / 2:
+        found["again"] = name
+    for part in ("input", "context"):
+        texts = [(row.get(parts.get(part)), question) for question, row in asked]
+        held = [text in question for text, question in texts if text and isinstance(text, str)]
+        if held and all(held):
+            found[f"{part} again"] = parts[part]
+    return found
+
+
+def said(row: Row, parts: dict[str, str]) -> list[str]:
+    """The answers in a row that are text."""
+    names = ("chosen", "rejected", "first", "second", "response")
+    found = [row.get(parts[name]) for name in names if name in parts]
+    several = row.get(parts.get("candidates"))
+    for one in several if isinstance(several, list) else ():
+        found.append(one.get(first_of(SAID, one)) if isinstance(one, dict) else one)
+    return [text for text in found if isinstance(text, str)]
 
 
 def _pair(columns: Row) -> dict[str, str]:

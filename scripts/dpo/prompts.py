@@ -9,13 +9,14 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo import lint, preferences
+from dpo import lint, parsing, preferences
 from dpo.contestants import Contestant
 from dpo.files import Broken, lines_of
 from dpo.layouts import asked, begun
-from dpo.parts import QUESTIONS, beside, example_of, first_of
+from dpo.parts import QUESTIONS, again, beside, example_of, first_of
 from dpo.reading import OPTIONS
 from dpo.recipe import Recipe
+from dpo.rows import Rows
 from dpo.sampling import Prompt, parts, prompt_token_ids
 from dpo.sources import load, load_rows
 from dpo.tokenization import load_tokenizer, options_of
@@ -79,7 +80,7 @@ def check(prompts: list[Prompt], who: Contestant) -> None:
         )
 
 
-def rows_of(path: Path) -> tuple[list[dict[str, Any]], str]:
+def rows_of(path: Path) -> tuple[Rows, str]:
     """The rows of a file of prompts, and the column that holds them.
 
     Raises:
@@ -90,7 +91,8 @@ def rows_of(path: Path) -> tuple[list[dict[str, Any]], str]:
             lines = [line.rstrip("\r\n") for line in lines_of(str(path))]
         except Broken as error:
             raise SystemExit(f"PROMPTS: {error}") from error
-        return [{"prompt": line} for line in lines if line.strip()], "prompt"
+        found = [line for line in lines if line.strip()]
+        return Rows(str(path), Dataset.from_dict({"prompt": found})), "prompt"
     splits = load(str(path), "PROMPTS")
     if len(splits) > 1 and "test" not in splits:
         raise SystemExit(f"PROMPTS: {path} has the splits {', '.join(splits)}: give one's file")
@@ -99,7 +101,7 @@ def rows_of(path: Path) -> tuple[list[dict[str, Any]], str]:
     name = first_of((*QUESTIONS, *CONVERSATIONS), columns)
     if not name:
         raise SystemExit(f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns)}")
-    return source.meant(source.data), name
+    return source, name
 
 
 def read(file: str) -> list[Prompt]:
@@ -115,12 +117,15 @@ def read(file: str) -> list[Prompt]:
     path = Path(file)
     if not path.exists():
         raise SystemExit(f"PROMPTS: no file {file}")
-    rows, name = rows_of(path)
+    source, name = rows_of(path)
+    rows = source.meant(source.data)
     if not rows:
         raise SystemExit(f"PROMPTS: {file} holds no prompts")
     parts, found = {"question": name, **beside(example_of(rows), name)}, []
-    for number, row in enumerate(rows, start=1):
+    parts |= again(rows, parts)
+    for number, row in enumerate(source.data, start=1):
         try:
+            row = parsing.meant(row, source.padded)
             said = begun(asked(row, parts), row, parts, calls=True)
             options = options_of(row)
             if name in CONVERSATIONS and said[-1:] and said[-1]["role"] == "assistant":
@@ -136,8 +141,10 @@ def read(file: str) -> list[Prompt]:
 
 
 def check_prompt(messages: list[dict[str, Any]]) -> None:
-    """Raises Fault if nobody asks anything."""
+    """Raises Fault if nobody asks anything, or it is answered already."""
     if not lint.last_said(messages).strip():
         raise Fault("no_prompt")
     if {message.get("role") for message in messages} - lint.ROLES:
         raise Fault("unknown_role")
+    if messages[-1]["role"] == "assistant":
+        raise Fault("wrong_role")

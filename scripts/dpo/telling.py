@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,8 @@ class Reading:
     def read(self, kind: type, template: str | None) -> list[str]:
         """The columns that are read. Plain text is trained on without what stands beside it, and
         many a chat template knows no tools."""
-        parts = {part: n for part, n in self.parts.items() if kind is list or part not in BESIDE}
+        parts = self.parts.items()
+        parts = {part: n for part, n in parts if kind is list or part.split()[0] not in BESIDE}
         columns, rendered = example_of(self.rows), kind is list
         given = [name for name in GIVEN if rendered and columns.get(name)]
         given = [name for name in given if name != "tools" or "tools" in str(template)]
@@ -57,10 +59,9 @@ class Reading:
         ]
         if not names:
             return ""
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         return (
-            f"not read: {', '.join(f'{name:.40}' for name in names[:NAMED])}{more} (if the model "
-            "should see one, put it into the prompt, or rename it with --column_mapping)"
+            f"not read: {listed(names, NAMED)} (if the model should see one, put it into the "
+            "prompt, or rename it with --column_mapping)"
         )
 
     def said_again(self) -> bool:
@@ -136,6 +137,13 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     return Reading(layout, parts, rows)
 
 
+def listed(names: Iterable, limit: int = 40) -> str:
+    """Names of columns, in a line of bounded length."""
+    names = [f"{name!s:.40}" for name in names]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def known() -> str:
     return "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
 
@@ -146,7 +154,7 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     Raises:
         SystemExit: there is no column of the prompt, or of the answers.
     """
-    columns, here = example_of(rows), f"{name}: columns {', '.join(map(str, rows[0]))}"
+    columns, here = example_of(rows), f"{name}: columns {listed(rows[0])}"
     answers = {"rated": "candidates", "compared": "first", "scored": "response"}
     if answers.get(layout, "chosen") not in parts:
         raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
@@ -177,7 +185,7 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
         how: where the user says what columns are called.
     """
     columns = example_of(rows)
-    names = ", ".join(map(str, rows[0] if rows else ()))
+    names = listed(rows[0] if rows else ())
     for what, why in instead(columns):
         if what:
             return f"{name}: columns {names} {why}"
