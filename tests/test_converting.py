@@ -83,6 +83,9 @@ dataset_mixture:
     - {id: someone/talk, config: Preference, split: b, columns: [chosen], weight: 0.25}
 """
 BEFORE = TRAINED.replace("eval_strategy", "evaluation_strategy")
+WHOLE = TRAINED + "dataset_mixer: {someone/pairs: 1, others/pairs: 0.004, third/pairs: 0}\n"
+WHOLE += "dataset_splits: train_prefs\n"
+WHOLE_ENTRY = TRAINED + "dataset_mixture: {datasets: [{id: someone/pairs, weight: 1}]}\n"
 HANDBOOK = {
     "full": TRAINED + POOLED,
     "qlora": TRAINED + MIXER + QLORA.replace("torch_dtype: null", ""),
@@ -366,6 +369,11 @@ WAY = {
         {"path": "someone/talk", "name": "Preference", "split": "a[:50%]"},
         {"path": "someone/talk", "name": "Preference", "split": "b[:25%]"},
     ],
+    (WHOLE, "datasets"): [  # 1 is a share there, and no row; of 0 there is none
+        {"path": "someone/pairs", "split": "train_prefs"},
+        {"path": "others/pairs", "split": "train_prefs[:1%]"},
+    ],
+    (WHOLE_ENTRY, "dataset_name"): "someone/pairs",
     (HANDBOOK["think"], "loss_type"): ["apo_zero"],
     (HANDBOOK["first full"], "eval_strategy"): "epoch",
     (HANDBOOK["first full"], "datasets"): [{"path": "someone/pairs", "split": "train_prefs[:50%]"}],
@@ -455,6 +463,7 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         ("- a\n- b\n", "no keys"),
         ("a: [1\n", "not YAML"),
         (TRAINED, "it names no data: give them with DATASET="),
+        (WHOLE_ENTRY.replace("id:", "path:"), "an entry of datasets has no id"),
         (SCRIPT.replace("for LR in 1e-6", ""), r"--learning_rate \$LR: the script does not say"),
     ],
 )

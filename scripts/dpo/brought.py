@@ -44,7 +44,7 @@ class Brought:
 def sliced(split: str, share: Any) -> str:
     """A split, or the part of it that a share (at most 1) or a number of rows takes."""
     if isinstance(share, float) and share < 1:
-        return f"{split}[:{round(share * 100)}%]"
+        return f"{split}[:{max(round(share * 100), 1)}%]"
     return f"{split}[:{share}]" if isinstance(share, int) and share >= 1 else split
 
 
@@ -80,13 +80,16 @@ def mixture(b: Brought) -> None:
     stated = b.take("dataset_mixture")
     if isinstance(stated, dict):
         entries = stated.get("datasets") or []
+        if not all(isinstance(entry, dict) and entry.get("id") for entry in entries):
+            b.refuse("dataset_mixture: an entry of datasets has no id, which names its data set")
+        entries = [entry for entry in entries if entry.get("weight") != 0]
         tests = [e for e in entries if str(e.get("split", "train")).startswith(HELD_OUT)]
         parts = []
         for entry in entries:
             if entry in tests:
                 continue
             name = entry.get("config")
-            split = sliced(entry.get("split", "train"), entry.get("weight"))
+            split = sliced(entry.get("split", "train"), float(entry.get("weight") or 1))
             part = {"path": entry["id"], "name": None if name == "default" else name}
             parts.append({k: v for k, v in (part | {"split": split}).items() if v})
         if tests:
@@ -103,12 +106,14 @@ def mixture(b: Brought) -> None:
     mixer = b.take("dataset_mixer")
     if isinstance(mixer, dict):
         splits, configs = b.take("dataset_splits", ["train", "test"]), b.take("dataset_configs", [])
+        splits = splits.split(",") if isinstance(splits, str) else splits
         tests = [split for split in splits if split.startswith(HELD_OUT)]
         train = next((split for split in splits if split not in tests), "train")
         names = [*configs, *[None] * len(mixer)]
         parts = [
-            {"path": path, "split": sliced(train, share), **({"name": name} if name else {})}
+            {"path": path, "split": sliced(train, float(share)), **({"name": name} if name else {})}
             for (path, share), name in zip(mixer.items(), names, strict=False)
+            if share  # of 0 it took no row
         ]
         if len(parts) > 1 and tests:
             b.warned.append(
