@@ -119,6 +119,8 @@ TRL = {
     "padding_value: 0\nis_encoder_decoder: false\ngenerate_during_eval: true\n"
     "force_use_ref_model: false\ndataset_num_proc: 3\nsanity_check: false\n",
     "rpo": TRAINED + "dataset_name: someone/pairs\nrpo_alpha: 0.5\ntruncation_mode: keep_end\n",
+    "rpo of two": TRAINED + "dataset_name: someone/pairs\nrpo_alpha: 0.5\n"
+    "loss_type: [sigmoid, bco_pair]\nloss_weights: [0.8, 0.2]\n",
     "0.20": TRAINED + "dataset_name: someone/pairs\ndataset_train_split: train\ntorch_dtype: auto\n"
     "max_completion_length: 300\nuse_logits_to_keep: true\ntools: null\nmodel_adapter_name: x\n"
     "ref_model_init_kwargs: {}\nref_adapter_name: y\nbase_model_attribute_name: model\n"
@@ -184,6 +186,8 @@ OF_AXOLOTL = {
     "lora": AXOLOTL,
     "qlora": AXOLOTL.replace("adapter: lora", "adapter: qlora")
     + "lora_target_modules: [q_proj]\nlora_modules_to_save: [lm_head]\nrl_beta: 0.2\n",
+    "of its trl": AXOLOTL + "trl: {beta: 0.7}\nrl_beta: 0.2\nrpo_alpha: 0.3\n"
+    "dpo_loss_type: [hinge]\ndpo_loss_weights: [0.5]\n",
     "intel": re.sub(
         r"type: chat.*?output_dir", "type: chatml.intel\noutput_dir", AXOLOTL, flags=re.S
     )
@@ -380,6 +384,7 @@ WAY = {
     (TRL["flags of 0.9"], "loss_type"): ["aot_unpaired"],
     (TRL["rpo"], "loss_type"): ["sigmoid", "sft"],
     (TRL["rpo"], "loss_weights"): [1.0, 0.5],
+    (TRL["rpo of two"], "loss_weights"): [0.8, 0.2, 0.5],
     (TRL["0.20"], "dtype"): "auto",
     (OF_AXOLOTL["lora"], "column_mapping"): {"prompt": "talk", "chosen": "good", "rejected": "bad"},
     (OF_AXOLOTL["lora"], "per_device_train_batch_size"): 3,
@@ -391,6 +396,10 @@ WAY = {
     (OF_AXOLOTL["ipo by its own columns"], "loss_type"): ["ipo"],
     (OF_AXOLOTL["ipo by its own columns"], "use_peft"): None,
     (OF_AXOLOTL["ipo by its own columns"], "preference_layout"): "question",
+    (OF_AXOLOTL["qlora"], "lora_target_modules"): "all-linear",  # there both are taken
+    (OF_AXOLOTL["of its trl"], "beta"): 0.7,
+    (OF_AXOLOTL["of its trl"], "loss_type"): ["hinge", "sft"],
+    (OF_AXOLOTL["of its trl"], "loss_weights"): [0.5, 0.3],
     (OF_FACTORY["qlora with ftx"], "loss_weights"): [1.0, 0.2],
     (OF_FACTORY["qlora with ftx"], "load_in_4bit"): True,
     (OF_FACTORY["qlora with ftx"], "lora_r"): 6,

@@ -75,6 +75,13 @@ def place(
         b.put("test_split_size", held_out)
 
 
+def with_sft(b: Brought, alpha: float, types: list[str] | str, weights: list | None) -> None:
+    """Put the losses of a recipe whose rpo_alpha adds one on the chosen completions."""
+    types = [types] if isinstance(types, str) else types
+    b.put("loss_type", [*types, "sft"], of="rpo_alpha")
+    b.put("loss_weights", [*(weights or [1.0] * len(types)), float(alpha)])
+
+
 def mixture(b: Brought) -> None:
     """The alignment handbook's two ways to mix data sets."""
     stated = b.take("dataset_mixture")
@@ -129,10 +136,7 @@ def trl(b: Brought) -> None:
         b.refuse("reference_free: TRL has no DPO loss without a reference any more")
     mixture(b)
     if alpha := b.take("rpo_alpha"):
-        types = b.take("loss_type", "sigmoid")
-        types = [types] if isinstance(types, str) else types
-        b.put("loss_type", [*types, "sft"], of="rpo_alpha")
-        b.put("loss_weights", [*[1.0] * len(types), float(alpha)])
+        with_sft(b, alpha, b.take("loss_type", "sigmoid"), b.take("loss_weights"))
     if text := b.take("chat_template"):
         if str(text).endswith(".jinja"):
             b.put("chat_template_path", text, of="chat_template")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo.brought import Brought, columns, place, sliced
+from dpo.brought import Brought, columns, place, sliced, with_sft
 from dpo.old_keys import TEMPLATE
 from dpo.parts import QUESTIONS
 
@@ -61,14 +61,17 @@ def axolotl(b: Brought) -> None:
     if loss:
         b.put("loss_type", loss, of="dpo_loss_type")
     if alpha := b.take("rpo_alpha"):
-        b.new |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, float(alpha)]}
+        with_sft(b, alpha, loss or "sigmoid", b.take("dpo_loss_weights"))
+    if (own := b.take("trl")) and own.get("beta") is not None:  # it goes before rl_beta
+        b.old.pop("rl_beta", None)
+        b.put("beta", own["beta"], of="trl")
     axolotl_data(b)
     adapter = b.take("adapter")
     if adapter:
         b.put("use_peft", True, of="adapter")
         b.new["lora_dropout"] = b.take("lora_dropout", 0.0)
-        linear = b.take("lora_target_linear")
-        if linear and not b.old.get("lora_target_modules"):
+        if b.take("lora_target_linear"):
+            b.drop("lora_target_modules", "lora_target_linear takes all of them, and more")
             b.put("lora_target_modules", "all-linear", of="lora_target_linear")
         if start := b.take("lora_model_dir"):
             b.drop("base_model", f"the adapter of lora_model_dir names it ({b.old['base_model']})")
