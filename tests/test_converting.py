@@ -312,6 +312,9 @@ OF_INSTRUCT = {
     + "hf_metadata_dataset: ''\nconcatenated_forward: true\ngamma_beta_ratio: 0.3\n",
     "shell": SCRIPT,
 }
+NAMED = re.sub(
+    r"datasets:.*?dataset_prep", "datasets: [someone/pairs]\ndataset_prep", AXOLOTL, flags=re.S
+)
 RECIPES = [
     pytest.param(tool, text, id=f"{tool}, {what}")
     for tool, texts in {
@@ -397,10 +400,17 @@ WAY = {
     (OF_AXOLOTL["ipo by its own columns"], "use_peft"): None,
     (OF_AXOLOTL["ipo by its own columns"], "preference_layout"): "question",
     (OF_AXOLOTL["qlora"], "lora_target_modules"): "all-linear",  # there both are taken
+    (NAMED, "dataset_name"): "someone/pairs",
+    (NAMED.replace("[someone/pairs]", "{path: someone/pairs}"), "dataset_name"): "someone/pairs",
+    (NAMED.replace("[someone/pairs]", "someone/pairs"), "dataset_name"): "someone/pairs",
     (OF_AXOLOTL["of its trl"], "beta"): 0.7,
     (OF_AXOLOTL["of its trl"], "loss_type"): ["hinge", "sft"],
     (OF_AXOLOTL["of its trl"], "loss_weights"): [0.5, 0.3],
     (OF_FACTORY["qlora with ftx"], "loss_weights"): [1.0, 0.2],
+    (FACTORY.replace(": ultrafeedback", ": [orca_pairs, ultrafeedback]"), "datasets"): [
+        {"path": "Intel/orca_dpo_pairs", "split": "train[:700]"},
+        {"path": "llamafactory/ultrafeedback_binarized", "split": "train[:700]"},
+    ],
     (OF_FACTORY["qlora with ftx"], "load_in_4bit"): True,
     (OF_FACTORY["qlora with ftx"], "lora_r"): 6,
     (OF_FACTORY["qlora with ftx"], "lora_modules_to_save"): ["embed_tokens"],
@@ -447,6 +457,7 @@ def test_its_keys_mean_what_they_meant(tmp_path):
         (TRL["rpo"] + "label_smoothing: 0.1\n", "TRL smooths labels of robust"),
         (OF_AXOLOTL["ipo by its own columns"], "prompt_format: the chat template renders instead"),
         (FACTORY.replace("ultrafeedback", "my_own"), "my_own is a name in LLaMA-Factory's"),
+        (FACTORY + "ref_model: else/where\n", "reference is else/where; here it is the policy's"),
         (INSTRUCT + "quux: 3\nfoo_bar: 1\n", "Not known, left out: quux, foo_bar."),
     ],
 )
@@ -461,6 +472,8 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         (AXOLOTL.replace("rl: dpo", ""), "an SFT: it has no rl: dpo"),
         (FACTORY.replace("stage: dpo", "stage: sft"), "no DPO, but stage: sft"),
         (FACTORY.replace("sigmoid", "simpo"), "no DPO, but pref_loss: simpo"),
+        (FACTORY + "adapter_name_or_path: a,b\n", "a,b: merge them first"),
+        (NAMED.replace("datasets: [", "test_datasets: ["), "it names no data"),
         (INSTRUCT.replace("dpo_norm", "simpo"), "no DPO, but loss_type: simpo"),
         (TRAINED.replace("-dpo", "-orpo") + "dataset_name: a/b\n", "no DPO, but ORPO, as its name"),
         (TRAINED + POOLED + "packing: true\n", "no DPO, but an SFT: it has packing"),
