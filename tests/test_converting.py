@@ -1,5 +1,6 @@
 """make new FROM= brings a recipe of another tool; a strict parse says what unknown keys are now."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -312,6 +313,8 @@ OF_INSTRUCT = {
     + "hf_metadata_dataset: ''\nconcatenated_forward: true\ngamma_beta_ratio: 0.3\n",
     "shell": SCRIPT,
 }
+MANY = TRL["shell"].replace("accelerate launch --num_processes 4", "LAUNCH")
+MANY = MANY.replace("--output_dir out", "--use_peft --lora_alpha 64 2>&1 | tee its.log")
 NAMED = re.sub(
     r"datasets:.*?dataset_prep", "datasets: [someone/pairs]\ndataset_prep", AXOLOTL, flags=re.S
 )
@@ -334,6 +337,17 @@ def brought(folder: Path, text: str, *given, **more) -> tuple[str, dict]:
     path.write_text(text)
     text, _ = convert(path, "mine", *given, **more)
     return text, yaml.safe_load(text)
+
+
+def test_json_is_read_as_json(tmp_path):
+    """Tabs and a byte order mark are."""
+    path = tmp_path / "theirs.json"
+    keys = yaml.safe_load(TRL["rpo"])
+    path.write_text(json.dumps(keys, indent="\t"), encoding="utf-8-sig")
+    assert yaml.safe_load(convert(path, "mine")[0])["beta"] == 0.02
+    path.write_text(json.dumps(keys)[:-9])
+    with pytest.raises(SystemExit, match=r"theirs\.json: not JSON: "):
+        convert(path, "mine")
 
 
 def flat(text: str) -> str:
@@ -399,6 +413,13 @@ WAY = {
     (OF_AXOLOTL["ipo by its own columns"], "loss_type"): ["ipo"],
     (OF_AXOLOTL["ipo by its own columns"], "use_peft"): None,
     (OF_AXOLOTL["ipo by its own columns"], "preference_layout"): "question",
+    (
+        MANY.replace("LAUNCH", "torchrun --nproc-per-node=4 --nnodes 2"),
+        "gradient_accumulation_steps",
+    ): 8,
+    (MANY.replace("LAUNCH", "deepspeed --num_gpus 3"), "gradient_accumulation_steps"): 3,
+    (MANY, "lora_alpha"): 64,  # and not where it writes
+    (AXOLOTL.replace("tf32: false", "tf32: true"), "tf32"): True,  # this machine may not have it
     (OF_AXOLOTL["qlora"], "lora_target_modules"): "all-linear",  # there both are taken
     (NAMED, "dataset_name"): "someone/pairs",
     (NAMED.replace("[someone/pairs]", "{path: someone/pairs}"), "dataset_name"): "someone/pairs",
@@ -484,6 +505,11 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         ("trainer: {component: x}\nmodel: y\n", "keys of no tool that is known"),
         ("- a\n- b\n", "no keys"),
         ("a: [1\n", "not YAML"),
+        (
+            AXOLOTL.replace("bf16: auto", "bf16: full"),
+            r"theirs\.yaml: argument --bf16: Truthy value",
+        ),
+        (TRL["rpo"] + "model_name_or_path: {name: a/b}\n", "keys are not nested: give one name"),
         (TRAINED, "it names no data: give them with DATASET="),
         (WHOLE_ENTRY.replace("id:", "path:"), "an entry of datasets has no id"),
         (SCRIPT.replace("for LR in 1e-6", ""), r"--learning_rate \$LR: the script does not say"),
