@@ -1,5 +1,6 @@
 """make new FROM= brings a recipe of another tool; a strict parse says what unknown keys are now."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -83,6 +84,9 @@ dataset_mixture:
     - {id: someone/talk, config: Preference, split: b, columns: [chosen], weight: 0.25}
 """
 BEFORE = TRAINED.replace("eval_strategy", "evaluation_strategy")
+WHOLE = TRAINED + "dataset_mixer: {someone/pairs: 1, others/pairs: 0.004, third/pairs: 0}\n"
+WHOLE += "dataset_splits: train_prefs\n"
+WHOLE_ENTRY = TRAINED + "dataset_mixture: {datasets: [{id: someone/pairs, weight: 1}]}\n"
 HANDBOOK = {
     "full": TRAINED + POOLED,
     "qlora": TRAINED + MIXER + QLORA.replace("torch_dtype: null", ""),
@@ -116,6 +120,8 @@ TRL = {
     "padding_value: 0\nis_encoder_decoder: false\ngenerate_during_eval: true\n"
     "force_use_ref_model: false\ndataset_num_proc: 3\nsanity_check: false\n",
     "rpo": TRAINED + "dataset_name: someone/pairs\nrpo_alpha: 0.5\ntruncation_mode: keep_end\n",
+    "rpo of two": TRAINED + "dataset_name: someone/pairs\nrpo_alpha: 0.5\n"
+    "loss_type: [sigmoid, bco_pair]\nloss_weights: [0.8, 0.2]\n",
     "0.20": TRAINED + "dataset_name: someone/pairs\ndataset_train_split: train\ntorch_dtype: auto\n"
     "max_completion_length: 300\nuse_logits_to_keep: true\ntools: null\nmodel_adapter_name: x\n"
     "ref_model_init_kwargs: {}\nref_adapter_name: y\nbase_model_attribute_name: model\n"
@@ -181,6 +187,8 @@ OF_AXOLOTL = {
     "lora": AXOLOTL,
     "qlora": AXOLOTL.replace("adapter: lora", "adapter: qlora")
     + "lora_target_modules: [q_proj]\nlora_modules_to_save: [lm_head]\nrl_beta: 0.2\n",
+    "of its trl": AXOLOTL + "trl: {beta: 0.7}\nrl_beta: 0.2\nrpo_alpha: 0.3\n"
+    "dpo_loss_type: [hinge]\ndpo_loss_weights: [0.5]\n",
     "intel": re.sub(
         r"type: chat.*?output_dir", "type: chatml.intel\noutput_dir", AXOLOTL, flags=re.S
     )
@@ -305,6 +313,11 @@ OF_INSTRUCT = {
     + "hf_metadata_dataset: ''\nconcatenated_forward: true\ngamma_beta_ratio: 0.3\n",
     "shell": SCRIPT,
 }
+MANY = TRL["shell"].replace("accelerate launch --num_processes 4", "LAUNCH")
+MANY = MANY.replace("--output_dir out", "--use_peft --lora_alpha 64 2>&1 | tee its.log")
+NAMED = re.sub(
+    r"datasets:.*?dataset_prep", "datasets: [someone/pairs]\ndataset_prep", AXOLOTL, flags=re.S
+)
 RECIPES = [
     pytest.param(tool, text, id=f"{tool}, {what}")
     for tool, texts in {
@@ -324,6 +337,17 @@ def brought(folder: Path, text: str, *given, **more) -> tuple[str, dict]:
     path.write_text(text)
     text, _ = convert(path, "mine", *given, **more)
     return text, yaml.safe_load(text)
+
+
+def test_json_is_read_as_json(tmp_path):
+    """Tabs and a byte order mark are."""
+    path = tmp_path / "theirs.json"
+    keys = yaml.safe_load(TRL["rpo"])
+    path.write_text(json.dumps(keys, indent="\t"), encoding="utf-8-sig")
+    assert yaml.safe_load(convert(path, "mine")[0])["beta"] == 0.02
+    path.write_text(json.dumps(keys)[:-9])
+    with pytest.raises(SystemExit, match=r"theirs\.json: not JSON: "):
+        convert(path, "mine")
 
 
 def flat(text: str) -> str:
@@ -366,12 +390,18 @@ WAY = {
         {"path": "someone/talk", "name": "Preference", "split": "a[:50%]"},
         {"path": "someone/talk", "name": "Preference", "split": "b[:25%]"},
     ],
+    (WHOLE, "datasets"): [  # 1 is a share there, and no row; of 0 there is none
+        {"path": "someone/pairs", "split": "train_prefs"},
+        {"path": "others/pairs", "split": "train_prefs[:1%]"},
+    ],
+    (WHOLE_ENTRY, "dataset_name"): "someone/pairs",
     (HANDBOOK["think"], "loss_type"): ["apo_zero"],
     (HANDBOOK["first full"], "eval_strategy"): "epoch",
     (HANDBOOK["first full"], "datasets"): [{"path": "someone/pairs", "split": "train_prefs[:50%]"}],
     (TRL["flags of 0.9"], "loss_type"): ["aot_unpaired"],
     (TRL["rpo"], "loss_type"): ["sigmoid", "sft"],
     (TRL["rpo"], "loss_weights"): [1.0, 0.5],
+    (TRL["rpo of two"], "loss_weights"): [0.8, 0.2, 0.5],
     (TRL["0.20"], "dtype"): "auto",
     (OF_AXOLOTL["lora"], "column_mapping"): {"prompt": "talk", "chosen": "good", "rejected": "bad"},
     (OF_AXOLOTL["lora"], "per_device_train_batch_size"): 3,
@@ -383,7 +413,25 @@ WAY = {
     (OF_AXOLOTL["ipo by its own columns"], "loss_type"): ["ipo"],
     (OF_AXOLOTL["ipo by its own columns"], "use_peft"): None,
     (OF_AXOLOTL["ipo by its own columns"], "preference_layout"): "question",
+    (
+        MANY.replace("LAUNCH", "torchrun --nproc-per-node=4 --nnodes 2"),
+        "gradient_accumulation_steps",
+    ): 8,
+    (MANY.replace("LAUNCH", "deepspeed --num_gpus 3"), "gradient_accumulation_steps"): 3,
+    (MANY, "lora_alpha"): 64,  # and not where it writes
+    (AXOLOTL.replace("tf32: false", "tf32: true"), "tf32"): True,  # this machine may not have it
+    (OF_AXOLOTL["qlora"], "lora_target_modules"): "all-linear",  # there both are taken
+    (NAMED, "dataset_name"): "someone/pairs",
+    (NAMED.replace("[someone/pairs]", "{path: someone/pairs}"), "dataset_name"): "someone/pairs",
+    (NAMED.replace("[someone/pairs]", "someone/pairs"), "dataset_name"): "someone/pairs",
+    (OF_AXOLOTL["of its trl"], "beta"): 0.7,
+    (OF_AXOLOTL["of its trl"], "loss_type"): ["hinge", "sft"],
+    (OF_AXOLOTL["of its trl"], "loss_weights"): [0.5, 0.3],
     (OF_FACTORY["qlora with ftx"], "loss_weights"): [1.0, 0.2],
+    (FACTORY.replace(": ultrafeedback", ": [orca_pairs, ultrafeedback]"), "datasets"): [
+        {"path": "Intel/orca_dpo_pairs", "split": "train[:700]"},
+        {"path": "llamafactory/ultrafeedback_binarized", "split": "train[:700]"},
+    ],
     (OF_FACTORY["qlora with ftx"], "load_in_4bit"): True,
     (OF_FACTORY["qlora with ftx"], "lora_r"): 6,
     (OF_FACTORY["qlora with ftx"], "lora_modules_to_save"): ["embed_tokens"],
@@ -430,6 +478,7 @@ def test_its_keys_mean_what_they_meant(tmp_path):
         (TRL["rpo"] + "label_smoothing: 0.1\n", "TRL smooths labels of robust"),
         (OF_AXOLOTL["ipo by its own columns"], "prompt_format: the chat template renders instead"),
         (FACTORY.replace("ultrafeedback", "my_own"), "my_own is a name in LLaMA-Factory's"),
+        (FACTORY + "ref_model: else/where\n", "reference is else/where; here it is the policy's"),
         (INSTRUCT + "quux: 3\nfoo_bar: 1\n", "Not known, left out: quux, foo_bar."),
     ],
 )
@@ -444,6 +493,8 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         (AXOLOTL.replace("rl: dpo", ""), "an SFT: it has no rl: dpo"),
         (FACTORY.replace("stage: dpo", "stage: sft"), "no DPO, but stage: sft"),
         (FACTORY.replace("sigmoid", "simpo"), "no DPO, but pref_loss: simpo"),
+        (FACTORY + "adapter_name_or_path: a,b\n", "a,b: merge them first"),
+        (NAMED.replace("datasets: [", "test_datasets: ["), "it names no data"),
         (INSTRUCT.replace("dpo_norm", "simpo"), "no DPO, but loss_type: simpo"),
         (TRAINED.replace("-dpo", "-orpo") + "dataset_name: a/b\n", "no DPO, but ORPO, as its name"),
         (TRAINED + POOLED + "packing: true\n", "no DPO, but an SFT: it has packing"),
@@ -454,7 +505,13 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         ("trainer: {component: x}\nmodel: y\n", "keys of no tool that is known"),
         ("- a\n- b\n", "no keys"),
         ("a: [1\n", "not YAML"),
+        (
+            AXOLOTL.replace("bf16: auto", "bf16: full"),
+            r"theirs\.yaml: argument --bf16: Truthy value",
+        ),
+        (TRL["rpo"] + "model_name_or_path: {name: a/b}\n", "keys are not nested: give one name"),
         (TRAINED, "it names no data: give them with DATASET="),
+        (WHOLE_ENTRY.replace("id:", "path:"), "an entry of datasets has no id"),
         (SCRIPT.replace("for LR in 1e-6", ""), r"--learning_rate \$LR: the script does not say"),
     ],
 )

@@ -44,7 +44,7 @@ class Brought:
 def sliced(split: str, share: Any) -> str:
     """A split, or the part of it that a share (at most 1) or a number of rows takes."""
     if isinstance(share, float) and share < 1:
-        return f"{split}[:{round(share * 100)}%]"
+        return f"{split}[:{max(round(share * 100), 1)}%]"
     return f"{split}[:{share}]" if isinstance(share, int) and share >= 1 else split
 
 
@@ -75,18 +75,28 @@ def place(
         b.put("test_split_size", held_out)
 
 
+def with_sft(b: Brought, alpha: float, types: list[str] | str, weights: list | None) -> None:
+    """Put the losses of a recipe whose rpo_alpha adds one on the chosen completions."""
+    types = [types] if isinstance(types, str) else types
+    b.put("loss_type", [*types, "sft"], of="rpo_alpha")
+    b.put("loss_weights", [*(weights or [1.0] * len(types)), float(alpha)])
+
+
 def mixture(b: Brought) -> None:
     """The alignment handbook's two ways to mix data sets."""
     stated = b.take("dataset_mixture")
     if isinstance(stated, dict):
         entries = stated.get("datasets") or []
+        if not all(isinstance(entry, dict) and entry.get("id") for entry in entries):
+            b.refuse("dataset_mixture: an entry of datasets has no id, which names its data set")
+        entries = [entry for entry in entries if entry.get("weight") != 0]
         tests = [e for e in entries if str(e.get("split", "train")).startswith(HELD_OUT)]
         parts = []
         for entry in entries:
             if entry in tests:
                 continue
             name = entry.get("config")
-            split = sliced(entry.get("split", "train"), entry.get("weight"))
+            split = sliced(entry.get("split", "train"), float(entry.get("weight") or 1))
             part = {"path": entry["id"], "name": None if name == "default" else name}
             parts.append({k: v for k, v in (part | {"split": split}).items() if v})
         if tests:
@@ -103,12 +113,14 @@ def mixture(b: Brought) -> None:
     mixer = b.take("dataset_mixer")
     if isinstance(mixer, dict):
         splits, configs = b.take("dataset_splits", ["train", "test"]), b.take("dataset_configs", [])
+        splits = splits.split(",") if isinstance(splits, str) else splits
         tests = [split for split in splits if split.startswith(HELD_OUT)]
         train = next((split for split in splits if split not in tests), "train")
         names = [*configs, *[None] * len(mixer)]
         parts = [
-            {"path": path, "split": sliced(train, share), **({"name": name} if name else {})}
+            {"path": path, "split": sliced(train, float(share)), **({"name": name} if name else {})}
             for (path, share), name in zip(mixer.items(), names, strict=False)
+            if share  # of 0 it took no row
         ]
         if len(parts) > 1 and tests:
             b.warned.append(
@@ -124,10 +136,7 @@ def trl(b: Brought) -> None:
         b.refuse("reference_free: TRL has no DPO loss without a reference any more")
     mixture(b)
     if alpha := b.take("rpo_alpha"):
-        types = b.take("loss_type", "sigmoid")
-        types = [types] if isinstance(types, str) else types
-        b.put("loss_type", [*types, "sft"], of="rpo_alpha")
-        b.put("loss_weights", [*[1.0] * len(types), float(alpha)])
+        with_sft(b, alpha, b.take("loss_type", "sigmoid"), b.take("loss_weights"))
     if text := b.take("chat_template"):
         if str(text).endswith(".jinja"):
             b.put("chat_template_path", text, of="chat_template")

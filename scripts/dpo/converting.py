@@ -274,6 +274,9 @@ def convert(
     b.new["output_dir"] = f"outputs/{name}"
     if not b.new.get("model_name_or_path"):
         b.refuse("it names no model: give one with MODEL=")
+    for key in ("model_name_or_path", "dataset_name"):
+        if not isinstance(b.new.get(key, ""), str):
+            b.refuse(f"{key} is {b.new[key]}: a recipe's keys are not nested: give one name")
     if not b.new.get("dataset_name") and not b.new.get("datasets"):
         b.refuse("it names no data: give them with DATASET=")
     plain = []
@@ -283,6 +286,7 @@ def convert(
             del b.new[key]
     comments = header(b, name, said, plain, unknown)
     text = f"{comments}\n{sections(b.new, [*defaults])}"
-    resolve(make_parser(), Path(f"recipes/{name}.yaml"), name, yaml.safe_load(text), ["--use_cpu"])
+    here = ["--use_cpu", "--tf32=false"]  # whatever this machine can compute in
+    resolve(make_parser(), b.path, name, yaml.safe_load(text), here)
     told_of = [line.removeprefix("# ").strip("# ") for line in comments.splitlines()]
     return text, told_of

@@ -3,6 +3,7 @@ are of DPO."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -74,14 +75,16 @@ def flags_of(text: str) -> dict[str, Any]:
     ]
     at = scripts[0] if scripts else -1
     names = {"num_processes": 1, "num_nodes": 1, "nproc_per_node": 1}
+    alike = {"nnodes": "num_nodes", "num_gpus": "nproc_per_node"}
     for i, word in enumerate(command[: max(at, 0)]):
-        name, _, value = word.removeprefix("--").partition("=")
-        value = value or command[i + 1]
+        name, _, value = word.lstrip("-").partition("=")
+        name, value = name.replace("-", "_"), value or command[i + 1]
+        name = alike.get(name, name.lower())
         if name in names and value.isdigit():
             names[name] = int(value)
     key = None
     for word in command[at + 1 :]:
-        if word in ("&&", ";", "|", "done"):
+        if re.match(r"&|;|\||done$|\d?>", word):  # what ends the command, or says where it writes
             break
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
@@ -114,8 +117,11 @@ def read(path: Path) -> tuple[dict[str, Any], int | None]:
     if not path.is_file():
         raise SystemExit(f"FROM: no file {path}")
     try:
-        text = path.read_text(encoding="utf-8")
-        keys = flags_of(text) if path.suffix == ".sh" else yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8-sig")
+        read_as = {".sh": flags_of, ".json": json.loads}.get(path.suffix, yaml.safe_load)
+        keys = read_as(text)
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"FROM: {path}: not JSON: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SystemExit(f"FROM: {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(keys, dict) or not keys:

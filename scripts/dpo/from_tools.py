@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo.brought import Brought, columns, place, sliced
+from dpo.brought import Brought, columns, place, sliced, with_sft
 from dpo.old_keys import TEMPLATE
 from dpo.parts import QUESTIONS
 
@@ -22,9 +22,17 @@ ITS_DATA = {
 }
 
 
+def listed(b: Brought, key: str) -> list[dict]:
+    """The data sets of a key: a list of mappings; one alone, and a name, are taken as meant."""
+    found = b.take(key, [])
+    found = found if isinstance(found, list) else [found]
+    return [entry if isinstance(entry, dict) else {"path": str(entry)} for entry in found]
+
+
 def axolotl_data(b: Brought) -> None:
     parts, held_out = [], b.take("val_set_size")
-    for entry in b.take("datasets", []):
+    entries, tests = listed(b, "datasets"), listed(b, "test_datasets")
+    for entry in entries:
         part = {"path": entry.get("path"), "name": entry.get("name")}
         part["split"] = entry.get("split") or "train"
         files = entry.get("data_files")
@@ -45,8 +53,8 @@ def axolotl_data(b: Brought) -> None:
         for key in {*entry} - {*own, "ds_type", "field_messages", "field_chosen", "field_rejected"}:
             if key not in ("field_prompt", "field_system"):
                 b.dropped[f"datasets: {key}"] = "roles and templates are told from the rows"
-    tests = b.take("test_datasets", [])
-    alike = [t.get("split", "test") for t in tests if t.get("path") == parts[0].get("path")]
+    first = entries[0].get("path") if entries else None
+    alike = [t.get("split", "test") for t in tests if t.get("path") == first]
     if tests and not alike:
         b.warned.append("test_datasets: held-out pairs of another data set cannot be named here")
     place(b, parts, alike, held_out or (0.05 if tests and not alike else None))
@@ -61,14 +69,17 @@ def axolotl(b: Brought) -> None:
     if loss:
         b.put("loss_type", loss, of="dpo_loss_type")
     if alpha := b.take("rpo_alpha"):
-        b.new |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, float(alpha)]}
+        with_sft(b, alpha, loss or "sigmoid", b.take("dpo_loss_weights"))
+    if (own := b.take("trl")) and own.get("beta") is not None:  # it goes before rl_beta
+        b.old.pop("rl_beta", None)
+        b.put("beta", own["beta"], of="trl")
     axolotl_data(b)
     adapter = b.take("adapter")
     if adapter:
         b.put("use_peft", True, of="adapter")
         b.new["lora_dropout"] = b.take("lora_dropout", 0.0)
-        linear = b.take("lora_target_linear")
-        if linear and not b.old.get("lora_target_modules"):
+        if b.take("lora_target_linear"):
+            b.drop("lora_target_modules", "lora_target_linear takes all of them, and more")
             b.put("lora_target_modules", "all-linear", of="lora_target_linear")
         if start := b.take("lora_model_dir"):
             b.drop("base_model", f"the adapter of lora_model_dir names it ({b.old['base_model']})")
@@ -143,10 +154,15 @@ def llama_factory(b: Brought) -> None:
     b.put("loss_type", loss, of="pref_loss")
     if len(loss) > 1:
         b.put("loss_weights", weights)
+    if b.old.get("ref_model") not in (None, "", b.old.get("model_name_or_path")):
+        b.warned.append(
+            f"the original's reference is {b.old['ref_model']}; here it is the policy's start"
+        )
     if b.old.get("template"):
         b.warned.append(f"template: {b.old['template']}: {TEMPLATE}")
     folder, samples, parts = b.take("dataset_dir", "data"), b.take("max_samples"), []
-    for name in filter(None, str(b.take("dataset", "")).split(",")):
+    names = b.take("dataset", [])
+    for name in filter(None, names.split(",") if isinstance(names, str) else names):
         part, info = data_info(b, name.strip(), str(folder))
         rows = samples or info.get("num_samples")
         part["split"] = sliced(part.get("split") or "train", rows and int(rows))
@@ -186,6 +202,8 @@ def llama_factory(b: Brought) -> None:
         elif bits:
             b.warned.append(f"quantization_bit: {bits}: weights in 4 or 8 bits are what there is")
         if start := b.take("adapter_name_or_path"):
+            if "," in str(start):
+                b.refuse(f"adapter_name_or_path: {start}: merge them first, and name the result")
             b.drop("model_name_or_path", "the adapter to start from names its base")
             b.put("model_name_or_path", start, of="adapter_name_or_path")
     if b.take("disable_gradient_checkpointing"):
