@@ -247,6 +247,27 @@ def test_the_line_names_the_file(monkeypatch, tmp_path):
     assert message.startswith(f"{recipe}: learning_rate is 3.0: ")
 
 
+@pytest.mark.parametrize(
+    "key, says",
+    {
+        "beta: [0.1, 0.2]": r"beta is \[0\.1, 0\.2\]: it takes one value, and no list",
+        "per_device_train_batch_size: [4]": "it takes one value, and no list",
+        "dataset_name: [a/b, c/d]": "it takes one value, and no list",
+        "model_name_or_path: [a/b]": "it takes one value, and no list",
+        "learning_rate:": "learning_rate is empty: give a value, or leave it out",
+        "max_steps: null": "max_steps is empty: ",
+        "loss_type: ~": "loss_type is empty: ",
+    }.items(),
+)
+def test_a_value_that_no_flag_could_have(tmp_path, key, says):
+    recipe = tmp_path / "mine.yaml"
+    keys = [k for k in RECIPE.read_text().splitlines() if not k.startswith(key.split(":")[0])]
+    recipe.write_text("\n".join([*keys, key]) + "\n")
+    with pytest.raises(SystemExit, match=says) as stop:
+        parse(["--config", str(recipe), "--use_cpu"])
+    assert str(stop.value).startswith(f"{recipe}: ")
+
+
 def test_every_recipe_has_values_that_can_be(monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ | {"ACCELERATE_USE_CPU": "true"})
     for recipe in ROOT.rglob("recipes/*.yaml"):

@@ -234,7 +234,13 @@ def resolve(
         parser.set_defaults(ddp_backend="gloo")
     parser.set_defaults(dataloader_num_workers=None)  # until all else is known
     defaults = vars(parser.parse_known_args([])[0])
-    flags, rest = _as_flags(keys, {action.dest for action in parser._actions if action.nargs})
+    several = {action.dest for action in parser._actions if action.nargs}
+    for key, value in keys.items():  # neither goes through argparse's checks
+        if isinstance(value, list) and key not in {*several, "report_to", "debug", "fsdp"}:
+            raise SystemExit(f"{path}: {key} is {value}: it takes one value, and no list")
+        if value is None and defaults[key] is not None and key not in ("max_length", "dtype"):
+            raise SystemExit(f"{path}: {key} is empty: give a value, or leave it out")
+    flags, rest = _as_flags(keys, several)
     parser.set_defaults(**rest)
     # Once alone, so that an error names the file; flags on the command line are checked below.
     parser.prog = str(path)
