@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, make, run
+from conftest import ROOT, make, once, run
 
 from dpo.sweeping import points
 
@@ -90,7 +90,8 @@ def test_a_sweep_that_is_asked_to_leave_saves_and_starts_no_other(swept, tmp_pat
     _, flags, _ = swept
     into = tmp_path / "sweep"
     command = [sys.executable, "scripts/sweep.py", "--recipe", RECIPE, "--output", str(into)]
-    command += ["--sweep", "beta=0.7,0.9", "--", *flags, "--max_steps=3000", "--save_steps=5000"]
+    command += ["--sweep", "beta=0.7,0.9", "--"]
+    command += once([*flags, "--max_steps=3000", "--save_steps=5000"])
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     metrics, deadline = into / "beta=0.7/metrics.jsonl", time.monotonic() + 120
