@@ -5,7 +5,8 @@ import json
 import pytest
 from shelf_rows import ROWS, said
 
-from dpo.layouts import LAYOUTS, Fault, detect, to_pair
+from dpo.layouts import LAYOUTS, Fault, to_pair
+from dpo.parts import told
 from dpo.sources import load_splits
 
 USER, GOOD, BAD = said("user", "How?"), said("assistant", "So."), said("assistant", "No.")
@@ -128,21 +129,21 @@ CASES = {
 def test_a_row_becomes_the_pair(layout, row, pair, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     (stored,) = load_splits(str(tmp_path / "train.jsonl"))["train"].data
-    assert detect([stored]) == layout
+    assert told([stored])[0] == layout
     assert to_pair(stored, layout, chat=True) == pair
 
 
 def test_all_layouts_are_tried():
     assert {layout for layout, _, _ in CASES.values()} == LAYOUTS.keys() - {"scored"}
     scored = [{"prompt": "How?", "response": "So.", "helpfulness": 4}]
-    assert detect(scored) == "scored"
-    assert detect([{"text": "How?", "label": 1}]) is None
+    assert told(scored)[0] == "scored"
+    assert told([{"text": "How?", "label": 1}])[0] is None
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_data_of_the_shelf_are_told_apart(name):
     rows = [ROWS[name](i) for i in range(3)]
-    pair = to_pair(rows[1], detect(rows), chat=True)
+    pair = to_pair(rows[1], told(rows)[0], chat=True)
     whole = pair["prompt"] if isinstance(pair["prompt"], str) else pair["prompt"][-1]["content"]
     assert "1" in whole and pair["chosen"] != pair["rejected"]
 

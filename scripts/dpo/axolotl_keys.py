@@ -1,5 +1,5 @@
 """The keys of axolotl for DPO: what each is called here, or why there is none. Keys that are TRL's
-own are not repeated; what takes thought is in converting.py.
+own are not repeated; what takes thought is in from_tools.py.
 """
 
 from dpo.old_keys import (

@@ -28,11 +28,6 @@ LAYOUTS = {
 Pair = dict[str, Any]
 
 
-def detect(rows: list[Row]) -> str | None:
-    """The layout of these rows, a data set's first; None if it is none we know."""
-    return told(rows)[0]
-
-
 def renders(rows: list[Row], layout: str) -> str | None:
     """The layout that renders these rows with a chat template, where this one leaves them plain
     text; None where it renders them itself, or where the prompt is no column of its own."""

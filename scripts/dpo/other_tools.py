@@ -1,5 +1,5 @@
 """The keys of LLaMA-Factory and open-instruct for DPO: what each is called here, or why there is
-none. Keys that are TRL's own are not repeated; what takes thought is in converting.py.
+none. Keys that are TRL's own are not repeated; what takes thought is in from_tools.py.
 """
 
 from dpo import axolotl_keys
