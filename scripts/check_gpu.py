@@ -17,6 +17,7 @@ import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -104,11 +105,11 @@ PARTS: dict[str, tuple[Callable[[Job], Iterator[Row]], int]] = {
     "machine": (machine, 60),
     "parity": (parity, 150),
     "default": (gpu_runs.default_run, 270),
+    "speed": (speed, 120),
     "single": (gpu_runs.unsharded, 90),
     "zero2": (partial(gpu_runs.sharded, config="zero2"), 90),
     "zero3": (partial(gpu_runs.sharded, config="zero3"), 90),
     "qlora": (gpu_runs.qlora, 90),
-    "speed": (speed, 120),
     "zero3_offload": (partial(gpu_runs.sharded, config="zero3_offload"), 180),  # it compiles
 }
 
@@ -128,10 +129,12 @@ def name_of(device: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed: parts go without some."""
-    names = (*PACKAGES, "bitsandbytes", "triton")
-    found = {each.name: each.version for each in importlib.metadata.distributions()}
-    return {"Python": platform.python_version()} | {n: found[n] for n in names if n in found}
+    """Of what is imported here: parts go without some, and of two that are installed one is."""
+    found = {"Python": platform.python_version()}
+    for name in (*PACKAGES, "bitsandbytes", "triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def model_with_weights(model: Path, folder: Path) -> Path:
