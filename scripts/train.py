@@ -100,7 +100,7 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
     steps = args.max_steps
     if steps < 1:
         steps = math.ceil(math.ceil(pairs / batch) * args.num_train_epochs)
-    epochs = "" if streams else f" = {steps * batch / pairs:.2f} epochs"
+    epochs = "" if streams else f" = {steps / math.ceil(pairs / batch):.2f} epochs"
     kind = f"LoRA r={model.active_peft_config.r}" if is_peft_model(model) else "full fine-tuning"
     held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
     lines = {

@@ -1,16 +1,27 @@
-"""The reference is scored without dropout, whatever the policy is trained with."""
+"""The reference is scored without dropout, whatever the policy is trained with; which has none
+itself unless it is asked for."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_flags
+import torch
+from conftest import SIZES, run_flags
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    GPTBigCodeConfig,
+    LlamaConfig,
+    OPTConfig,
+    Qwen3Config,
+    set_seed,
+)
+from trl.trainer.utils import disable_dropout_in_model
 
-from dpo import adapters
+from dpo import adapters, dropout, metrics
 from dpo.building import make_trainer
 from dpo.preferences import prepare
 from dpo.recipe import parse
@@ -74,3 +85,37 @@ def test_the_reference_has_none(kind, scored, tiny_model, tiny_data, tmp_path):
             assert reference == pytest.approx(logps.mean(), abs=1e-3)
         policies.add(seen["logps/chosen"])
     assert len(policies) == 2  # the policy has dropout, and goes on having it
+
+
+OPT = {"vocab_size": 97, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+OPT |= {"num_attention_heads": 4, "word_embed_proj_dim": 32}
+# Of whose dropout some or all is a number that is handed to a function.
+NUMBERS = {
+    "llama": LlamaConfig(**SIZES, attention_dropout=0.5),
+    "opt": OPTConfig(**OPT, dropout=0.5),
+    "opt, layers": OPTConfig(**OPT, layerdrop=0.9),
+    "gpt_bigcode": GPTBigCodeConfig(vocab_size=97, n_embd=32, n_head=4, n_layer=2, attn_pdrop=0.5),
+    "qwen3": Qwen3Config(**SIZES, head_dim=8, attention_dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_a_policy_has_none_unless_asked(kind):
+    model = AutoModelForCausalLM.from_config(NUMBERS[kind]).train()
+    ids = torch.arange(2, 34)[None]
+    disable_dropout_in_model(model)  # TRL's own
+    dropout.off(model)
+    found = model(ids).logits
+    assert torch.equal(found, model(ids).logits) and torch.equal(found, model.eval()(ids).logits)
+
+
+def test_a_trained_policy_has_none(tiny_model, tiny_data, tmp_path):
+    start, _ = with_dropout("a model", tiny_model, tmp_path)
+    flags = [*run_flags(start, tiny_data, tmp_path / "run"), "--report_to=none", "--use_cpu"]
+    flags += ["--bf16=false", "--eval_strategy=no"]
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *flags])
+    tokenizer = load_tokenizer(recipe)
+    pairs = prepare(recipe, load_rows(recipe), tokenizer)["train"].pairs
+    make_trainer(recipe, tokenizer, pairs, None).train()
+    losses = [line["loss"] for line in metrics.read(tmp_path / "run") if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)

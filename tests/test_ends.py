@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import once, run_flags
+from conftest import once, random_model, run_flags
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpo import adapters, ends
@@ -160,3 +160,34 @@ def test_a_template_that_takes_no_bare_question_has_the_tokenizers_end(tiny_mode
         "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     )
     assert ends.of(None, tokenizer) == [tokenizer.eos_token_id]
+
+
+# As models are published: values that `generate` ignores, which transformers saves unchanged alone.
+IGNORED = {
+    "Vicuna": {"temperature": 0.9, "top_p": 0.6, "do_sample": False},
+    "Llama 2": {"temperature": 0.6, "top_p": 0.9},
+    "beams": {"early_stopping": True, "length_penalty": 2.0, "num_beams": 1},
+    "flags": {"return_dict_in_generate": False, "output_scores": True},
+    "two kinds": {"top_k": 20, "typical_p": 0.5, "length_penalty": 0.5, "pad_token_id": -1},
+}
+
+
+@pytest.mark.parametrize("what", IGNORED)
+def test_a_changed_config_is_saved_without_what_is_ignored(what, tiny_model, tmp_path):
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), random_model("llama")
+    published = {"eos_token_id": 5, "max_length": 50, **IGNORED[what]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(published))
+    model.generation_config = GenerationConfig.from_pretrained(tmp_path)
+    ends.remember(model, tokenizer, list)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [5, 2] and saved["max_length"] == 50
+    assert not {"temperature", "top_p", "length_penalty"} & {*saved}
+
+
+def test_a_changed_config_that_samples_goes_on_doing_so(tiny_model, tmp_path):
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), random_model("llama")
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, eos_token_id=5)
+    ends.remember(model, tokenizer, list)
+    model.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).temperature == 0.7

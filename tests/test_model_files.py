@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import random_model
+from conftest import once, random_model
+from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 from test_bad_input import RECIPE, refusal
+from transformers import AutoModelForCausalLM
 
 from dpo import shape
 from dpo.model_files import check_config, check_weights, tokenizer_of
@@ -99,6 +102,10 @@ CONFIGS = {
         config(model_type="llava", architectures=["LlavaForConditionalGeneration"]),
         "is a LlavaForConditionalGeneration, a model of more than text",
     ),
+    "a pad token": (
+        config(pad_token_id=60000),
+        "has pad_token_id 60000, and vocab_size",
+    ),
     "no architecture": (
         config(architectures=None),
         'names no `architectures`: .* such as "LlamaForCausalLM"',
@@ -116,6 +123,49 @@ TOKENIZERS = {
         lambda f: half(f / "tokenizer_config.json"),
         r"tokenizer_config\.json cannot be read: ",
     ),
+}
+
+
+# Before the rows are tokenised, whatever reads the folder.
+FOLDERS = {
+    "another name": (
+        lambda f: (f / "model.safetensors").rename(f / "consolidated.safetensors"),
+        r"has its weights in consolidated\.safetensors, and transformers reads model\.safetensors",
+    ),
+    "an index without its name": (
+        lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00001.safetensors"),
+        "has its weights in model-00001-of-00001.safetensors, .*rename the file",
+    ),
+    "several templates": (
+        lambda f: (
+            (f / "chat_template.jinja").unlink(missing_ok=True),
+            edit(
+                f / "tokenizer_config.json",
+                chat_template=[{"name": n, "template": "{{ messages }}"} for n in ("rag", "tool")],
+            ),
+        ),
+        "several chat templates and none of the name default: rag, tool: ",
+    ),
+    **{
+        method: (
+            config(quantization_config={"quant_method": method, **more}),
+            rf"is quantised \({method}\), and such weights are not trained: .*--load_in_4bit",
+        )
+        for method, more in {
+            "fp8": {},
+            "mxfp4": {},
+            "gptq": {"bits": 4},
+            "awq": {"bits": 4},
+            "exl2": {},
+            "bitsandbytes": {"load_in_4bit": True},
+        }.items()
+    },
+}
+NAMES = {
+    "{}/model.safetensors": "is a file: name a folder with config.json",
+    "{}/model-Q4.gguf": "is a file: GGUF is for inference alone: name a folder",
+    "https://huggingface.co/Qwen/Qwen3-0.6B": "is an address: name it as the hub does: Qwen/Qwen3",
+    "{}/nothing": "no model folder",
 }
 
 
@@ -160,6 +210,59 @@ def test_a_run_refuses_them(monkeypatch, copied, tiny_flags, what):
     change(copied)
     message = refusal(monkeypatch, *tiny_flags, f"--model_name_or_path={copied}", "--use_cpu")
     assert re.search(words, message)
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_run_refuses_a_folder(monkeypatch, copied, tiny_flags, what):
+    change, words = FOLDERS[what]
+    change(copied)
+    message = refusal(monkeypatch, *tiny_flags, f"--model_name_or_path={copied}", "--use_cpu")
+    assert re.search(words, message) and str(copied) in message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_refuses_a_name(monkeypatch, copied, tiny_flags, name):
+    (copied / "model-Q4.gguf").write_bytes(b"GGUF")
+    given = f"--model_name_or_path={name.format(copied)}"
+    assert re.search(NAMES[name], refusal(monkeypatch, *tiny_flags, given, "--use_cpu"))
+
+
+def test_a_hub_model_that_is_not_here(monkeypatch, tiny_flags):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    message = refusal(monkeypatch, *tiny_flags, "--model_name_or_path=me/policy", "--use_cpu")
+    assert "is not in the cache" in message and "HF_HUB_OFFLINE" in message
+
+
+# What becomes of an adapter's folder, or of its base's.
+SAVED = {
+    "no base": ({"base_model_name_or_path": ""}, "names no base model: state its base_model_name"),
+    "moved": (
+        {"base_model_name_or_path": "/gone"},
+        "names /gone as .* no such folder: put the",
+    ),
+    "itself": ({"base_model_name_or_path": None}, "which is an adapter itself: merge that"),
+    "a classifier": ({"task_type": "SEQ_CLS"}, "has task_type SEQ_CLS: "),
+    "unknown": ({"peft_type": "SUPERLORA"}, "is of no adapter that peft .* knows: .*SUPERLORA"),
+    "another base": ({"target_modules": ["query_key_value"]}, "does not fit its base .*query_key"),
+    "another rank": (
+        {"r": 16},
+        r"does not fit adapter_config.json .* is \(8, \d+\) there",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SAVED)
+def test_a_saved_adapter_that_does_not_fit(monkeypatch, tiny_model, tmp_path, tiny_flags, what):
+    folder = tmp_path / "adapter"
+    lora = LoraConfig(r=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora).save_pretrained(folder)
+    flags = once([*tiny_flags, f"--model_name_or_path={folder}", "--use_peft", "--use_cpu"])
+    shape.check(parse(["--config", str(RECIPE), *flags]))  # as it is it fits
+    changed, words = SAVED[what]
+    base = {"base_model_name_or_path": str(folder)} if what == "itself" else {}
+    edit(folder / "adapter_config.json", **changed | base)
+    message = refusal(monkeypatch, *flags)
+    assert re.search(words, message) and str(folder) in message
 
 
 LORA = "--use_peft --lora_target_modules"

@@ -62,6 +62,7 @@ FLAGS = {
     "--chat_template_path=nothing": "chat_template_path: nothing is no file",
     # at odds with each other
     "--loss_type sigmoid sft --loss_weights 1": "Got 1 weights for 2 loss types",
+    "--loss_type sigmoid sigmoid": "['sigmoid', 'sigmoid']: one of them is there twice",
     "--label_smoothing=0.1": "label_smoothing is 0.1: only robust, exo_pair, aot",
     "--loss_type exo_pair": "label_smoothing is 0.0: exo_pair takes its logarithm: give 0.001",
     "--loss_type apo_zero --f_divergence_type=forward_kl": "not for loss_type apo_zero",
@@ -140,6 +141,7 @@ FLAGS = {
     "--optim=sgd --optim_args=momentum": "optim_args is momentum: not enough values",
     '--lr_scheduler_kwargs={"foo":1}': "got an unexpected keyword argument 'foo'",
     "--lr_scheduler_kwargs=foo": "lr_scheduler_kwargs is foo: give a mapping",
+    '--lr_scheduler_type=inverse_sqrt --lr_scheduler_kwargs={"timescale":0}': "_kwargs is {'timesc",
     "--lr_scheduler_type=warmup_stable_decay": "type is warmup_stable_decay: it needs lr_scheduler",
     "--lr_scheduler_type=cosine_warmup_with_min_lr": "it needs lr_scheduler_kwargs, a mapping: One",
     '--lr_scheduler_type=polynomial --lr_scheduler_kwargs={"lr_end":1}': "(1) must be smaller than",

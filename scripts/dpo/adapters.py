@@ -8,7 +8,8 @@ import os
 import re
 from pathlib import Path
 
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+import peft
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, TaskType
 from peft.utils import CONFIG_NAME
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +33,13 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
         return None
     if Path(name).is_dir():
         model_files.read_json(Path(name, CONFIG_NAME))
-    return PeftConfig.from_pretrained(name, revision=revision)
+    try:
+        return PeftConfig.from_pretrained(name, revision=revision)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SystemExit(
+            f"{name}/{CONFIG_NAME} is of no adapter that peft {peft.__version__} knows: "
+            f"{model_files.one_line(error)}: save it again with save_pretrained"
+        ) from error
 
 
 def planned(model: ModelConfig) -> PeftConfig | None:
@@ -56,13 +63,31 @@ def checked_base(recipe: Recipe) -> str | None:
     """The base of the adapter that the recipe starts from; None if it starts from a model.
 
     Raises:
-        SystemExit: the recipe does not train the adapter on, or states another shape for it.
+        SystemExit: the recipe does not train the adapter on, or states another shape for it; its
+            base is not there, or it is none of a model that predicts words.
     """
     name = recipe.model.model_name_or_path
     config = config_of(name, recipe.model.model_revision)
     if not config:
         return None
-    base = config.base_model_name_or_path
+    base, file = config.base_model_name_or_path, f"{name}/{CONFIG_NAME}"
+    if not base:
+        raise SystemExit(f"{file} names no base model: state its base_model_name_or_path there")
+    if config.task_type not in (None, TaskType.CAUSAL_LM):
+        raise SystemExit(
+            f"{file} has task_type {config.task_type}: an adapter of a causal language model is "
+            "trained on here (CAUSAL_LM)"
+        )
+    if not Path(base).is_dir() and base.startswith((".", "/", "~")):
+        raise SystemExit(
+            f"{file} names {base} as base_model_name_or_path, and there is no such folder: put the "
+            "base there, or state there where it is"
+        )
+    if base == name or find_adapter_config_file(base, revision=config.revision):
+        raise SystemExit(
+            f"{file} names {base} as base_model_name_or_path, which is an adapter itself: merge "
+            "that into its base first, with peft's merge_and_unload()"
+        )
     if not recipe.model.use_peft:
         raise SystemExit(
             f"{name} is a LoRA adapter of {base}: --use_peft trains it on; to train all weights, "

@@ -1,4 +1,5 @@
-"""No dropout where nothing is learned: the reference is scored as it is."""
+"""No dropout where nothing is learned, as the reference is scored as it is; nor where the recipe
+turns it off."""
 
 from __future__ import annotations
 
@@ -27,3 +28,12 @@ def off_without_gradients(model: nn.Module) -> None:
 
     model.register_forward_pre_hook(switch_off)
     model.register_forward_hook(switch_on, always_call=True)
+
+
+def off(model: nn.Module) -> None:
+    """Turn off the dropout that is no module, as models have it in their attention and OPT
+    everywhere: a number that they hand to a function. TRL's disable_dropout sees modules alone."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and name.endswith(("dropout", "layerdrop")):
+                setattr(module, name, 0.0)

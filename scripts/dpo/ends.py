@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 from datasets import Features, Value
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo.tokenization import Tokenization
+
+ENDS = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def of(
@@ -39,6 +42,21 @@ def remember(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: t
     ends = of(config, tokenizer, kind)
     if ends != [config.eos_token_id]:
         config.eos_token_id = ends
+        make_savable(config)
+
+
+def make_savable(config: GenerationConfig) -> None:
+    """Take out what `generate` ignores. transformers saves it of a configuration as published (of
+    Vicuna's, Llama 2's: a temperature, and do_sample false), and not of one that was changed: the
+    run would end at its first save."""
+    usual = GenerationConfig()
+    for _ in range(2):  # what is left may come to light only then
+        try:
+            return config.validate(strict=True)
+        except ValueError as error:
+            ignored = re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE)
+            for name in ignored or {*config.to_dict()} - {*ENDS}:
+                setattr(config, name, getattr(usual, name, None))
 
 
 def kind_of(features: Features | None) -> type:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow.compute as pc
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -88,6 +91,8 @@ def check(
             f"{len(pairs[0])} pairs to train on, fewer than the {batch} of one batch, and nothing "
             "would be left: leave it out, or lower per_device_train_batch_size"
         )
+    if isinstance(pairs[0], Dataset):
+        say_short(recipe, len(pairs[0]))
     room, longest = positions(config), 0
     for rows in pairs:
         if isinstance(rows, IterableDataset):
@@ -99,4 +104,19 @@ def check(
         raise SystemExit(
             f"max_length is {most} and the longest pair {int(longest)} tokens: {base} has "
             f"{int(room)} positions: give --max_length {int(room)} or less"
+        )
+
+
+def say_short(recipe: Recipe, pairs: int) -> None:
+    """Say where a run is too short for what the recipe states: its batch, or its warmup."""
+    args, batch, say = recipe.training, recipe.global_batch, PartialState().print
+    steps = args.max_steps
+    if steps < 1:
+        steps = math.ceil(math.ceil(pairs / batch) * args.num_train_epochs)
+    if pairs < batch:
+        say(f"   train  {pairs} pairs, fewer than the {batch} of a step: each step has them all")
+    if (warmup := args.get_warmup_steps(steps)) >= steps and args.warmup_steps >= 1:
+        say(
+            f"   train  warmup_steps {warmup}, and the run has {steps}: the learning rate never "
+            f"reaches {args.learning_rate:g}: give fewer, or a share of the run such as 0.1"
         )

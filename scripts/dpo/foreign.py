@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from dpo.model_files import read_json
 
 WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")  # pickles
+NAMES = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, ADAPTER_SAFE_WEIGHTS_NAME}
 
 
 def read_as_data() -> None:
@@ -40,11 +42,17 @@ def check_weights(name: str, files: Iterable[str]) -> None:
         files: of a model or an adapter, by name, in a folder or on the hub.
 
     Raises:
-        SystemExit: its weights are in another format.
+        SystemExit: its weights are in another format, or under another name.
     """
     files = sorted(files)
-    if any(file.endswith(".safetensors") for file in files):
+    if NAMES & {*files}:
         return
+    if found := [file for file in files if file.endswith(".safetensors") and "/" not in file]:
+        raise SystemExit(
+            f"model {name} has its weights in {found[0]}, and transformers reads "
+            f"{SAFE_WEIGHTS_NAME}, or {SAFE_WEIGHTS_INDEX_NAME} and what it names: give the folder "
+            "that save_pretrained wrote; if only the name differs, rename the file"
+        )
     pickled = [file for file in files if file.endswith(WEIGHTS)]
     if not pickled:
         raise SystemExit(

@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 import transformers
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
@@ -102,6 +103,11 @@ def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedC
     try:
         return AutoConfig.from_pretrained(name, revision=revision, **how)
     except Exception as error:  # its classes check values in many ways
+        if constants.HF_HUB_OFFLINE and not stated:
+            raise SystemExit(
+                f"model {name} is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE "
+                "keeps it from being fetched: unset that, or name a folder"
+            ) from error
         if "does not recognize" in str(error) or "Unrecognized model" in str(error):
             wrote = stated.get("transformers_version")
             wrote = f", and was written by {wrote}" if wrote else ""
@@ -122,7 +128,7 @@ def check_config(name: str, revision: str | None = None, trusted: bool = False, 
 
     Raises:
         SystemExit: it is an encoder-decoder, a classifier, a model without a head, or names no
-            architecture; or as `config_of`.
+            architecture; its pad token is none of its vocabulary; or as `config_of`.
     """
     config = config_of(name, revision, trust_remote_code=trusted, **how)
     kind = (getattr(config, "architectures", None) or [None])[0]
@@ -134,12 +140,40 @@ def check_config(name: str, revision: str | None = None, trusted: bool = False, 
         )
     if config.is_encoder_decoder:
         raise SystemExit(f"model {name} is a {kind}, an encoder-decoder: {needed}")
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is not None and rows and not -rows <= pad < rows:
+        raise SystemExit(
+            f"the config.json of model {name} has pad_token_id {pad}, and vocab_size {rows}: "
+            "take pad_token_id out of it"
+        )
     own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if own or kind in CAUSAL.values():
         return
     what = next((words for end, words in OTHERS.items() if kind.endswith(end)), None)
     if what or config.model_type not in CAUSAL:
         raise SystemExit(f"model {name} is a {kind}, {what or 'of another kind'}: {needed}")
+
+
+def check_trainable(name: str, revision: str | None, trusted: bool, adapter: bool) -> None:
+    """Refuse quantised weights: transformers would train some after a fashion, in full, and others
+    not. An adapter goes on those of bitsandbytes.
+
+    Raises:
+        SystemExit: the model is quantised, in another way or without an adapter.
+    """
+    config = config_of(name, revision, trust_remote_code=trusted)
+    stated = getattr(config, "quantization_config", None)
+    if not stated:
+        return
+    stated = stated if isinstance(stated, dict) else stated.to_dict()
+    method = getattr(stated.get("quant_method"), "value", stated.get("quant_method"))
+    if not (adapter and method == "bitsandbytes"):
+        raise SystemExit(
+            f"model {name} is quantised ({method or 'its config.json does not say how'}), and such "
+            "weights are not trained: name the model that it was made from, as it is or with "
+            "--use_peft --load_in_4bit"
+        )
 
 
 def tokenizer_of(

@@ -3,17 +3,22 @@ is asked for, and whether an adapter fits."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from dpo import adapters
-from dpo.model_files import config_of, one_line
+from dpo.model_files import AGAIN, config_of, one_line
 from dpo.recipe import Recipe
 
 ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "
@@ -46,14 +51,54 @@ def check(recipe: Recipe) -> None:
                 trust_remote_code=trusted,
             )
     except Exception as error:  # there are models that cannot be made so; loading will say more
+        check_init(recipe, name, revision, error)
         if attention is None or not isinstance(error, ImportError | ValueError):
             return
         raise SystemExit(
             f"{where}: attn_implementation is {attention}: {one_line(error)}. Leave it out, or "
             f"choose one that is here: {ATTENTIONS}"
         ) from error
-    if model.use_peft and not adapter:
+    if adapter and Path(model.model_name_or_path).is_dir():
+        check_saved(adapter, Path(model.model_name_or_path), shape)
+    elif model.use_peft and not adapter:
         check_adapter(recipe, shape)
+
+
+def check_init(recipe: Recipe, name: str, revision: str | None, error: Exception) -> None:
+    """Raises SystemExit where a model can be made without the recipe's model_init_kwargs alone."""
+    trusted = recipe.training.trust_remote_code
+    if not recipe.init:
+        return
+    with contextlib.suppress(Exception), torch.device("meta"):
+        config = config_of(name, revision, trust_remote_code=trusted)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        given = ", ".join(recipe.init)
+        where = recipe.place("model_init_kwargs")
+        raise SystemExit(f"{where}: model_init_kwargs, {given}: {one_line(error)}") from error
+
+
+def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> None:
+    """Raises SystemExit where a saved adapter would not go on its base."""
+    file = folder / ADAPTER_SAFE_WEIGHTS_NAME
+    base, kind = adapter.base_model_name_or_path, type(shape).__name__
+    try:
+        made = get_peft_model(shape, copy.deepcopy(adapter))
+    except (NotImplementedError, RuntimeError):
+        return  # what needs weights
+    except (ImportError, TypeError, ValueError) as error:
+        raise SystemExit(
+            f"{folder / CONFIG_NAME} does not fit its base {base}, a {kind}: {one_line(error)}: "
+            "state there the base that it was trained on"
+        ) from error
+    needed = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(made).items()}
+    with safe_open(file, "pt") as weights:
+        found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    for name in sorted(needed.keys() & found.keys()):
+        if needed[name] != found[name]:
+            raise SystemExit(
+                f"{file} does not fit {CONFIG_NAME} and its base {base}, a {kind}: {name} is "
+                f"{found[name]} there, and would be {needed[name]}: {AGAIN}"
+            )
 
 
 def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:

@@ -81,6 +81,7 @@ def check_model(recipe: Recipe) -> None:
         foreign.check_code(base, None, trusted)
     which = (base, None) if base else (name, recipe.model.model_revision)
     model_files.check_config(*which, trusted, **recipe.init)
+    model_files.check_trainable(*which, trusted, recipe.model.use_peft)
     check_master_weights(recipe)
 
 
@@ -89,6 +90,15 @@ def check_weights(name: str) -> None:
     if folder.is_dir():
         foreign.check_weights(name, (path.name for path in folder.iterdir()))
         model_files.check_weights(folder)
+    elif folder.is_file():
+        gguf = "GGUF is for inference alone: " if folder.suffix == ".gguf" else ""
+        raise SystemExit(
+            f"model {name} is a file: {gguf}name a folder with config.json, *.safetensors and a "
+            "tokenizer, or a model of the hub"
+        )
+    elif "://" in name:
+        known = "/".join(name.split("://")[1].split("/")[1:3])
+        raise SystemExit(f"model {name} is an address: name it as the hub does: {known}")
     elif looks_local(name):
         raise SystemExit(
             f"no model folder {name}: `make install` makes the embedded one; name another folder "

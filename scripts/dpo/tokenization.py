@@ -51,11 +51,18 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = (TEMPLATES / f"{given}.jinja").read_text(encoding="utf-8")
     elif given and Path(given).is_file():
         tokenizer.chat_template = Path(given).read_text(encoding="utf-8")
+    elif given and Path(given).is_dir():  # of a model, as TRL takes it
+        tokenizer.chat_template = tokenizer_of(given).chat_template
     elif given:
         names = bundled_templates()
         raise SystemExit(
             f"chat_template_path: {given} is no file, and no template of TRL: "
             f"{choices(given, names)}"
+        )
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        raise SystemExit(
+            f"the tokenizer of {name} has several chat templates and none of the name default: "
+            f"{', '.join(tokenizer.chat_template)}: save one as a file for chat_template_path"
         )
     return tokenizer
 

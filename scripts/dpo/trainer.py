@@ -114,6 +114,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         self._ready = True
         keep_gradients(self.model)
         dropout.off_without_gradients(self.model)
+        if self.args.disable_dropout:
+            dropout.off(self.model)
         for model in (self.model, self.ref_model):
             if model is not None:
                 positions.forget_longer_batches(model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
@@ -148,8 +149,10 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
     steps = max(args.max_steps, 1000)
     how = (descent, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
     try:
-        get_scheduler(args.lr_scheduler_type, *how)
-    except (TypeError, ValueError) as error:
+        scheduler = get_scheduler(args.lr_scheduler_type, *how)
+        for rate in getattr(scheduler, "lr_lambdas", ()):
+            [*map(rate, range(steps))]  # past the warmup too
+    except (ArithmeticError, TypeError, ValueError) as error:
         if args.lr_scheduler_kwargs:
             yield "lr_scheduler_kwargs", said(error)
         yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {said(error)}"
@@ -183,6 +186,8 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "max_steps", "a stream has no end: give the number of steps"
     if unknown := types - {*LOSS_TYPES}:
         yield "loss_type", f"no {', '.join(sorted(unknown))}: choose from {', '.join(LOSS_TYPES)}"
+    if len(types) < len(args.loss_type):
+        yield "loss_type", "one of them is there twice: give each once, and its loss_weights"
     if args.label_smoothing and not types & {*SMOOTHED}:
         yield "label_smoothing", f"only {', '.join(SMOOTHED)} smooth labels: leave it out"
     if "exo_pair" in types and not args.label_smoothing:
@@ -244,6 +249,8 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield old, f"it is the old name of {new}, which is another: leave one of them out"
     if args.resume_from_checkpoint is not None:
         yield from no_checkpoint(Path(args.resume_from_checkpoint))
+    if args.push_to_hub and constants.HF_HUB_OFFLINE:
+        yield "push_to_hub", "HF_HUB_OFFLINE is set, and nothing can be sent: unset one of them"
     if args.auto_find_batch_size:
         yield "auto_find_batch_size", "it would change the global batch: leave it out"
 
