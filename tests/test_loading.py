@@ -13,7 +13,7 @@ from conftest import random_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_bad_input import refusal
+from test_bad_input import RECIPE, refusal
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -30,6 +30,23 @@ from dpo.output import settings, write_whole
 from dpo.recipe import parse
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--per_device_train_batch_size 99", "16 pairs, fewer than the 99 of a step"),
+        ("--gradient_accumulation_steps 40", "16 pairs, fewer than the 320 of a step"),
+        ("--max_steps 4 --warmup_steps 4", "warmup_steps 4, and the run has 4: the learning rate"),
+        ("--max_steps -1 --num_train_epochs 2 --warmup_steps 150", "150, and the run has 4: "),
+        ("--max_steps 4 --warmup_steps 3", ""),
+        ("--per_device_train_batch_size 16 --warmup_steps 0.9", ""),
+    ],
+)
+def test_a_run_too_short_for_what_is_stated_says_so(flags, said, capsys):
+    fits.say_short(parse(["--config", str(RECIPE), "--use_cpu", *flags.split()]), 16)
+    found = capsys.readouterr().out
+    assert said in found and bool(said) == bool(found)
 
 
 def with_other_weights(folder: Path, change, file: str = MODEL) -> Path:

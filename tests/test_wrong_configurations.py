@@ -173,6 +173,7 @@ FLAGS = {
     "--eval_delay=-4": "eval_delay is -4.0: give a number of steps or epochs",
     "--ddp_timeout=-1": "ddp_timeout is -1: give a number of seconds",
     "--streaming": "streaming is True: it does nothing unless datasets is stated",
+    '--model_init_kwargs={"rope_scaling":{"type":"linear","factor":2}}': "kwargs, rope_scaling: ",
     '--model_init_kwargs={"dtype":"bfloat16"}': "give dtype as a key of its own",
     '--model_init_kwargs={"variant":"fp16"}': "variant is not looked at here: give a folder",
     "--dtype=bfloat16": "dtype bfloat16: full fine-tuning hardly moves weights",

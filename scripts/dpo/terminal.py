@@ -4,6 +4,7 @@ error one line."""
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import os
 import re
@@ -99,6 +100,9 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack characters
+                stream.reconfigure(errors="backslashreplace")
         mask_output()
         try:
             sys.argv[1:] = secrets.take_out(without_debug(sys.argv[1:]))
