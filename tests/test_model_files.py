@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from dpo import shape
 from dpo.model_files import check_config, check_weights, tokenizer_of
 from dpo.recipe import parse
+from dpo.tokenization import load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 269060552\n"
 
@@ -231,6 +232,13 @@ def test_a_hub_model_that_is_not_here(monkeypatch, tiny_flags):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     message = refusal(monkeypatch, *tiny_flags, "--model_name_or_path=me/policy", "--use_cpu")
     assert "is not in the cache" in message and "HF_HUB_OFFLINE" in message
+
+
+def test_a_template_of_another_models_folder(tiny_model, copied, tiny_flags):
+    (copied / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    flags = once([*tiny_flags, f"--chat_template_path={copied}"])
+    tokenizer = load_tokenizer(parse(["--config", str(RECIPE), *flags]))
+    assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
 
 
 # What becomes of an adapter's folder, or of its base's.
