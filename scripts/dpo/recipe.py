@@ -17,6 +17,7 @@ import yaml
 
 from dpo import secrets
 from dpo.arguments import BATCH, RunArguments, decides
+from dpo.flags import at_home
 from dpo.flags import check as flags_given
 from dpo.old_keys import refuse_unknown, spelling
 
@@ -121,7 +122,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
-    return keys
+    return at_home(keys)
 
 
 def _as_flags(keys: dict[str, Any], several: set[str]) -> tuple[list[str], dict[str, Any]]:

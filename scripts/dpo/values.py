@@ -20,6 +20,7 @@ from transformers.utils import is_liger_kernel_available
 
 from dpo.checkpoints import MANIFEST, named
 from dpo.recipe import Recipe
+from dpo.sources import ABROAD
 from dpo.start import START
 from dpo.undone import optimizer, silently_undone
 
@@ -114,6 +115,10 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("train_sampling_strategy", lambda v: v in ("random", "sequential"), "random or sequential"),
     *((key, lambda v: isinstance(v, dict), "a mapping") for key in MAPPINGS),
+    *(
+        (key, lambda v: not ABROAD.search(v), "a folder of this machine, with / and no drive")
+        for key in ("output_dir", "reference_cache")
+    ),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
     ("reward_prompts", not_negative, "0 or more"),
     ("reward_samples", counts, "1 or more"),
