@@ -434,6 +434,8 @@ def test_toml_and_jobs_are_read(tmp_path):
     toml, job = tmp_path / "its.toml", tmp_path / "its.slurm"
     toml.write_text('model_name_or_path = "a/b"\ndataset_name = "c/d"\nbeta = 0.3\n')
     assert yaml.safe_load(convert(toml, "mine")[0])["beta"] == 0.3
+    toml.write_text(toml.read_text().replace("beta", "[training]\nbeta"))  # a section
+    assert yaml.safe_load(convert(toml, "mine")[0])["beta"] == 0.3
     job.write_text(TRL["shell"].removeprefix("#!/bin/bash\n"))
     assert yaml.safe_load(convert(job, "mine")[0])["gradient_accumulation_steps"] == 4
 
@@ -680,6 +682,18 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         (SWIFT + "adapters: [a, b]\n", "adapters: a, b: merge them first"),
         (SFT, "no DPO, but an SFT: it has max_seq_length"),
         (SCRIPT.replace("dpo_tune_cache.py", "finetune.py"), "no DPO: it starts open_instruct/fin"),
+        # Values of another kind.
+        (
+            FACTORY.replace("rank: 6", "rank: six"),
+            "lora_rank is six: LLaMA-Factory takes no such v",
+        ),
+        (SWIFT.replace("size: 2", "size: auto"), "per_device_train_batch_size is auto: ms-swift"),
+        (HANDBOOK["full"].replace("t: 1.0", "t: all"), "dataset_mixture is .*takes no such value"),
+        (TURNS.replace("0.75", "a"), "interleave_probs is a,0.25: LLaMA-Factory takes no such"),
+        (AXOLOTL.replace("chs: 2", "chs: two"), "num_epochs is two: axolotl takes no such value"),
+        (AXOLOTL + "trl: true\n", "trl is True: axolotl takes no such value there"),
+        (TRL["rpo"] + "loss_type: 3\n", "loss_type is 3: TRL takes no such"),
+        (TRL["rpo"] + "training: {beta: 0.3}\n", "beta stands twice, one in training: keep one"),
         # A key that stands twice, in whichever form: the last would have won.
         (
             TRL["rpo"] + "beta: 0.3\n",

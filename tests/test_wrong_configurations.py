@@ -30,6 +30,8 @@ FLAGS = {
     "--per_device_eval_batch_size=0": "per_device_eval_batch_size is 0: give 1 or more",
     "--max_steps=0": "max_steps is 0: give 1 or more, or leave it out",
     "--max_steps=-1 --num_train_epochs=0": "num_train_epochs is 0.0: nothing would be trained",
+    "--save_strategy=best": "save_strategy is best: say by what: metric_for_best_model",
+    "--save_strategy=best --eval_strategy=no": "is best: there is no best without an eval_strategy",
     "--max_length=3": "max_length is 3: give 16 tokens or more",
     "--label_smoothing=0.5 --loss_type robust": "label_smoothing is 0.5: give 0 or more, below 0.5",
     "--label_smoothing=-0.1": "label_smoothing is -0.1: give 0 or more",

@@ -22,10 +22,12 @@ class Brought:
     renamed: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
+    last: str = ""  # the key that was taken last
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of a key, which is then done with; an empty one is none."""
         value = self.old.pop(key, None)
+        self.last = key if value is not None else self.last
         return default if value in (None, "", []) else value
 
     def put(self, key: str, value: Any, *, of: str = "") -> None:

@@ -87,6 +87,24 @@ def fill_in(b: Brought, ours: set[str], given: set[str]) -> None:
         b.old[key], b.dropped[key] = None, f"{value}: {why}"
 
 
+def flat(path: Path, keys: dict[str, Any], ours: set[str]) -> dict[str, Any]:
+    """The keys, those in a section of the file (`training:`, `[training]`) as those beside it.
+
+    Raises:
+        SystemExit: a key stands in two sections.
+    """
+    tables = (table for tool in TOOLS.values() for table in tool)
+    known = {*ours, *RENAMED, *DROPPED}.union(*tables)
+    found: dict[str, Any] = {}
+    for key, value in keys.items():
+        section = isinstance(value, dict) and key not in known and known & {*value}
+        for inner, part in value.items() if section else [(key, value)]:
+            if inner in found:
+                raise SystemExit(f"FROM: {path}: {inner} stands twice, one in {key}: keep one")
+            found[inner] = part
+    return found
+
+
 def rename(b: Brought, ours: set[str]) -> list[str]:
     """Take what is left of the old keys to ours, or leave it out. Returns those nobody knows."""
     renamed, dropped = TOOLS.get(b.tool, ({}, {}))
@@ -206,16 +224,24 @@ def convert(
     parser = make_parser()
     defaults = vars(parser.parse_known_args([])[0])
     keys, documented = read(path)
+    keys = flat(path, keys, {*defaults})
     b = Brought(told(path, keys, {*defaults}), path, dict(keys))
     refuse_others(b)
     fill_in(b, {*defaults}, {*SAID["MODEL"] * bool(model), *DATA_KEYS * bool(data)})
-    TAKE.get(b.tool, trl)(b)
-    unknown = rename(b, {*defaults})
-    losses(b)
-    precision(b)
-    evaluation(b)
-    known_names(b)
-    said = batch(b, documented, gpus)
+    try:
+        TAKE.get(b.tool, trl)(b)
+        unknown = rename(b, {*defaults})
+        losses(b)
+        precision(b)
+        evaluation(b)
+        known_names(b)
+        said = batch(b, documented, gpus)
+    except (AttributeError, TypeError, ValueError) as error:  # a value of another kind
+        text = re.search(r"'(.+)'$", str(error))
+        near = (k for k in (b.last, *keys) if text and text[1] in str(keys.get(k)))
+        key = next(near, b.last)
+        value = textwrap.shorten(str(keys.get(key)), 80)
+        b.refuse(f"{key} is {value}: {b.tool} takes no such value there: {error}")
     account(b, {key: value for key, value in keys.items() if key not in unknown})
     if model:
         b.new["model_name_or_path"] = model

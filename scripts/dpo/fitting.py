@@ -41,7 +41,7 @@ def precision(b: Brought) -> None:
 
 def losses(b: Brought) -> None:
     types = b.new.get("loss_type", ["sigmoid"])
-    types = [types] if isinstance(types, str) else types
+    types = types if isinstance(types, list) else [str(types)]
     types = ["aot_unpaired" if name == "aot_pair" else name for name in types]
     if other := [name for name in types if name not in LOSS_TYPES]:
         b.refuse(f"loss_type {', '.join(other)} is none of TRL's DPO: {', '.join(LOSS_TYPES)}")
@@ -80,6 +80,8 @@ def evaluation(b: Brought) -> None:
     if why := lost.get(new.get("save_strategy")):
         b.dropped["save_strategy"] = f"{new.pop('save_strategy')}: {why}"
         new.pop("save_steps", None)
+    if new.get("save_strategy") == "best":
+        new.setdefault("metric_for_best_model", "loss")
     if not {"save_steps", "save_strategy"} & {*new}:
         if new.get("load_best_model_at_end") and new["eval_strategy"] == "epoch":
             new["save_strategy"] = "epoch"  # what is best has to be kept

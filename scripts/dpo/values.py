@@ -234,6 +234,10 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "pairs are dealt to the processes by the recipe's batch and seed: leave out "
             "split_batches, dispatch_batches, even_batches and use_seedable_sampler",
         )
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        yield "save_strategy", "there is no best without an eval_strategy: give steps or epoch"
+    if args.save_strategy == "best" and not args.metric_for_best_model:
+        yield "save_strategy", "say by what: metric_for_best_model, such as loss"
     if args.eval_on_start and args.eval_strategy == "no":
         yield "eval_on_start", "there are no held-out pairs without an eval_strategy: leave it out"
     if args.dataloader_multiprocessing_context and not args.dataloader_num_workers:
