@@ -356,7 +356,8 @@ OF_SWIFT = {
     "NPROC_PER_NODE=$nproc_per_node \\\nswift rlhf --rlhf_type dpo --model someone/start-7b \\\n"
     "  --train_type lora --dataset 'someone/pairs#2000' --target_modules q_proj v_proj \\\n"
     "  --gradient_accumulation_steps $(expr 16 / $nproc_per_node) --freeze_vit true \\\n"
-    "  --max_length 2048 --lora_rank 8 --output_dir out\n\nswift infer --output_dir there\n",
+    "  --max_length 2048 --lora_rank 8 --output_dir out --custom_dataset_info a/train\n\n"
+    "swift infer --output_dir there\n",
 }
 MANY = TRL["shell"].replace("accelerate launch --num_processes 4", "LAUNCH")
 MANY = MANY.replace("--output_dir out", "--use_peft --lora_alpha 64 2>&1 | tee its.log")
@@ -679,6 +680,7 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         (SCRIPT.replace("for LR in 1e-6", ""), r"learning_rate is \$LR: nothing here says what"),
         (SWIFT.replace("type: dpo", "type: kto"), "no DPO, but rlhf_type: kto"),
         (SWIFT.replace("type: lora", "type: longlora"), "longlora: here all weights are trained"),
+        (SWIFT + "global_batch_size: 4\nlr: 1e-5\n", "it is for Megatron, whose keys are others"),
         (SWIFT + "adapters: [a, b]\n", "adapters: a, b: merge them first"),
         (SFT, "no DPO, but an SFT: it has max_seq_length"),
         (SCRIPT.replace("dpo_tune_cache.py", "finetune.py"), "no DPO: it starts open_instruct/fin"),

@@ -33,7 +33,10 @@ SHELL = (".sh", ".bash", ".zsh", ".slurm", ".sbatch")
 PYTHON = (".py", ".ipynb")
 # Programs that train with DPO, the surest first (LLaMA-Factory's stage is a flag), and those that
 # train otherwise.
-PROGRAMS = (r"\w*dpo\w*\.py|trl\.scripts\.dpo", r"train\w*\.py|train|rlhf\.py|rlhf")
+PROGRAMS = (  # a word and the one before it
+    r"[ /]\w*dpo\w*\.py$|trl[. ](scripts\.)?dpo$",
+    r"[ /](train\w*|rlhf)\.py$|^[^-]\S* (\S+\.)?(train|rlhf)$|\.train$",
+)
 OTHER_PROGRAM = re.compile(r"(.*/)?\w*(sft|finetune|reward|kto|orpo|cpo|ppo|grpo)\w*\.py")
 
 
@@ -80,12 +83,8 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
     except ValueError:
         command = text.split()
     found: dict[str, Any] = {}
-    scripts = [
-        i
-        for kind in PROGRAMS
-        for i, word in enumerate(command)
-        if re.search(f"(^|[/.])({kind})$", word) or command[max(i - 1, 0) : i + 1] == ["trl", "dpo"]
-    ]
+    pairs = [f"{before} {word}" for before, word in itertools.pairwise(["", *command])]
+    scripts = [i for kind in PROGRAMS for i, pair in enumerate(pairs) if re.search(kind, pair)]
     at = scripts[0] if scripts else -1
     if other := None if scripts else next(filter(OTHER_PROGRAM.fullmatch, command), None):
         raise SystemExit(f"FROM: {path}: this is no DPO: it starts {other}")

@@ -187,6 +187,8 @@ def adapter(b: Brought) -> bool:
 def ms_swift(b: Brought) -> None:
     if (kind := b.old.get("rlhf_type", "dpo")) != "dpo":
         b.refuse(f"this is no DPO, but rlhf_type: {kind}")
+    if {"lr", "global_batch_size"} & {*b.old}:
+        b.refuse("it is for Megatron, whose keys are others: give one of `swift rlhf`")
     types, weights = listed(b.take("loss_type", "sigmoid")), listed(b.take("loss_weights"))
     weights = [float(weight) for weight in weights]
     if alpha := b.take("rpo_alpha"):
