@@ -14,6 +14,8 @@ from pathlib import Path
 import yaml
 from packaging.version import Version
 
+from dpo.terminal import guarded
+
 KNOWN = Path(__file__).with_name("advisories.yaml")
 SECONDS = 300  # for the service: it is asked about each package
 
@@ -56,6 +58,7 @@ def ask() -> str | None:
     return None
 
 
+@guarded
 def main() -> None:
     advisories, versions = yaml.safe_load(KNOWN.read_text(encoding="utf-8")), installed()
     found = affected(advisories, versions)
@@ -64,7 +67,8 @@ def main() -> None:
     )
     said = ask()
     if found or said:
-        raise SystemExit("\n".join([*found, said or "", "Raise the version in requirements.txt"]))
+        print("\n".join([*found, said or ""]).strip())
+        raise SystemExit("Raise the version in requirements.txt")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,11 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from dpo import shared_attention
+from dpo.arguments import positive
 from dpo.machine import device_name, peak_memory_gb
 from dpo.prefix_sharing import head_on_completions
 from dpo.speed_table import show, write
+from dpo.terminal import guarded
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import (
     LENGTHS,
@@ -198,7 +200,7 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
         return json.loads(result.stdout.splitlines()[-1])
     if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
         return {"out_of_memory": True}
-    raise SystemExit(f"{variant.name}: {result.stderr[-3000:]}")
+    raise SystemExit(f"{variant.name}: {[*result.stderr.strip().splitlines(), 'no word'][-1]}")
 
 
 def measure(job: Job, peak: float) -> list[dict]:
@@ -244,6 +246,7 @@ def measure(job: Job, peak: float) -> list[dict]:
     return rows
 
 
+@guarded
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -256,11 +259,9 @@ def main() -> None:
         help=f"{', '.join(SHAPES)} (random weights of that shape), or a model's folder; default: "
         "SmolLM2-135M on a CPU, all three on a GPU",
     )
-    parser.add_argument(
-        "--pairs", nargs="+", type=int, help="pairs a micro-batch (default: 4; on a GPU 4 and 8)"
-    )
-    parser.add_argument("--steps", type=int, help="timed steps a turn (default: 1; on a GPU 10)")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of every variant (default: 2)")
+    parser.add_argument("--pairs", nargs="+", type=positive, help="a micro-batch (4; GPU: 4 and 8)")
+    parser.add_argument("--steps", type=positive, help="timed steps a turn (1; GPU: 10)")
+    parser.add_argument("--rounds", type=positive, default=2, help="turns of every variant (2)")
     parser.add_argument(
         "--lengths",
         default=str(LENGTHS),
@@ -289,8 +290,7 @@ def main() -> None:
         for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
             steps = args.steps or (1 if on_cpu else 10)
             job = Job(model, args.device, pairs, steps, args.lengths, args.rounds)
-            rows = measure(job, results["matmul_peak_tflops"] * 1e12)
-            results["rows"] += rows
+            results["rows"] += (rows := measure(job, results["matmul_peak_tflops"] * 1e12))
             show(rows)
             written = write(results, args.output)  # after each table: the next may take an hour
     print(f"Written: {', '.join(map(str, written))}")

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dpo.evaluation import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.rewards import bradley_terry
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
+from dpo.terminal import guarded
 
 MODEL = "models/SmolLM2-135M-Instruct"
 FOLDER = Path("recipes/data/sentiment")
@@ -177,6 +178,7 @@ The answers are a small model's: they are often untrue, and praise or blame nobo
 """
 
 
+@guarded
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

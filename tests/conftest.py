@@ -14,6 +14,8 @@ from typing import Any
 
 from place import ROOT
 
+import dpo  # noqa: F401  before all else, that no library speaks
+
 # isort: split
 import psutil
 import pytest

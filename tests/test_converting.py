@@ -313,11 +313,68 @@ OF_INSTRUCT = {
     + "hf_metadata_dataset: ''\nconcatenated_forward: true\ngamma_beta_ratio: 0.3\n",
     "shell": SCRIPT,
 }
+SWIFT = """
+rlhf_type: dpo
+model: someone/start-7b
+tuner_type: lora
+dataset: [someone/pairs, 'others/pairs:sub#300']
+split_dataset_ratio: 0.02
+load_from_cache_file: true
+torch_dtype: bfloat16
+num_train_epochs: 1
+per_device_train_batch_size: 2
+per_device_eval_batch_size: 1
+learning_rate: 1e-4
+lora_rank: 6
+lora_alpha: 12
+target_modules: all-linear
+gradient_accumulation_steps: 8
+eval_steps: 50
+save_steps: 50
+save_total_limit: 2
+logging_steps: 3
+max_length: 900
+output_dir: output
+warmup_ratio: 0.05
+dataloader_num_workers: 4
+dataset_num_proc: 4
+deepspeed: zero2
+attn_impl: flash_attn
+rpo_alpha: 0.1
+"""
+OF_SWIFT = {
+    "lora": SWIFT,
+    "full": SWIFT.replace("tuner_type: lora", "train_type: full").replace("max_length: 900\n", "")
+    + "padding_free: true\nsave_only_model: true\nuse_hf: true\nsystem: you help\n",
+    "qlora": SWIFT.replace("rpo_alpha: 0.1", "loss_type: [sigmoid, bco_pair]")
+    + "quant_bits: 4\nquant_method: bnb\nloss_weights: [0.8, 0.2]\nmodules_to_save: [lm_head]\n"
+    "truncation_strategy: left\nload_args: true\nadd_version: false\n",
+    "in turns": SWIFT
+    + "interleave_prob: [0.6, 0.4]\nstopping_strategy: first_exhausted\ntemplate: qwen\n"
+    "val_dataset: held/pairs\ncolumns: {question: query, good: response}\n",
+    "shell": "#!/bin/bash\nnproc_per_node=2\nCUDA_VISIBLE_DEVICES=0,1 \\\n"
+    "NPROC_PER_NODE=$nproc_per_node \\\nswift rlhf --rlhf_type dpo --model someone/start-7b \\\n"
+    "  --train_type lora --dataset 'someone/pairs#2000' --target_modules q_proj v_proj \\\n"
+    "  --gradient_accumulation_steps $(expr 16 / $nproc_per_node) --freeze_vit true \\\n"
+    "  --max_length 2048 --lora_rank 8 --output_dir out --custom_dataset_info a/train\n\n"
+    "swift infer --output_dir there\n",
+}
 MANY = TRL["shell"].replace("accelerate launch --num_processes 4", "LAUNCH")
 MANY = MANY.replace("--output_dir out", "--use_peft --lora_alpha 64 2>&1 | tee its.log")
 NAMED = re.sub(
     r"datasets:.*?dataset_prep", "datasets: [someone/pairs]\ndataset_prep", AXOLOTL, flags=re.S
 )
+TURNS = FACTORY.replace(": ultrafeedback", ": orca_pairs,ultrafeedback")
+TURNS += "mix_strategy: interleave_under\ninterleave_probs: 0.75,0.25\n"
+PIECES = """datasets:
+  - {path: someone/pairs, shards: 10, shards_idx: 2, revision: abc, type: chatml.intel}
+  - {path: others/pairs, data_files: [a.jsonl], ds_type: json, type: chatml.intel}
+dataset_prep"""
+PIECES = re.sub(r"datasets:.*?dataset_prep", PIECES, AXOLOTL, flags=re.S)
+SAVED = 'save_strategy: "steps"\n'
+BEST = "save_strategy: best\n"
+KEPT = "load_best_model_at_end: true\nsave_strategy: 'no'\n"
+SFT = TRAINED.replace("-dpo", "-x").replace("beta: 0.02", "max_seq_length: 9") + MIXER
 RECIPES = [
     pytest.param(tool, text, id=f"{tool}, {what}")
     for tool, texts in {
@@ -326,6 +383,7 @@ RECIPES = [
         "axolotl": OF_AXOLOTL,
         "LLaMA-Factory": OF_FACTORY,
         "open-instruct": OF_INSTRUCT,
+        "ms-swift": OF_SWIFT,
     }.items()
     for what, text in texts.items()
 ]
@@ -348,6 +406,60 @@ def test_json_is_read_as_json(tmp_path):
     path.write_text(json.dumps(keys)[:-9])
     with pytest.raises(SystemExit, match=r"theirs\.json: not JSON: "):
         convert(path, "mine")
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("its.py", "args = DPOConfig(beta=0.1)", "is a Python program, which is not run: write"),
+        ("its.ipynb", '{"cells": []}', "is a Python program"),
+        ("its.yaml", b"\x89PNG\r\n", "is no text"),
+        ("its.toml", "beta = 0.1\nbeta = 0.2\n", "not TOML: Cannot overwrite a value"),
+        ("its.json", '{"beta": 1,\n"beta": 2}', "key 'beta' stands twice, in lines 1 and 2: keep"),
+        ("its.md", "# A recipe", "a recipe is YAML, JSON, TOML or a shell script"),
+        (".", None, "is a folder: give a file of it: a.yaml, b.json"),
+    ],
+)
+def test_what_holds_no_keys_is_refused_in_a_line(name, text, says, tmp_path):
+    path = tmp_path / name
+    if text is None:
+        (tmp_path / "a.yaml").touch(), (tmp_path / "b.json").touch()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit, match=says) as refusal:
+        convert(path, "mine")
+    assert "\n" not in str(refusal.value)
+
+
+def test_toml_and_jobs_are_read(tmp_path):
+    toml, job = tmp_path / "its.toml", tmp_path / "its.slurm"
+    toml.write_text('model_name_or_path = "a/b"\ndataset_name = "c/d"\nbeta = 0.3\n')
+    assert yaml.safe_load(convert(toml, "mine")[0])["beta"] == 0.3
+    toml.write_text(toml.read_text().replace("beta", "[training]\nbeta"))  # a section
+    assert yaml.safe_load(convert(toml, "mine")[0])["beta"] == 0.3
+    job.write_text(TRL["shell"].removeprefix("#!/bin/bash\n"))
+    assert yaml.safe_load(convert(job, "mine")[0])["gradient_accumulation_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "command, text",
+    [
+        ("accelerate launch --num_processes 4 scripts/run_dpo.py IT --beta=0.3", TRL["rpo"]),
+        ("trl dpo --config IT --beta 0.3 --num_processes 4", TRL["rpo"]),
+        ("accelerate launch --num_processes 4 -m axolotl.cli.train IT --rl-beta 0.3", AXOLOTL),
+        ("NPROC_PER_NODE=4 llamafactory-cli train IT pref_beta=0.3", FACTORY),
+    ],
+)
+def test_a_script_is_followed_to_the_recipe_that_it_names(command, text, tmp_path):
+    """Its flags go before the file's keys, and it knows the number of GPUs."""
+    (tmp_path / "its.yaml").write_text(text)
+    (tmp_path / "jobs").mkdir()
+    script = tmp_path / "jobs/theirs.sh"
+    script.write_text(f"#!/bin/bash\n{command.replace('IT', 'its.yaml')}\n")
+    keys, alone = (convert(path, "mine")[0] for path in (script, tmp_path / "its.yaml"))
+    keys, alone = yaml.safe_load(keys), yaml.safe_load(alone)
+    accumulated = alone["gradient_accumulation_steps"] * 4
+    assert keys == alone | {"beta": 0.3, "gradient_accumulation_steps": accumulated}
 
 
 def flat(text: str) -> str:
@@ -449,6 +561,45 @@ WAY = {
         OF_INSTRUCT["shell"],
         "gradient_accumulation_steps",
     ): 48,  # 16 / 2 × the 2 of 3 nodes
+    (OF_SWIFT["lora"], "datasets"): [
+        {"path": "someone/pairs", "split": "train"},
+        {"path": "others/pairs", "name": "sub", "split": "train[:300]"},
+    ],
+    (OF_SWIFT["lora"], "loss_weights"): [1.0, 0.1],
+    (OF_SWIFT["lora"], "lora_r"): 6,
+    (OF_SWIFT["lora"], "weight_decay"): 0.1,  # its own default
+    (OF_SWIFT["lora"], "eval_strategy"): "steps",
+    (OF_SWIFT["lora"], "gradient_accumulation_steps"): 8,
+    (OF_SWIFT["full"], "use_peft"): None,
+    (OF_SWIFT["qlora"], "use_bnb_nested_quant"): True,
+    (OF_SWIFT["qlora"], "loss_weights"): [0.8, 0.2],
+    (OF_SWIFT["in turns"], "column_mapping"): {"prompt": "question", "chosen": "good"},
+    (OF_SWIFT["in turns"], "datasets"): [
+        {"path": "someone/pairs", "split": "train", "fraction": 0.6},
+        {"path": "others/pairs", "name": "sub", "split": "train[:300]", "fraction": 0.4},
+    ],
+    (OF_SWIFT["shell"], "gradient_accumulation_steps"): 16,  # 16 / 2, on 2
+    (OF_SWIFT["shell"], "lora_target_modules"): ["q_proj", "v_proj"],
+    (TURNS, "datasets"): [
+        {"path": "Intel/orca_dpo_pairs", "split": "train[:700]", "fraction": 0.75},
+        {"path": "llamafactory/ultrafeedback_binarized", "split": "train[:700]", "fraction": 0.25},
+    ],
+    (PIECES, "datasets"): [
+        {"path": "someone/pairs", "split": "train[20%:30%]"},
+        {"path": "others/pairs", "split": "train", "data_files": ["a.jsonl"]},
+    ],
+    (TRL["rpo"].replace(SAVED, "") + BEST, "save_steps"): None,
+    (
+        TRL["rpo"].replace("eval_strategy: steps\n", "").replace(SAVED, "") + BEST,
+        "save_strategy",
+    ): None,
+    (
+        TRL["rpo"].replace("strategy: steps", "strategy: epoch").replace(SAVED, "") + KEPT,
+        "save_strategy",
+    ): "epoch",
+    (TRL["rpo"].replace(": 768", ": null"), "max_length"): None,
+    (TRL["rpo"] + "max_grad_norm: null\n", "max_grad_norm"): 0.0,  # which clips nothing
+    (TRL["rpo"].replace("total_limit: 1", "total_limit: null"), "save_total_limit"): None,
     (OF_INSTRUCT["shell"], "beta"): 5,
     (OF_INSTRUCT["shell"], "run_name"): None,  # a date that no recipe can hold
 }
@@ -479,6 +630,17 @@ def test_its_keys_mean_what_they_meant(tmp_path):
         (OF_AXOLOTL["ipo by its own columns"], "prompt_format: the chat template renders instead"),
         (FACTORY.replace("ultrafeedback", "my_own"), "my_own is a name in LLaMA-Factory's"),
         (FACTORY + "ref_model: else/where\n", "reference is else/where; here it is the policy's"),
+        (
+            TURNS.replace("_under", "_over"),
+            "draws from its data sets in turns; here all rows of ea",
+        ),
+        (PIECES, "datasets: revision abc: TRL's datasets name none, the newest is read"),
+        (SWIFT, "ms-swift fetches from ModelScope"),
+        (OF_SWIFT["in turns"], "val_dataset: held/pairs: test_split_size holds out a twentieth"),
+        (
+            TRL["rpo"] + "seed2: 1\ndata_seed: null\n",
+            "data_seed (it is empty: the default is taken",
+        ),
         (INSTRUCT + "quux: 3\nfoo_bar: 1\n", "Not known, left out: quux, foo_bar."),
     ],
 )
@@ -509,10 +671,55 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
             AXOLOTL.replace("bf16: auto", "bf16: full"),
             r"theirs\.yaml: argument --bf16: Truthy value",
         ),
-        (TRL["rpo"] + "model_name_or_path: {name: a/b}\n", "keys are not nested: give one name"),
+        (
+            TRL["rpo"].replace("someone/start-7b\n", "{name: a/b}\n", 1),
+            "keys are not nested: give one name",
+        ),
         (TRAINED, "it names no data: give them with DATASET="),
         (WHOLE_ENTRY.replace("id:", "path:"), "an entry of datasets has no id"),
-        (SCRIPT.replace("for LR in 1e-6", ""), r"--learning_rate \$LR: the script does not say"),
+        (SCRIPT.replace("for LR in 1e-6", ""), r"learning_rate is \$LR: nothing here says what"),
+        (SWIFT.replace("type: dpo", "type: kto"), "no DPO, but rlhf_type: kto"),
+        (SWIFT.replace("type: lora", "type: longlora"), "longlora: here all weights are trained"),
+        (SWIFT + "global_batch_size: 4\nlr: 1e-5\n", "it is for Megatron, whose keys are others"),
+        (SWIFT + "adapters: [a, b]\n", "adapters: a, b: merge them first"),
+        (SFT, "no DPO, but an SFT: it has max_seq_length"),
+        (SCRIPT.replace("dpo_tune_cache.py", "finetune.py"), "no DPO: it starts open_instruct/fin"),
+        # Values of another kind.
+        (
+            FACTORY.replace("rank: 6", "rank: six"),
+            "lora_rank is six: LLaMA-Factory takes no such v",
+        ),
+        (SWIFT.replace("size: 2", "size: auto"), "per_device_train_batch_size is auto: ms-swift"),
+        (HANDBOOK["full"].replace("t: 1.0", "t: all"), "dataset_mixture is .*takes no such value"),
+        (TURNS.replace("0.75", "a"), "interleave_probs is a,0.25: LLaMA-Factory takes no such"),
+        (AXOLOTL.replace("chs: 2", "chs: two"), "num_epochs is two: axolotl takes no such value"),
+        (AXOLOTL + "trl: true\n", "trl is True: axolotl takes no such value there"),
+        (TRL["rpo"] + "loss_type: 3\n", "loss_type is 3: TRL takes no such"),
+        (TRL["rpo"] + "training: {beta: 0.3}\n", "beta stands twice, one in training: keep one"),
+        # A key that stands twice, in whichever form: the last would have won.
+        (
+            TRL["rpo"] + "beta: 0.3\n",
+            r"theirs\.yaml: key 'beta' stands twice, in lines 4 and 32: k",
+        ),
+        (NAMED.replace("[someone", "[{path: a, path: b}, someone"), "key 'path' stands twice, in"),
+        (MANY.replace("--use_peft", "--beta 1 --use_peft --beta=2"), "--beta stands twice: keep"),
+        # What the file only names.
+        (
+            TRL["rpo"].replace("0.02", "${BETA}"),
+            r"beta is \$\{BETA\}: nothing here says what \$\{BE",
+        ),
+        (
+            TRL["rpo"].replace("someone/pairs", "$DATA"),
+            r"dataset_name is \$DATA: .*or give DATASET=",
+        ),
+        (AXOLOTL.replace("someone/start-7b", "'{{ m }}'"), r"base_model is .*, or give MODEL="),
+        (FACTORY.replace("rank: 6", "rank: $(nproc)"), r"lora_rank is \$\(nproc\): nothing"),
+        (TRL["rpo"].replace("0.02", "{{ beta }}"), r"theirs\.yaml, line 4: not YAML: braces"),
+        (
+            "#!/bin/sh\naccelerate launch --num_processes 4 run_dpo.py --config its.yaml\n",
+            "hands on to its.yaml, which is not here: give that file, with FROM=its.yaml GPUS=4",
+        ),
+        ("#!/bin/sh\naxolotl train a/its.yml\n", "give that file, with FROM=a/its.yml, or put"),
     ],
 )
 def test_what_is_no_recipe_of_dpo_is_refused(text, says, tmp_path):
@@ -549,6 +756,16 @@ def test_model_data_and_gpus_go_before_its_own(tmp_path):
     assert keys["gradient_accumulation_steps"] == 4
 
 
+def test_what_is_given_need_not_be_known(tmp_path):
+    """Nor what a recipe does not take over: where it wrote, what it called its run."""
+    text = TRL["rpo"].replace("data/start-7b-dpo", "${OUT}/$NAME") + "run_name: '{{ name }}'\n"
+    text = text.replace("someone/start-7b\n", "$MODEL\n", 1).replace("someone/pairs", "$DATA")
+    ours, keys = brought(tmp_path, text, "my/model", {"dataset_name": "my/pairs"})
+    assert keys["model_name_or_path"] == "my/model" and keys["dataset_name"] == "my/pairs"
+    assert "run_name" not in keys and "$MODEL: MODEL= and DATASET= go before it" in flat(ours)
+    assert "{{ name }}: {{ name }} is not known" in flat(ours)
+
+
 def test_names_in_a_dataset_info_are_followed(tmp_path):
     (tmp_path / "data").mkdir()
     info = """{"mine": {"file_name": "pairs.json", "ranking": true, "columns":
@@ -556,7 +773,8 @@ def test_names_in_a_dataset_info_are_followed(tmp_path):
     (tmp_path / "data/dataset_info.json").write_text(info)
     text = FACTORY.replace("ultrafeedback", "mine").replace("max_samples: 700\n", "")
     _, keys = brought(tmp_path, text)
-    assert keys["column_mapping"] == {"chosen": "yes", "rejected": "no", "prompt": "ask"}
+    mapping = {"chosen": "yes", "rejected": "no", "prompt": "ask", "input": "more"}
+    assert keys["column_mapping"] == mapping
     (part,) = keys["datasets"]
     assert part["path"].endswith("data/pairs.json") and part["split"] == "train[:9]"
 

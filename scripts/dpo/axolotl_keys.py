@@ -1,7 +1,12 @@
-"""The keys of axolotl for DPO: what each is called here, or why there is none. Keys that are TRL's
-own are not repeated; what takes thought is in from_tools.py.
+"""The keys of axolotl for DPO: what each is called here, or why there is none, and what of them
+takes thought. Keys that are TRL's own are not repeated.
 """
 
+from __future__ import annotations
+
+import re
+
+from dpo.brought import Brought, columns, place, with_sft
 from dpo.old_keys import (
     AT_LAUNCH,
     ATTENTION,
@@ -150,3 +155,116 @@ DROPPED = because(
     ("nothing looks at it any more", "dpo_use_logits_to_keep"),
     ("weights are in float32 as it is; bf16: false computes in it too", "float32"),
 )
+NEWEST = "TRL's datasets name none, the newest is read"
+OF_FIELDS = ("ds_type", "shards", "shards_idx", "field_messages", "field_chosen", "field_rejected")
+OF_FIELDS += ("field_prompt", "field_system")
+ROLES = "roles and templates are told from the rows"
+OF_ENTRIES = {
+    "revision": NEWEST,
+    "trust_remote_code": "no code of a data set is run",
+    "preprocess_shards": PREPARED,
+}
+
+
+def listed(b: Brought, key: str) -> list[dict]:
+    """The data sets of a key: a list of mappings; one alone, and a name, are taken as meant."""
+    found = b.take(key, [])
+    found = found if isinstance(found, list) else [found]
+    return [entry if isinstance(entry, dict) else {"path": str(entry)} for entry in found]
+
+
+def axolotl_data(b: Brought) -> None:
+    parts, held_out = [], b.take("val_set_size")
+    entries, tests = listed(b, "datasets"), listed(b, "test_datasets")
+    for entry in entries:
+        part = {"path": entry.get("path"), "name": entry.get("name")}
+        part["split"] = entry.get("split") or "train"
+        if pieces := entry.get("shards"):  # one of so many equal pieces of the split
+            ends = [(int(entry.get("shards_idx") or 0) + n) * 100 / int(pieces) for n in (0, 1)]
+            part["split"] += f"[{ends[0]:.0f}%:{ends[1]:.0f}%]"
+            b.renamed.append("datasets: shards → split")
+        if files := entry.get("data_files"):
+            on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(part["path"]))
+            kind = part["path"] if on_hub else entry.get("ds_type") or part["path"] or "json"
+            part |= {"path": kind, "data_files": files}
+        parts.append({key: value for key, value in part.items() if value})
+        kind, own = entry.get("type") or "chatml", ("path", "name", "split", "type", "data_files")
+        fields = kind if isinstance(kind, dict) else entry
+        strategy = "user_defined" if isinstance(kind, dict) else kind.split(".")[-1]
+        mapping = {key: fields.get(f"field_{key}") for key in ("chosen", "rejected", "system")}
+        if kind == "chat_template.default" or strategy == "chat_template":
+            columns(b, mapping | {"prompt": fields.get("field_messages", "messages")}, None)
+        elif strategy in ("user_defined", "default", "prompt_pairs", "chatml", "llama3"):
+            columns(b, mapping | {"prompt": fields.get("field_prompt")}, "question")
+        for key, value in fields.items():
+            if key.endswith("_format") and value not in (None, f"{{{key[:-7]}}}"):
+                b.warned.append(f"datasets: {key}: the chat template renders instead")
+        if entry.get("revision"):
+            b.warned.append(f"datasets: revision {entry['revision']}: {NEWEST}")
+        for key in {*entry} - {*own, *OF_FIELDS}:
+            b.dropped[f"datasets: {key}"] = OF_ENTRIES.get(
+                key, "roles and templates are told from the rows"
+            )
+    first = entries[0].get("path") if entries else None
+    alike = [t.get("split", "test") for t in tests if t.get("path") == first]
+    if tests and not alike:
+        b.warned.append("test_datasets: held-out pairs of another data set cannot be named here")
+    place(b, parts, alike, held_out or (0.05 if tests and not alike else None))
+
+
+def axolotl(b: Brought) -> None:
+    if (kind := b.old.get("rl")) not in ("dpo", "ipo"):
+        b.refuse(f"this is no DPO, but {f'rl: {kind}' if kind else 'an SFT: it has no rl: dpo'}")
+    loss = b.take("dpo_loss_type") or (["ipo"] if b.take("rl") == "ipo" else None)
+    if b.take("dpo_norm_loss"):
+        loss = ["sigmoid_norm"]
+    if loss:
+        b.put("loss_type", loss, of="dpo_loss_type")
+    if alpha := b.take("rpo_alpha"):
+        with_sft(b, alpha, loss or "sigmoid", b.take("dpo_loss_weights"))
+    if (own := b.take("trl")) and own.get("beta") is not None:  # it goes before rl_beta
+        b.old.pop("rl_beta", None)
+        b.put("beta", own["beta"], of="trl")
+    axolotl_data(b)
+    adapter = b.take("adapter")
+    if adapter:
+        b.put("use_peft", True, of="adapter")
+        b.new["lora_dropout"] = b.take("lora_dropout", 0.0)
+        if b.take("lora_target_linear"):
+            b.drop("lora_target_modules", "lora_target_linear takes all of them, and more")
+            b.put("lora_target_modules", "all-linear", of="lora_target_linear")
+        if start := b.take("lora_model_dir"):
+            b.drop("base_model", f"the adapter of lora_model_dir names it ({b.old['base_model']})")
+            b.put("model_name_or_path", start, of="lora_model_dir")
+    per_epoch = {"eval": b.take("evals_per_epoch"), "save": b.take("saves_per_epoch")}
+    epochs = float(b.old.get("num_epochs") or 1)
+    for what, times in per_epoch.items():
+        if times:  # a share of all steps
+            share = round(1 / (float(times) * epochs), 4)
+            b.put(f"{what}_steps", share, of=f"{what}s_per_epoch")
+            b.new[f"{what}_strategy"] = "steps" if share < 1 else "epoch"
+            if share >= 1:
+                del b.new[f"{what}_steps"]
+    evaluates = {"dataset_test_split", "test_split_size"} & {*b.new}
+    if evaluates and per_epoch["eval"] != 0:
+        b.new.setdefault("eval_strategy", b.take("eval_strategy", "steps"))
+    if least := b.take("cosine_min_lr_ratio"):
+        b.drop("lr_scheduler", "cosine_with_min_lr")
+        b.new["lr_scheduler_type"] = "cosine_with_min_lr"
+        b.put("lr_scheduler_kwargs", {"min_lr_rate": least}, of="cosine_min_lr_ratio")
+    for key, dtype in (("bfloat16", "bfloat16"), ("float16", "float16")):
+        if b.take(key):
+            b.put("dtype", dtype, of=key)
+    if (template := b.old.get("chat_template")) not in (None, "tokenizer_default"):
+        b.warned.append(f"chat_template: {template}: {TEMPLATE}")
+    if template := b.take("chat_template_jinja"):
+        b.dropped["chat_template_jinja"] = f"put it in a .jinja file: {TEMPLATE}"
+        b.warned.append(f"chat_template_jinja ({len(template)} characters): {TEMPLATE}")
+    # Its own defaults, where they are not ours.
+    defaults = {"sequence_len": 512, "micro_batch_size": 1, "lr_scheduler": "cosine"}
+    defaults |= {"num_epochs": 1, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
+    if not {"warmup_ratio", "warmup_steps"} & {*b.old}:
+        defaults["warmup_ratio"] = 0.03
+    if least:
+        del defaults["lr_scheduler"]
+    b.old = defaults | {key: value for key, value in b.old.items() if value not in (None, "")}

@@ -22,10 +22,12 @@ class Brought:
     renamed: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
+    last: str = ""  # the key that was taken last
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of a key, which is then done with; an empty one is none."""
         value = self.old.pop(key, None)
+        self.last = key if value is not None else self.last
         return default if value in (None, "", []) else value
 
     def put(self, key: str, value: Any, *, of: str = "") -> None:
@@ -155,3 +157,25 @@ def columns(b: Brought, mapping: dict[str, str | None], layout: str | None) -> N
             b.warned.append(
                 f"data sets differ in {key}, which is one for all here: {value} is lost"
             )
+
+
+def interleaved(b: Brought, parts: list[dict], asked: bool, until_one: bool, shares: Any) -> None:
+    """Give the data sets that another tool draws from in turns the shares of a mixture.
+
+    Args:
+        parts: entries of `datasets`.
+        asked: whether it draws in turns; else it takes all rows of each.
+        until_one: whether it ends with the first data set that has no row left: so does TRL.
+        shares: how often it draws from each, as a list or as text with commas; None: as often.
+    """
+    if not asked or len(parts) < 2:
+        return
+    listed = shares.split(",") if isinstance(shares, str) else shares or [1] * len(parts)
+    if not until_one or len(listed) != len(parts):
+        why = "no row is drawn twice an epoch" if not until_one else f"{shares} is not one for each"
+        b.warned.append(
+            f"the original draws from its data sets in turns; here all rows of each, as {why}"
+        )
+        return
+    for part, share in zip(parts, listed, strict=True):
+        part["fraction"] = float(share)

@@ -5,25 +5,32 @@ Every key is mapped, renamed or left out with the reason, and the recipe says so
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import SchedulerType
-from transformers.training_args import OptimizerNames
 
+from dpo.arguments import decides
+from dpo.axolotl_keys import axolotl
 from dpo.brought import Brought, trl
+from dpo.fitting import evaluation, known_names, losses, precision
 from dpo.foreign_recipes import read, refuse_others, told
-from dpo.from_tools import axolotl, llama_factory, open_instruct
+from dpo.from_tools import llama_factory, open_instruct
+from dpo.ms_swift import ms_swift
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
 from dpo.recipe import make_parser, resolve
 from dpo.recipe_text import sections
 from dpo.undone import AGAINST, NEVER
-from dpo.values import LOSS_TYPES, SMOOTHED
 
-TAKE = {"axolotl": axolotl, "LLaMA-Factory": llama_factory, "open-instruct": open_instruct}
+TAKE = {
+    "axolotl": axolotl,
+    "LLaMA-Factory": llama_factory,
+    "open-instruct": open_instruct,
+    "ms-swift": ms_swift,
+}
 # TRL's own keys that a recipe of ours leaves out, each with why.
 LEFT_OUT = {
     **dict.fromkeys(("do_train", "do_eval"), "a run trains, and eval_strategy says the rest"),
@@ -45,10 +52,57 @@ LEFT_OUT = {
     **NEVER,
     **AGAINST,
 }
+# What null means in TRL where it is not the default: all tokens, all checkpoints, no clipping.
+NULL = {"max_length": None, "save_total_limit": None, "max_grad_norm": 0.0}
+EMPTY = "it is empty: the default is taken"
+VARIABLE = re.compile(r"\$\{[^{}]*\}|\$[A-Za-z_]\w*|\$\([^()]*\)|\{\{[^{}%]*\}\}")
 DATA_KEYS = (
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets"),
     *("test_split_size", "column_mapping", "preference_layout"),
 )
+SAID = {"MODEL": ("model_name_or_path",), "DATASET": DATA_KEYS}
+
+
+def fill_in(b: Brought, ours: set[str], given: set[str]) -> None:
+    """See that no value is left that the file only names: a shell's variable, a template's field.
+
+    Args:
+        given: keys of ours that are said elsewhere.
+
+    Raises:
+        SystemExit: what is learned hangs on one.
+    """
+    renamed = RENAMED | TOOLS.get(b.tool, ({}, {}))[0]
+    for key, value in b.old.items():
+        left = VARIABLE.search(str(value))
+        new = key if key in ours else renamed.get(key, "").replace(",", " ").partition(" ")[0]
+        if not left or not new or "template" in key:
+            continue
+        if new not in given and decides(new):
+            instead = next((f", or give {n}=" for n, keys in SAID.items() if new in keys), "")
+            b.refuse(
+                f"{key} is {value}: nothing here says what {left[0]} is: write its value{instead}"
+            )
+        why = "MODEL= and DATASET= go before it" if new in given else f"{left[0]} is not known"
+        b.old[key], b.dropped[key] = None, f"{value}: {why}"
+
+
+def flat(path: Path, keys: dict[str, Any], ours: set[str]) -> dict[str, Any]:
+    """The keys, those in a section of the file (`training:`, `[training]`) as those beside it.
+
+    Raises:
+        SystemExit: a key stands in two sections.
+    """
+    tables = (table for tool in TOOLS.values() for table in tool)
+    known = {*ours, *RENAMED, *DROPPED}.union(*tables)
+    found: dict[str, Any] = {}
+    for key, value in keys.items():
+        section = isinstance(value, dict) and key not in known and known & {*value}
+        for inner, part in value.items() if section else [(key, value)]:
+            if inner in found:
+                raise SystemExit(f"FROM: {path}: {inner} stands twice, one in {key}: keep one")
+            found[inner] = part
+    return found
 
 
 def rename(b: Brought, ours: set[str]) -> list[str]:
@@ -62,8 +116,10 @@ def rename(b: Brought, ours: set[str]) -> list[str]:
         b.put("warmup_steps", steps or ratio, of="warmup_steps" if steps else "warmup_ratio")
     for key, value in b.old.items():
         new = key if key in ours else renamed.get(key)
-        if value in (None, "", [], {}):
-            b.dropped[key] = "it is empty"
+        if value is None and new in NULL and key not in b.dropped:
+            b.put(new, NULL[new], of=key)
+        elif value in (None, "", [], {}):
+            b.dropped.setdefault(key, EMPTY)
         elif key in LEFT_OUT or new in LEFT_OUT:
             b.dropped[key] = LEFT_OUT.get(key) or LEFT_OUT[new]
             if key == "trust_remote_code" and value is True:
@@ -89,100 +145,11 @@ def account(b: Brought, given: dict[str, Any]) -> None:
         if key in said:
             continue
         if value in (None, False, 0, "", [], {}):
-            b.dropped[key] = "it is empty"
+            b.dropped[key] = EMPTY
         elif new := renamed.get(key) or RENAMED.get(key):
             b.renamed.append(f"{key} → {new}")
         else:
             b.dropped[key] = dropped.get(key, "another key says it")
-
-
-def precision(b: Brought) -> None:
-    new, dtype = b.new, str(b.new.pop("dtype", "")).removeprefix("torch.")
-    if new.get("load_in_4bit") or new.get("load_in_8bit"):
-        new["use_peft"] = True
-    if dtype in ("bfloat16", "float16", "auto") and not new.get("use_peft"):
-        b.dropped["dtype"] = f"{dtype}: weights that are trained stay in float32"
-        b.warned.append(
-            f"the original trains weights in {dtype}, where an update of a small learning rate is "
-            "lost; here they are in float32, and bf16 computes"
-        )
-    elif dtype in ("bfloat16", "float16", "auto"):
-        new["dtype"] = dtype
-    adapter = [k for k in new if k.startswith("lora_") or k in ("use_dora", "use_rslora")]
-    for key in [] if new.get("use_peft") else adapter:
-        b.dropped[key] = f"{new.pop(key)}: without an adapter all weights are trained"
-    if "lora_dropout" in new and new.get("disable_dropout", True):
-        b.dropped["lora_dropout"] = f"{new.pop('lora_dropout')}: disable_dropout is on"
-    for half in ("bf16", "fp16"):
-        if new.get(half) in ("auto", half == "bf16"):
-            b.dropped[half] = f"{new.pop(half)}: the default serves"
-    if new.get("tf32") == "auto":
-        b.dropped["tf32"] = "auto: the default serves"
-        del new["tf32"]
-    if new.get("attn_implementation") not in (None, "eager", "sdpa"):
-        b.dropped["attn_implementation"] = (
-            f"{new.pop('attn_implementation')}: prefix sharing has attention of its own"
-        )
-
-
-def losses(b: Brought) -> None:
-    types = b.new.get("loss_type", ["sigmoid"])
-    types = [types] if isinstance(types, str) else types
-    types = ["aot_unpaired" if name == "aot_pair" else name for name in types]
-    if other := [name for name in types if name not in LOSS_TYPES]:
-        b.refuse(f"loss_type {', '.join(other)} is none of TRL's DPO: {', '.join(LOSS_TYPES)}")
-    b.new["loss_type"] = types
-    if b.new.get("label_smoothing") and not {*types} & {*SMOOTHED}:
-        b.dropped["label_smoothing"] = (
-            f"{b.new.pop('label_smoothing')}: {types[0]} smooths no labels"
-        )
-        b.warned.append("label_smoothing: TRL smooths labels of robust, exo_pair and aot alone")
-
-
-def evaluation(b: Brought) -> None:
-    new = b.new
-    for what in ("eval", "save"):
-        if new.get(f"{what}_strategy") is False:  # YAML's no
-            new[f"{what}_strategy"] = "no"
-        if new.get(f"{what}_strategy", "steps") != "steps" and f"{what}_steps" in new:
-            b.dropped[f"{what}_steps"] = f"{new.pop(f'{what}_steps')}: {what}_strategy has no steps"
-    if "eval_strategy" not in new and "eval_steps" in new and new.get("test_split_size"):
-        new["eval_strategy"] = "steps"
-    if new.get("datasets") and not new.get("test_split_size"):
-        if new.get("eval_strategy", "no") != "no":
-            b.warned.append("nothing is held out of a mixture: evaluation is off")
-        new["eval_strategy"] = "no"
-    if new.get("eval_strategy", "no") == "no":
-        if new.pop("load_best_model_at_end", None):
-            b.dropped["load_best_model_at_end"] = "without evaluation none is best"
-            b.warned.append("the original asks for its best model, and evaluates none")
-        for key in [k for k in new if k.startswith(("eval_", "per_device_eval", "metric_for"))]:
-            if key != "eval_strategy":
-                b.dropped[key] = f"{new.pop(key)}: nothing is evaluated"
-        new.pop("greater_is_better", None)
-    if new.get("save_strategy") == "no":
-        b.dropped["save_strategy"] = f"{new.pop('save_strategy')}: a killed run goes on from one"
-        new.pop("save_steps", None)
-    if not {"save_steps", "save_strategy"} & {*new}:
-        new["save_steps"] = new.get("eval_steps", 100)
-    new.setdefault("save_total_limit", 1)
-    trackers = new.get("report_to") or "wandb"
-    trackers = [trackers] if isinstance(trackers, str) else trackers
-    kept = [name for name in trackers if name in ("wandb", "trackio", "none")]
-    if lost := [name for name in trackers if name not in (*kept, "all")]:
-        b.dropped["report_to"] = f"{', '.join(lost)}: W&B and a local page are the trackers here"
-    new["report_to"] = (kept or ["wandb"])[0]
-
-
-def known_names(b: Brought) -> None:
-    """Leave out optimizers and schedules that Transformers has not."""
-    removed = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch"}
-    b.new["optim"] = removed.get(b.new.get("optim"), b.new.get("optim", "adamw_torch_fused"))
-    for key, kinds in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
-        value = b.new.get(key)
-        if value is not None and value not in [kind.value for kind in kinds]:
-            b.dropped[key] = f"{b.new.pop(key)}: Transformers has none of this name"
-            b.warned.append(f"{key}: {value} is not there: the default is taken")
 
 
 def batch(b: Brought, gpus: int | None, asked: int | None) -> list[str]:
@@ -257,15 +224,24 @@ def convert(
     parser = make_parser()
     defaults = vars(parser.parse_known_args([])[0])
     keys, documented = read(path)
+    keys = flat(path, keys, {*defaults})
     b = Brought(told(path, keys, {*defaults}), path, dict(keys))
     refuse_others(b)
-    TAKE.get(b.tool, trl)(b)
-    unknown = rename(b, {*defaults})
-    losses(b)
-    precision(b)
-    evaluation(b)
-    known_names(b)
-    said = batch(b, documented, gpus)
+    fill_in(b, {*defaults}, {*SAID["MODEL"] * bool(model), *DATA_KEYS * bool(data)})
+    try:
+        TAKE.get(b.tool, trl)(b)
+        unknown = rename(b, {*defaults})
+        losses(b)
+        precision(b)
+        evaluation(b)
+        known_names(b)
+        said = batch(b, documented, gpus)
+    except (AttributeError, TypeError, ValueError) as error:  # a value of another kind
+        text = re.search(r"'(.+)'$", str(error))
+        near = (k for k in (b.last, *keys) if text and text[1] in str(keys.get(k)))
+        key = next(near, b.last)
+        value = textwrap.shorten(str(keys.get(key)), 80)
+        b.refuse(f"{key} is {value}: {b.tool} takes no such value there: {error}")
     account(b, {key: value for key, value in keys.items() if key not in unknown})
     if model:
         b.new["model_name_or_path"] = model

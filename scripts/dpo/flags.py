@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+from typing import Any
 
 KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
 
@@ -11,6 +14,19 @@ KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
 def name_of(argument: str) -> str:
     """`--max-steps=2` is a flag of the name max_steps."""
     return argument[2:].partition("=")[0].replace("-", "_")
+
+
+def at_home(value: Any) -> Any:
+    """A value with the home folder in the place of `~/`, however deep it stands: a shell does so
+    at the beginning of a word alone, and nobody does in a file, so that a run would be written to
+    a folder of the name `~`."""
+    if isinstance(value, dict):
+        return {key: at_home(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [at_home(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(^|[=,])~(?=/)", lambda before: before[1] + os.path.expanduser("~"), value)
 
 
 def overridden(argv: list[str], own: list[str]) -> list[str]:

@@ -3,19 +3,20 @@ are of DPO."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dpo.arguments import decides
 from dpo.brought import Brought
 from dpo.old_keys import DROPPED, RENAMED
 from dpo.other_tools import TOOLS
 from dpo.recipe import FOLDER
+from dpo.strict import load_json, load_yaml
 
 # Keys that other trainers have and DPO has not, and words of names.
 OTHER = {
@@ -27,6 +28,16 @@ OTHER = {
 }
 METHODS = ("sft", "orpo", "kto", "cpo", "simpo", "ppo", "grpo", "rm", "reward")
 OURS = ("dpo", "apo", "ipo", "pref", "align")
+FILE = re.compile(r"[^=]+\.(ya?ml|json|toml)")
+SHELL = (".sh", ".bash", ".zsh", ".slurm", ".sbatch")
+PYTHON = (".py", ".ipynb")
+# Programs that train with DPO, the surest first (LLaMA-Factory's stage is a flag), and those that
+# train otherwise.
+PROGRAMS = (  # a word and the one before it
+    r"[ /]\w*dpo\w*\.py$|trl[. ](scripts\.)?dpo$",
+    r"[ /](train\w*|rlhf)\.py$|^[^-]\S* (\S+\.)?(train|rlhf)$|\.train$",
+)
+OTHER_PROGRAM = re.compile(r"(.*/)?\w*(sft|finetune|reward|kto|orpo|cpo|ppo|grpo)\w*\.py")
 
 
 def plain(word: str) -> Any:
@@ -41,6 +52,7 @@ def filled(text: str, known: dict[str, str]) -> str:
     """Shell text with the variables that are known, and with products and quotients of numbers."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
     text = re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda m: known.get(m[1] or m[2], m[0]), text)
+    text = re.sub(r"\$\(expr ([^()]+)\)|`expr ([^`]+)`", lambda m: f"$(({m[1] or m[2]}))", text)
     for inner in re.findall(r"\$\(\(([\w\s*/$]+)\)\)", text):  # as batch sizes are divided
         words = [known.get(word, word) for word in re.findall(r"\w+|[*/]", inner)]
         if all(word.isdigit() or word in "*/" for word in words):
@@ -51,82 +63,108 @@ def filled(text: str, known: dict[str, str]) -> str:
     return text
 
 
-def flags_of(text: str) -> dict[str, Any]:
-    """The flags of a training command in a shell script, its variables filled in; "" has the
-    number of processes that the launcher is given."""
+def flags_of(path: Path, text: str) -> dict[str, Any]:
+    """The flags of a training command in a shell script, its variables filled in, over the keys of
+    the file that it hands on to; "" has the number of processes that the launcher is given.
+
+    Raises:
+        SystemExit: a flag stands twice, the file is not there, or the command trains otherwise.
+    """
     text = re.sub(r"(?m)^\s*#.*$", "", text).replace("\\\n", " ")
     known: dict[str, str] = {}
     sets = r"(?m)^\s*(?:export\s+)?(\w+)=(\"[^\"]*\"|'[^']*'|\S*)[ \t]*$|^\s*for (\w+) in ([^\s;]+)"
     for one in re.finditer(sets, text):
         value = one[4] or (one[2] or "").strip("\"'")
         known.setdefault(one[1] or one[3], " ".join(filled(value, known).split()))
-    text = " ".join(filled(re.sub(sets, "", text), known).split())
+    text = re.sub(r";(?=\s)|\n", " ; ", filled(re.sub(sets, "", text), known))  # ends of commands
+    text = " ".join(text.split())
     try:
         command = shlex.split(text)
     except ValueError:
         command = text.split()
     found: dict[str, Any] = {}
-    kinds = (r"dpo\w*\.py", r"train\w*\.py|train")  # LLaMA-Factory's stage is a flag
-    scripts = [
-        i
-        for kind in kinds
-        for i, word in enumerate(command)
-        if re.search(f"(^|/)({kind})$", word) or command[max(i - 1, 0) : i + 1] == ["trl", "dpo"]
-    ]
+    pairs = [f"{before} {word}" for before, word in itertools.pairwise(["", *command])]
+    scripts = [i for kind in PROGRAMS for i, pair in enumerate(pairs) if re.search(kind, pair)]
     at = scripts[0] if scripts else -1
+    if other := None if scripts else next(filter(OTHER_PROGRAM.fullmatch, command), None):
+        raise SystemExit(f"FROM: {path}: this is no DPO: it starts {other}")
     names = {"num_processes": 1, "num_nodes": 1, "nproc_per_node": 1}
     alike = {"nnodes": "num_nodes", "num_gpus": "nproc_per_node"}
-    for i, word in enumerate(command[: max(at, 0)]):
+    before = [f"NPROC_PER_NODE={known.get('NPROC_PER_NODE', '')}", *command[: max(at, 0)], ""]
+    for word, after in itertools.pairwise(before):
         name, _, value = word.lstrip("-").partition("=")
-        name, value = name.replace("-", "_"), value or command[i + 1]
+        name, value = name.replace("-", "_"), value or after
         name = alike.get(name, name.lower())
         if name in names and value.isdigit():
             names[name] = int(value)
-    key = None
+    key, file = None, None
     for word in command[at + 1 :]:
-        if re.match(r"&|;|\||done$|\d?>", word):  # what ends the command, or says where it writes
+        # What ends the command, says where it writes, or hands on the script's own arguments.
+        if re.match(r"&|;|\||done$|\d?>|\$[@*]", word):
             break
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            key = key.replace("-", "_")
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") or (equals and not key):
+            key = name.replace("-", "_")
+            if key in found:
+                raise SystemExit(f"FROM: {path}: --{key} stands twice: keep one")
             found[key] = [value] if equals else []
+            key = key if word.startswith("--") else None
         elif key:
             found[key].append(word)
+        elif at >= 0 and FILE.fullmatch(word):
+            file = word
     flat = {k: True if not v else plain(v[0]) if len(v) == 1 else v for k, v in found.items()}
     flat = {
         (k[3:] if k.startswith("no_") else k): (v is not True if k.startswith("no_") else v)
         for k, v in flat.items()
     }
-    for key in [k for k, v in flat.items() if "$" in str(v)]:
-        if decides(key) and key not in ("exp_name", "output_dir", "run_name"):
-            raise SystemExit(
-                f"FROM: --{key} {flat[key]}: the script does not say what that is: write the value"
-            )
-        flat[key] = None  # a date, or a name made of what is above
     processes = max(names["num_processes"], names["nproc_per_node"])  # in all, or of a machine
     gpus = max(processes, min(processes, 8) * names["num_nodes"])
+    if file := flat.pop("config", file):
+        beside = (folder / str(file) for folder in (Path(), *path.resolve().parents))
+        there = next(filter(Path.is_file, beside), None)
+        if there is None:
+            many = f" GPUS={gpus}" if gpus > 1 else ""
+            raise SystemExit(
+                f"FROM: {path} hands on to {file}, which is not here: give that file, with "
+                f"FROM={file}{many}, or put it beside the script"
+            )
+        flat = read(there)[0] | flat
     return flat | ({"": gpus} if gpus > 1 else {})
+
+
+def toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SystemExit(f"{path}: not TOML: {error}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], int | None]:
     """A recipe's keys, and the number of GPUs that it says it is for.
 
     Raises:
-        SystemExit: no such file, or none that holds keys.
+        SystemExit: no such file, or none that holds keys, each once.
     """
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if FILE.fullmatch(p.name))
+        raise SystemExit(f"FROM: {path} is a folder: give a file of it: {', '.join(inside)}")
     if not path.is_file():
         raise SystemExit(f"FROM: no file {path}")
+    if path.suffix in PYTHON:
+        raise SystemExit(
+            f"FROM: {path} is a Python program, which is not run: write what it gives DPOConfig "
+            "and the names of its model and data as a YAML file, key: value, and give that"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
-        read_as = {".sh": flags_of, ".json": json.loads}.get(path.suffix, yaml.safe_load)
-        keys = read_as(text)
-    except json.JSONDecodeError as error:
-        raise SystemExit(f"FROM: {path}: not JSON: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SystemExit(f"FROM: {path}: not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"FROM: {path} is no text: {error}") from error
+    kind = ".sh" if path.suffix in SHELL or text.startswith("#!") else path.suffix
+    keys = {".sh": flags_of, ".json": load_json, ".toml": toml}.get(kind, load_yaml)(path, text)
     if not isinstance(keys, dict) or not keys:
-        raise SystemExit(f"FROM: {path}: no keys: a recipe is YAML, JSON or a shell script")
-    gpus = keys.pop("", None)
+        raise SystemExit(f"FROM: {path}: no keys: a recipe is YAML, JSON, TOML or a shell script")
+    gpus = keys.pop("", None) or keys.get("num_processes")  # as `trl dpo` takes it
     said = re.search(r"#.*?\b(\d+)\s*(?:x\s*)?(?:(?!G[iB])[A-Z]\w*\s+)?GPUs?\b", text)
     return {str(k): number(v) for k, v in keys.items()}, gpus or (int(said[1]) if said else None)
 
@@ -152,7 +190,9 @@ def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
         for name, tables in TOOLS.items():
             others |= {*tables[0], *tables[1]} if name != tool else set()
         own[tool] = [key for key in keys if key in {*renamed, *dropped} - others]
-    signs = {"axolotl": "base_model", "LLaMA-Factory": "stage"}
+    if own["open-instruct"] == ["max_seq_length"]:  # TRL's SFT had it as well
+        own["open-instruct"] = []
+    signs = {"axolotl": "base_model", "LLaMA-Factory": "stage", "ms-swift": "rlhf_type"}
     most = max(own.values(), key=len)
     tools = [tool for tool, found in own.items() if found and len(found) == len(most)]
     tools = [tool for tool in tools if signs.get(tool) in keys] or tools
@@ -172,13 +212,13 @@ def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
 
 def refuse_others(b: Brought) -> None:
     """Refuse what of TRL is no DPO, by keys that only its trainer has, or by what it is called."""
-    if b.tool in TOOLS:  # they say it themselves
+    if b.tool in TOOLS and b.tool != "open-instruct":  # they say it themselves
         return
-    for what, names in OTHER.items():
+    for what, names in OTHER.items() if b.tool not in TOOLS else ():
         found = [key for key in names.split() if b.old.get(key)]
         if found:
             b.refuse(f"this is no DPO, but {what}: it has {', '.join(found)}")
-    own = [b.old.get(key) for key in ("hub_model_id", "output_dir", "run_name")]
+    own = [b.old.get(key) for key in ("hub_model_id", "output_dir", "run_name", "exp_name")]
     for names in (own, [b.path.stem, b.path.parent.name]):
         words = {word for name in names for word in re.split(r"[^a-z]+", str(name or "").lower())}
         if any(ours in word for word in words for ours in OURS):

@@ -1,4 +1,4 @@
-"""What takes thought in the recipes of axolotl, LLaMA-Factory and open-instruct: their data,
+"""What takes thought in the recipes of LLaMA-Factory and open-instruct: their data,
 adapters, losses and defaults, in our keys. Keys that only have another name are renamed by
 converting.py."""
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo.brought import Brought, columns, place, sliced, with_sft
+from dpo.brought import Brought, columns, interleaved, place, sliced
 from dpo.old_keys import TEMPLATE
 from dpo.parts import QUESTIONS
 
@@ -20,102 +20,6 @@ ITS_DATA = {
     "orca_pairs": ("Intel/orca_dpo_pairs", None),
     "orca_dpo_de": ("mayflowergmbh/intel_orca_dpo_pairs_de", None),
 }
-
-
-def listed(b: Brought, key: str) -> list[dict]:
-    """The data sets of a key: a list of mappings; one alone, and a name, are taken as meant."""
-    found = b.take(key, [])
-    found = found if isinstance(found, list) else [found]
-    return [entry if isinstance(entry, dict) else {"path": str(entry)} for entry in found]
-
-
-def axolotl_data(b: Brought) -> None:
-    parts, held_out = [], b.take("val_set_size")
-    entries, tests = listed(b, "datasets"), listed(b, "test_datasets")
-    for entry in entries:
-        part = {"path": entry.get("path"), "name": entry.get("name")}
-        part["split"] = entry.get("split") or "train"
-        files = entry.get("data_files")
-        if files:
-            part |= {"path": entry.get("ds_type", "json"), "data_files": files}
-        parts.append({key: value for key, value in part.items() if value})
-        kind, own = entry.get("type") or "chatml", ("path", "name", "split", "type", "data_files")
-        fields = kind if isinstance(kind, dict) else entry
-        strategy = "user_defined" if isinstance(kind, dict) else kind.split(".")[-1]
-        mapping = {key: fields.get(f"field_{key}") for key in ("chosen", "rejected", "system")}
-        if kind == "chat_template.default" or strategy == "chat_template":
-            columns(b, mapping | {"prompt": fields.get("field_messages", "messages")}, None)
-        elif strategy in ("user_defined", "default", "prompt_pairs", "chatml", "llama3"):
-            columns(b, mapping | {"prompt": fields.get("field_prompt")}, "question")
-        for key, value in fields.items():
-            if key.endswith("_format") and value not in (None, f"{{{key[:-7]}}}"):
-                b.warned.append(f"datasets: {key}: the chat template renders instead")
-        for key in {*entry} - {*own, "ds_type", "field_messages", "field_chosen", "field_rejected"}:
-            if key not in ("field_prompt", "field_system"):
-                b.dropped[f"datasets: {key}"] = "roles and templates are told from the rows"
-    first = entries[0].get("path") if entries else None
-    alike = [t.get("split", "test") for t in tests if t.get("path") == first]
-    if tests and not alike:
-        b.warned.append("test_datasets: held-out pairs of another data set cannot be named here")
-    place(b, parts, alike, held_out or (0.05 if tests and not alike else None))
-
-
-def axolotl(b: Brought) -> None:
-    if (kind := b.old.get("rl")) not in ("dpo", "ipo"):
-        b.refuse(f"this is no DPO, but {f'rl: {kind}' if kind else 'an SFT: it has no rl: dpo'}")
-    loss = b.take("dpo_loss_type") or (["ipo"] if b.take("rl") == "ipo" else None)
-    if b.take("dpo_norm_loss"):
-        loss = ["sigmoid_norm"]
-    if loss:
-        b.put("loss_type", loss, of="dpo_loss_type")
-    if alpha := b.take("rpo_alpha"):
-        with_sft(b, alpha, loss or "sigmoid", b.take("dpo_loss_weights"))
-    if (own := b.take("trl")) and own.get("beta") is not None:  # it goes before rl_beta
-        b.old.pop("rl_beta", None)
-        b.put("beta", own["beta"], of="trl")
-    axolotl_data(b)
-    adapter = b.take("adapter")
-    if adapter:
-        b.put("use_peft", True, of="adapter")
-        b.new["lora_dropout"] = b.take("lora_dropout", 0.0)
-        if b.take("lora_target_linear"):
-            b.drop("lora_target_modules", "lora_target_linear takes all of them, and more")
-            b.put("lora_target_modules", "all-linear", of="lora_target_linear")
-        if start := b.take("lora_model_dir"):
-            b.drop("base_model", f"the adapter of lora_model_dir names it ({b.old['base_model']})")
-            b.put("model_name_or_path", start, of="lora_model_dir")
-    per_epoch = {"eval": b.take("evals_per_epoch"), "save": b.take("saves_per_epoch")}
-    epochs = float(b.old.get("num_epochs") or 1)
-    for what, times in per_epoch.items():
-        if times:  # a share of all steps
-            share = round(1 / (float(times) * epochs), 4)
-            b.put(f"{what}_steps", share, of=f"{what}s_per_epoch")
-            b.new[f"{what}_strategy"] = "steps" if share < 1 else "epoch"
-            if share >= 1:
-                del b.new[f"{what}_steps"]
-    evaluates = {"dataset_test_split", "test_split_size"} & {*b.new}
-    if evaluates and per_epoch["eval"] != 0:
-        b.new.setdefault("eval_strategy", b.take("eval_strategy", "steps"))
-    if least := b.take("cosine_min_lr_ratio"):
-        b.drop("lr_scheduler", "cosine_with_min_lr")
-        b.new["lr_scheduler_type"] = "cosine_with_min_lr"
-        b.put("lr_scheduler_kwargs", {"min_lr_rate": least}, of="cosine_min_lr_ratio")
-    for key, dtype in (("bfloat16", "bfloat16"), ("float16", "float16")):
-        if b.take(key):
-            b.put("dtype", dtype, of=key)
-    if (template := b.old.get("chat_template")) not in (None, "tokenizer_default"):
-        b.warned.append(f"chat_template: {template}: {TEMPLATE}")
-    if template := b.take("chat_template_jinja"):
-        b.dropped["chat_template_jinja"] = f"put it in a .jinja file: {TEMPLATE}"
-        b.warned.append(f"chat_template_jinja ({len(template)} characters): {TEMPLATE}")
-    # Its own defaults, where they are not ours.
-    defaults = {"sequence_len": 512, "micro_batch_size": 1, "lr_scheduler": "cosine"}
-    defaults |= {"num_epochs": 1, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
-    if not {"warmup_ratio", "warmup_steps"} & {*b.old}:
-        defaults["warmup_ratio"] = 0.03
-    if least:
-        del defaults["lr_scheduler"]
-    b.old = defaults | {key: value for key, value in b.old.items() if value not in (None, "")}
 
 
 def data_info(b: Brought, name: str, folder: str) -> tuple[dict, dict]:
@@ -170,10 +74,14 @@ def llama_factory(b: Brought) -> None:
         named = info.get("columns") or {}
         mapping = {key: named.get(key) for key in ("chosen", "rejected", "system", "history")}
         prompt, talk = named.get("prompt"), named.get("messages")
-        mapping |= {"prompt": None if prompt in QUESTIONS else prompt, "conversations": talk}
+        more = named.get("query")  # what goes with an instruction, as Alpaca's input
+        asks = prompt in (("instruction", "prompt") if more else QUESTIONS)
+        mapping |= {"prompt": None if asks else prompt, "input": more, "conversations": talk}
         columns(b, mapping, None)
     if samples:
         b.renamed.append("max_samples → datasets")
+    how, shares = b.take("mix_strategy", "concat"), b.take("interleave_probs")
+    interleaved(b, parts, how != "concat", how.startswith("interleave_under"), shares)
     if b.take("eval_dataset"):
         b.warned.append("eval_dataset: test_split_size holds out a twentieth instead")
         b.old.setdefault("val_size", 0.05)

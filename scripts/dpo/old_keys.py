@@ -93,6 +93,7 @@ DROPPED = because(
         "wandb_project wandb_entity wandb_run_group wandb_log_model",
     ),
     ("make evaluate does it", "benchmarks callbacks system_prompt"),
+    (AT_LAUNCH, "accelerate_config num_processes num_machines"),
 )
 
 

@@ -2,7 +2,7 @@
 none. Keys that are TRL's own are not repeated; what takes thought is in from_tools.py.
 """
 
-from dpo import axolotl_keys
+from dpo import axolotl_keys, ms_swift
 from dpo.old_keys import (
     AT_AI2,
     AT_LAUNCH,
@@ -46,6 +46,8 @@ LLAMA_FACTORY_RENAMED = {
     "val_size": "test_split_size",
     "eval_dataset": "dataset_test_split",
     "max_samples": "datasets",
+    "mix_strategy": "datasets, each with a fraction",
+    "interleave_probs": "datasets, each with a fraction",
     "hf_hub_token": "hub_token",
 }
 LLAMA_FACTORY_DROPPED = because(
@@ -79,8 +81,7 @@ LLAMA_FACTORY_DROPPED = because(
     (BATCHES, "packing neat_packing preprocessing_batch_size"),
     (
         PREPARED,
-        "overwrite_cache tokenized_path data_shared_file_system cache_dir mix_strategy "
-        "interleave_probs buffer_size media_dir",
+        "overwrite_cache tokenized_path data_shared_file_system cache_dir buffer_size media_dir",
     ),
     (
         TOKENIZER,
@@ -191,4 +192,5 @@ TOOLS = {
     "axolotl": (axolotl_keys.RENAMED, axolotl_keys.DROPPED),
     "LLaMA-Factory": (LLAMA_FACTORY_RENAMED, LLAMA_FACTORY_DROPPED),
     "open-instruct": (OPEN_INSTRUCT_RENAMED, OPEN_INSTRUCT_DROPPED),
+    "ms-swift": (ms_swift.RENAMED, ms_swift.DROPPED),
 }

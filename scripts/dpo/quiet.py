@@ -1,8 +1,11 @@
 """What libraries say of themselves, and nobody who runs a command can change, is not shown."""
 
+import builtins
 import logging
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 # Calls of one library by another that the next version will have otherwise.
 OF_VERSIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
@@ -15,6 +18,14 @@ LOGGED = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "DeepSpeed": "Setting accelerator to CPU",
 }
+# What is printed as a module is imported: by transformers, where W&B is kept offline.
+PRINTED = ("[INFO] Running in WANDB offline mode",)
+
+
+def printed(*values: Any, to: Callable[..., None] = builtins.print, **how: Any) -> None:
+    """`print`, without the lines that are named above."""
+    if not (values and isinstance(values[0], str) and values[0] in PRINTED):
+        to(*values, **how)
 
 
 def hush() -> None:
@@ -29,3 +40,4 @@ def hush() -> None:
         logging.getLogger(name).addFilter(
             lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
         )
+    builtins.print = printed

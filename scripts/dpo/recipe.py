@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dpo import secrets
 from dpo.arguments import BATCH, RunArguments, decides
+from dpo.flags import at_home
 from dpo.flags import check as flags_given
 from dpo.old_keys import refuse_unknown, spelling
+from dpo.strict import load_yaml
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -84,22 +84,6 @@ def choices(given: str, known: list[str]) -> str:
     return f"did you mean: {', '.join(difflib.get_close_matches(given, known, 3, 0.4)) or 'none'}?"
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys and says nothing; this one refuses."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = {}
-        for key_node, _ in node.value:
-            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
-            if key in seen:
-                raise SystemExit(
-                    f"{self.name}: key {key!r} stands twice, in lines {seen[key]} and {line}: "
-                    "keep one"
-                )
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a recipe's keys.
 
@@ -109,19 +93,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise SystemExit(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
-    with path.open(encoding="utf-8") as file:
-        loader = _StrictLoader(file)
-        try:
-            keys = loader.get_single_data()
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else "?"
-            raise SystemExit(f"{path}, line {line}: not YAML: {error.problem}") from error
-        finally:
-            loader.dispose()
+    try:
+        keys = load_yaml(path, path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{path}: not YAML: {error}") from error
     if not isinstance(keys, dict):
         raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
-    return keys
+    return at_home(keys)
 
 
 def _as_flags(keys: dict[str, Any], several: set[str]) -> tuple[list[str], dict[str, Any]]:

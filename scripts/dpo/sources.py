@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ LOCAL_INSTEAD = (
     "folders with --model_name_or_path and --dataset_name"
 )
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
+ABROAD = re.compile(r"^[A-Za-z]:|://|\\")  # a drive, a server, folders as Windows has them
 HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
 
 
@@ -37,7 +39,8 @@ def one_line(error: BaseException) -> str:
 
 def looks_local(name: str) -> bool:
     """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
-    return name.startswith((".", "/", "~", "models/", "recipes/")) or name.count("/") > 1
+    begins = name.startswith((".", "/", "~", "models/", "recipes/"))
+    return begins or name.count("/") > 1 or bool(ABROAD.search(name))
 
 
 def check_reachable(name: str, repo_type: str) -> list[str] | None:

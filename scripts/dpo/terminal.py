@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpo import asking, ranks, secrets
+from dpo.flags import at_home
 
 # Control characters but tab and newline, and those that turn the direction of writing.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -105,7 +106,7 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
                 stream.reconfigure(errors="backslashreplace")
         mask_output()
         try:
-            sys.argv[1:] = secrets.take_out(without_debug(sys.argv[1:]))
+            sys.argv[1:] = at_home(secrets.take_out(without_debug(sys.argv[1:])))
             if alone:
                 ranks.forget()
             main()

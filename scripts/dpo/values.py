@@ -21,6 +21,7 @@ from transformers.utils import is_liger_kernel_available
 
 from dpo.checkpoints import MANIFEST, named
 from dpo.recipe import Recipe
+from dpo.sources import ABROAD
 from dpo.start import START
 from dpo.undone import optimizer, silently_undone
 
@@ -115,6 +116,10 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("train_sampling_strategy", lambda v: v in ("random", "sequential"), "random or sequential"),
     *((key, lambda v: isinstance(v, dict), "a mapping") for key in MAPPINGS),
+    *(
+        (key, lambda v: not ABROAD.search(v), "a folder of this machine, with / and no drive")
+        for key in ("output_dir", "reference_cache")
+    ),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
     ("reward_prompts", not_negative, "0 or more"),
     ("reward_samples", counts, "1 or more"),
@@ -234,6 +239,10 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "pairs are dealt to the processes by the recipe's batch and seed: leave out "
             "split_batches, dispatch_batches, even_batches and use_seedable_sampler",
         )
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        yield "save_strategy", "there is no best without an eval_strategy: give steps or epoch"
+    if args.save_strategy == "best" and not args.metric_for_best_model:
+        yield "save_strategy", "say by what: metric_for_best_model, such as loss"
     if args.eval_on_start and args.eval_strategy == "no":
         yield "eval_on_start", "there are no held-out pairs without an eval_strategy: leave it out"
     if args.dataloader_multiprocessing_context and not args.dataloader_num_workers:
