@@ -26,21 +26,24 @@ from pathlib import Path
 import torch
 import yaml
 from datasets import IterableDataset
+from peft.utils import CONFIG_NAME
 from transformers import AutoModelForCausalLM
 
-from dpo import foreign
+from dpo import foreign, telling
 from dpo.columns import described, mapping_of, renamed
 from dpo.converting import convert
+from dpo.fits import check_rows
 from dpo.layouts import LAYOUTS, renders
-from dpo.model_files import check_config, config_of, tokenizer_of
+from dpo.model_files import check_config, check_trainable, config_of, tokenizer_of
 from dpo.output import write_whole
 from dpo.parts import told
 from dpo.reading import paired
 from dpo.recipe import FOLDER
 from dpo.recipe_text import stated
-from dpo.sources import Rows, check_reachable, load_splits, looks_local
+from dpo.sources import Rows, check_weights, load_splits
 from dpo.telling import SEEN, refusal
 from dpo.terminal import guarded, visible
+from dpo.tokenization import bundled_templates
 
 # Parameters up to which, learning rate, pairs a device, and who published that rate for that size.
 SIZES = (
@@ -68,19 +71,30 @@ class Data:
 
 def parameters(model: str) -> int:
     """How many parameters a model has, by its configuration: no weights are read."""
-    if not Path(model).is_dir():
-        if looks_local(model):
-            raise SystemExit(f"MODEL: no model folder {model}")
-        check_reachable(model, "model")
+    if Path(model, CONFIG_NAME).is_file():
+        raise SystemExit(
+            f"MODEL: {model} is an adapter: name the base that its {CONFIG_NAME} names, and train "
+            f"the adapter on with --model_name_or_path {model} --use_peft"
+        )
+    check_weights(model)
     foreign.check_code(model, None, trusted=False)
     check_config(model)
+    check_trainable(model, None, False, adapter=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config_of(model)).num_parameters()
 
 
 def has_chat_template(model: str) -> bool:
-    """Whether a model's tokenizer brings one: no weights are read."""
-    return bool(tokenizer_of(model).chat_template)
+    """Whether a model's tokenizer brings one: no weights are read.
+
+    Raises:
+        SystemExit: the tokenizer cannot be read, or is none to train with.
+    """
+    tokenizer = tokenizer_of(model)
+    check_rows(config_of(model), tokenizer, model)
+    if tokenizer.eos_token is None:
+        raise SystemExit(f"MODEL: the tokenizer of {model} has no eos_token: state one there")
+    return bool(tokenizer.chat_template)
 
 
 def count(source: Rows, layout: str, parts: dict[str, str]) -> int | None:
@@ -114,7 +128,15 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
     if layout is None:
         print(visible("\n".join([f"{source.name} has these columns:", *described(rows)])))
         raise SystemExit(f"DATASET: {refusal(source.name, rows, 'make new … COLUMNS=')}")
+    telling.check(source.name, layout, parts, rows)
+    for split in tests[:1]:
+        telling.reading_of(renamed(splits[split], mapping), None)
     print(f"{name}: {layout}, {LAYOUTS[layout]}; splits {', '.join(splits)}")
+    if not chat and isinstance(rows[0].get(parts.get("chosen")), list):
+        print(
+            "The data are messages, and the model has no chat template: state chat_template_path, "
+            f"a .jinja file, a model's folder or one of {', '.join(bundled_templates())}"
+        )
     pairs = count(source, layout, parts)
     lines = [stated("dataset_name", name)]
     if mapping:

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,11 +78,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
+
+
 def choices(given: str, known: list[str]) -> str:
     """The known names nearest to what was given, or all of a short list, for an error message."""
     if len(known) <= 20:
         return f"one of: {', '.join(known)}"
-    return f"did you mean: {', '.join(difflib.get_close_matches(given, known, 3, 0.4)) or 'none'}?"
+    near = difflib.get_close_matches(given, known, 3, 0.4)
+    return f"did you mean: {', '.join(near)}?" if near else "none has a name like it"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -100,6 +105,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
+    for key, value in keys.items():
+        if isinstance(value, str) and (variable := re.search(r"\$\{?[A-Za-z_]\w*\}?", value)):
+            raise SystemExit(
+                f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "
+                f'for, or give it where a shell does: ARGS="--{key} {value}"'
+            )
+        if value is False and key in STRATEGIES:  # YAML's own reading of a plain `no`
+            keys[key] = "no"
     return at_home(keys)
 
 
