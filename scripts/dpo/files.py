@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from datasets.data_files import SPLIT_KEYWORDS
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
@@ -27,6 +28,8 @@ FILES = {
     ".arrow": "arrow",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+OTHER_DATA = (".jsonlines", ".xlsx", ".xls", ".ods", ".feather", ".pkl", ".db", ".zip", ".tar")
+NO_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 AROUND = ("data", "rows", "train", "examples", "instances", "records")  # objects around rows
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {  # the longer first: one of UTF-32 begins as one of UTF-16
@@ -54,6 +57,40 @@ def kind_of(path: Path) -> str | None:
     if suffixes[-1:] and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return FILES.get(suffixes[-1]) if suffixes else None
+
+
+def unread(folder: Path, read: Collection[str]) -> list[str]:
+    """The files in a folder that look like data, by their endings, and are not among those read.
+
+    Raises:
+        Broken: it cannot be told which of its files are meant: those read and others of them are
+            of two kinds, and nothing says which split the others would be of.
+    """
+    taken = {Path(path).resolve() for path in read}
+    there = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    left = [
+        path
+        for path in there
+        if (kind_of(path) or {*OTHER_DATA} & {suffix.lower() for suffix in path.suffixes[-2:]})
+        and path.name not in NO_DATA
+        and not any(part.startswith((".", "cache-")) for part in path.parts)
+        and (folder / path).resolve() not in taken
+    ]
+    card = folder / "README.md"
+    if not read or (card.is_file() and "data_files" in card.read_text(errors="replace")):
+        return [*map(str, left)]
+    names = {path.name.lower().partition(".")[0] for path in taken}
+    splits = any(word in name for name in names for of in SPLIT_KEYWORDS.values() for word in of)
+    for path in left:
+        if kind_of(path) and (not splits or path.name.lower().partition(".")[0] in names):
+            beside = ", ".join(sorted(path.name for path in taken)[:3])
+            raise Broken(
+                str(path),
+                None,
+                f"it would not be read beside {beside}: a folder's files are of one kind, with "
+                "endings in small letters; write them alike, or name one file",
+            )
+    return [*map(str, left)]
 
 
 def lines_of(path: str, encoding: str | None = None) -> Iterator[str]:
@@ -145,9 +182,28 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
             yield dict.fromkeys(header) | dict(zip(header, fields, strict=False))
 
 
+class Twice(ValueError):
+    """A key stands twice in one object of JSON, of which Python would keep the last."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys and values of an object, for `json`'s object_pairs_hook.
+
+    Raises:
+        Twice: a key is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        both = " and ".join(f"{value!r:.30}" for name, value in pairs if name == twice)
+        raise Twice(f"{twice!r:.40} stands twice in one object, as {both:.70}")
+    return found
+
+
 def parsed(path: str, number: int, text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=once)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         return value
@@ -155,7 +211,7 @@ def parsed(path: str, number: int, text: str) -> Any:
         where = number + error.lineno - 1
         raise Broken(path, where, f"{error.msg}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
-        raise Broken(path, number, error) from error
+        raise Broken(path, None if "\n" in text.strip() else number, error) from error
 
 
 def table_in(value: Any, path: str, name: str | None) -> list[Any]:

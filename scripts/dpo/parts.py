@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from dpo.turns import ANSWER, asks
+from dpo.turns import ANSWER, asks, role_of
 
 QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")
 SYSTEMS = ("system", "system_prompt")
@@ -188,8 +188,7 @@ def question_of(columns: Row, parts: dict[str, str]) -> str | None:
 def whole(answer: Any) -> bool:
     """Whether this is a conversation from its start, and not what the assistant says at its end."""
     turns = answer if isinstance(answer, list) else []
-    roles = [turn.get("role", turn.get("from")) for turn in turns if isinstance(turn, dict)]
-    return "user" in roles or "human" in roles
+    return "user" in [role_of(turn) for turn in turns if isinstance(turn, dict)]
 
 
 def beside(columns: Row, question: str | None) -> dict[str, str]:

@@ -97,6 +97,8 @@ def rows_of(path: Path) -> tuple[Rows, str]:
     if len(splits) > 1 and "test" not in splits:
         raise SystemExit(f"PROMPTS: {path} has the splits {', '.join(splits)}: give one's file")
     source = splits.get("test") or next(iter(splits.values()))
+    if source.notes:
+        raise SystemExit(f"PROMPTS: {path} has {source.notes[0]}, or give one file")
     columns = source.data.column_names
     name = first_of((*QUESTIONS, *CONVERSATIONS), columns)
     if not name:

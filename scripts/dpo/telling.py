@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dpo.columns import suggested
 from dpo.layouts import LAYOUTS
 from dpo.parts import BESIDE, Row, example_of, first_of, told
+from dpo.rows import listed
 from dpo.sources import Rows, one_line
 from dpo.tokenization import GIVEN
 from dpo.turns import Fault, as_messages
@@ -135,13 +135,6 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     if isinstance(data, Dataset) and len(data) > SEEN:  # a column may be filled in later rows only
         rows += source.meant(data.select(np.linspace(SEEN, len(data) - 1, SEEN).astype(int)))
     return Reading(layout, parts, rows)
-
-
-def listed(names: Iterable, limit: int = 40) -> str:
-    """Names of columns, in a line of bounded length."""
-    names = [f"{name!s:.40}" for name in names]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def known() -> str:
