@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo.columns import suggested
 from dpo.layouts import LAYOUTS
-from dpo.parts import BESIDE, Row, example_of, first_of, told
+from dpo.parts import BESIDE, Row, example_of, first_of, told, undecided
 from dpo.rows import listed
 from dpo.sources import Rows, one_line
 from dpo.tokenization import GIVEN
@@ -150,6 +150,8 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     columns, here = example_of(rows), f"{name}: columns {listed(rows[0])}"
     answers = {"rated": "candidates", "compared": "first", "scored": "response"}
     if answers.get(layout, "chosen") not in parts:
+        if layout == "compared" and (why := not_said(rows)):
+            raise SystemExit(f"{name}: {why}")
         raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
     if layout in NEEDED and "question" not in parts:
         raise SystemExit(
@@ -179,6 +181,8 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
     """
     columns = example_of(rows)
     names = listed(rows[0] if rows else ())
+    if why := not_said(rows, how):
+        return f"{name}: {why}"
     for what, why in instead(columns):
         if what:
             return f"{name}: columns {names} {why}"
@@ -186,6 +190,23 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
         f"{name}: columns {names} are no preferences that are known: {known()}; say which is which "
         f'with {how}"{suggested(columns)}"'
     )
+
+
+def not_said(rows: list[Row], how: str = "--column_mapping ") -> str:
+    """Why it cannot be told which of two responses is better, and what to do."""
+    if not (found := undecided(rows)):
+        return ""
+    first, second, column, numbers = found
+    said = (
+        f"{column} is {', '.join(sorted(numbers))} beside {first} and {second}, and does not say "
+        "which of them is better"
+    )
+    if numbers <= {"0", "1"}:
+        return (
+            f'{said}: if 0 is the first, {how}"response_0={first} response_1={second}"; if 1 says '
+            f'that it is better, {how}"human_ref_A={first} human_ref_B={second} labels={column}"'
+        )
+    return f"{said}: write {first[-1]} or {second[-1]} into it"
 
 
 def instead(columns: Row) -> list[tuple[bool, str]]:
