@@ -29,8 +29,11 @@ FILES = {
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 OTHER_DATA = (".jsonlines", ".xlsx", ".xls", ".ods", ".feather", ".pkl", ".db", ".zip", ".tar")
+# What `datasets` writes beside data, to say which files they are.
 NO_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 AROUND = ("data", "rows", "train", "examples", "instances", "records")  # objects around rows
+OLD_MAC = "lines end with \\r alone: write it again with \\n"
+SAVE = 'save it with a row a line: to_json(…, orient="records", lines=True) in pandas'
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {  # the longer first: one of UTF-32 begins as one of UTF-16
     b"\xff\xfe\x00\x00": "utf-32",
@@ -77,7 +80,8 @@ def unread(folder: Path, read: Collection[str]) -> list[str]:
         and (folder / path).resolve() not in taken
     ]
     card = folder / "README.md"
-    if not read or (card.is_file() and "data_files" in card.read_text(errors="replace")):
+    stated = card.is_file() and "data_files" in card.read_text(errors="replace")
+    if stated or not read or any((folder / name).is_file() for name in NO_DATA):
         return [*map(str, left)]
     names = {path.name.lower().partition(".")[0] for path in taken}
     splits = any(word in name for name in names for of in SPLIT_KEYWORDS.values() for word in of)
@@ -152,7 +156,7 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
     if "\0" in first:
         raise Broken(path, before, "characters of no text, as UTF-16 has: write it again as UTF-8")
     if "\r" in first.rstrip("\r\n"):
-        raise Broken(path, before, "lines end with \\r alone: write it again with \\n")
+        raise Broken(path, before, OLD_MAC)
     sep = separator_of(first, sep)
     reader = csv.reader(chain([first], lines), delimiter=sep, strict=True)
     header: list[str] = []
@@ -208,6 +212,8 @@ def parsed(path: str, number: int, text: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         return value
     except json.JSONDecodeError as error:
+        if "\r" in text.strip().replace("\r\n", ""):
+            raise Broken(path, number, OLD_MAC) from error
         where = number + error.lineno - 1
         raise Broken(path, where, f"{error.msg}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
@@ -233,6 +239,17 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
     same = all([*column] == numbers for column in columns)
     if numbers and same and all(map(str.isdecimal, numbers)):
         return [{name: value[name][row] for name in value} for row in numbers]
+    if columns and len(columns) == len(value) and all(map(str.isdecimal, value)):
+        return [*value.values()]  # pandas' orient="index"
+    if {*value} in ({"columns", "data"}, {"columns", "index", "data"}):
+        raise Broken(path, None, f"it is a table in pandas' split form: {SAVE}")
+    several = [cells for cells in value.values() if isinstance(cells, list) and cells]
+    alike = len(several) == len(value) > 1 and len({*map(len, several)}) == 1
+    # A row has lists of messages.
+    if alike and not any(isinstance(cell, dict) for cells in several for cell in cells):
+        raise Broken(
+            path, None, f"{', '.join(value):.60} are columns as lists, and no rows: {SAVE}"
+        )
     lists = {
         key: rows
         for key, rows in value.items()
@@ -250,7 +267,7 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
 
 def json_rows(path: str, name: str | None, encoding: str | None) -> Iterator[dict[str, Any]]:
     """The rows of a file of JSON: an object a line, or one list of them, with or without an object
-    around it.
+    around it. Text in the place of an object is a prompt alone.
 
     Raises:
         Broken: a line or the whole is no JSON, or a row no object.
@@ -260,7 +277,7 @@ def json_rows(path: str, name: str | None, encoding: str | None) -> Iterator[dic
     if not head:
         return
     try:
-        a_line = isinstance(json.loads(head[0][1]), dict)
+        a_line = isinstance(json.loads(head[0][1]), (dict, str))
     except (ValueError, RecursionError):
         a_line = not {".json"} & {*Path(path).suffixes} and head[0][1].lstrip()[:1] != "["
     if len(head) > 1 and a_line and not name:
@@ -269,6 +286,7 @@ def json_rows(path: str, name: str | None, encoding: str | None) -> Iterator[dic
         whole = parsed(path, 1, "".join(lines_of(path, encoding)))
         rows = ((None if len(head) > 1 else 1, row) for row in table_in(whole, path, name))
     for number, row in rows:
+        row = {"prompt": row} if isinstance(row, str) else row  # of a list of prompts
         if not isinstance(row, dict):
             said = json.dumps(row, ensure_ascii=False)
             raise Broken(path, number, f"a row is an object of columns, not {said:.20}")

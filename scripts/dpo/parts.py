@@ -177,7 +177,7 @@ def undecided(rows: list[Row]) -> tuple[str, str, str, set[str]] | None:
     """Two responses, the column that should say which is better, and what does not say it."""
     columns = {name for row in rows for name in row}
     for first, second in COMPARED:
-        for name in CHOICES if {first, second} <= columns else ():
+        for name in (*CHOICES, SHP) if {first, second} <= columns else ():
             if found := unclear([row.get(name) for row in rows], (first[-1], second[-1])):
                 return first, second, name, found
     return None

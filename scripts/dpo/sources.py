@@ -150,7 +150,7 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         if path.is_dir() and not given:
             note_unread(path / (how.get("data_dir") or ""), found)
         return found
-    except DataFilesNotFoundError as error:
+    except (DataFilesNotFoundError, datasets.data_files.EmptyDatasetError) as error:
         left = listed(files.unread(path, ())) if path.is_dir() else ""
         known = f"no file in it ends with {', '.join(FILES)}, in small letters"
         what = known + (f", as {left} should" if left else "")

@@ -155,8 +155,8 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
         raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
     if layout in NEEDED and "question" not in parts:
         raise SystemExit(
-            f"{here} have no prompt to read as {layout}: name its column with --column_mapping "
-            '"prompt=…", or leave preference_layout out where chosen and rejected begin with it'
+            f"{here} have no prompt to read as {layout}: {mapped('…', columns, parts)}, or "
+            "leave preference_layout out where chosen and rejected begin with it"
         )
     if layout != "implicit" or not isinstance(columns[parts["chosen"]], str):
         return
@@ -169,8 +169,14 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     if turns or apart > len(rows) / 2:
         raise SystemExit(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
-            f'hold it: name it with --column_mapping "prompt={(turns or ["…"])[0]}"'
+            f"hold it: {mapped([*turns, '…'][0], columns, parts)}"
         )
+
+
+def mapped(name: str, columns: Row, parts: dict[str, str]) -> str:
+    """How to name the column of a prompt, or that there is none to name."""
+    left = [n for n, v in columns.items() if isinstance(v, (str, list)) and n not in parts.values()]
+    return f'name it with --column_mapping "prompt={name}"' if left else "give each row a `prompt`"
 
 
 def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
@@ -186,9 +192,16 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
     for what, why in instead(columns):
         if what:
             return f"{name}: columns {names} {why}"
+    parts = told(rows)[1] if rows else {}
+    if {"candidates", "response", "first"} & {*parts}:
+        name_it = mapped("…", columns, parts).replace("--column_mapping ", how)
+        return f"{name}: columns {names} hold answers and no prompt: {name_it}"
+    held = [name for name, value in columns.items() if isinstance(value, (str, list, dict))]
+    two = f'say which is which with {how}"{suggested(held)}"'
+    one = "there are no two columns of answers that a mapping could name"
     return (
-        f"{name}: columns {names} are no preferences that are known: {known()}; say which is which "
-        f'with {how}"{suggested(columns)}"'
+        f"{name}: columns {names} are no preferences that are known: {known()}; "
+        f"{two if len(held) > 1 + ('prompt=…' not in two) else one}"
     )
 
 
@@ -203,8 +216,9 @@ def not_said(rows: list[Row], how: str = "--column_mapping ") -> str:
     )
     if numbers <= {"0", "1"}:
         return (
-            f'{said}: if 0 is the first, {how}"response_0={first} response_1={second}"; if 1 says '
-            f'that it is better, {how}"human_ref_A={first} human_ref_B={second} labels={column}"'
+            f'{said}: if it counts from 0, {how}"response_0={first} response_1={second}"; if 1 '
+            f'says that {first} is better, {how}"human_ref_A={first} human_ref_B={second} '
+            f'labels={column}"'
         )
     return f"{said}: write {first[-1]} or {second[-1]} into it"
 
