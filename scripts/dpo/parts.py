@@ -37,12 +37,16 @@ SAID = ("response", "answer", "text", "completion", "content")  # in a candidate
 # wrongly from some of the critiques (a 1 became a 10).
 SCORES = ("fine-grained_score", "overall_score", "score", "rating", "helpfulness", "pm_score")
 RANK = "rank"  # the best has 1
-KNOWN = (
-    *(*QUESTIONS, *SYSTEMS, "history", "messages", "conversations", *CHOSEN, *REJECTED),
-    *(*(name for pair in COMPARED for name in pair), *PREFERENCES),
-    *(form.format(end) for form in BY_SCORE for end in "ab012"),
-    *(*CANDIDATES, *RATINGS, "response", *SCORES, "score_chosen", "score_rejected"),
-    *("tools", "chat_template_kwargs"),
+KNOWN = tuple(
+    dict.fromkeys(
+        (
+            *(*QUESTIONS, *SYSTEMS, "history", "messages", "conversations", *CHOSEN, *REJECTED),
+            *(*(name for pair in COMPARED for name in pair), *PREFERENCES),
+            *(form.format(end) for form in BY_SCORE for end in "ab012"),
+            *(*CANDIDATES, *RATINGS, "response", *SCORES, "score_chosen", "score_rejected"),
+            *("tools", "chat_template_kwargs"),
+        )
+    )
 )
 
 Row = dict[str, Any]

@@ -117,10 +117,8 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     """How a source is read: as the recipe says, or as the columns show.
 
     Raises:
-        SystemExit: no such layout; or none that is known, or the source lacks its columns.
+        SystemExit: no layout that is known, or the source lacks its columns.
     """
-    if given and given not in LAYOUTS:
-        raise SystemExit(f"preference_layout: no layout {given!r}: one of {known()}")
     data = source.data
     try:
         rows = source.first(SEEN)
