@@ -115,7 +115,7 @@ BAD = {
         "wrong_role",
     ),
     "a system prompt answers": (GOOD, changed(chosen=said("Good.", "system")), "wrong_role"),
-    "an unknown role": (GOOD, changed(chosen=said("Good.", "model")), "unknown_role"),
+    "an unknown role": (GOOD, changed(chosen=said("Good.", "moderator")), "unknown_role"),
     "no role": (GOOD, changed(chosen=[{"content": "Good."}]), "unknown_role"),
     "two system prompts": (
         WITH_SYSTEM,

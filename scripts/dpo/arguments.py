@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 if TYPE_CHECKING:
     from dpo.recipe import Recipe
@@ -50,8 +50,8 @@ def check_kinds(path: Path, keys: dict[str, Any], parser: argparse.ArgumentParse
             none, or one of `datasets` is no data set.
     """
     several = {action.dest for action in parser._actions if action.nargs}
-    every = [f for group in parser.dataclass_types for f in fields(group)]
-    mappings = {f.name for f in every if "dict" in str(f.type)} | {"column_mapping", "datasets"}
+    kinds = [kind for group in parser.dataclass_types for kind in get_type_hints(group).items()]
+    mappings = {key for key, kind in kinds if "dict" in str(kind)} | {"column_mapping", "datasets"}
     for key, value in keys.items():
         if isinstance(value, list) and key not in {*several, "report_to", "debug", "fsdp"}:
             raise SystemExit(f"{path}: {key} is {value}: it takes one value, and no list")

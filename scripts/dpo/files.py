@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
 from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -66,8 +68,7 @@ def unread(folder: Path, read: Collection[str]) -> list[str]:
     """The files in a folder that look like data, by their endings, and are not among those read.
 
     Raises:
-        Broken: it cannot be told which of its files are meant: those read and others of them are
-            of two kinds, and nothing says which split the others would be of.
+        Broken: some of another kind may be meant as well: no split says that they are not.
     """
     taken = {Path(path).resolve() for path in read}
     there = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
@@ -79,20 +80,21 @@ def unread(folder: Path, read: Collection[str]) -> list[str]:
         and not any(part.startswith((".", "cache-")) for part in path.parts)
         and (folder / path).resolve() not in taken
     ]
-    card = folder / "README.md"
+    card, by_datasets = folder / "README.md", any((folder / name).is_file() for name in NO_DATA)
     stated = card.is_file() and "data_files" in card.read_text(errors="replace")
-    if stated or not read or any((folder / name).is_file() for name in NO_DATA):
+    if stated or by_datasets or not read:
         return [*map(str, left)]
-    names = {path.name.lower().partition(".")[0] for path in taken}
-    splits = any(word in name for name in names for of in SPLIT_KEYWORDS.values() for word in of)
+    used = sorted(os.path.relpath(path, os.path.abspath(folder)).lower() for path in read)
+    words = {word for name in used for word in re.findall("[a-z]+", name)}
+    splits = words & {word for of in SPLIT_KEYWORDS.values() for word in of}
+    stems = {name.rpartition("/")[2].partition(".")[0] for name in used}
     for path in left:
-        if kind_of(path) and (not splits or path.name.lower().partition(".")[0] in names):
-            beside = ", ".join(sorted(path.name for path in taken)[:3])
+        if kind_of(path) and (not splits or path.name.lower().partition(".")[0] in stems):
             raise Broken(
                 str(path),
                 None,
-                f"it would not be read beside {beside}: a folder's files are of one kind, with "
-                "endings in small letters; write them alike, or name one file",
+                f"it would not be read beside {', '.join(used[:3])}: a folder's files are of one "
+                "kind, with endings in small letters; write them alike, or name one file",
             )
     return [*map(str, left)]
 
@@ -239,17 +241,16 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
     same = all([*column] == numbers for column in columns)
     if numbers and same and all(map(str.isdecimal, numbers)):
         return [{name: value[name][row] for name in value} for row in numbers]
-    if columns and len(columns) == len(value) and all(map(str.isdecimal, value)):
-        return [*value.values()]  # pandas' orient="index"
+    if numbers and all(map(str.isdecimal, value)):  # or, of orient="index", in objects of rows
+        return columns
     if {*value} in ({"columns", "data"}, {"columns", "index", "data"}):
         raise Broken(path, None, f"it is a table in pandas' split form: {SAVE}")
     several = [cells for cells in value.values() if isinstance(cells, list) and cells]
     alike = len(several) == len(value) > 1 and len({*map(len, several)}) == 1
     # A row has lists of messages.
     if alike and not any(isinstance(cell, dict) for cells in several for cell in cells):
-        raise Broken(
-            path, None, f"{', '.join(value):.60} are columns as lists, and no rows: {SAVE}"
-        )
+        said = f"{', '.join(value):.60} are columns as lists, and no rows: {SAVE}"
+        raise Broken(path, None, said)
     lists = {
         key: rows
         for key, rows in value.items()
