@@ -383,6 +383,23 @@ def test_a_verdict_says_which_response_it_means(ends, values, firsts, layout):
     assert made == ["a" if first else "b" for first in firsts]
 
 
+@pytest.mark.parametrize("name", ["overall_preference", "preference_strength"])
+@pytest.mark.parametrize("values", [[1, 2], [0, 1], [-1, -3], [1, 2, None]])
+def test_strengths_without_a_sign_are_refused(name, values):
+    row = {"prompt": "How?", "response1": "a", "response2": "b"}
+    rows = [row | {name: value} for value in values * 20]
+    better, worse = ("response1", "response2") if -1 in values else ("response2", "response1")
+    mapping = f'"chosen={better} rejected={worse}"'
+    with pytest.raises(
+        SystemExit, match=f"{name} is .* zero wherever .* --column_mapping {mapping}"
+    ):
+        reading(*rows)
+    assert reading(*rows, row | {name: -values[0] or -1}).layout == "compared"
+    assert reading(*rows[:4]).layout == "compared"  # of a few it may be so
+    source = renamed(Rows("data", Dataset.from_list(rows)), {"chosen": better, "rejected": worse})
+    assert reading_of(source, None).layout == "explicit"
+
+
 def test_the_mappings_that_the_line_names_say_it():
     rows = [{"prompt": "How?", "response_1": "a", "response_2": "b", "winner": v} for v in (0, 1)]
     counted = {"response_0": "response_1", "response_1": "response_2"}

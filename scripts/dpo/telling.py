@@ -8,14 +8,16 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dpo.choosing import number
 from dpo.columns import suggested
 from dpo.layouts import LAYOUTS
-from dpo.parts import BESIDE, Row, example_of, first_of, told, undecided
+from dpo.parts import BESIDE, STRENGTHS, Row, example_of, first_of, told, undecided
 from dpo.rows import listed
 from dpo.sources import Rows, one_line
 from dpo.tokenization import GIVEN
 from dpo.turns import Fault, as_messages
 
+FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told
 NAMED = 8  # columns in one line
 NEEDED = ("explicit", "question", "sharegpt")  # layouts whose prompt is a column of its own
@@ -151,6 +153,8 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
         if layout == "compared" and (why := not_said(rows)):
             raise SystemExit(f"{name}: {why}")
         raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
+    if layout == "compared" and parts.get("verdict") in STRENGTHS:
+        check_signs(name, parts, rows)
     if layout in NEEDED and "question" not in parts:
         raise SystemExit(
             f"{here} have no prompt to read as {layout}: {mapped('…', columns, parts)}, or "
@@ -168,6 +172,25 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
         raise SystemExit(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
             f"hold it: {mapped([*turns, '…'][0], columns, parts)}"
+        )
+
+
+def check_signs(name: str, parts: dict[str, str], rows: list[Row]) -> None:
+    """See that a strength of preference has both signs, as one without any says of no row which of
+    the two is better.
+
+    Raises:
+        SystemExit: of many rows, all have the same.
+    """
+    first, second, strength = (parts[part] for part in ("first", "second", "verdict"))
+    signs = [value > 0 for row in rows if (value := number(row.get(strength))) and value == value]
+    if len(signs) >= FEW and len({*signs}) == 1:
+        better, worse = (second, first) if signs[0] else (first, second)
+        raise SystemExit(
+            f"{name}: {strength} is {'above' if signs[0] else 'below'} zero wherever it is not zero"
+            f" in the first {len(rows)} rows: it should say by how much {second} is better, and be "
+            f"below zero where {first} is. If {better} always is, --column_mapping "
+            f'"chosen={better} rejected={worse}"'
         )
 
 
