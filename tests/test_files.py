@@ -246,6 +246,10 @@ NONE_OR_MANY = {
     "capitals alone": ({"TRAIN.JSONL": LINES}, "in small letters, as TRAIN.JSONL should"),
     "sheets alone": ({"a.xlsx": b"PK"}, "ends with .jsonl, .*, as a.xlsx should"),
     "nothing": ({"README.md": b"a"}, "no file in it ends with .jsonl"),
+    "splits of two kinds": (
+        {"train.jsonl": LINES, "test.csv": HEADER.encode()},
+        r"its splits are of several kinds \(test.csv, train.jsonl\): write them alike",
+    ),
     "an empty split": ({"train.jsonl": LINES, "test.jsonl": b""}, "test.jsonl has no rows: fill"),
 }
 

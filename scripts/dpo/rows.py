@@ -12,6 +12,8 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset, Json, Value
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
 
 from dpo import files, parsing
 from dpo.digests import digests_of
@@ -88,6 +90,19 @@ def note_unread(folder: Path, found: dict[str, Rows]) -> None:
         )
         for rows in found.values():
             rows.notes.append(note)
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why `datasets` takes none of the files in a folder; nothing where it is something else."""
+    if not path.is_dir():
+        return ""
+    there = listed(files.unread(path, ()))
+    if isinstance(error, (DataFilesNotFoundError, EmptyDatasetError)):
+        known = f"no file in it ends with {', '.join(files.FILES)}, in small letters"
+        return known + (f", as {there} should" if there else "")
+    if "same data file format" in str(error):
+        return f"its splits are of several kinds ({there}): write them alike, or name one file"
+    return ""
 
 
 def saved(dataset: str, streaming: bool) -> dict[str, Rows]:

@@ -8,14 +8,14 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
-from datasets.exceptions import DataFilesNotFoundError, DatasetsError
+from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants, snapshot_download
 from trl import DatasetMixtureConfig
 
 from dpo import adapters, files, foreign, model_files, tables
 from dpo.files import COMPRESSED, FILES
 from dpo.recipe import Recipe
-from dpo.rows import Rows, content_cache, listed, name_of, note_unread, part_of, saved
+from dpo.rows import Rows, content_cache, listed, name_of, note_unread, part_of, saved, unreadable
 
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
@@ -150,11 +150,6 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         if path.is_dir() and not given:
             note_unread(path / (how.get("data_dir") or ""), found)
         return found
-    except (DataFilesNotFoundError, datasets.data_files.EmptyDatasetError) as error:
-        left = listed(files.unread(path, ())) if path.is_dir() else ""
-        known = f"no file in it ends with {', '.join(FILES)}, in small letters"
-        what = known + (f", as {left} should" if left else "")
-        raise SystemExit(f"cannot load the data set {path}: {what}") from error
     except StopIteration as error:
         raise SystemExit(
             f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
@@ -162,7 +157,8 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
     except files.Broken as error:
         raise SystemExit(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise SystemExit(f"cannot load the data set {path}: {one_line(error)}") from error
+        said = unreadable(path, error) or one_line(error)
+        raise SystemExit(f"cannot load the data set {path}: {said}") from error
 
 
 def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
