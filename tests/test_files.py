@@ -222,7 +222,7 @@ BESIDE = {
     "in a folder": (["more/b.json"], ["more/b.json"]),
     "what we cannot read": (["more.xlsx", "c.zip"], ["c.zip", "more.xlsx"]),
     "a second of the split": (["train-2.jsonl"], []),
-    "splits in folders": (["test/a.jsonl", "extra.csv"], ["extra.csv"]),
+    "a split in a folder": (["sub/train.jsonl", "extra.csv"], ["extra.csv"]),
     "no data": (["README.md", "notes.txt", ".cache/a.jsonl"], []),
 }
 
