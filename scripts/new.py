@@ -115,6 +115,7 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
         print(visible("\n".join([f"{source.name} has these columns:", *described(rows)])))
         raise SystemExit(f"DATASET: {refusal(source.name, rows, 'make new … COLUMNS=')}")
     print(f"{name}: {layout}, {LAYOUTS[layout]}; splits {', '.join(splits)}")
+    print(visible("".join(f"{note}\n" for note in source.notes)), end="")
     pairs = count(source, layout, parts)
     lines = [stated("dataset_name", name)]
     if mapping:

@@ -16,7 +16,7 @@ from trl import DatasetMixtureConfig
 from dpo import adapters, files, foreign, model_files, tables
 from dpo.files import COMPRESSED, FILES
 from dpo.recipe import Recipe
-from dpo.rows import Rows, content_cache, part_of
+from dpo.rows import Rows, content_cache, listed, name_of, note_unread, part_of, saved, unreadable
 
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
@@ -157,17 +157,21 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         check_reachable(dataset, "dataset")
     try:
         if any((path / name).is_file() for name in SAVED):
-            found = datasets.load_from_disk(dataset)
-            found = found if isinstance(found, dict) else {"train": found}
-            found = {k: v.to_iterable_dataset() if streaming else v for k, v in found.items()}
-            return {str(split): Rows(f"{path} ({split})", data) for split, data in found.items()}
-        return _splits(str(path), _builder(dataset, how), streaming)
+            found = saved(dataset, streaming)
+        else:
+            found = _splits(str(path), _builder(dataset, how), streaming)
+        if path.is_dir() and not given:
+            note_unread(path / (how.get("data_dir") or ""), found)
+        return found
     except StopIteration as error:
-        raise SystemExit(f"cannot load the data set {path}: it has no rows") from error
+        raise SystemExit(
+            f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
+        ) from error
     except files.Broken as error:
         raise SystemExit(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise SystemExit(f"cannot load the data set {path}: {one_line(error)}") from error
+        said = unreadable(path, error) or one_line(error)
+        raise SystemExit(f"cannot load the data set {path}: {said}") from error
 
 
 def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
@@ -194,7 +198,10 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
         if not streaming:
             builder.download_and_prepare()
         found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
-        return {str(split): Rows(f"{name} ({split})", data) for split, data in found.items()}
+        return {
+            str(split): Rows(f"{name} ({split})", data, parts.get(str(split), []))
+            for split, data in found.items()
+        }
     for split, paths in parts.items():
         cache = content_cache([*map(Path, paths)])
         if kind in ("csv", "json"):
@@ -203,11 +210,12 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
             named["encoding"] = config.encoding
             data = tables.table(kind, paths, named, cache, streaming)
             if data is None:
-                raise StopIteration(split)
+                which = ", ".join(map(os.path.basename, paths[:3]))
+                raise StopIteration(f"{which} has")
         else:
             how = {"data_files": {split: paths}, "split": split, "streaming": streaming}
             data = datasets.load_dataset(kind, cache_dir=cache, **how)
-        splits[split] = Rows(_name(name, split, paths), data)
+        splits[split] = Rows(name_of(name, split, paths), data, paths)
     return splits
 
 
@@ -218,14 +226,6 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         SystemExit: the data set cannot be found or read.
     """
     return load(name, "dataset_name", name=config, streaming=streaming)
-
-
-def _name(dataset: str, split: str, paths: list[str]) -> str:
-    if len(paths) != 1:
-        return f"{dataset} ({split})"
-    if not Path(dataset).is_dir():
-        return paths[0]
-    return os.path.join(dataset, os.path.relpath(paths[0], dataset))
 
 
 def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
@@ -243,7 +243,8 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
         name = entry.data_files if isinstance(entry.data_files, str) else entry.path
         data = part_of(splits, entry.split, name)
         data = data.select_columns(entry.columns) if entry.columns else data
-        parts.append(Rows(f"{name} ({entry.split})", data))
+        notes = next(iter(splits.values())).notes
+        parts.append(Rows(f"{name} ({entry.split})", data, notes=notes))
     shares = [entry.fraction for entry in mixture.datasets]
     if not any(share is not None for share in shares):
         return parts
@@ -291,13 +292,15 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
         if split not in splits:
             raise SystemExit(
                 f"{key}: {script.dataset_name} has no split {split!r}, only {', '.join(splits)}"
-                + (
-                    "; test_split_size holds out a share of the training pairs"
-                    if key == "dataset_test_split"
-                    else ""
-                )
+                + "".join(f"; {note}" for note in next(iter(splits.values())).notes)
+                + ("; test_split_size holds out a share of the training pairs" * ("test" in key))
             )
     train = [splits[script.dataset_train_split]]
+    # Without evaluation a test split is not missed.
+    known = {*wanted.values(), mixture.test_split_size is None and script.dataset_test_split}
+    if left := [split for split in splits if split not in known]:
+        note = f"splits that are not read: {listed(left, 8)} (dataset_train_split names what is)"
+        train[0].notes.append(note)
     if "dataset_test_split" not in wanted:
         return train, []
     held_out = splits[script.dataset_test_split]

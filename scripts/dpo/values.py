@@ -78,8 +78,13 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("ld_alpha", share, "0 to 1, or leave it out"),
     ("loss_weights", lambda v: all(map(positive, v)), "numbers above 0, one for each loss_type"),
     ("neftune_noise_alpha", positive, "a number above 0, or leave it out; 5 is common"),
-    # As f-DPO has it: at 1 the reverse KL divergence, at 0 the forward one.
-    ("f_alpha_divergence_coef", share, "0 to 1"),
+    # f-DPO's range: at its ends the divergence would be divided by zero, and is a KL divergence.
+    (
+        "f_alpha_divergence_coef",
+        lambda v: 0 < v < 1,
+        "a number between 0 and 1; what 0 and 1 stand for is f_divergence_type forward_kl and "
+        "reverse_kl",
+    ),
     ("pad_to_multiple_of", lambda v: v == "auto" or v >= 1, "auto, or 1 or more"),
     ("dataloader_prefetch_factor", counts, "1 or more"),
     ("ddp_bucket_cap_mb", counts, "1 or more"),
