@@ -28,7 +28,8 @@ from dpo.characters import Piece
 from dpo.output import DATA_PAGE, unwritable, write_whole
 from dpo.reading import column
 from dpo.recipe import Recipe, parse
-from dpo.sources import check_model, load_rows
+from dpo.shape import check_model
+from dpo.sources import load_rows
 from dpo.terminal import guarded, visible
 from dpo.tokenization import load_tokenizer
 

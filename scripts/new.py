@@ -39,8 +39,9 @@ from dpo.output import write_whole
 from dpo.parts import told
 from dpo.reading import paired
 from dpo.recipe import FOLDER
-from dpo.recipe_text import stated
-from dpo.sources import Rows, check_weights, load_splits
+from dpo.recipe_text import line, machine_keys, rounded, stated
+from dpo.shape import check_weights
+from dpo.sources import Rows, load_splits
 from dpo.telling import SEEN, refusal
 from dpo.terminal import guarded, visible
 from dpo.tokenization import bundled_templates
@@ -132,6 +133,7 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
     for split in tests[:1]:
         telling.reading_of(renamed(splits[split], mapping), None)
     print(f"{name}: {layout}, {LAYOUTS[layout]}; splits {', '.join(splits)}")
+    print(visible("".join(f"{note}\n" for note in source.notes)), end="")
     if not chat and isinstance(rows[0].get(parts.get("chosen")), list):
         print(
             "The data are messages, and the model has no chat template: state chat_template_path, "
@@ -161,29 +163,6 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
         lines.append(line("test_split_size", f"{share:g}", f"no split is held out yet:{held}"))
         pairs = pairs and pairs - max(int(pairs * share), 1)
     return Data(lines, pairs)
-
-
-def rounded(number: float) -> int:
-    """A round number of steps up to this one, at most 500 and at least 1: 1, 2, 5, 10, 20 …"""
-    return max(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step <= max(number, 1))
-
-
-def machine_keys() -> list[str]:
-    """The recipe's lines about the precision that this machine can compute in."""
-    if not torch.cuda.is_available():
-        return [
-            line("bf16", "false", "a CPU would take longer: leave both out on a GPU"),
-            line("gradient_checkpointing", "false", "true: less memory, a third more time"),
-        ]
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        return [line("fp16", "true", "this GPU has no bfloat16: leave it out on a newer one")]
-    return []
-
-
-def line(key: str, value: str, remark: str, default: str = "") -> str:
-    """A line of a recipe with its remark; one that would state the default is commented out."""
-    text = f"{key}: {value}"
-    return f"{'# ' * (value == default)}{text}".ljust(40) + f" # {remark}"
 
 
 def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:

@@ -64,7 +64,7 @@ from dpo.gates import Gates
 from dpo.machine import commit, device_name, peak_memory_gb, versions
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
-from dpo.sources import Rows, check_model, load_rows
+from dpo.sources import Rows, load_rows
 from dpo.stopping import Leave, end, run_to_the_end
 from dpo.terminal import guarded, visible
 from dpo.tokenization import load_tokenizer
@@ -226,7 +226,7 @@ def main() -> None:
     ranks.check()
     recipe = parse(sys.argv[1:])
     check_values(recipe)
-    check_model(recipe)
+    shape.check_model(recipe)
     shape.check(recipe)
     rows = load_rows(recipe)
     state = PartialState()

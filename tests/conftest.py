@@ -43,7 +43,8 @@ from dpo.preferences import prepare
 from dpo.prefix_sharing import SharedPrefixCollator, stock_head
 from dpo.quarantine import check_share
 from dpo.recipe import parse
-from dpo.sources import check_model, load_rows
+from dpo.shape import check_model
+from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import any_tokenizer

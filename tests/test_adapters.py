@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dpo.building import make_trainer
 from dpo.preferences import prepare
 from dpo.recipe import parse
-from dpo.sources import check_model, load_rows
+from dpo.shape import check_model
+from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 
 ADAPTER = "adapter_model.safetensors"

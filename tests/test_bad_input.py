@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import train
 from dpo.recipe import parse, share_batch
-from dpo.sources import check_model
+from dpo.shape import check_model
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 

@@ -10,6 +10,7 @@ from shelf_rows import said
 from transformers import AutoTokenizer
 
 from dpo import preferences, quarantine
+from dpo.columns import renamed
 from dpo.layouts import Fault, renders, to_pair
 from dpo.recipe import parse
 from dpo.sources import Rows, load_rows
@@ -86,6 +87,21 @@ HISTORIES = {
     "messages": HELLO,
     "ShareGPT": [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello!"}],
     "texts in turn": ["Hello.", "Hello!"],
+    "objects": [{"user": "Hello.", "assistant": "Hello!"}],
+    "objects of other names": [{"question": "Hello.", "answer": "Hello!"}],
+    "capitals": [{"role": "User", "content": "Hello."}, {"role": "Model", "content": "Hello!"}],
+    "with empty pairs": [["", ""], *PAIRS, [None, None]],
+    "with empty messages": [said("system", ""), *HELLO, said("user", ""), said("assistant", " ")],
+}
+NO_HISTORIES = {
+    "a pair": ([["", ""]], None),
+    "nulls": ([[None, None]], None),
+    "messages": ([said("user", ""), said("assistant", "")], None),
+    "objects": ([{"user": "", "assistant": ""}], None),
+    "an empty answer": ([["Hello.", ""]], "not_text.*one of a question and its answer is empty"),
+    "an empty question": ([*PAIRS, ["", "Hello!"]], "not_text.*its answer is empty"),
+    "an empty message": ([said("user", "Hello."), said("assistant", "")], "not_text"),
+    "objects of unknown names": ([{"q": "Hello.", "a": "Hello!"}], "not_messages.*q, a instead of"),
 }
 
 
@@ -99,6 +115,57 @@ def test_a_history_comes_before_the_question(row):
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
 def test_a_history_may_be(history):
     assert pair({"instruction": "How?", **TEXT, "history": history})["prompt"] == [*HELLO, USER]
+
+
+@pytest.mark.parametrize("history, says", NO_HISTORIES.values(), ids=NO_HISTORIES)
+def test_empty_turns_of_a_history_are_none(history, says):
+    row = {"instruction": "How?", **TEXT, "history": history}
+    if says:
+        with pytest.raises(Fault, match=says):
+            pair(row)
+    else:
+        assert pair(row)["prompt"] == [USER]
+
+
+ROLES = [("User", "Assistant"), ("user", "model"), ("HUMAN", "AI"), ("prompter", "assistant")]
+
+
+@pytest.mark.parametrize("asks, answers", ROLES)
+def test_roles_are_read_in_any_words_of_one_meaning(asks, answers):
+    user, yes, no = said(asks, "How?"), said(answers, "So."), said(answers, "No.")
+    assert pair({"prompt": [user], "chosen": [yes], "rejected": [no]}) == MESSAGES
+    assert pair({"chosen": [user, yes], "rejected": [user, no], "prompt": "How?"}) == MESSAGES
+    turns = [[{"from": m["role"], "value": m["content"]} for m in [user, one]] for one in (yes, no)]
+    assert pair({"chosen": turns[0], "rejected": turns[1]}) == MESSAGES
+
+
+LINE_ENDS = ["\n\n", "\r\n\r\n", "\n", "\r\n", "\r\r", "\n \n", "\n\n\n"]
+
+
+@pytest.mark.parametrize("end", LINE_ENDS)
+def test_dialogues_are_read_whatever_ends_their_lines(end):
+    begin = f"{end}Human: Hello.{end}Assistant: Hello!{end}Human: How?{end}Assistant:"
+    row = {"chosen": f"{begin} So.", "rejected": f"{begin} No."}
+    for one in (row, {"prompt": begin, "chosen": " So.", "rejected": " No."}):
+        found = reading(one)
+        assert found.layout == "dialogue"
+        assert to_pair(found.rows[0], "dialogue", True, found.parts) == MESSAGES | {
+            "prompt": [*HELLO, USER]
+        }
+        as_text = to_pair(found.rows[0], "dialogue", False, found.parts)
+        assert as_text["prompt"].count("\n\n") in (3, 4) and "\r" not in as_text["prompt"]
+
+
+def test_what_is_no_dialogue_keeps_its_line_ends():
+    for text in ("Human: Hello.\r\nHow?", "How?\r\nAssistant: So.", "A\r\nB"):
+        found = reading({"prompt": text, **TEXT})
+        assert found.layout == "explicit" and found.rows[0]["prompt"] == text
+
+
+def test_what_is_no_dialogue_keeps_a_quoted_turn():
+    text = "\n\nHuman: Read:\nAssistant: Hi!\n\nAssistant:"
+    made = pair({"chosen": f"{text} So.", "rejected": f"{text} No."})
+    assert made["prompt"] == [said("user", "Read:\nAssistant: Hi!")]
 
 
 def test_what_a_conversation_has_already_is_not_said_twice():
@@ -285,6 +352,65 @@ def test_who_wins(name, value, first):
         to_pair(rows[0] | {name: "gpt-4a"}, found.layout, True, found.parts)
 
 
+# The ends of two columns' names, verdicts beside them, and which of them mean the first: a list, or
+# what is said where they do not say it.
+VERDICTS = {
+    "their own numbers": ("12", [1, 2], [True, False]),
+    "their own numbers from 0": ("01", ["0", "1"], [True, False]),
+    "as floats": ("12", [1.0, 2.0], [True, False]),
+    "numbers beside letters": ("ab", [1, 2], [True, False]),
+    "0 and 1": ("12", [0, 1], 'if it counts from 0, --column_mapping "response_0=response_1 resp'),
+    "0 and 1 as text": ("12", ["0", "1"], 'is better, --column_mapping "human_ref_A=response_1'),
+    "0 and 1 beside letters": ("ab", [0, 1], 'if it counts from 0, --column_mapping "response_0='),
+    "1 alone beside letters": ("ab", [1, 1], "winner is 1 beside response_a and response_b, and"),
+    "truth values": ("ab", [True, False], "winner is false, true beside .*: write a or b into it"),
+    "signs": ("12", [-1, 1], "winner is -1, 1 beside .*: write 1 or 2 into it"),
+    "from 1 beside names from 0": ("01", [1, 2], "winner is 1, 2 beside .*: write 0 or 1 into it"),
+}
+
+
+@pytest.mark.parametrize("ends, values, firsts", VERDICTS.values(), ids=VERDICTS)
+@pytest.mark.parametrize("layout", [None, "compared"])
+def test_a_verdict_says_which_response_it_means(ends, values, firsts, layout):
+    names = [f"response_{end}" for end in ends]
+    rows = [{"prompt": "How?", names[0]: "a", names[1]: "b", "winner": value} for value in values]
+    if isinstance(firsts, str):
+        with pytest.raises(SystemExit, match=firsts):
+            reading(*rows, layout=layout)
+        return
+    found = reading(*rows, layout=layout)
+    made = [to_pair(row, "compared", True, found.parts)["chosen"][0]["content"] for row in rows]
+    assert made == ["a" if first else "b" for first in firsts]
+
+
+@pytest.mark.parametrize("name", ["overall_preference", "preference_strength"])
+@pytest.mark.parametrize("values", [[1, 2], [0, 1], [-1, -3], [1, 2, None]])
+def test_strengths_without_a_sign_are_refused(name, values):
+    row = {"prompt": "How?", "response1": "a", "response2": "b"}
+    rows = [row | {name: value} for value in values * 20]
+    better, worse = ("response1", "response2") if -1 in values else ("response2", "response1")
+    mapping = f'"chosen={better} rejected={worse}"'
+    with pytest.raises(
+        SystemExit, match=f"{name} is .* zero wherever .* --column_mapping {mapping}"
+    ):
+        reading(*rows)
+    assert reading(*rows, row | {name: -values[0] or -1}).layout == "compared"
+    assert reading(*rows[:4]).layout == "compared"  # of a few it may be so
+    source = renamed(Rows("data", Dataset.from_list(rows)), {"chosen": better, "rejected": worse})
+    assert reading_of(source, None).layout == "explicit"
+
+
+def test_the_mappings_that_the_line_names_say_it():
+    rows = [{"prompt": "How?", "response_1": "a", "response_2": "b", "winner": v} for v in (0, 1)]
+    counted = {"response_0": "response_1", "response_1": "response_2"}
+    true = {"human_ref_A": "response_1", "human_ref_B": "response_2", "labels": "winner"}
+    for mapping, expected in ((counted, ["a", "b"]), (true, ["b", "a"])):
+        source = renamed(Rows("data", Dataset.from_list(rows)), mapping)
+        found = reading_of(source, None)
+        made = [to_pair(row, found.layout, True, found.parts) for row in source.data]
+        assert [pair["chosen"][0]["content"] for pair in made] == expected
+
+
 def test_turns_as_lists_of_texts():
     """LMSYS's at Kaggle: JSON lists of what was said, turn by turn."""
     row = {"prompt": '["How?"]', "response_a": '["So."]', "response_b": '["No."]'}
@@ -364,6 +490,22 @@ NEEDS = {
         {"query": "How?", "chosen": "So.", "rejected": "No."},
         None,
         r"no column is known to hold it: name it with --column_mapping",
+    ),
+    "no other column": (TEXT, None, "no column is known to hold it: give each row a `prompt`"),
+    "answers alone": (
+        {"response_1": "a", "response_2": "b", "preference": 1},
+        None,
+        "hold answers and no prompt: give each row a `prompt`",
+    ),
+    "nothing to map": (
+        {"prompt": "a", "chosen": "b"},
+        None,
+        "no two columns of answers that a map",
+    ),
+    "numbers alone": (
+        {"x": 5, "y": 3},
+        None,
+        "no two columns of answers that a mapping could name",
     ),
 }
 

@@ -90,8 +90,24 @@ REFUSED = {
     "Latin-1": ("a.csv", HEADER.encode() + b"q,caf\xe9,b\n", "line 2: .*write it again as UTF-8"),
     "UTF-16 without a mark": ("a.csv", (HEADER + "q,a,b\n").encode("utf-16-le"), "line 1: .*UTF-8"),
     "lines of an old Mac": ("a.csv", (HEADER + "q,a,b\n").replace("\n", "\r"), r"with \\n: mend"),
-    "nothing": ("a.csv", "", "it has no rows"),
-    "a header": ("a.tsv", "question\tchosen\trejected\n", "it has no rows"),
+    "nothing": ("a.csv", "", "a.csv has no rows: fill it, or take it out"),
+    "a header": ("a.tsv", "question\tchosen\trejected\n", "a.tsv has no rows"),
+    "a key twice": ("a.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "b": 3}', "line 2: 'b' stands twice"),
+    "a key twice in a message": (
+        "a.jsonl",
+        '{"a": {"b": "x", "b": "y"}}',
+        "object, as 'x' and 'y'",
+    ),
+    "a key twice in a list": ("a.json", '[{"a": 1},\n{"b": 1,\n"b": 2}]', "'b' stands twice"),
+    "a key twice around": ("a.json", '{"data": [{"a": 1}], "data": [{"a": 2}]}', "'data' stands"),
+    "JSON of an old Mac": ("a.jsonl", '{"a": 1}\r{"a": 2}\r', r"lines end with \\r alone"),
+    "pandas' split": (
+        "a.json",
+        '{"columns": ["a", "b"], "index": [0], "data": [["x", "y"]]}',
+        'split form: save it with a row a line: .*orient="records", lines=True',
+    ),
+    "columns as lists": ("a.json", '{"a": ["x", "y"], "b": [1, 2]}', "a, b are columns as lists"),
+    "columns of messages": ("a.json", json.dumps({k: [[USER]] * 2 for k in "ab"}), "as lists"),
     "no list": ("a.json", "5", "a row is an object of columns, not 5"),
     "two lists": ("a.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', "several lists of rows"),
     "half a list": ("a.json", '[{"a": 1},\n{"a": 2}', "line 2: Expecting"),
@@ -151,6 +167,14 @@ def test_json_of_columns_as_pandas_writes_it(tmp_path):
     assert rows_of(tmp_path / "a.json") == rows
     table[table["question"] != "1"].to_json(tmp_path / "b.json")  # its rows keep their numbers
     assert rows_of(tmp_path / "b.json") == rows[::2]
+    table.to_json(tmp_path / "c.json", orient="index")
+    assert rows_of(tmp_path / "c.json") == rows
+
+
+def test_a_row_of_lists_is_a_row(tmp_path):
+    row = {"prompt": [USER], "chosen": [GOOD], "rejected": [GOOD], "history": [["a", "b"]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    assert rows_of(tmp_path / "a.jsonl") == [row]
 
 
 ROWS = [pair(f"{i}", f"It was {i}.", f"It was not {i}.") for i in range(3)]
@@ -185,6 +209,75 @@ def test_what_datasets_writes_is_read(tmp_path, form, streaming):
     where = FOLDERS[form](Dataset.from_list(ROWS), tmp_path)
     where = where if form == "arrow" else tmp_path
     assert [*load_splits(str(where), streaming=streaming)["train"].data] == ROWS
+
+
+MORE = "".join(json.dumps(pair(f"more {i}", "So.", "No.")) + "\n" for i in range(3)).encode()
+CARD = b"---\nconfigs:\n- {config_name: default, data_files: a.jsonl}\n---\n"
+# The files beside train.jsonl, and those of them that are named as not read.
+BESIDE = {
+    "another name": (["extra.jsonl"], ["extra.jsonl"]),
+    "another kind": (["more.csv", "b.parquet"], ["b.parquet", "more.csv"]),
+    "capitals": (["EXTRA.JSONL", "TEST.jsonl.GZ"], ["EXTRA.JSONL", "TEST.jsonl.GZ"]),
+    "packed": (["b.jsonl.gz"], ["b.jsonl.gz"]),
+    "in a folder": (["more/b.json"], ["more/b.json"]),
+    "what we cannot read": (["more.xlsx", "c.zip"], ["c.zip", "more.xlsx"]),
+    "a second of the split": (["train-2.jsonl"], []),
+    "a split in a folder": (["sub/train.jsonl", "extra.csv"], ["extra.csv"]),
+    "no data": (["README.md", "notes.txt", ".cache/a.jsonl"], []),
+}
+
+
+@pytest.mark.parametrize("names, left", BESIDE.values(), ids=BESIDE)
+def test_files_of_a_folder_that_are_not_read_are_named(tmp_path, names, left):
+    folder = tmp_path / "data"
+    for name in ("train.jsonl", *names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(LINES if name == "train.jsonl" else MORE)
+    notes = [note for note in read(folder, tmp_path).notes if "files that" in note]
+    said = "".join(notes)
+    assert said.partition(" (")[0] == (f"files that are not read: {', '.join(left)}" * bool(left))
+    assert not left or "endings in small letters: append the others" in said
+
+
+NONE_OR_MANY = {
+    "two kinds": ({"a.jsonl": LINES, "b.csv": b"a"}, "b.csv: it would not be read beside a.jsonl"),
+    "two of a split": ({"train.jsonl": LINES, "train.csv": b"a"}, "train.csv: it would not be re"),
+    "capitals beside": ({"a.jsonl": LINES, "B.JSONL": MORE}, "B.JSONL: it would not be read"),
+    "capitals alone": ({"TRAIN.JSONL": LINES}, "in small letters, as TRAIN.JSONL should"),
+    "sheets alone": ({"a.xlsx": b"PK"}, "ends with .jsonl, .*, as a.xlsx should"),
+    "nothing": ({"README.md": b"a"}, "no file in it ends with .jsonl"),
+    "splits of two kinds": (
+        {"train.jsonl": LINES, "test.csv": HEADER.encode()},
+        r"its splits are of several kinds \(test.csv, train.jsonl\): write them alike",
+    ),
+    "an empty split": ({"train.jsonl": LINES, "test.jsonl": b""}, "test.jsonl has no rows: fill"),
+}
+
+
+@pytest.mark.parametrize("files, says", NONE_OR_MANY.values(), ids=NONE_OR_MANY)
+def test_a_folder_of_which_nobody_knows_what_is_meant_is_refused(tmp_path, files, says):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit, match=says) as stop:
+        load_splits(str(tmp_path))
+    assert "\n" not in stop.value.code
+
+
+def test_what_a_card_leaves_out_and_other_splits_are_named(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, content in {"README.md": CARD, "a.jsonl": LINES, "b.csv": MORE}.items():
+        (folder / name).write_bytes(content)
+    assert "not read: b.csv (" in read(folder, tmp_path).notes[0]
+    saved = tmp_path / "saved"
+    DatasetDict({name: Dataset.from_list(ROWS) for name in ("train", "more", "test")}).save_to_disk(
+        saved
+    )
+    (saved / "extra.jsonl").write_bytes(MORE)
+    files, splits = read(saved, tmp_path).notes[:2]
+    assert "not read: extra.jsonl (" in files and "splits that are not read: more (" in splits
+    with pytest.raises(SystemExit, match=r"has files that are not read: extra.jsonl \("):
+        prompts.read(str(saved))
 
 
 def listed(messages) -> str:
@@ -408,6 +501,10 @@ PROMPTS = {
     "c.jsonl": json.dumps({"conversations": SHAREGPT}).encode(),
     "d.jsonl.gz": gzip.compress(json.dumps({"prompt": [USER]}).encode()),
     "a.json": json.dumps([{"instruction": "How?", "input": ""}]).encode(),
+    "b.json": b'["How?"]',
+    "e.jsonl": b'"How?"\n',
+    "f.jsonl": json.dumps({"query": "How?"}).encode(),
+    "g.jsonl": json.dumps({"prompt": [{"role": "Human", "content": "How?"}]}).encode(),
 }
 
 
@@ -443,6 +540,10 @@ def test_prompts_of_folders_and_what_stands_beside_them(tmp_path):
         ("a.jsonl", '{"answer": "a"}', "no column `prompt`, only answer"),
         ("a.csv", "prompt\na,b\n", "line 2: 2 fields for 1 columns"),
         ("a.txt", "", "holds no prompts"),
+        ("a.jsonl", '{"prompt": null}\n{"prompt": null}', r"row 1: .* take the row out \(prompt"),
+        ("a.jsonl", '{"prompt": "a", "tools": "[{"}', r"row 1: .*\(tools is no JSON: Expecting"),
+        ("a.jsonl", '{"prompt": "a", "tools": {"a": 1}}', r"row 1: .*\(tools is no list"),
+        ("a.jsonl", '{"prompt": "a", "chat_template_kwargs": [1]}', "kwargs is no object"),
     ],
 )
 def test_prompts_that_cannot_be_asked_are_refused(tmp_path, name, content, says):

@@ -20,7 +20,7 @@ from place import place
 from dpo import lint
 from dpo.preferences import prepare
 from dpo.recipe import parse
-from dpo.sources import load_rows
+from dpo.sources import load_rows, load_splits
 from dpo.tokenization import load_tokenizer
 
 configuration.set_hypothesis_home_dir(place() / "hypothesis")  # not the checkout
@@ -162,6 +162,39 @@ def test_fields_of_csv(account, lines, sep, encoding):
     file = io.StringIO()
     csv.writer(file, delimiter=sep).writerows(lines)
     account("a.csv", file.getvalue().encode(encoding, "replace"))
+
+
+NAMED = st.builds(
+    lambda folder, name, ending: f"{folder}{name}{ending}",
+    st.sampled_from(["", "", "", "data/", "train/", "test/", "more/"]),
+    st.sampled_from(
+        ["train", "test", "train-2", "a", "b", "extra", "TRAIN", "validation", "x_test"]
+    ),
+    st.sampled_from([".jsonl", ".jsonl", ".json", ".csv", ".JSONL", ".jsonl.gz", ".xlsx", ".txt"]),
+)
+
+
+@given(names=st.lists(NAMED, min_size=1, max_size=4, unique_by=str.lower))
+@examples
+def test_files_of_a_folder(names, tmp_path_factory):
+    """Each file is read, or it is named: with the rows, or in the refusal of all."""
+    folder = tmp_path_factory.mktemp("folder")
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        content = b"prompt,chosen,rejected\nq,a,b\n" if ".csv" in name else b'{"prompt": "q"}\n'
+        content = gzip.compress(content) if name.endswith(".gz") else content
+        (folder / name).write_bytes(content)
+    try:
+        splits = load_splits(str(folder))
+    except SystemExit as stop:
+        assert "\n" not in stop.code and (
+            any(n in stop.code for n in names) or "no file in" in stop.code
+        )
+        return
+    for name in names:
+        if not name.endswith(".txt"):  # notes, licences
+            taken = [path for rows in splits.values() for path in rows.files]
+            assert str(folder / name) in taken or name in next(iter(splits.values())).notes[0]
 
 
 BYTES = st.lists(

@@ -49,6 +49,19 @@ COMPARED = [
     {"context": talk(f"q{i}"), "response1": "a", "response2": "b", "overall_preference": 1}
     for i in range(4)
 ]
+ARENA = [
+    {
+        "conversation_a": talk(f"q{i}", "a"),
+        "conversation_b": talk(f"q{i}", "b"),
+        "winner": "model_a",
+    }
+    for i in range(4)
+]
+OWN = [
+    {"conversation_a": talk(f"o{i}", "a", *more), "conversation_b": talk(f"o{i}", "b", *more)}
+    | {"winner": "model_b"}
+    for i, more in enumerate((["Go on.", "c"], ["Go on.", "c", "And?", "d"]))
+]
 SHAREGPT = [
     {
         "conversations": [{"from": "human", "value": f"q{i}"}],
@@ -65,6 +78,12 @@ WITH_SYSTEM = [good(i) | {"system": "Be brief."} for i in range(4)]
 
 # name: (the good rows around it, the bad row, its reason)
 BAD = {
+    "conversations of two models that part early": (ARENA, OWN[0], "own_turns"),
+    "conversations of two models that begin otherwise": (
+        ARENA,
+        ARENA[0] | {"conversation_b": talk("Who?", "b")},
+        "prompts_differ",
+    ),
     "chosen is null": (GOOD, changed(chosen=None), "missing"),
     "prompt is null": (GOOD, changed(prompt=None), "missing"),
     "no rejected": (GOOD, {k: v for k, v in good(9).items() if k != "rejected"}, "missing"),
@@ -96,7 +115,7 @@ BAD = {
         "wrong_role",
     ),
     "a system prompt answers": (GOOD, changed(chosen=said("Good.", "system")), "wrong_role"),
-    "an unknown role": (GOOD, changed(chosen=said("Good.", "model")), "unknown_role"),
+    "an unknown role": (GOOD, changed(chosen=said("Good.", "moderator")), "unknown_role"),
     "no role": (GOOD, changed(chosen=[{"content": "Good."}]), "unknown_role"),
     "two system prompts": (
         WITH_SYSTEM,
@@ -327,11 +346,20 @@ def test_too_many_bad_rows_stop_the_run(tmp_path, tiny_model):
     assert not (tmp_path / "quarantine.jsonl").exists()  # what it said is no longer so
 
 
-def test_ties_are_counted_and_stop_nothing(tmp_path, tiny_model):
-    ties = [row | {"overall_preference": 0} for row in COMPARED]
-    write(tmp_path, [*COMPARED, *ties])
+NO_FAULT = {
+    "tie": (COMPARED, [row | {"overall_preference": 0} for row in COMPARED]),
+    "own_turns": (ARENA, OWN * 2),
+}
+
+
+@pytest.mark.parametrize("reason", NO_FAULT)
+def test_what_is_no_fault_is_counted_and_stops_nothing(tmp_path, tiny_model, reason):
+    rows, others = NO_FAULT[reason]
+    write(tmp_path, [*rows, *others])
     train = lint(tiny_model, tmp_path, tmp_path, "--eval_strategy=no")["train"]
-    assert train.reasons == {"tie": 4} and train.faulty == 0 and len(train.pairs) == 4
+    assert train.reasons == {reason: 4} and train.faulty == 0 and len(train.pairs) == 4
+    (line,) = (line for line in quarantine.said({"train": train}, None) if reason in line)
+    assert line.strip() == f"4 set aside as {reason}: {REASONS[reason]}"
 
 
 BROKEN = {

@@ -7,8 +7,10 @@ import pytest
 from conftest import ROOT
 from test_bad_input import RECIPE, refusal
 from trl import DPOConfig
+from trl.scripts.utils import DatasetConfig
 
 import launch
+from dpo.arguments import OF_ONE
 from dpo.flags import overridden
 from dpo.recipe import parse, read_yaml
 from dpo.start import START
@@ -88,7 +90,7 @@ FLAGS = {
     # not finite
     "--num_train_epochs=nan --max_steps=-1": "num_train_epochs is nan: ",
     "--router_aux_loss_coef=nan": "router_aux_loss_coef is nan: give 0 or more",
-    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=inf": "coef is inf: give 0 to",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=inf": "coef is inf: give a n",
     "--neftune_noise_alpha=nan": "neftune_noise_alpha is nan: give a number above 0",
     "--eval_delay=nan": "eval_delay is nan: give a number of steps",
     '--lr_scheduler_kwargs={"num_cycles":NaN}': "lr_scheduler_kwargs is {'num_cycles': nan}: give",
@@ -155,7 +157,10 @@ FLAGS = {
     "--neftune_noise_alpha=-5 --share_prefix=false": "neftune_noise_alpha is -5.0: give a number",
     "--pad_to_multiple_of=-3": "pad_to_multiple_of is -3: give auto, or 1 or more",
     "--dataloader_num_workers=2 --dataloader_prefetch_factor=0": "factor is 0: give 1 or more",
-    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=-2": "is -2.0: give 0 to 1",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=-2": "is -2.0: give a number",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=0": "0 and 1 stand for is f_di",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=1": "is 1.0: give a number bet",
+    "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=1.5": "is 1.5: give a number b",
     "--resume_from_checkpoint=outputs/nowhere": "nowhere: there is no such folder: leave it out",
     "--resume_from_checkpoint=true": "resume_from_checkpoint is true: there is no such folder",
     "--resume_from_checkpoint=recipes": "is recipes: it is no checkpoint of a run here",
@@ -210,6 +215,12 @@ TYPED = {
     "--beta=high": "argument --beta: invalid float value: 'high'",
     "--per_device_train_batch_size=0": "per_device_train_batch_size is 0: give 1 or more",
     "--tf32=true": "--tf32 requires",
+    "--preference_layout=nope": "preference_layout: no layout 'nope': one of explicit (prompt, ch",
+    "--column_mapping=prompt": "column_mapping: prompt: write prompt=question chosen=good",
+    '--column_mapping={"prompt":["a"]}': 'column_mapping: {"prompt":["a"]}: write prompt=question',
+    "--column_mapping=nope=a": "column_mapping: nothing reads a column 'nope': one of prompt, ques",
+    '--datasets={"path":"x"}': "give the name of a data set, a folder or a file; several stand in",
+    "--dataset_name=": "dataset_name is '': give the name of a data set",
 }
 LAUNCHES = {
     ("", "0"): "GPUS=0 is not a number of processes",
@@ -272,6 +283,27 @@ def test_the_line_names_the_file(monkeypatch, tmp_path):
         "learning_rate:": "learning_rate is empty: give a value, or leave it out",
         "max_steps: null": "max_steps is empty: ",
         "loss_type: ~": "loss_type is empty: ",
+        "dataset_name: {a: 1}": "it takes one value, and no mapping",
+        "run_name: {a: 1}": "it takes one value, and no mapping",
+        "dataset_name: 7": "dataset_name is 7: give a name or a folder, 7 as ./7",
+        "model_name_or_path: 7": "model_name_or_path is 7: give a name or a folder",
+        "model_name_or_path: true": "model_name_or_path is True: give a name",
+        "preference_layout: nope": "no layout 'nope': one of explicit ",
+        "preference_layout: {a: b}": "it takes one value, and no mapping",
+        "column_mapping: {prompt: [a, b]}": "write prompt=question chosen=good",
+        "column_mapping: {prompt: 5}": "write prompt=question chosen=good",
+        "column_mapping: [a, b]": "it takes one value, and no list",
+        "column_mapping: true": "column_mapping: True: write prompt=question",
+        "column_mapping: {nope: a}": "nothing reads a column 'nope': one of prompt, question",
+        "datasets: foo": "datasets is foo: give a list of data sets, each a mapping of path, name",
+        "datasets: [foo]": r"datasets is \['foo'\]: give a list of data sets",
+        "datasets: {path: x}": "give a list of data sets",
+        "datasets: [{pth: x}]": "datasets, entry 1: no key pth: one of path, name, data_dir",
+        "datasets: [{path: x}, {name: y}]": "datasets, entry 2 has no path",
+        "datasets: [{path: 7}]": "datasets, entry 1: path is 7: give a name",
+        "datasets: [{path: x, columns: [1]}]": r"columns is \[1\]: give a list of names",
+        "datasets: [{path: x, fraction: high}]": "fraction is high: give a number above 0",
+        "datasets: [{path: x, fraction: 0}]": "fraction is 0: give a number above 0",
     }.items(),
 )
 def test_a_value_that_no_flag_could_have(tmp_path, key, says):
@@ -353,6 +385,10 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     home = "/home/me"
     assert seen[:3] == [f"--output_dir={home}/run", "--model", f"{home}/model"]
     assert seen[3:] == [f"dataset_name={home}/a,{home}/b", "--beta=a~/b"]
+
+
+def test_the_keys_of_a_mixture_are_those_of_the_pinned_trl():
+    assert {*OF_ONE} == {*DatasetConfig.__dataclass_fields__}
 
 
 def test_a_large_rate_is_left_to_plain_descent(monkeypatch):

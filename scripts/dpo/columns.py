@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from dpo.parts import KNOWN
@@ -74,7 +75,7 @@ def renamed(source: Rows, mapping: dict[str, str], *, some: bool = False) -> Row
                 "leave the one out, or rename it in the data"
             )
     names = {theirs: ours for ours, theirs in mapping.items() if ours != theirs}
-    return Rows(source.name, source.data.rename_columns(names))
+    return replace(source, data=source.data.rename_columns(names))
 
 
 def kind_of(value: Any) -> str:

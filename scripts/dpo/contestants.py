@@ -17,7 +17,8 @@ from transformers.utils.hub import extract_commit_hash
 from dpo import adapters, checkpoints, fits, foreign, model_files, output, placing, positions
 from dpo.digests import digests_of
 from dpo.recipe import Recipe
-from dpo.sources import check_weights, looks_local
+from dpo.shape import check_weights
+from dpo.sources import looks_local
 from dpo.tokenization import load_tokenizer
 
 RUNS = Path("outputs")

@@ -9,11 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from datasets.data_files import SPLIT_KEYWORDS
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
@@ -27,7 +30,12 @@ FILES = {
     ".arrow": "arrow",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+OTHER_DATA = (".jsonlines", ".xlsx", ".xls", ".ods", ".feather", ".pkl", ".db", ".zip", ".tar")
+# What `datasets` writes beside data, to say which files they are.
+NO_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 AROUND = ("data", "rows", "train", "examples", "instances", "records")  # objects around rows
+OLD_MAC = "lines end with \\r alone: write it again with \\n"
+SAVE = 'save it with a row a line: to_json(…, orient="records", lines=True) in pandas'
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {  # the longer first: one of UTF-32 begins as one of UTF-16
     b"\xff\xfe\x00\x00": "utf-32",
@@ -54,6 +62,41 @@ def kind_of(path: Path) -> str | None:
     if suffixes[-1:] and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return FILES.get(suffixes[-1]) if suffixes else None
+
+
+def unread(folder: Path, read: Collection[str]) -> list[str]:
+    """The files in a folder that look like data, by their endings, and are not among those read.
+
+    Raises:
+        Broken: some of another kind may be meant as well: no split says that they are not.
+    """
+    taken = {Path(path).resolve() for path in read}
+    there = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    left = [
+        path
+        for path in there
+        if (kind_of(path) or {*OTHER_DATA} & {suffix.lower() for suffix in path.suffixes[-2:]})
+        and path.name not in NO_DATA
+        and not any(part.startswith((".", "cache-")) for part in path.parts)
+        and (folder / path).resolve() not in taken
+    ]
+    card, by_datasets = folder / "README.md", any((folder / name).is_file() for name in NO_DATA)
+    stated = card.is_file() and "data_files" in card.read_text(errors="replace")
+    if stated or by_datasets or not read:
+        return [*map(str, left)]
+    used = sorted(os.path.relpath(path, os.path.abspath(folder)).lower() for path in read)
+    words = {word for name in used for word in re.findall("[a-z]+", name)}
+    splits = words & {word for of in SPLIT_KEYWORDS.values() for word in of}
+    stems = {name.rpartition("/")[2].partition(".")[0] for name in used}
+    for path in left:
+        if kind_of(path) and (not splits or path.name.lower().partition(".")[0] in stems):
+            raise Broken(
+                str(path),
+                None,
+                f"it would not be read beside {', '.join(used[:3])}: a folder's files are of one "
+                "kind, with endings in small letters; write them alike, or name one file",
+            )
+    return [*map(str, left)]
 
 
 def lines_of(path: str, encoding: str | None = None) -> Iterator[str]:
@@ -115,7 +158,7 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
     if "\0" in first:
         raise Broken(path, before, "characters of no text, as UTF-16 has: write it again as UTF-8")
     if "\r" in first.rstrip("\r\n"):
-        raise Broken(path, before, "lines end with \\r alone: write it again with \\n")
+        raise Broken(path, before, OLD_MAC)
     sep = separator_of(first, sep)
     reader = csv.reader(chain([first], lines), delimiter=sep, strict=True)
     header: list[str] = []
@@ -145,17 +188,38 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
             yield dict.fromkeys(header) | dict(zip(header, fields, strict=False))
 
 
+class Twice(ValueError):
+    """A key stands twice in one object of JSON, of which Python would keep the last."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys and values of an object, for `json`'s object_pairs_hook.
+
+    Raises:
+        Twice: a key is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        both = " and ".join(f"{value!r:.30}" for name, value in pairs if name == twice)
+        raise Twice(f"{twice!r:.40} stands twice in one object, as {both:.70}")
+    return found
+
+
 def parsed(path: str, number: int, text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=once)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         return value
     except json.JSONDecodeError as error:
+        if "\r" in text.strip().replace("\r\n", ""):
+            raise Broken(path, number, OLD_MAC) from error
         where = number + error.lineno - 1
         raise Broken(path, where, f"{error.msg}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
-        raise Broken(path, number, error) from error
+        raise Broken(path, None if "\n" in text.strip() else number, error) from error
 
 
 def table_in(value: Any, path: str, name: str | None) -> list[Any]:
@@ -177,6 +241,16 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
     same = all([*column] == numbers for column in columns)
     if numbers and same and all(map(str.isdecimal, numbers)):
         return [{name: value[name][row] for name in value} for row in numbers]
+    if numbers and all(map(str.isdecimal, value)):  # or, of orient="index", in objects of rows
+        return columns
+    if {*value} in ({"columns", "data"}, {"columns", "index", "data"}):
+        raise Broken(path, None, f"it is a table in pandas' split form: {SAVE}")
+    several = [cells for cells in value.values() if isinstance(cells, list) and cells]
+    alike = len(several) == len(value) > 1 and len({*map(len, several)}) == 1
+    # A row has lists of messages.
+    if alike and not any(isinstance(cell, dict) for cells in several for cell in cells):
+        said = f"{', '.join(value):.60} are columns as lists, and no rows: {SAVE}"
+        raise Broken(path, None, said)
     lists = {
         key: rows
         for key, rows in value.items()
@@ -194,7 +268,7 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
 
 def json_rows(path: str, name: str | None, encoding: str | None) -> Iterator[dict[str, Any]]:
     """The rows of a file of JSON: an object a line, or one list of them, with or without an object
-    around it.
+    around it. Text in the place of an object is a prompt alone.
 
     Raises:
         Broken: a line or the whole is no JSON, or a row no object.
@@ -204,7 +278,7 @@ def json_rows(path: str, name: str | None, encoding: str | None) -> Iterator[dic
     if not head:
         return
     try:
-        a_line = isinstance(json.loads(head[0][1]), dict)
+        a_line = isinstance(json.loads(head[0][1]), (dict, str))
     except (ValueError, RecursionError):
         a_line = not {".json"} & {*Path(path).suffixes} and head[0][1].lstrip()[:1] != "["
     if len(head) > 1 and a_line and not name:
@@ -213,6 +287,7 @@ def json_rows(path: str, name: str | None, encoding: str | None) -> Iterator[dic
         whole = parsed(path, 1, "".join(lines_of(path, encoding)))
         rows = ((None if len(head) > 1 else 1, row) for row in table_in(whole, path, name))
     for number, row in rows:
+        row = {"prompt": row} if isinstance(row, str) else row  # of a list of prompts
         if not isinstance(row, dict):
             said = json.dumps(row, ensure_ascii=False)
             raise Broken(path, number, f"a row is an object of columns, not {said:.20}")

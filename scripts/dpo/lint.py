@@ -54,9 +54,15 @@ REASONS = {
     "held_out_prompt": "the prompt is held out: training on it would spoil the measurement",
     # no fault: the row states no preference
     "tie": "both completions are equally good",
+    "own_turns": "two models went on in conversations of their own, and their last answers cannot "
+    "be compared: to train on such a row, cut both after the first answers",
     "alone": "the prompt has no second response to compare with",
 }
-NO_FAULT = ("tie", "alone")  # set aside and counted like the others; they never stop a run
+NO_FAULT = (
+    "tie",
+    "own_turns",
+    "alone",
+)  # set aside and counted like the others; they never stop a run
 # Left out and counted apart: a pair that is too long is sound, and stops a run only where most are.
 LENGTHS = ("prompt_too_long", "same_when_cut")
 ROLES = {"system", "developer", "user", "assistant", "tool"}

@@ -13,9 +13,10 @@ from typing import Any
 
 from trl.trainer.utils import remove_none_values
 
+from dpo.files import Twice, once
 from dpo.parts import CANDIDATES, RATINGS
 from dpo.tokenization import GIVEN
-from dpo.turns import Fault
+from dpo.turns import Fault, as_anthropic_has_it
 
 LISTS = (*GIVEN, "history", *CANDIDATES, *RATINGS)  # columns that are no text of their own
 ROLE = re.compile(r"""["'](role|from)\\*["']\s*:""")
@@ -35,11 +36,21 @@ def with_commas(text: str) -> str:
     return tokenize.untokenize(tokens)
 
 
+def as_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=once)
+
+
 def value_of(text: str) -> Any:
-    """What text says as JSON, as Python or as numpy prints it; None if it is neither."""
-    for read in (json.loads, ast.literal_eval, lambda text: ast.literal_eval(with_commas(text))):
+    """What text says as JSON, as Python or as numpy prints it; None if it is neither.
+
+    Raises:
+        Fault: it is JSON with a key twice in one object.
+    """
+    for read in (as_json, ast.literal_eval, lambda text: ast.literal_eval(with_commas(text))):
         try:
             return read(text)
+        except Twice as error:
+            raise Fault("not_messages", str(error)) from error
         except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
             continue
     return None
@@ -91,7 +102,7 @@ def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
             found = value_of(value.strip()) if value.lstrip()[:1] in ("[", "{") else None
             value = found if isinstance(found, (list, dict)) else value
         elif isinstance(value, str):
-            value = messages_in(value, name)
+            value = messages_in(as_anthropic_has_it(value), name)
         elif isinstance(value, (list, dict)) and name in padded:
             value = remove_none_values(value)
         read[name] = value

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from dpo.turns import ANSWER, asks
+from dpo.turns import ANSWER, asks, role_of
 
 QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")
 SYSTEMS = ("system", "system_prompt")
@@ -37,12 +37,16 @@ SAID = ("response", "answer", "text", "completion", "content")  # in a candidate
 # wrongly from some of the critiques (a 1 became a 10).
 SCORES = ("fine-grained_score", "overall_score", "score", "rating", "helpfulness", "pm_score")
 RANK = "rank"  # the best has 1
-KNOWN = (
-    *(*QUESTIONS, *SYSTEMS, "history", "messages", "conversations", *CHOSEN, *REJECTED),
-    *(*(name for pair in COMPARED for name in pair), *PREFERENCES),
-    *(form.format(end) for form in BY_SCORE for end in "ab012"),
-    *(*CANDIDATES, *RATINGS, "response", *SCORES, "score_chosen", "score_rejected"),
-    *("tools", "chat_template_kwargs"),
+KNOWN = tuple(
+    dict.fromkeys(
+        (
+            *(*QUESTIONS, *SYSTEMS, "history", "messages", "conversations", *CHOSEN, *REJECTED),
+            *(*(name for pair in COMPARED for name in pair), *PREFERENCES),
+            *(form.format(end) for form in BY_SCORE for end in "ab012"),
+            *(*CANDIDATES, *RATINGS, "response", *SCORES, "score_chosen", "score_rejected"),
+            *("tools", "chat_template_kwargs"),
+        )
+    )
 )
 
 Row = dict[str, Any]
@@ -150,7 +154,8 @@ def verdict(first: str, second: str, rows: list[Row]) -> dict[str, str] | None:
     if SHP in columns and first == "human_ref_A":
         return {"verdict": SHP}
     for name in CHOICES:
-        if any(side_of(row.get(name), ends) in (-1, 1) for row in rows):
+        values = [row.get(name) for row in rows]
+        if any(side_of(v, ends) in (-1, 1) for v in values) and not unclear(values, ends):
             return {"verdict": name}
     for form in BY_SCORE:
         scores = [form.format(end) for end in ends]
@@ -159,17 +164,47 @@ def verdict(first: str, second: str, rows: list[Row]) -> dict[str, str] | None:
     return None
 
 
+def unclear(values: Iterable, ends: tuple[str, str]) -> set[str]:
+    """The numbers or truth values among verdicts, where they do not say which of two columns they
+    mean: 0 and 1 beside response_1 and response_2 may count them, or say that the first is better.
+    Nothing where they are the columns' own numbers, or 1 and 2 beside letters."""
+    numbers = {_as_text(value) for value in values if value is not None}
+    numbers &= {"-1", "0", "1", "2", "true", "false"}
+    if ends[0].isalpha():
+        clear = "2" in numbers and numbers <= {"1", "2"}
+    else:
+        clear = numbers <= {*ends} or numbers > {*ends}
+    return set() if clear else numbers
+
+
+def undecided(rows: list[Row]) -> tuple[str, str, str, set[str]] | None:
+    """Two responses, the column that should say which is better, and what does not say it."""
+    columns = {name for row in rows for name in row}
+    for first, second in COMPARED:
+        for name in (*CHOICES, SHP) if {first, second} <= columns else ():
+            if found := unclear([row.get(name) for row in rows], (first[-1], second[-1])):
+                return first, second, name, found
+    return None
+
+
+def _as_text(value: Any) -> str:
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()
+
+
 def side_of(value: Any, ends: tuple[str, str]) -> int | None:
     """Which of two columns a verdict means, by how their names end: -1 the first, 1 the second, 0
     neither, None if it is no verdict. `1`, `model_a`, `response_2`, `A`, `tie (bothbad)` are."""
     if isinstance(value, bool) or value is None:
         return None
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
-    text = text.strip().lower()
+    text = _as_text(value).strip()
     if text.startswith(("tie", "both")):
         return 0
     found, ends = WORD.fullmatch(text), [end.lower() for end in ends]
-    return (-1, 1)[ends.index(found[1])] if found and found[1] in ends else None
+    if not found:
+        return None
+    return {ends[0]: -1, ends[1]: 1}.get(
+        found[1], {"1": -1, "2": 1}.get(found[1] * ends[0].isalpha())
+    )
 
 
 def question_of(columns: Row, parts: dict[str, str]) -> str | None:
@@ -188,8 +223,7 @@ def question_of(columns: Row, parts: dict[str, str]) -> str | None:
 def whole(answer: Any) -> bool:
     """Whether this is a conversation from its start, and not what the assistant says at its end."""
     turns = answer if isinstance(answer, list) else []
-    roles = [turn.get("role", turn.get("from")) for turn in turns if isinstance(turn, dict)]
-    return "user" in roles or "human" in roles
+    return "user" in [role_of(turn) for turn in turns if isinstance(turn, dict)]
 
 
 def beside(columns: Row, question: str | None) -> dict[str, str]:

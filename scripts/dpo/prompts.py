@@ -97,10 +97,15 @@ def rows_of(path: Path) -> tuple[Rows, str]:
     if len(splits) > 1 and "test" not in splits:
         raise SystemExit(f"PROMPTS: {path} has the splits {', '.join(splits)}: give one's file")
     source = splits.get("test") or next(iter(splits.values()))
+    if source.notes:
+        raise SystemExit(f"PROMPTS: {path} has {source.notes[0]}, or give one file")
     columns = source.data.column_names
-    name = first_of((*QUESTIONS, *CONVERSATIONS), columns)
+    name = first_of((*QUESTIONS, *CONVERSATIONS, "query"), columns)
     if not name:
-        raise SystemExit(f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns)}")
+        raise SystemExit(
+            f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns)}: call the column "
+            "of the questions so"
+        )
     return source, name
 
 
@@ -132,9 +137,10 @@ def read(file: str) -> list[Prompt]:
                 said = said[:-1]
             check_prompt(said)
         except (Fault, ValueError) as error:
-            why = getattr(error, "reason", error)
+            why, detail = getattr(error, "reason", error), getattr(error, "detail", "")
             raise SystemExit(
                 f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
+                + (f" ({detail})" if detail else "")
             ) from error
         found.append({"prompt": said, "options": options} if options else said)
     return found

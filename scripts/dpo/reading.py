@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -100,7 +101,7 @@ def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
             if name in more
         },
     }
-    return Rows(source.name, Dataset.from_dict(pairs)), bad
+    return replace(source, data=Dataset.from_dict(pairs)), bad
 
 
 def pair_of(
@@ -243,6 +244,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         }
     table = data.map(partial(lint_batch, **work), **how)
     says, notes = reading.says(kind, tokenizer.chat_template), reading.notes(kind, tokenizer)
+    notes = [*source.notes, *notes]
     return Linted(table, says, rows, bad, merged, notes=notes)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo import secrets
-from dpo.arguments import BATCH, RunArguments, decides
+from dpo.arguments import BATCH, RunArguments, check_data, check_kinds, decides
 from dpo.flags import at_home
 from dpo.flags import check as flags_given
 from dpo.old_keys import refuse_unknown, spelling
@@ -227,11 +227,7 @@ def resolve(
     parser.set_defaults(dataloader_num_workers=None)  # until all else is known
     defaults = vars(parser.parse_known_args([])[0])
     several = {action.dest for action in parser._actions if action.nargs}
-    for key, value in keys.items():  # neither goes through argparse's checks
-        if isinstance(value, list) and key not in {*several, "report_to", "debug", "fsdp"}:
-            raise SystemExit(f"{path}: {key} is {value}: it takes one value, and no list")
-        if value is None and defaults[key] is not None and key not in ("max_length", "dtype"):
-            raise SystemExit(f"{path}: {key} is empty: give a value, or leave it out")
+    check_kinds(path, keys, parser)
     flags, rest = _as_flags(keys, several)
     parser.set_defaults(**rest)
     # Once alone, so that an error names the file; flags on the command line are checked below.
@@ -281,4 +277,6 @@ def resolve(
         raise SystemExit(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
     stated = (chosen, defaults, batch)
-    return Recipe(name, path, *stated, script, training, model, mixture, run, given)
+    recipe = Recipe(name, path, *stated, script, training, model, mixture, run, given)
+    check_data(recipe)
+    return recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
@@ -62,3 +63,26 @@ def sections(keys: dict[str, Any], order: list[str]) -> str:
         lines = [stated(key, keys[key]) for key in inside]
         text += "\n".join(["", f"### {title}", *lines, ""]) if lines else ""
     return text
+
+
+def line(key: str, value: str, remark: str, default: str = "") -> str:
+    """A line of a recipe with its remark; one that would state the default is commented out."""
+    text = f"{key}: {value}"
+    return f"{'# ' * (value == default)}{text}".ljust(40) + f" # {remark}"
+
+
+def rounded(number: float) -> int:
+    """A round number of steps up to this one, at most 500 and at least 1: 1, 2, 5, 10, 20 …"""
+    return max(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step <= max(number, 1))
+
+
+def machine_keys() -> list[str]:
+    """The recipe's lines about the precision that this machine can compute in."""
+    if not torch.cuda.is_available():
+        return [
+            line("bf16", "false", "a CPU would take longer: leave both out on a GPU"),
+            line("gradient_checkpointing", "false", "true: less memory, a third more time"),
+        ]
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return [line("fp16", "true", "this GPU has no bfloat16: leave it out on a newer one")]
+    return []

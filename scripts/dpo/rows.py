@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset, Json, Value
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
 
-from dpo import parsing
+from dpo import files, parsing
 from dpo.digests import digests_of
 from dpo.turns import Fault
 
 
 @dataclass
 class Rows:
-    """Rows as they were found, and what they are called in messages: their file, if it is one."""
+    """Rows as they were found, and what they are called in messages: their file, if it is one.
+
+    `files` are those that they were read from, and `notes` says what of the same data set is not.
+    """
 
     name: str
     data: Dataset | IterableDataset
+    files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def padded(self) -> tuple[str, ...]:
@@ -65,6 +73,55 @@ def part_of(splits: dict[str, Rows], wanted: str, name: str) -> Dataset | Iterab
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
+def listed(names: Iterable, limit: int = 40) -> str:
+    """Names of columns or files, in a line of bounded length."""
+    names = [f"{name!s:.40}" for name in names]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def note_unread(folder: Path, found: dict[str, Rows]) -> None:
+    """Have all splits say which files of their folder are not read."""
+    left = files.unread(folder, [path for rows in found.values() for path in rows.files])
+    if left:
+        note = (
+            f"files that are not read: {listed(left, 8)} (a folder's splits are its files named "
+            "train or test, of one kind, with endings in small letters: append the others to those)"
+        )
+        for rows in found.values():
+            rows.notes.append(note)
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why `datasets` takes none of the files in a folder; nothing where it is something else."""
+    if not path.is_dir():
+        return ""
+    there = listed(files.unread(path, ()))
+    if isinstance(error, (DataFilesNotFoundError, EmptyDatasetError)):
+        known = f"no file in it ends with {', '.join(files.FILES)}, in small letters"
+        return known + (f", as {there} should" if there else "")
+    if "same data file format" in str(error):
+        return f"its splits are of several kinds ({there}): write them alike, or name one file"
+    return ""
+
+
+def saved(dataset: str, streaming: bool) -> dict[str, Rows]:
+    found, splits = datasets.load_from_disk(dataset), {}
+    for split, data in (found if isinstance(found, dict) else {"train": found}).items():
+        paths = [file["filename"] for file in data.cache_files]
+        data = data.to_iterable_dataset() if streaming else data
+        splits[str(split)] = Rows(f"{dataset} ({split})", data, paths)
+    return splits
+
+
+def name_of(dataset: str, split: str, paths: list[str]) -> str:
+    if len(paths) != 1:
+        return f"{dataset} ({split})"
+    if not Path(dataset).is_dir():
+        return paths[0]
+    return os.path.join(dataset, os.path.relpath(paths[0], dataset))
+
+
 def content_cache(given: list[Path]) -> str:
     """A cache folder of its own for each content of local data files and folders.
 
@@ -74,8 +131,8 @@ def content_cache(given: list[Path]) -> str:
     """
     digest = hashlib.sha256()
     for data in given:
-        files = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
-        for path, of_file in zip(files, digests_of(files), strict=True):
+        found = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
+        for path, of_file in zip(found, digests_of(found), strict=True):
             digest.update(str(path.relative_to(data)).encode())
             digest.update(bytes.fromhex(of_file))
     return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"

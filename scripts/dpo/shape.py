@@ -1,10 +1,11 @@
-"""A model as its configuration describes it, without weights: whether there is the attention that
-is asked for, and whether an adapter fits."""
+"""A model before its weights are read: its files are looked for, and its configuration says whether
+there is the attention that is asked for, and whether an adapter fits."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo import adapters
+from dpo import adapters, foreign, model_files
 from dpo.model_files import AGAIN, config_of, one_line
 from dpo.recipe import Recipe
+from dpo.sources import check_reachable, looks_local
 
 ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "
 ATTENTIONS += "hub (kernels-community/...) with their package, on a GPU"
@@ -155,3 +157,70 @@ def missing(wanted: Iterable[str] | str | None, names: Iterable[str]) -> str | N
     return next(
         (w for w in sorted(wanted) if not any(f".{n}".endswith(f".{w}") for n in names)), None
     )
+
+
+def check_model(recipe: Recipe) -> None:
+    """Find the model before the data is prepared.
+
+    Raises:
+        SystemExit: no name is given, the folder is missing or has no weights, the hub does not
+            answer, the recipe has other plans for an adapter than to train it on, or the weights
+            would hardly learn in the dtype asked for.
+    """
+    name = recipe.model.model_name_or_path
+    if not name:
+        raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
+    check_weights(name)
+    base, trusted = adapters.checked_base(recipe), recipe.training.trust_remote_code
+    foreign.check_code(name, recipe.model.model_revision, trusted)
+    if base:
+        check_weights(base)
+        foreign.check_code(base, None, trusted)
+    which = (base, None) if base else (name, recipe.model.model_revision)
+    model_files.check_config(*which, trusted, **recipe.init)
+    model_files.check_trainable(*which, trusted, recipe.model.use_peft)
+    check_master_weights(recipe)
+
+
+def check_weights(name: str) -> None:
+    folder = Path(name)
+    if folder.is_dir():
+        foreign.check_weights(name, (path.name for path in folder.iterdir()))
+        model_files.check_weights(folder)
+    elif folder.is_file():
+        gguf = "GGUF is for inference alone: " if folder.suffix == ".gguf" else ""
+        raise SystemExit(
+            f"model {name} is a file: {gguf}name a folder with config.json, *.safetensors and a "
+            "tokenizer, or a model of the hub"
+        )
+    elif "://" in name:
+        known = "/".join(name.split("://")[1].split("/")[1:3])
+        raise SystemExit(f"model {name} is an address: name it as the hub does: {known}")
+    elif looks_local(name):
+        raise SystemExit(
+            f"no model folder {name}: `make install` makes the embedded one; name another folder "
+            "or a hub model with --model_name_or_path"
+        )
+    elif files := check_reachable(name, "model"):
+        foreign.check_weights(name, files)
+
+
+def check_master_weights(recipe: Recipe) -> None:
+    """Full fine-tuning needs weights in float32: at a learning rate of 5e-7 an update is smaller
+    than bfloat16 can tell from nothing. DeepSpeed keeps float32 copies of its own.
+
+    Raises:
+        SystemExit: the recipe trains half-precision weights, and nothing keeps better ones.
+    """
+    model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    dtype = model.dtype
+    if dtype == "auto":
+        how = {"revision": model.model_revision}
+        how["trust_remote_code"] = recipe.training.trust_remote_code
+        dtype = model_files.config_of(model.model_name_or_path, **how).dtype
+    if not kept and not model.use_peft and str(dtype).endswith("float16"):
+        raise SystemExit(
+            f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
+            "dtype out: bf16 computes in half precision and keeps float32 weights; or choose "
+            "--use_peft, or CONFIG=zero2, which keeps float32 weights itself"
+        )

@@ -13,10 +13,10 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants, snapshot_download
 from trl import DatasetMixtureConfig
 
-from dpo import adapters, files, foreign, model_files, tables
+from dpo import files, tables
 from dpo.files import COMPRESSED, FILES
 from dpo.recipe import Recipe
-from dpo.rows import Rows, content_cache, part_of
+from dpo.rows import Rows, content_cache, listed, name_of, note_unread, part_of, saved, unreadable
 
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
@@ -65,73 +65,6 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
         ) from error
 
 
-def check_model(recipe: Recipe) -> None:
-    """Find the model before the data is prepared.
-
-    Raises:
-        SystemExit: no name is given, the folder is missing or has no weights, the hub does not
-            answer, the recipe has other plans for an adapter than to train it on, or the weights
-            would hardly learn in the dtype asked for.
-    """
-    name = recipe.model.model_name_or_path
-    if not name:
-        raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
-    check_weights(name)
-    base, trusted = adapters.checked_base(recipe), recipe.training.trust_remote_code
-    foreign.check_code(name, recipe.model.model_revision, trusted)
-    if base:
-        check_weights(base)
-        foreign.check_code(base, None, trusted)
-    which = (base, None) if base else (name, recipe.model.model_revision)
-    model_files.check_config(*which, trusted, **recipe.init)
-    model_files.check_trainable(*which, trusted, recipe.model.use_peft)
-    check_master_weights(recipe)
-
-
-def check_weights(name: str) -> None:
-    folder = Path(name)
-    if folder.is_dir():
-        foreign.check_weights(name, (path.name for path in folder.iterdir()))
-        model_files.check_weights(folder)
-    elif folder.is_file():
-        gguf = "GGUF is for inference alone: " if folder.suffix == ".gguf" else ""
-        raise SystemExit(
-            f"model {name} is a file: {gguf}name a folder with config.json, *.safetensors and a "
-            "tokenizer, or a model of the hub"
-        )
-    elif "://" in name:
-        known = "/".join(name.split("://")[1].split("/")[1:3])
-        raise SystemExit(f"model {name} is an address: name it as the hub does: {known}")
-    elif looks_local(name):
-        raise SystemExit(
-            f"no model folder {name}: `make install` makes the embedded one; name another folder "
-            "or a hub model with --model_name_or_path"
-        )
-    elif files := check_reachable(name, "model"):
-        foreign.check_weights(name, files)
-
-
-def check_master_weights(recipe: Recipe) -> None:
-    """Full fine-tuning needs weights in float32: at a learning rate of 5e-7 an update is smaller
-    than bfloat16 can tell from nothing. DeepSpeed keeps float32 copies of its own.
-
-    Raises:
-        SystemExit: the recipe trains half-precision weights, and nothing keeps better ones.
-    """
-    model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    dtype = model.dtype
-    if dtype == "auto":
-        how = {"revision": model.model_revision}
-        how["trust_remote_code"] = recipe.training.trust_remote_code
-        dtype = model_files.config_of(model.model_name_or_path, **how).dtype
-    if not kept and not model.use_peft and str(dtype).endswith("float16"):
-        raise SystemExit(
-            f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
-            "dtype out: bf16 computes in half precision and keeps float32 weights; or choose "
-            "--use_peft, or CONFIG=zero2, which keeps float32 weights itself"
-        )
-
-
 def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict[str, Rows]:
     """Every split of a data set of the hub, a folder in hub layout or of save_to_disk, or a file.
 
@@ -157,17 +90,21 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         check_reachable(dataset, "dataset")
     try:
         if any((path / name).is_file() for name in SAVED):
-            found = datasets.load_from_disk(dataset)
-            found = found if isinstance(found, dict) else {"train": found}
-            found = {k: v.to_iterable_dataset() if streaming else v for k, v in found.items()}
-            return {str(split): Rows(f"{path} ({split})", data) for split, data in found.items()}
-        return _splits(str(path), _builder(dataset, how), streaming)
+            found = saved(dataset, streaming)
+        else:
+            found = _splits(str(path), _builder(dataset, how), streaming)
+        if path.is_dir() and not given:
+            note_unread(path / (how.get("data_dir") or ""), found)
+        return found
     except StopIteration as error:
-        raise SystemExit(f"cannot load the data set {path}: it has no rows") from error
+        raise SystemExit(
+            f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
+        ) from error
     except files.Broken as error:
         raise SystemExit(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise SystemExit(f"cannot load the data set {path}: {one_line(error)}") from error
+        said = unreadable(path, error) or one_line(error)
+        raise SystemExit(f"cannot load the data set {path}: {said}") from error
 
 
 def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
@@ -194,7 +131,10 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
         if not streaming:
             builder.download_and_prepare()
         found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
-        return {str(split): Rows(f"{name} ({split})", data) for split, data in found.items()}
+        return {
+            str(split): Rows(f"{name} ({split})", data, parts.get(str(split), []))
+            for split, data in found.items()
+        }
     for split, paths in parts.items():
         cache = content_cache([*map(Path, paths)])
         if kind in ("csv", "json"):
@@ -203,11 +143,12 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
             named["encoding"] = config.encoding
             data = tables.table(kind, paths, named, cache, streaming)
             if data is None:
-                raise StopIteration(split)
+                which = ", ".join(map(os.path.basename, paths[:3]))
+                raise StopIteration(f"{which} has")
         else:
             how = {"data_files": {split: paths}, "split": split, "streaming": streaming}
             data = datasets.load_dataset(kind, cache_dir=cache, **how)
-        splits[split] = Rows(_name(name, split, paths), data)
+        splits[split] = Rows(name_of(name, split, paths), data, paths)
     return splits
 
 
@@ -218,14 +159,6 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         SystemExit: the data set cannot be found or read.
     """
     return load(name, "dataset_name", name=config, streaming=streaming)
-
-
-def _name(dataset: str, split: str, paths: list[str]) -> str:
-    if len(paths) != 1:
-        return f"{dataset} ({split})"
-    if not Path(dataset).is_dir():
-        return paths[0]
-    return os.path.join(dataset, os.path.relpath(paths[0], dataset))
 
 
 def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
@@ -243,7 +176,8 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
         name = entry.data_files if isinstance(entry.data_files, str) else entry.path
         data = part_of(splits, entry.split, name)
         data = data.select_columns(entry.columns) if entry.columns else data
-        parts.append(Rows(f"{name} ({entry.split})", data))
+        notes = next(iter(splits.values())).notes
+        parts.append(Rows(f"{name} ({entry.split})", data, notes=notes))
     shares = [entry.fraction for entry in mixture.datasets]
     if not any(share is not None for share in shares):
         return parts
@@ -291,13 +225,15 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
         if split not in splits:
             raise SystemExit(
                 f"{key}: {script.dataset_name} has no split {split!r}, only {', '.join(splits)}"
-                + (
-                    "; test_split_size holds out a share of the training pairs"
-                    if key == "dataset_test_split"
-                    else ""
-                )
+                + "".join(f"; {note}" for note in next(iter(splits.values())).notes)
+                + ("; test_split_size holds out a share of the training pairs" * ("test" in key))
             )
     train = [splits[script.dataset_train_split]]
+    # Without evaluation a test split is not missed.
+    known = {*wanted.values(), mixture.test_split_size is None and script.dataset_test_split}
+    if left := [split for split in splits if split not in known]:
+        note = f"splits that are not read: {listed(left, 8)} (dataset_train_split names what is)"
+        train[0].notes.append(note)
     if "dataset_test_split" not in wanted:
         return train, []
     held_out = splits[script.dataset_test_split]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dpo.choosing import number
 from dpo.columns import suggested
 from dpo.layouts import LAYOUTS
-from dpo.parts import BESIDE, Row, example_of, first_of, told
+from dpo.parts import BESIDE, STRENGTHS, Row, example_of, first_of, told, undecided
+from dpo.rows import listed
 from dpo.sources import Rows, one_line
 from dpo.tokenization import GIVEN
 from dpo.turns import Fault, as_messages
 
+FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told
 NAMED = 8  # columns in one line
 NEEDED = ("explicit", "question", "sharegpt")  # layouts whose prompt is a column of its own
@@ -117,10 +119,8 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     """How a source is read: as the recipe says, or as the columns show.
 
     Raises:
-        SystemExit: no such layout; or none that is known, or the source lacks its columns.
+        SystemExit: no layout that is known, or the source lacks its columns.
     """
-    if given and given not in LAYOUTS:
-        raise SystemExit(f"preference_layout: no layout {given!r}: one of {known()}")
     data = source.data
     try:
         rows = source.first(SEEN)
@@ -137,13 +137,6 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     return Reading(layout, parts, rows)
 
 
-def listed(names: Iterable, limit: int = 40) -> str:
-    """Names of columns, in a line of bounded length."""
-    names = [f"{name!s:.40}" for name in names]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
 def known() -> str:
     return "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
 
@@ -157,11 +150,15 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     columns, here = example_of(rows), f"{name}: columns {listed(rows[0])}"
     answers = {"rated": "candidates", "compared": "first", "scored": "response"}
     if answers.get(layout, "chosen") not in parts:
+        if layout == "compared" and (why := not_said(rows)):
+            raise SystemExit(f"{name}: {why}")
         raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
+    if layout == "compared" and parts.get("verdict") in STRENGTHS:
+        check_signs(name, parts, rows)
     if layout in NEEDED and "question" not in parts:
         raise SystemExit(
-            f"{here} have no prompt to read as {layout}: name its column with --column_mapping "
-            '"prompt=…", or leave preference_layout out where chosen and rejected begin with it'
+            f"{here} have no prompt to read as {layout}: {mapped('…', columns, parts)}, or "
+            "leave preference_layout out where chosen and rejected begin with it"
         )
     if layout != "implicit" or not isinstance(columns[parts["chosen"]], str):
         return
@@ -174,8 +171,33 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     if turns or apart > len(rows) / 2:
         raise SystemExit(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
-            f'hold it: name it with --column_mapping "prompt={(turns or ["…"])[0]}"'
+            f"hold it: {mapped([*turns, '…'][0], columns, parts)}"
         )
+
+
+def check_signs(name: str, parts: dict[str, str], rows: list[Row]) -> None:
+    """See that a strength of preference has both signs, as one without any says of no row which of
+    the two is better.
+
+    Raises:
+        SystemExit: of many rows, all have the same.
+    """
+    first, second, strength = (parts[part] for part in ("first", "second", "verdict"))
+    signs = [value > 0 for row in rows if (value := number(row.get(strength))) and value == value]
+    if len(signs) >= FEW and len({*signs}) == 1:
+        better, worse = (second, first) if signs[0] else (first, second)
+        raise SystemExit(
+            f"{name}: {strength} is {'above' if signs[0] else 'below'} zero wherever it is not zero"
+            f" in the first {len(rows)} rows: it should say by how much {second} is better, and be "
+            f"below zero where {first} is. If {better} always is, --column_mapping "
+            f'"chosen={better} rejected={worse}"'
+        )
+
+
+def mapped(name: str, columns: Row, parts: dict[str, str]) -> str:
+    """How to name the column of a prompt, or that there is none to name."""
+    left = [n for n, v in columns.items() if isinstance(v, (str, list)) and n not in parts.values()]
+    return f'name it with --column_mapping "prompt={name}"' if left else "give each row a `prompt`"
 
 
 def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
@@ -186,13 +208,40 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
     """
     columns = example_of(rows)
     names = listed(rows[0] if rows else ())
+    if why := not_said(rows, how):
+        return f"{name}: {why}"
     for what, why in instead(columns):
         if what:
             return f"{name}: columns {names} {why}"
+    parts = told(rows)[1] if rows else {}
+    if {"candidates", "response", "first"} & {*parts}:
+        name_it = mapped("…", columns, parts).replace("--column_mapping ", how)
+        return f"{name}: columns {names} hold answers and no prompt: {name_it}"
+    held = [name for name, value in columns.items() if isinstance(value, (str, list, dict))]
+    two = f'say which is which with {how}"{suggested(held)}"'
+    one = "there are no two columns of answers that a mapping could name"
     return (
-        f"{name}: columns {names} are no preferences that are known: {known()}; say which is which "
-        f'with {how}"{suggested(columns)}"'
+        f"{name}: columns {names} are no preferences that are known: {known()}; "
+        f"{two if len(held) > 1 + ('prompt=…' not in two) else one}"
     )
+
+
+def not_said(rows: list[Row], how: str = "--column_mapping ") -> str:
+    """Why it cannot be told which of two responses is better, and what to do."""
+    if not (found := undecided(rows)):
+        return ""
+    first, second, column, numbers = found
+    said = (
+        f"{column} is {', '.join(sorted(numbers))} beside {first} and {second}, and does not say "
+        "which of them is better"
+    )
+    if numbers <= {"0", "1"}:
+        return (
+            f'{said}: if it counts from 0, {how}"response_0={first} response_1={second}"; if 1 '
+            f'says that {first} is better, {how}"human_ref_A={first} human_ref_B={second} '
+            f'labels={column}"'
+        )
+    return f"{said}: write {first[-1]} or {second[-1]} into it"
 
 
 def instead(columns: Row) -> list[tuple[bool, str]]:

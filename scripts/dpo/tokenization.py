@@ -69,9 +69,21 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def options_of(row: dict[str, Any]) -> dict[str, Any]:
     """What a row gives to the chat template beside its messages: its `tools` and what its
-    `chat_template_kwargs` are, each as it is or as JSON."""
-    more = [row.get(name) or None for name in GIVEN]
-    tools, options = (json.loads(v) if isinstance(v, str) else v for v in more)
+    `chat_template_kwargs` are, each as it is or as JSON.
+
+    Raises:
+        Fault: tools are no list, or the options no object.
+    """
+    more = {name: row.get(name) or None for name in GIVEN}
+    for name, value in more.items():
+        kind, words = (list, "list") if name == "tools" else (dict, "object")
+        try:
+            more[name] = json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise Fault("not_messages", f"{name} is no JSON: {error}") from error
+        if not isinstance(more[name], (kind, type(None))):
+            raise Fault("not_messages", f"{name} is no {words}: {value!r:.40}")
+    tools, options = more.values()
     return ({} if tools is None else {"tools": tools}) | (options or {})
 
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 from trl import maybe_convert_to_chatml
 
-ROLES = {
-    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"},
+ROLES = {  # and ours, in capitals or not
+    **{name: name for name in ("system", "developer", "user", "assistant", "tool")},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "ai", "model"), "assistant"),
     **{"observation": "tool", "function_response": "tool", "tool_response": "tool"},
 }
+CALLED = "tool_calls"
 CALLS = ("function_call", "tool_call")  # turns of an assistant that calls a tool
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+PAIR = (  # in an object of a history
+    ("user", "human", "question", "prompt", "query", "instruction"),
+    ("assistant", "gpt", "bot", "model", "answer", "response", "output"),
+)
 ANSWER = "\n\nAssistant:"
 
 Message = dict[str, Any]
@@ -48,7 +56,7 @@ def as_messages(value: Any, role: str, calls: bool = True) -> list[Message]:
 def _message(turn: Message, calls: bool) -> Message:
     # Conversations that differ in nulls alone begin alike.
     turn = {k: v for k, v in turn.items() if v is not None or k in ("role", "content")}
-    role, content = turn.get("role"), turn.get("content")
+    role, content = role_of(turn), turn.get("content")
     if role in CALLS:
         found = tool_calls(content) if calls else None
         said = {"content": None, "tool_calls": found} if found else {"content": content}
@@ -57,7 +65,14 @@ def _message(turn: Message, calls: bool) -> Message:
         isinstance(part, dict) and part.get("type") == "text" for part in content
     ):
         turn = turn | {"content": "".join(part.get("text") or "" for part in content)}
-    return turn | {"role": ROLES.get(role, role)}
+    return turn | {"role": role}
+
+
+def role_of(turn: Message) -> Any:
+    """Whose turn this is, in the words of chat templates where it is known."""
+    role = turn.get("role", turn.get("from"))
+    known = role.strip().lower() if isinstance(role, str) else None
+    return known if known in CALLS else ROLES.get(known, role)
 
 
 def tool_calls(text: Any) -> list[Message] | None:
@@ -124,18 +139,54 @@ def turns_of(text: str) -> list[Message]:
     ]
 
 
+def as_anthropic_has_it(text: str) -> str:
+    """A dialogue as text whose turns open after other line ends than two `\\n`, with those; any
+    other text as it is."""
+    if not text.lstrip().startswith("Human:") or ANSWER in text:
+        return text
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    if ANSWER in lines or "\nAssistant:" not in lines:
+        return lines if ANSWER in lines else text
+    return re.sub(r"\s*\n(Human|Assistant):", r"\n\n\1:", lines)
+
+
 def earlier(history: list[Any], calls: bool = True) -> list[Message]:
-    """The turns of a `history`: messages, pairs of what a user and the assistant said, or what they
-    said in turn.
+    """The turns of a `history`: messages, pairs of what a user and the assistant said, as lists or
+    objects, or what they said in turn. A pair in which both are empty is none.
 
     Raises:
-        Fault: it is neither.
+        Fault: it is neither, or one of a pair is empty.
     """
+    if history and all(
+        isinstance(turn, dict) and not {"role", "from"} & {*turn} for turn in history
+    ):
+        history = [[_one_of(turn, names) for names in PAIR] for turn in history]
     if all(isinstance(turn, dict) for turn in history):
-        return as_messages(history, "", calls)
-    if all(isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in history):
-        history = [text for turn in history for text in turn]
-    if len(history) % 2 or not all(isinstance(text, str) for text in history):
-        raise Fault("not_messages", "history: neither messages nor pairs of question and answer")
-    roles = ("user", "assistant")
-    return [{"role": roles[at % 2], "content": text} for at, text in enumerate(history)]
+        messages = as_messages(history, "", calls)
+    else:
+        if all(isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in history):
+            history = [text for turn in history for text in turn]
+        if len(history) % 2 or not all(isinstance(text, (str, type(None))) for text in history):
+            raise Fault(
+                "not_messages", "history: neither messages nor pairs of question and answer"
+            )
+        roles = ("user", "assistant")
+        messages = [{"role": roles[at % 2], "content": text} for at, text in enumerate(history)]
+    kept = [turn for turn in messages if str(turn.get("content") or "").strip() or turn.get(CALLED)]
+    who = [turn.get("role") for turn in kept if turn.get("role") != "system"]
+    who = ["assistant", *who, "user"]
+    if kept and len(kept) < len(messages) and any(one == two for one, two in pairwise(who)):
+        raise Fault("not_text", "history: one of a question and its answer is empty")
+    return kept
+
+
+def _one_of(turn: Message, names: tuple[str, ...]) -> Any:
+    """What stands under the first of these names that is there.
+
+    Raises:
+        Fault: there is no such name.
+    """
+    name = next((name for name in names if name in turn), None)
+    if name is None:
+        raise Fault("not_messages", f"history: {', '.join(turn)} instead of {' or '.join(names)}")
+    return turn[name]

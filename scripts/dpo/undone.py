@@ -1,13 +1,17 @@
-"""Keys that may be stated and would do nothing, or work against what runs, batches and checkpoints
-are here. Each is refused with why."""
+"""Keys that may be stated and would do nothing, work against what runs, batches and checkpoints are
+here, or name what cannot be made. Each is refused with why."""
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
 
 from dpo.recipe import Recipe
 
@@ -155,3 +159,45 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
         overruled = other in recipe.flags and key not in recipe.flags
         if stated(key) and not (works or off or overruled):
             yield key, f"it does nothing unless {other} is {needed}: leave it out, or give that"
+
+
+def said(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def missing(tracker: str) -> str | None:
+    """Why transformers cannot report to a tracker; None if it can."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda half_made: None  # MLflow's, as it goes
+    try:
+        get_reporting_integration_callbacks([tracker])[0]()
+    except (ImportError, RuntimeError, ValueError) as error:
+        return said(error)
+    finally:
+        sys.unraisablehook = hook
+    return None
+
+
+def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
+    """Keys of which the libraries say only when training begins that they cannot be, each with what
+    they say."""
+
+    try:
+        optimizer(args)
+    except (ImportError, ValueError) as error:
+        yield "optim_args" if args.optim_args else "optim", said(error)
+    descent = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    steps = max(args.max_steps, 1000)
+    how = (descent, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    try:
+        scheduler = get_scheduler(args.lr_scheduler_type, *how)
+        for rate in getattr(scheduler, "lr_lambdas", ()):
+            [*map(rate, range(steps))]  # past the warmup too
+    except (ArithmeticError, TypeError, ValueError) as error:
+        if args.lr_scheduler_kwargs:
+            yield "lr_scheduler_kwargs", said(error)
+        yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {said(error)}"
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
+    for tracker in {*args.report_to} - {"wandb"}:  # tracking.py sets its environment first
+        if why := missing(tracker):
+            yield "report_to", why

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import constants
-from transformers import TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available
 
 from dpo.checkpoints import MANIFEST, named
 from dpo.recipe import Recipe
 from dpo.sources import ABROAD
 from dpo.start import START
-from dpo.undone import optimizer, silently_undone
+from dpo.undone import silently_undone, unbuildable
 
 ADAPTED = ("use_rslora", "use_dora")
 LOSS_TYPES = (*START, "sft")
@@ -78,8 +73,13 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("ld_alpha", share, "0 to 1, or leave it out"),
     ("loss_weights", lambda v: all(map(positive, v)), "numbers above 0, one for each loss_type"),
     ("neftune_noise_alpha", positive, "a number above 0, or leave it out; 5 is common"),
-    # As f-DPO has it: at 1 the reverse KL divergence, at 0 the forward one.
-    ("f_alpha_divergence_coef", share, "0 to 1"),
+    # f-DPO's range: at its ends the divergence would be divided by zero, and is a KL divergence.
+    (
+        "f_alpha_divergence_coef",
+        lambda v: 0 < v < 1,
+        "a number between 0 and 1; what 0 and 1 stand for is f_divergence_type forward_kl and "
+        "reverse_kl",
+    ),
     ("pad_to_multiple_of", lambda v: v == "auto" or v >= 1, "auto, or 1 or more"),
     ("dataloader_prefetch_factor", counts, "1 or more"),
     ("ddp_bucket_cap_mb", counts, "1 or more"),
@@ -124,48 +124,6 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("reward_prompts", not_negative, "0 or more"),
     ("reward_samples", counts, "1 or more"),
 ]
-
-
-def said(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def missing(tracker: str) -> str | None:
-    """Why transformers cannot report to a tracker; None if it can."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda half_made: None  # MLflow's, as it goes
-    try:
-        get_reporting_integration_callbacks([tracker])[0]()
-    except (ImportError, RuntimeError, ValueError) as error:
-        return said(error)
-    finally:
-        sys.unraisablehook = hook
-    return None
-
-
-def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
-    """Keys of which the libraries say only when training begins that they cannot be, each with what
-    they say."""
-
-    try:
-        optimizer(args)
-    except (ImportError, ValueError) as error:
-        yield "optim_args" if args.optim_args else "optim", said(error)
-    descent = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-    steps = max(args.max_steps, 1000)
-    how = (descent, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
-    try:
-        scheduler = get_scheduler(args.lr_scheduler_type, *how)
-        for rate in getattr(scheduler, "lr_lambdas", ()):
-            [*map(rate, range(steps))]  # past the warmup too
-    except (ArithmeticError, TypeError, ValueError) as error:
-        if args.lr_scheduler_kwargs:
-            yield "lr_scheduler_kwargs", said(error)
-        yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {said(error)}"
-    if args.use_liger_kernel and not is_liger_kernel_available():
-        yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
-    for tracker in {*args.report_to} - {"wandb"}:  # tracking.py sets its environment first
-        if why := missing(tracker):
-            yield "report_to", why
 
 
 def numbers(value: Any) -> Iterator[float]:
