@@ -6,6 +6,7 @@ import json
 import lzma
 from functools import cache
 
+import datasets
 import numpy as np
 import pytest
 import zstandard
@@ -551,3 +552,9 @@ def test_prompts_that_cannot_be_asked_are_refused(tmp_path, name, content, says)
     with pytest.raises(SystemExit, match=says) as stop:
         prompts.read(str(tmp_path / name))
     assert "\n" not in stop.value.code
+
+
+def test_a_cache_that_cannot_be_made_is_named(monkeypatch, tiny_data):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nothing")
+    with pytest.raises(SystemExit, match=r"are kept in /proc/nothing, .*HF_DATASETS_CACHE"):
+        load_splits(str(tiny_data))

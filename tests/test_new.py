@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import yaml
 from conftest import ROOT, recipe_steps
 from datasets import Dataset, IterableDataset
+from test_model_files import edit
 
 import new
 from dpo.columns import described, mapping_of, renamed, suggested
@@ -17,6 +19,38 @@ from dpo.recipe import make_parser, parse, resolve
 from dpo.rows import Rows
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda f: (f / "model.safetensors").rename(f / "model.gguf"), "has no weights"),
+        (lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq"}), "gptq"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter: name the base"),
+        (lambda f: edit(f / "config.json", vocab_size=9), "has 9 rows in its embedding"),
+    ],
+)
+def test_a_model_that_could_not_be_trained_gets_no_recipe(
+    change, said, tiny_model, tiny_data, tmp_path
+):
+    change(shutil.copytree(tiny_model, tmp_path / "model"))
+    with pytest.raises(SystemExit, match=said):
+        new.recipe("mine", str(tmp_path / "model"), str(tiny_data))
+
+
+ROWS = {
+    "a question of another name": ["train", {"query": "?", "chosen": "a", "rejected": "b"}],
+    "a test split that holds none": ["test", {"prompt": "?", "completion": "a"}],
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_data_that_could_not_be_trained_on_get_no_recipe(what, tiny_model, tiny_data, tmp_path):
+    folder = shutil.copytree(tiny_data, tmp_path / "data")
+    split, row = ROWS[what]
+    (folder / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 30)
+    with pytest.raises(SystemExit, match="prompt"):
+        new.recipe("mine", str(tiny_model), str(folder))
 
 
 def written(folder: Path, rows: list[dict], name: str = "pairs.jsonl") -> Path:

@@ -189,7 +189,6 @@ FLAGS = {
     # the model and the data
     "--model_name_or_path=./nothing": "no model folder ./nothing: `make install` makes",
     "--model_name_or_path=C:\\models\\mine": "no model folder C:\\models\\mine: `make install`",
-    "--model_name_or_path=https://hub/mine": "no model folder https://hub/mine: `make install`",
     "--dataset_name=.\\pairs": "no data at .\\pairs: name others",
     "--dataset_name=C:pairs": "no data at C:pairs: name others",
     "--output_dir=C:\\runs\\mine": "give a folder of this machine, with / and no drive",
@@ -389,6 +388,29 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
 
 def test_the_keys_of_a_mixture_are_those_of_the_pinned_trl():
     assert {*OF_ONE} == {*DatasetConfig.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("strategy", ["eval_strategy", "save_strategy", "logging_strategy"])
+def test_a_plain_no_is_one(strategy, tmp_path):
+    """YAML reads it as false."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{strategy}: no\n")
+    assert read_yaml(path) == {strategy: "no"}
+
+
+@pytest.mark.parametrize("value", ["$SCRATCH/run", "${HOME}/run", "runs/$USER", "a-${x:-1}"])
+@pytest.mark.parametrize("key", ["output_dir", "model_name_or_path", "dataset_name"])
+def test_a_recipe_knows_no_variables(key, value, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{key}: {value}\nlora_target_modules: .*(q|v)_proj$\n")
+    with pytest.raises(SystemExit, match=f"mine.yaml: {key} is .*: a recipe knows no .*a shell"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("given", ["/tmp/a/run/", "/tmp/a//run", "/tmp/a/./run", "/tmp/a/b/../run"])
+def test_a_folder_is_the_same_however_it_is_written(given):
+    recipe = parse(["--config", str(RECIPE), "--use_cpu", f"--output_dir={given}"])
+    assert recipe.training.output_dir == recipe.chosen["output_dir"] == "/tmp/a/run"
 
 
 def test_a_large_rate_is_left_to_plain_descent(monkeypatch):

@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
     for key, value in keys.items():
-        if isinstance(value, str) and (variable := re.search(r"\$\{?[A-Za-z_]\w*\}?", value)):
+        if isinstance(value, str) and (variable := re.search(r"\$(\{[^}]*\}|[A-Za-z_]\w*)", value)):
             raise SystemExit(
                 f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "
                 f'for, or give it where a shell does: ARGS="--{key} {value}"'
@@ -268,6 +268,9 @@ def resolve(
         values["gradient_accumulation_steps"],
         int(os.environ.get("WORLD_SIZE", "1")),
     )
+    for stated in (values, chosen):  # a run that was killed is the same with a slash at its end
+        if "://" not in (stated.get("output_dir") or "://"):
+            stated["output_dir"] = os.path.normpath(stated["output_dir"])
     try:
         parts = parser.parse_dict(values)
     except (ValueError, TypeError) as error:

@@ -89,6 +89,13 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             raise SystemExit(f"{key}: no data at {dataset}: name others with --dataset_name")
         check_reachable(dataset, "dataset")
     try:
+        Path(datasets.config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"data sets are kept in {datasets.config.HF_DATASETS_CACHE}, which cannot be made "
+            f"({error.strerror}): name another folder with HF_HOME or HF_DATASETS_CACHE"
+        ) from error
+    try:
         if any((path / name).is_file() for name in SAVED):
             found = saved(dataset, streaming)
         else:
