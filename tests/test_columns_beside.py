@@ -400,6 +400,36 @@ def test_strengths_without_a_sign_are_refused(name, values):
     assert reading_of(source, None).layout == "explicit"
 
 
+# What stands beside a strength that is never below zero, and whether the first of each is better.
+BESIDE_A_STRENGTH = {
+    "a winner": ("ab", {"winner": ["model_a", "model_b"]}, "winner"),
+    "numbers": ("12", {"preference": [1, 2]}, "preference"),
+    "an id": ("01", {"better_response_id": [0, 1]}, "better_response_id"),
+    "winners all alike": ("ab", {"winner": ["A", "A"]}, "winner"),
+    "scores": ("12", {"score_1": [3, 1], "score_2": [1, 3]}, "score_1"),
+    "what may mean either": ("12", {"preference": [0, 1]}, "preference is 0, 1 beside"),
+}
+
+
+@pytest.mark.parametrize("ends, beside, says", BESIDE_A_STRENGTH.values(), ids=BESIDE_A_STRENGTH)
+@pytest.mark.parametrize("name", ["overall_preference", "preference_strength"])
+def test_a_strength_without_a_sign_leaves_it_to_the_verdict(ends, beside, says, name):
+    first, second = (f"response_{end}" for end in ends)
+    rows = [{"prompt": "How?", first: "a", second: "b", name: i + 1} for i in range(2)]
+    rows = [row | {n: values[i] for n, values in beside.items()} for i, row in enumerate(rows)]
+    if "beside" in says:
+        with pytest.raises(SystemExit, match=says):
+            reading(*rows)
+        return
+    found = reading(*rows)
+    made = [to_pair(row, found.layout, True, found.parts)["chosen"][0]["content"] for row in rows]
+    assert made == ["a", "a" if beside.get("winner") == ["A", "A"] else "b"]
+    assert says in found.says(list, TEMPLATE)
+    assert found.unread(list, TEMPLATE).startswith(f"not read: {name} (")
+    signed = reading(rows[0] | {name: -1}, rows[1])
+    assert signed.parts["verdict"] == name
+
+
 def test_the_mappings_that_the_line_names_say_it():
     rows = [{"prompt": "How?", "response_1": "a", "response_2": "b", "winner": v} for v in (0, 1)]
     counted = {"response_0": "response_1", "response_1": "response_2"}

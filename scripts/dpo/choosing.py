@@ -6,16 +6,8 @@ import json
 import math
 from typing import Any
 
-from dpo.parts import RANK, SAID, SCORES, SHP, STRENGTHS, Row, first_of, side_of
+from dpo.parts import RANK, SAID, SCORES, SHP, STRENGTHS, Row, first_of, number, side_of
 from dpo.turns import Fault
-
-
-def number(value: Any) -> float:
-    """A rating, NaN if it is none: UltraFeedback has some as text, and some "N/A"."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def need(row: Row, *names: str) -> list[Any]:

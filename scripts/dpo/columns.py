@@ -1,4 +1,5 @@
-"""Columns of other names: what `column_mapping` says of them, and a guess where it says nothing."""
+"""Columns of other names: what `column_mapping` says of them, and a guess where it says nothing;
+and what columns may be that are no preferences."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from dpo.parts import KNOWN
+from dpo.layouts import LAYOUTS
+from dpo.parts import KNOWN, Row, first_of, undecided
 from dpo.rows import Rows
 
 KINDS = {str: "text", bool: "true or false", int: "number", float: "number", dict: "object"}
@@ -105,3 +107,57 @@ def suggested(names: Iterable[str]) -> str:
         found.append(f"{ours}={theirs or '…'}")
         left = [name for name in left if name != theirs]
     return " ".join([found[2], *found[:2]])
+
+
+def not_said(rows: list[Row], how: str = "--column_mapping ") -> str:
+    """Why it cannot be told which of two responses is better, and what to do."""
+    if not (found := undecided(rows)):
+        return ""
+    first, second, column, numbers = found
+    said = (
+        f"{column} is {', '.join(sorted(numbers))} beside {first} and {second}, and does not say "
+        "which of them is better"
+    )
+    if numbers <= {"0", "1"}:
+        return (
+            f'{said}: if it counts from 0, {how}"response_0={first} response_1={second}"; if 1 '
+            f'says that {first} is better, {how}"human_ref_A={first} human_ref_B={second} '
+            f'labels={column}"'
+        )
+    return f"{said}: write {first[-1]} or {second[-1]} into it"
+
+
+def instead(columns: Row) -> list[tuple[bool, str]]:
+    """What rows without two answers may be, the most telling first, and what to say of each."""
+    names = {*columns}
+    conversation = first_of(("messages", "conversations", "conversation"), names)
+    turns = isinstance(columns.get(conversation), list)
+    singles = ("completion", "response", "output", "answer", "generation")
+    values = [columns.get(name) for name in singles]
+    values = [v[0] if isinstance(v, list) and isinstance(v[0], dict) else v for v in values]
+    answer = turns or any(isinstance(value, (str, dict)) for value in values)
+    label = names & {"label", "labels", "kto_tag", "completion_label"}
+    asked = names & {"prompt", "question", "instruction", "input", "query", "problem", "text"}
+    others = [n for n, v in columns.items() if n not in asked and isinstance(v, (str, list, dict))]
+    return [
+        (
+            isinstance(columns.get("completions"), list) and bool(label),
+            "are steps with a label each (stepwise supervision, for a process reward model): DPO "
+            "compares two whole answers to one prompt, chosen and rejected",
+        ),
+        (
+            bool(answer and label),
+            "are single answers with a label of good or bad (unpaired preferences, as KTO takes "
+            "them) and cannot be paired: train on them with KTO, or bring a chosen and a rejected "
+            f"answer to each prompt, or a score for each answer ({LAYOUTS['scored']})",
+        ),
+        (
+            bool(turns or (answer and asked)),
+            "are single answers with none to compare them with (data of supervised fine-tuning): "
+            "DPO needs a chosen and a rejected answer to each prompt",
+        ),
+        (
+            len(asked) == 1 and not {*others} - {"id", "source"} and not label,
+            "are prompts alone: DPO needs a chosen and a rejected answer to each",
+        ),
+    ]

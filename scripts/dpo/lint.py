@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from dpo import cutting
-from dpo.choosing import number
 from dpo.layouts import Pair
+from dpo.parts import number
 from dpo.tokenization import Tokenization
 from dpo.turns import Fault, where_they_part
 

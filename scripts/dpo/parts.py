@@ -6,6 +6,7 @@ its place.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -147,9 +148,14 @@ def answers(columns: Row, rows: list[Row], given: str | None) -> tuple[str | Non
 
 
 def verdict(first: str, second: str, rows: list[Row]) -> dict[str, str] | None:
-    """The columns that say which of two responses is better; None if none does."""
+    """The columns that say which of two responses is better; None if none does, or if one may and
+    it cannot be told what it means.
+
+    A strength without a sign says by how much alone: beside it, who is better is said elsewhere.
+    """
     columns, ends = {name for row in rows for name in row}, (first[-1], second[-1])
-    if strength := first_of(STRENGTHS, columns):
+    strength = first_of(STRENGTHS, columns)
+    if strength and len(signs([row.get(strength) for row in rows])) == 2:
         return {"verdict": strength}
     if SHP in columns and first == "human_ref_A":
         return {"verdict": SHP}
@@ -161,7 +167,20 @@ def verdict(first: str, second: str, rows: list[Row]) -> dict[str, str] | None:
         scores = [form.format(end) for end in ends]
         if columns.issuperset(scores):
             return dict(zip(("first_score", "second_score"), scores, strict=True))
-    return None
+    return {"verdict": strength} if strength and not undecided(rows) else None
+
+
+def number(value: Any) -> float:
+    """A rating, NaN if it is none: UltraFeedback has some as text, and some "N/A"."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def signs(values: Iterable) -> set[bool]:
+    """Whether there are numbers above zero among these, and whether there are some below."""
+    return {found > 0 for value in values if (found := number(value)) and not math.isnan(found)}
 
 
 def unclear(values: Iterable, ends: tuple[str, str]) -> set[str]:

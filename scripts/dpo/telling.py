@@ -8,10 +8,19 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo.choosing import number
-from dpo.columns import suggested
+from dpo.columns import instead, not_said, suggested
 from dpo.layouts import LAYOUTS
-from dpo.parts import BESIDE, STRENGTHS, Row, example_of, first_of, told, undecided
+from dpo.parts import (
+    BESIDE,
+    PREFERENCES,
+    STRENGTHS,
+    Row,
+    example_of,
+    first_of,
+    number,
+    signs,
+    told,
+)
 from dpo.rows import listed
 from dpo.sources import Rows, one_line
 from dpo.tokenization import GIVEN
@@ -53,11 +62,16 @@ class Reading:
         return [line for line in found if line]
 
     def unread(self, kind: type, template: str | None) -> str:
-        """The columns of text, lists or objects that nothing reads, and what to do."""
+        """The columns of text, lists or objects that nothing reads, or that may say which of two
+        responses is better, and what to do."""
         known = {*self.read(kind, template), *(["messages"] if self.said_again() else [])}
         columns = example_of(self.rows).items()
+        told_by = PREFERENCES if self.layout == "compared" else ()
         names = [
-            str(n) for n, v in columns if isinstance(v, (str, list, dict, tuple)) and n not in known
+            str(n)
+            for n, v in columns
+            if n not in known
+            and (isinstance(v, (str, list, dict, tuple)) or (n in told_by and v is not None))
         ]
         if not names:
             return ""
@@ -183,13 +197,15 @@ def check_signs(name: str, parts: dict[str, str], rows: list[Row]) -> None:
         SystemExit: of many rows, all have the same.
     """
     first, second, strength = (parts[part] for part in ("first", "second", "verdict"))
-    signs = [value > 0 for row in rows if (value := number(row.get(strength))) and value == value]
-    if len(signs) >= FEW and len({*signs}) == 1:
-        better, worse = (second, first) if signs[0] else (first, second)
+    values = [row[strength] for row in rows if number(row.get(strength))]
+    above = signs(values)
+    if len(values) >= FEW and len(above) == 1:
+        better, worse = (second, first) if True in above else (first, second)
+        side = "above" if True in above else "below"
         raise SystemExit(
-            f"{name}: {strength} is {'above' if signs[0] else 'below'} zero wherever it is not zero"
-            f" in the first {len(rows)} rows: it should say by how much {second} is better, and be "
-            f"below zero where {first} is. If {better} always is, --column_mapping "
+            f"{name}: {strength} is {side} zero wherever it is not zero in the first {len(rows)} "
+            f"rows: it should say by how much {second} is better, and be below zero where {first} "
+            f"is. If {better} always is, --column_mapping "
             f'"chosen={better} rejected={worse}"'
         )
 
@@ -224,57 +240,3 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
         f"{name}: columns {names} are no preferences that are known: {known()}; "
         f"{two if len(held) > 1 + ('prompt=…' not in two) else one}"
     )
-
-
-def not_said(rows: list[Row], how: str = "--column_mapping ") -> str:
-    """Why it cannot be told which of two responses is better, and what to do."""
-    if not (found := undecided(rows)):
-        return ""
-    first, second, column, numbers = found
-    said = (
-        f"{column} is {', '.join(sorted(numbers))} beside {first} and {second}, and does not say "
-        "which of them is better"
-    )
-    if numbers <= {"0", "1"}:
-        return (
-            f'{said}: if it counts from 0, {how}"response_0={first} response_1={second}"; if 1 '
-            f'says that {first} is better, {how}"human_ref_A={first} human_ref_B={second} '
-            f'labels={column}"'
-        )
-    return f"{said}: write {first[-1]} or {second[-1]} into it"
-
-
-def instead(columns: Row) -> list[tuple[bool, str]]:
-    """What rows without two answers may be, the most telling first, and what to say of each."""
-    names = {*columns}
-    conversation = first_of(("messages", "conversations", "conversation"), names)
-    turns = isinstance(columns.get(conversation), list)
-    singles = ("completion", "response", "output", "answer", "generation")
-    values = [columns.get(name) for name in singles]
-    values = [v[0] if isinstance(v, list) and isinstance(v[0], dict) else v for v in values]
-    answer = turns or any(isinstance(value, (str, dict)) for value in values)
-    label = names & {"label", "labels", "kto_tag", "completion_label"}
-    asked = names & {"prompt", "question", "instruction", "input", "query", "problem", "text"}
-    others = [n for n, v in columns.items() if n not in asked and isinstance(v, (str, list, dict))]
-    return [
-        (
-            isinstance(columns.get("completions"), list) and bool(label),
-            "are steps with a label each (stepwise supervision, for a process reward model): DPO "
-            "compares two whole answers to one prompt, chosen and rejected",
-        ),
-        (
-            bool(answer and label),
-            "are single answers with a label of good or bad (unpaired preferences, as KTO takes "
-            "them) and cannot be paired: train on them with KTO, or bring a chosen and a rejected "
-            f"answer to each prompt, or a score for each answer ({LAYOUTS['scored']})",
-        ),
-        (
-            bool(turns or (answer and asked)),
-            "are single answers with none to compare them with (data of supervised fine-tuning): "
-            "DPO needs a chosen and a rejected answer to each prompt",
-        ),
-        (
-            len(asked) == 1 and not {*others} - {"id", "source"} and not label,
-            "are prompts alone: DPO needs a chosen and a rejected answer to each",
-        ),
-    ]
