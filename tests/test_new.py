@@ -220,6 +220,27 @@ def test_unknown_columns_are_shown_with_how_to_map_them(tmp_path, tiny_model, ca
         (["win", "lose", "instr"], "… win lose"),
         (["rejected_answer", "chosen_answer", "query"], "query chosen_answer rejected_answer"),
         (["a", "b"], "… … …"),
+        (["question", "dispreferred", "preferred"], "question preferred dispreferred"),
+        (
+            ["q", "non_preferred_output", "preferred_output"],
+            "… preferred_output non_preferred_output",
+        ),
+        (
+            ["ask", "unpreferred_response", "preferred_response"],
+            "ask preferred_response unpreferred_response",
+        ),
+        (["input", "unaccepted", "accepted"], "input accepted unaccepted"),
+        (["query", "not_chosen", "chosen_text"], "query chosen_text not_chosen"),
+        (["query", "unchosen", "notRejected"], "query notRejected unchosen"),
+        (["prompt", "nonwinner", "winner"], "prompt winner nonwinner"),
+        (["prompt", "less_preferred", "more_preferred"], "prompt more_preferred less_preferred"),
+        (["prompt", "incorrect", "correct"], "prompt correct incorrect"),
+        (["prompt", "position", "post", "good"], "prompt good …"),
+        (["window", "chosen_text", "closing"], "… chosen_text …"),
+        (["source", "question", "win", "loss_weight"], "question win …"),
+        (["user_id", "chosen_model", "userQuestion", "chosenText"], "userQuestion chosenText …"),
+        (["chosen_prompt", "task_input", "good", "bad"], "task_input good bad"),
+        (["chosen_or_rejected", "better", "worse"], "… better worse"),
     ],
 )
 def test_a_guess_at_the_mapping(names, mapping):

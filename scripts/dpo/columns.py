@@ -4,6 +4,7 @@ and what columns may be that are no preferences."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,26 @@ from dpo.parts import KNOWN, Row, first_of, undecided
 from dpo.rows import Rows
 
 KINDS = {str: "text", bool: "true or false", int: "number", float: "number", dict: "object"}
-# What the columns of a pair are called elsewhere, in parts of names: for a suggestion alone.
-MEANT = {
-    "prompt": ("prompt", "question", "query", "instruction", "input", "ask", "user", "source"),
-    "chosen": ("chosen", "good", "better", "best", "win", "accept", "prefer", "positive", "pos"),
-    "rejected": ("reject", "bad", "worse", "worst", "los", "disprefer", "negative", "neg"),
+# Words in the names that the columns of a pair have elsewhere: for a suggestion alone.
+ASKED = ("prompt", "question", "query", "instruction", "input", "ask", "asked", "user")
+ASKED += ("problem", "source")
+BETTER = "chosen choose good better best win wins winner winning won accept accepted prefer "
+BETTER += "preferred positive pos correct"
+WORSE = "rejected reject bad worse worst lose loses loser losing lost negative neg wrong"
+SIDES = dict.fromkeys(BETTER.split(), 1) | dict.fromkeys(WORSE.split(), -1)
+NOT = ("non", "not", "un", "dis", "in", "no", "less", "least")  # before one of these words
+ABOUT = {
+    "id",
+    "ids",
+    "uuid",
+    "hash",
+    "name",
+    "type",
+    "model",
+    "score",
+    "rating",
+    "length",
+    "tokens",
 }
 
 
@@ -99,14 +115,38 @@ def described(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a column's name: of `chosen_text` and of `chosenText` the same two."""
+    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+
+
+def better_or_worse(name: str) -> int:
+    """Which answer a column of this name would hold: 1 the better, -1 the worse, 0 if it does not
+    say."""
+    words, sides, negated = words_of(name), set(), False
+    for word in words if not ABOUT & {*words} else ():
+        rest = next((word.removeprefix(no) for no in NOT if word.startswith(no)), "")
+        known = word if word in SIDES else rest
+        if known in SIDES:
+            sides.add(-SIDES[known] if negated != (known != word) else SIDES[known])
+        negated = word in NOT
+    return sides.pop() if len(sides) == 1 else 0
+
+
 def suggested(names: Iterable[str]) -> str:
     """A mapping for columns of these names, as `prompt=question chosen=good …`: a guess."""
-    left, found = [*names], []
-    for ours in ("chosen", "rejected", "prompt"):  # "rejected_prompt" is no prompt
-        theirs = next((n for n in left if any(part in n.lower() for part in MEANT[ours])), None)
-        found.append(f"{ours}={theirs or '…'}")
-        left = [name for name in left if name != theirs]
-    return " ".join([found[2], *found[:2]])
+    names = [*names]
+    sides = {name: better_or_worse(name) for name in names}
+    asked = [  # an exact name before one that has the word among others; "rejected_prompt" is none
+        *(name for word in ASKED for name in names if name.lower() == word),
+        *(n for word in ASKED for n in names if word in words_of(n) and not ABOUT & {*words_of(n)}),
+    ]
+    found = {
+        "prompt": [name for name in asked if not sides[name]],
+        "chosen": sorted((n for n in names if sides[n] > 0), key=lambda n: len(words_of(n))),
+        "rejected": sorted((n for n in names if sides[n] < 0), key=lambda n: len(words_of(n))),
+    }
+    return " ".join(f"{ours}={[*theirs, '…'][0]}" for ours, theirs in found.items())
 
 
 def not_said(rows: list[Row], how: str = "--column_mapping ") -> str:
