@@ -264,6 +264,49 @@ def test_columns_that_are_not_read_are_named(row, names):
     assert not names or "put it into the prompt, or rename it with --column_mapping" in said
 
 
+# What an answer holds beside its content, and the keys that a template without them leaves out.
+KEYS = {
+    "thoughts": ({"reasoning_content": "Hm."}, ["reasoning_content"]),
+    "thoughts of another name": ({"thinking": "Hm."}, ["thinking"]),
+    "several": ({"name": "Ann", "weight": 1.0}, ["name", "weight"]),
+    "nothing in it": ({"reasoning_content": None, "name": "", "refusal": []}, []),
+    "what the template reads": ({"tools": "[]"}, []),
+    "no more": ({}, []),
+}
+
+
+@pytest.mark.parametrize("more, keys", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize("form", ["explicit", "whole", "compared", "sharegpt", "one message"])
+def test_keys_of_messages_that_the_template_leaves_out_are_named(more, keys, form, tokenizer):
+    yes, turn = YES | more, {"from": "gpt", "value": "So."} | more
+    row = {
+        "explicit": MESSAGES | {"chosen": [yes]},
+        "whole": WHOLE | {"chosen": [USER, yes]},
+        "compared": RENDERED["two conversations"] | {"conversation_b": [USER, yes]},
+        "sharegpt": SHAREGPT | {"chosen": turn},
+        "one message": {"messages": [USER], "chosen": yes, "rejected": NO},
+    }[form]
+    tokenizer.chat_template, template = (
+        TEMPLATE + "{{ messages[0].name_of }}",
+        tokenizer.chat_template,
+    )
+    notes = [note for note in reading(row).notes(list, tokenizer) if "leaves out" in note]
+    tokenizer.chat_template = template
+    said = f"the chat template leaves out of messages: {', '.join(keys)}"
+    assert [note.partition(" (")[0] for note in notes] == [said] * bool(keys)
+
+
+MARGINS = [([-1, -0.5], True), (["-2", None], True), ([-1, 0.5], False), ([1, 2], False)]
+
+
+@pytest.mark.parametrize("margins, other", [*MARGINS, ([0, None], False), (["high", ""], False)])
+def test_margins_that_are_all_below_zero_are_said(margins, other, tokenizer):
+    rows = [MESSAGES | {"margin": margin} for margin in margins]
+    source = Rows("data", Dataset.from_list(rows, on_mixed_types="use_json"))
+    notes = reading_of(source, None).notes(list, tokenizer)
+    assert any("margin is below zero in every row" in note for note in notes) == other
+
+
 def test_tools_that_no_template_renders_are_named():
     row = MESSAGES | {"tools": '[{"name": "add"}]'}
     assert reading(row).unread(list, "{{ messages }}").startswith("not read: tools (")

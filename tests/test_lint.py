@@ -150,6 +150,18 @@ BAD = {
         changed(score_chosen=1.0, score_rejected=2.0),
         "scores_contradict",
     ),
+    **{
+        f"{better} against the labels": (
+            [row | {better: 2, worse: 1} for row in GOOD],
+            changed(**{better: "1", worse: 2.5}),
+            "scores_contradict",
+        )
+        for better, worse in (
+            *(("chosen_score", "rejected_score"), ("rating_chosen", "rating_rejected")),
+            *(("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating")),
+            ("chosen_avg_rating", "rejected_avg_rating"),
+        )
+    },
     "implicit prompts differ": (
         IMPLICIT,
         {"chosen": talk("q", "a"), "rejected": talk("other", "b")},

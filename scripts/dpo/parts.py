@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from dpo.turns import ANSWER, asks, role_of
@@ -38,6 +39,8 @@ SAID = ("response", "answer", "text", "completion", "content")  # in a candidate
 # wrongly from some of the critiques (a 1 became a 10).
 SCORES = ("fine-grained_score", "overall_score", "score", "rating", "helpfulness", "pm_score")
 RANK = "rank"  # the best has 1
+# What chosen is rated: score_chosen, chosen_rating, chosen-rating, chosen_avg_rating …
+RATED = re.compile(r"(?:avg[_-])?(?:score|rating)[_-]chosen|chosen[_-](?:avg[_-])?(?:score|rating)")
 KNOWN = tuple(
     dict.fromkeys(
         (
@@ -176,6 +179,14 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+@cache
+def ratings_of(columns: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Of these columns the two that rate chosen and rejected, as a pair; none if there are none."""
+    named = [(n, n.replace("chosen", "rejected")) for n in columns if RATED.fullmatch(n)]
+    there = sorted((p for p in named if p[1] in columns), key=lambda p: p[0] != "score_chosen")
+    return tuple(there[:1])
 
 
 def signs(values: Iterable) -> set[bool]:

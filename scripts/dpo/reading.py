@@ -28,7 +28,7 @@ from dpo.columns import mapping_of, renamed
 from dpo.cutting import IDS
 from dpo.layouts import to_pair
 from dpo.output import day_of
-from dpo.parts import BESIDE
+from dpo.parts import BESIDE, ratings_of
 from dpo.quarantine import Bad, Linted
 from dpo.recipe import Recipe
 from dpo.reference import COLUMNS as SCORED
@@ -118,8 +118,9 @@ def pair_of(
         Fault: the row is no pair.
     """
     row = parsing.meant(row, padded)
-    more = (*GIVEN, "score_chosen", "score_rejected")
-    kept = {name: row[name] for name in more if row.get(name) is not None}
+    kept = {name: row[name] for name in GIVEN if row.get(name) is not None}
+    for better, worse in ratings_of((*row,)):
+        kept |= {"score_chosen": row[better], "score_rejected": row[worse]}
     return kept | to_pair(row, layout, chat, parts, calls)
 
 

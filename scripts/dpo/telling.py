@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo.columns import instead, not_said, suggested
 from dpo.layouts import LAYOUTS
+from dpo.parsing import is_message
 from dpo.parts import (
     BESIDE,
     PREFERENCES,
@@ -23,12 +24,13 @@ from dpo.parts import (
 )
 from dpo.rows import listed
 from dpo.sources import Rows, one_line
-from dpo.tokenization import GIVEN
+from dpo.tokenization import GIVEN, Tokenization
 from dpo.turns import Fault, as_messages
 
 FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told
 NAMED = 8  # columns in one line
+SPOKEN = ("role", "content", "from", "value", "tool_calls")  # of a message
 NEEDED = ("explicit", "question", "sharegpt")  # layouts whose prompt is a column of its own
 
 
@@ -58,8 +60,42 @@ class Reading:
     def notes(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """A line for each thing that a user may have meant otherwise."""
         unread = self.unread(kind, tokenizer.chat_template)
-        found = [unread, self.other_prompt(), self.plain_text(kind, tokenizer)]
+        keys = self.unread_keys(Tokenization(tokenizer, kind)) if kind is list else ""
+        found = [
+            unread,
+            keys,
+            self.other_prompt(),
+            self.margins(),
+            self.plain_text(kind, tokenizer),
+        ]
         return [line for line in found if line]
+
+    def unread_keys(self, words: Tokenization) -> str:
+        """The keys of messages that the chat template leaves out, if something stands in them."""
+        values = (row.get(name) for row in self.rows for name in self.parts.values())
+        turns = (
+            turn for value in values for turn in (value if isinstance(value, list) else [value])
+        )
+        keys = (key for turn in turns if is_message(turn) for key, said in turn.items() if said)
+        left = [key for key in dict.fromkeys(keys) if key not in SPOKEN and not words.reads(key)]
+        if not left:
+            return ""
+        return (
+            f"the chat template leaves out of messages: {listed(left, NAMED)} (if the model should "
+            "see one, put it into the content, or give a template that has it with "
+            "--chat_template_path)"
+        )
+
+    def margins(self) -> str:
+        """Whether a margin says of every row that rejected is the better one."""
+        found = signs([row.get("margin") for row in self.rows])
+        if "chosen" not in self.parts or found != {False}:
+            return ""
+        return (
+            f"margin is below zero in every row of the first {len(self.rows)}: if it says by how much "
+            "chosen is better, chosen and rejected are the other way round: --column_mapping "
+            '"chosen=rejected rejected=chosen"'
+        )
 
     def unread(self, kind: type, template: str | None) -> str:
         """The columns of text, lists or objects that nothing reads, or that may say which of two
