@@ -304,7 +304,7 @@ def test_margins_that_are_all_below_zero_are_said(margins, other, tokenizer):
     rows = [MESSAGES | {"margin": margin} for margin in margins]
     source = Rows("data", Dataset.from_list(rows, on_mixed_types="use_json"))
     notes = reading_of(source, None).notes(list, tokenizer)
-    assert any("margin is below zero in every row" in note for note in notes) == other
+    assert any("margin is below zero in all" in note for note in notes) == other
 
 
 def test_tools_that_no_template_renders_are_named():

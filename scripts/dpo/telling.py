@@ -92,8 +92,8 @@ class Reading:
         if "chosen" not in self.parts or found != {False}:
             return ""
         return (
-            f"margin is below zero in every row of the first {len(self.rows)}: if it says by how much "
-            "chosen is better, chosen and rejected are the other way round: --column_mapping "
+            f"margin is below zero in all of the first {len(self.rows)} rows: if it says by how "
+            "much chosen is better, chosen and rejected are the other way round: --column_mapping "
             '"chosen=rejected rejected=chosen"'
         )
 
