@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from dpo import prompts
 from dpo.preferences import prepare
 from dpo.recipe import parse
-from dpo.sources import load_rows, load_splits
+from dpo.sources import load, load_rows, load_splits
 from dpo.tokenization import load_tokenizer
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", "--eval_strategy=no"]
@@ -224,6 +224,9 @@ BESIDE = {
     "what we cannot read": (["more.xlsx", "c.zip"], ["c.zip", "more.xlsx"]),
     "a second of the split": (["train-2.jsonl"], []),
     "a split in a folder": (["sub/train.jsonl", "extra.csv"], ["extra.csv"]),
+    "backups": (["train.jsonl.bak", "train.jsonl.old"], ["train.jsonl.bak", "train.jsonl.old"]),
+    "numbered backups": (["train.jsonl.1", "train.jsonl~"], ["train.jsonl.1", "train.jsonl~"]),
+    "half a file": (["train.jsonl.part", "test.jsonl"], ["train.jsonl.part"]),
     "no data": (["README.md", "notes.txt", ".cache/a.jsonl"], []),
 }
 
@@ -234,10 +237,44 @@ def test_files_of_a_folder_that_are_not_read_are_named(tmp_path, names, left):
     for name in ("train.jsonl", *names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(LINES if name == "train.jsonl" else MORE)
-    notes = [note for note in read(folder, tmp_path).notes if "files that" in note]
-    said = "".join(notes)
+    train = read(folder, tmp_path)
+    said = "".join(note for note in train.notes if "files that" in note)
+    made = [name for name in (*names, "train.jsonl") if "train" in name and name not in left]
+    line = f"train is read from several files: {', '.join(sorted(made))}"
+    assert [note for note in train.notes if "several" in note] == [line] * (len(made) > 1)
+    assert len(train.pairs) == 3 * len(made)
     assert said.partition(" (")[0] == (f"files that are not read: {', '.join(left)}" * bool(left))
     assert not left or "endings in small letters: append the others" in said
+
+
+# Names that `datasets` would take for patterns, and others that these would match.
+PATTERNS = {
+    "brackets": ("a[1]", "a1"),
+    "a question mark": ("d?", "dx"),
+    "a star": ("e*", "east"),
+    "a range": ("prefs [a-z]", "prefs b"),
+    "an open bracket": ("f[1", "f1"),
+    "no pattern": ("b (1) #2", "b 1"),
+}
+
+
+@pytest.mark.parametrize("name, other", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_names_are_no_patterns(tmp_path, name, other, suffix):
+    for path, rows in ((name, ROWS[:1]), (other, ROWS[1:])):
+        write = getattr(Dataset.from_list(rows), {"jsonl": "to_json"}.get(suffix, "to_parquet"))
+        write(tmp_path / f"{path}.{suffix}")
+        (tmp_path / path).mkdir()
+        write(tmp_path / path / f"train.{suffix}")
+    Dataset.from_list(ROWS[:1]).save_to_disk(tmp_path / name / "saved")
+    for data in (f"{name}.{suffix}", name, f"{name}/train.{suffix}", f"{name}/saved"):
+        assert rows_of(tmp_path / data) == ROWS[:1], data
+        assert [*load_splits(str(tmp_path / data), streaming=True)["train"].data] == ROWS[:1], data
+    (tmp_path / name / "README.md").write_bytes(CARD.replace(b"a.jsonl", b"train.*"))
+    assert rows_of(tmp_path / name) == ROWS[:1]
+    how = {"data_files": str(tmp_path / f"{name}.{suffix}")}
+    kind = "json" if suffix == "jsonl" else suffix
+    assert [*load(kind, "datasets", **how)["train"].data] == ROWS[:1]
 
 
 NONE_OR_MANY = {

@@ -9,14 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from datasets.data_files import SPLIT_KEYWORDS
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
@@ -62,41 +59,6 @@ def kind_of(path: Path) -> str | None:
     if suffixes[-1:] and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return FILES.get(suffixes[-1]) if suffixes else None
-
-
-def unread(folder: Path, read: Collection[str]) -> list[str]:
-    """The files in a folder that look like data, by their endings, and are not among those read.
-
-    Raises:
-        Broken: some of another kind may be meant as well: no split says that they are not.
-    """
-    taken = {Path(path).resolve() for path in read}
-    there = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    left = [
-        path
-        for path in there
-        if (kind_of(path) or {*OTHER_DATA} & {suffix.lower() for suffix in path.suffixes[-2:]})
-        and path.name not in NO_DATA
-        and not any(part.startswith((".", "cache-")) for part in path.parts)
-        and (folder / path).resolve() not in taken
-    ]
-    card, by_datasets = folder / "README.md", any((folder / name).is_file() for name in NO_DATA)
-    stated = card.is_file() and "data_files" in card.read_text(errors="replace")
-    if stated or by_datasets or not read:
-        return [*map(str, left)]
-    used = sorted(os.path.relpath(path, os.path.abspath(folder)).lower() for path in read)
-    words = {word for name in used for word in re.findall("[a-z]+", name)}
-    splits = words & {word for of in SPLIT_KEYWORDS.values() for word in of}
-    stems = {name.rpartition("/")[2].partition(".")[0] for name in used}
-    for path in left:
-        if kind_of(path) and (not splits or path.name.lower().partition(".")[0] in stems):
-            raise Broken(
-                str(path),
-                None,
-                f"it would not be read beside {', '.join(used[:3])}: a folder's files are of one "
-                "kind, with endings in small letters; write them alike, or name one file",
-            )
-    return [*map(str, left)]
 
 
 def lines_of(path: str, encoding: str | None = None) -> Iterator[str]:

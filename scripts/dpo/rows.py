@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset, Json, Value
-from datasets.data_files import EmptyDatasetError
+from datasets import Dataset, IterableDataset, Json, Value, data_files
+from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
 from dpo import files, parsing
 from dpo.digests import digests_of
 from dpo.turns import Fault
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # of one table that was written as several files
+
+
+@contextmanager
+def exact_names() -> Iterator[None]:
+    """In here `datasets` takes the names of files and folders that are there as they are, also if
+    they have [, ], * or ? in them: it would take them for patterns, and read other files."""
+    stock = data_files.resolve_pattern
+
+    def resolve(pattern: str, base_path: str, *args: Any, **how: Any) -> list[str]:
+        there = os.path.isfile(os.path.join(base_path, pattern))
+        pattern = glob.escape(pattern) if there else pattern
+        return stock(pattern, glob.escape(base_path), *args, **how)
+
+    data_files.resolve_pattern = resolve
+    try:
+        yield
+    finally:
+        data_files.resolve_pattern = stock
+
+
+def without_backups(paths: list[str]) -> list[str]:
+    """Files of a split without those of other endings, `train.jsonl.bak` beside `train.jsonl`."""
+    known = [path for path in paths if files.kind_of(Path(path))]
+    return known or paths
 
 
 @dataclass
@@ -80,9 +109,52 @@ def listed(names: Iterable, limit: int = 40) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def unread(folder: Path, read: Collection[str]) -> list[str]:
+    """The files in a folder that look like data, by their endings, and are not among those read.
+
+    Raises:
+        files.Broken: some of another kind may be meant as well: no split says that they are not.
+    """
+    taken = {Path(path).resolve() for path in read}
+    there = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    left = [
+        path
+        for path in there
+        if {*files.FILES, *files.OTHER_DATA} & {s.lower().rstrip("~") for s in path.suffixes[-2:]}
+        and path.name not in files.NO_DATA
+        and not any(part.startswith((".", "cache-")) for part in path.parts)
+        and (folder / path).resolve() not in taken
+    ]
+    card, by_datasets = (
+        folder / "README.md",
+        any((folder / name).is_file() for name in files.NO_DATA),
+    )
+    stated = card.is_file() and "data_files" in card.read_text(errors="replace")
+    if stated or by_datasets or not read:
+        return [*map(str, left)]
+    used = sorted(os.path.relpath(path, os.path.abspath(folder)).lower() for path in read)
+    words = {word for name in used for word in re.findall("[a-z]+", name)}
+    splits = words & {word for of in SPLIT_KEYWORDS.values() for word in of}
+    stems = {name.rpartition("/")[2].partition(".")[0] for name in used}
+    for path in left:
+        if files.kind_of(path) and (not splits or path.name.lower().partition(".")[0] in stems):
+            raise files.Broken(
+                str(path),
+                None,
+                f"it would not be read beside {', '.join(used[:3])}: a folder's files are of one "
+                "kind, with endings in small letters; write them alike, or name one file",
+            )
+    return [*map(str, left)]
+
+
 def note_unread(folder: Path, found: dict[str, Rows]) -> None:
-    """Have all splits say which files of their folder are not read."""
-    left = files.unread(folder, [path for rows in found.values() for path in rows.files])
+    """Have each split say which files it is read from if it may not be clear, and all of them
+    which files of their folder are not read."""
+    for split, rows in found.items():
+        if len(rows.files) > 1 and not all(map(SHARD.search, rows.files)):
+            names = (os.path.relpath(path, os.path.abspath(folder)) for path in rows.files)
+            rows.notes.append(f"{split} is read from several files: {listed(names, 8)}")
+    left = unread(folder, [path for rows in found.values() for path in rows.files])
     if left:
         note = (
             f"files that are not read: {listed(left, 8)} (a folder's splits are its files named "
@@ -96,7 +168,7 @@ def unreadable(path: Path, error: Exception) -> str:
     """Why `datasets` takes none of the files in a folder; nothing where it is something else."""
     if not path.is_dir():
         return ""
-    there = listed(files.unread(path, ()))
+    there = listed(unread(path, ()))
     if isinstance(error, (DataFilesNotFoundError, EmptyDatasetError)):
         known = f"no file in it ends with {', '.join(files.FILES)}, in small letters"
         return known + (f", as {there} should" if there else "")

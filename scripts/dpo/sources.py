@@ -16,7 +16,18 @@ from trl import DatasetMixtureConfig
 from dpo import files, tables
 from dpo.files import COMPRESSED, FILES
 from dpo.recipe import Recipe
-from dpo.rows import Rows, content_cache, listed, name_of, note_unread, part_of, saved, unreadable
+from dpo.rows import (
+    Rows,
+    content_cache,
+    exact_names,
+    listed,
+    name_of,
+    note_unread,
+    part_of,
+    saved,
+    unreadable,
+    without_backups,
+)
 
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
@@ -65,6 +76,7 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
         ) from error
 
 
+@exact_names()
 def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict[str, Rows]:
     """Every split of a data set of the hub, a folder in hub layout or of save_to_disk, or a file.
 
@@ -132,6 +144,8 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
     """
     parts = {str(split): [*paths] for split, paths in (builder.config.data_files or {}).items()}
     kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
+    if kind in files.FILES.values():
+        parts = {split: without_backups(paths) for split, paths in parts.items()}
     if kind in ("csv", "json") and not streaming:  # of the hub, brought here
         parts = {split: datasets.DownloadManager().download(parts[split]) for split in parts}
     if not parts or not all(Path(path).is_file() for paths in parts.values() for path in paths):
