@@ -111,6 +111,40 @@ REFUSED = {
     "columns of messages": ("a.json", json.dumps({k: [[USER]] * 2 for k in "ab"}), "as lists"),
     "no list": ("a.json", "5", "a row is an object of columns, not 5"),
     "two lists": ("a.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', "several lists of rows"),
+    "two lists beside a word": (
+        "a.json",
+        '{"version": "1", "train": [{"a": 1}], "test": [{"a": 1}]}',
+        "several lists of rows, train, test",
+    ),
+    "two lists of any names": (
+        "a.json",
+        '{"meta": "x", "data": [{"a": 1}],\n"examples": [{"a": 1}]}',
+        "several lists of rows, data, examples",
+    ),
+    "a list of rows and another": (
+        "a.jsonl",
+        '{"n": 2, "pairs": [{"a": 1}], "skipped": [{"a": 1}]}',
+        "several lists of rows, pairs, skipped",
+    ),
+    "objects over several lines": (
+        "a.jsonl",
+        '{\n "a": 1\n}\n{\n "a": 2\n}\n',
+        "another value begins in line 4: write a row a line",
+    ),
+    **{
+        f"{what} as {name}": (name, content, says)
+        for name in ("a.jsonl", "a.csv", "a.parquet", "a.json.gz")
+        for what, content, says in (
+            (
+                "a pointer",
+                "version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 5\n",
+                "it is the pointer that git leaves without git-lfs: .*git lfs pull",
+            ),
+            ("a page", "\n<!DOCTYPE html>\n<html></html>\n", "it is a web page, and no data"),
+        )
+    },
+    "a page with a mark": ("a.tsv", "\ufeff<HTML lang=en>\n", "it is a web page, and no data"),
+    "an answer of a server": ("a.arrow", '<?xml version="1.0"?><Error>', "it is a web page"),
     "half a list": ("a.json", '[{"a": 1},\n{"a": 2}', "line 2: Expecting"),
     "a packed line": ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": \n'), "line 2: Expecting"),
     "half a gzip": ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot be unpacked"),
@@ -147,6 +181,7 @@ FORMS = {
     "a list": json.dumps,
     "in an object": lambda rows: json.dumps({"version": "1.0", "data": rows}),
     "indented": lambda rows: json.dumps({"data": rows}, indent=2),
+    "under another name": lambda rows: json.dumps({"name": "x", "pairs": rows}),
 }
 
 
@@ -214,6 +249,7 @@ def test_what_datasets_writes_is_read(tmp_path, form, streaming):
 
 MORE = "".join(json.dumps(pair(f"more {i}", "So.", "No.")) + "\n" for i in range(3)).encode()
 CARD = b"---\nconfigs:\n- {config_name: default, data_files: a.jsonl}\n---\n"
+TWO = CARD.replace(b"default", b"a")[:-4] + b"- {config_name: b, data_files: a.jsonl}\n---\n"
 # The files beside train.jsonl, and those of them that are named as not read.
 BESIDE = {
     "another name": (["extra.jsonl"], ["extra.jsonl"]),
@@ -287,6 +323,22 @@ NONE_OR_MANY = {
     "splits of two kinds": (
         {"train.jsonl": LINES, "test.csv": HEADER.encode()},
         r"its splits are of several kinds \(test.csv, train.jsonl\): write them alike",
+    ),
+    "a card that is no YAML": (
+        {"a.jsonl": LINES, "README.md": b"---\nconfigs: [a: b\n---\n"},
+        "the lines between --- in its README.md are no YAML: .*line ",
+    ),
+    "a card that is cut off": (
+        {"a.jsonl": LINES, "README.md": b"---\nlicense: 'mit\n---\n"},
+        "the lines between --- in its README.md are no YAML",
+    ),
+    "a card of tabs": (
+        {"a.jsonl": LINES, "README.md": b"---\nconfigs:\n\t- a\n---\n"},
+        "the lines between --- in its README.md are no YAML",
+    ),
+    "a card of two": (
+        {"a.jsonl": LINES, "README.md": TWO},
+        "several configurations: choose one of 'a', 'b' with --dataset_config",
     ),
     "an empty split": ({"train.jsonl": LINES, "test.jsonl": b""}, "test.jsonl has no rows: fill"),
 }

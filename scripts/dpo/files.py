@@ -30,7 +30,19 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 OTHER_DATA = (".jsonlines", ".xlsx", ".xls", ".ods", ".feather", ".pkl", ".db", ".zip", ".tar")
 # What `datasets` writes beside data, to say which files they are.
 NO_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
-AROUND = ("data", "rows", "train", "examples", "instances", "records")  # objects around rows
+# The names of a list of rows in an object.
+AROUND = (
+    "data",
+    "rows",
+    "train",
+    "test",
+    "validation",
+    "examples",
+    "instances",
+    "records",
+    "items",
+)
+AROUND += ("pairs", "preferences", "comparisons", "samples", "entries")
 OLD_MAC = "lines end with \\r alone: write it again with \\n"
 SAVE = 'save it with a row a line: to_json(…, orient="records", lines=True) in pandas'
 SEPARATORS = (",", ";", "\t", "|")
@@ -137,7 +149,9 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
             header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(fields)]
             twice = next((name for name in header if header.count(name) > 1), None)
             if twice:
-                raise Broken(path, start, f"two columns are called {twice!r}")
+                raise Broken(
+                    path, None, f"two columns are called {twice!r}: rename one in line {start}"
+                )
             continue
         if len(fields) > len(header):
             raise Broken(
@@ -179,6 +193,9 @@ def parsed(path: str, number: int, text: str) -> Any:
         if "\r" in text.strip().replace("\r\n", ""):
             raise Broken(path, number, OLD_MAC) from error
         where = number + error.lineno - 1
+        if error.msg == "Extra data" and "\n" in text.strip():
+            said = f"another value begins in line {where}: write a row a line, or a list of rows"
+            raise Broken(path, None, said) from error
         raise Broken(path, where, f"{error.msg}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise Broken(path, None if "\n" in text.strip() else number, error) from error
@@ -222,7 +239,7 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
         # A row of one line has lists of messages.
         and not any(row.keys() & {"role", "from"} for row in rows)
     }
-    if len(lists) == len(value) > 1:
+    if len(lists) > 1 and (len(lists) == len(value) or {*AROUND} & {*lists}):
         raise Broken(path, None, f"several lists of rows, {', '.join(lists)}: a file for each")
     around = next((key for key in lists if key in AROUND or len(value) == 1), None)
     return lists[around] if around else [value]
@@ -242,7 +259,8 @@ def json_rows(path: str, name: str | None, encoding: str | None) -> Iterator[dic
     try:
         a_line = isinstance(json.loads(head[0][1]), (dict, str))
     except (ValueError, RecursionError):
-        a_line = not {".json"} & {*Path(path).suffixes} and head[0][1].lstrip()[:1] != "["
+        begin = head[0][1].strip()
+        a_line = ".json" not in Path(path).suffixes and begin[:1] != "[" and begin != "{"
     if len(head) > 1 and a_line and not name:
         rows = ((i, parsed(path, i, line.strip())) for i, line in chain(head, lines))
     else:

@@ -20,8 +20,10 @@ from datasets.exceptions import DataFilesNotFoundError
 
 from dpo import files, parsing
 from dpo.digests import digests_of
+from dpo.model_files import POINTER
 from dpo.turns import Fault
 
+PAGES = (b"<!doctype", b"<html", b"<?xml")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # of one table that was written as several files
 
 
@@ -41,6 +43,27 @@ def exact_names() -> Iterator[None]:
         yield
     finally:
         data_files.resolve_pattern = stock
+
+
+def check_fetched(path: str) -> None:
+    """See that a file holds data, whatever its name says.
+
+    Raises:
+        files.Broken: it is a pointer of git-lfs, or a web page.
+    """
+    with open(path, "rb") as opened:
+        begin = opened.read(100).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if begin.startswith(POINTER):
+        raise files.Broken(
+            path,
+            None,
+            "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` "
+            "in its folder, or the data set with `hf download --repo-type dataset`",
+        )
+    if begin.startswith(PAGES):
+        raise files.Broken(
+            path, None, "it is a web page, and no data: download the file itself again"
+        )
 
 
 def without_backups(paths: list[str]) -> list[str]:
@@ -166,6 +189,10 @@ def note_unread(folder: Path, found: dict[str, Rows]) -> None:
 
 def unreadable(path: Path, error: Exception) -> str:
     """Why `datasets` takes none of the files in a folder; nothing where it is something else."""
+    if several := re.search(r"available configs: \[(.*?)\]", str(error)):
+        return (
+            f"its card has several configurations: choose one of {several[1]} with --dataset_config"
+        )
     if not path.is_dir():
         return ""
     there = listed(unread(path, ()))

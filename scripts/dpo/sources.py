@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import yaml
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -18,6 +19,7 @@ from dpo.files import COMPRESSED, FILES
 from dpo.recipe import Recipe
 from dpo.rows import (
     Rows,
+    check_fetched,
     content_cache,
     exact_names,
     listed,
@@ -119,6 +121,9 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         raise SystemExit(
             f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
         ) from error
+    except yaml.YAMLError as error:
+        said = f"the lines between --- in its README.md are no YAML: {one_line(error)}"
+        raise SystemExit(f"cannot load the data set {path}: {said}") from error
     except files.Broken as error:
         raise SystemExit(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
@@ -157,6 +162,8 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
             for split, data in found.items()
         }
     for split, paths in parts.items():
+        for path in paths:
+            check_fetched(path)
         cache = content_cache([*map(Path, paths)])
         if kind in ("csv", "json"):
             named = {"sep": config.sep} if kind == "csv" else {"name": config.field}
