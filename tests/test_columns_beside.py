@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from dpo import preferences, quarantine
 from dpo.columns import renamed
 from dpo.layouts import Fault, renders, to_pair
+from dpo.parts import told
 from dpo.recipe import parse
 from dpo.sources import Rows, load_rows
 from dpo.telling import NAMED, reading_of
@@ -154,6 +155,26 @@ def test_dialogues_are_read_whatever_ends_their_lines(end):
         }
         as_text = to_pair(found.rows[0], "dialogue", False, found.parts)
         assert as_text["prompt"].count("\n\n") in (3, 4) and "\r" not in as_text["prompt"]
+
+
+MORE_TURNS = {
+    "the user's": ("So.\n\nHuman: And?", "chosen goes on with Human:"),
+    "the user's, of nothing": ("So.\n\nHuman:", "chosen goes on with Human:"),
+    "the user's, after another": ("So.\n\nHuman: And?\n\nHuman: And now?", "goes on with Human:"),
+    "its own in the column": ("So.\n\nAssistant: And?", "goes on with Assistant:|begin|another"),
+}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("text, says", MORE_TURNS.values(), ids=MORE_TURNS)
+def test_a_dialogue_ends_with_what_the_assistant_says(text, says, chat):
+    begin = "\n\nHuman: How?\n\nAssistant:"
+    for row in (
+        {"chosen": f"{begin} {text}", "rejected": f"{begin} No."},
+        {"prompt": begin, "chosen": f" {text}", "rejected": " No."},
+    ):
+        with pytest.raises(Fault, match=says):
+            to_pair(row, "dialogue", chat, told([row], "dialogue")[1])
 
 
 def test_what_is_no_dialogue_keeps_its_line_ends():
@@ -395,6 +416,13 @@ def test_who_wins(name, value, first):
         to_pair(rows[0] | {name: "gpt-4a"}, found.layout, True, found.parts)
 
 
+@pytest.mark.parametrize("tie", ["tie", "tie (bothbad)", "both", "Both are bad"])
+def test_the_first_rows_may_all_be_ties(tie):
+    rows = [{"prompt": "How?", "response_a": "a", "response_b": "b", "winner": tie}] * 100
+    found = reading(*rows, rows[0] | {"winner": "B"})
+    assert found.layout == "compared" and found.parts["verdict"] == "winner"
+
+
 # The ends of two columns' names, verdicts beside them, and which of them mean the first: a list, or
 # what is said where they do not say it.
 VERDICTS = {
@@ -542,6 +570,11 @@ def test_nothing_is_said_of_text_where_nothing_can_be_rendered(tokenizer):
     rendered = {"prompt": "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n", **TEXT}
     assert reading(rendered).plain_text(str, tokenizer) == ""
     assert reading(DIALOGUE).plain_text(str, tokenizer) == ""
+    for own in ("<|endoftext|>", "<|prompter|>How?<|endoftext|><|assistant|>"):
+        asked = {"prompt": f"What is {own}?", **TEXT}  # no token of this template
+        assert "--preference_layout question" in reading(asked).plain_text(str, tokenizer)
+    one_of_many = reading(rendered, PLAIN["prompt"], PLAIN["prompt"])
+    assert "--preference_layout question" in one_of_many.plain_text(str, tokenizer)
     implicit = {"chosen": "This film is good.", "rejected": "This film is bad."}
     assert "a column of its own" in reading(implicit).plain_text(str, tokenizer)
     assert renders([implicit], "implicit") is renders([MESSAGES], "explicit") is None

@@ -522,6 +522,25 @@ def test_a_struct_adds_no_nulls(tmp_path, case, form):
         assert [*found[name]] == [*own[name]]
 
 
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value")])
+@pytest.mark.parametrize("whole", [False, True])
+def test_messages_as_an_object_of_lists_are_read(tmp_path, keys, whole):
+    """As older `datasets` wrote sequences of objects."""
+
+    def columns(*turns):
+        return {key: [turn[name] for turn in turns] for key, name in zip(keys, USER, strict=True)}
+
+    no = GOOD | {"content": "No."}
+    row = {"chosen": columns(USER, GOOD), "rejected": columns(USER, no)}
+    if not whole:
+        row = {"prompt": columns(USER), "chosen": columns(GOOD), "rejected": columns(no)}
+    Dataset.from_list([row]).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    for name in ("a.parquet", "a.jsonl"):
+        found = read(tmp_path / name, tmp_path).pairs[0]
+        assert [found[n] for n in ("prompt", "chosen", "rejected")] == [[USER], [GOOD], [no]]
+
+
 SPLITS = {
     "another column": ({"score": 1.0}, {"other": "x"}),
     "another kind": ({"score": 1.0}, {"score": "high"}),

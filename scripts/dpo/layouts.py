@@ -12,7 +12,17 @@ from trl import extract_prompt
 
 from dpo.choosing import compared, need, rated
 from dpo.parts import Row, told, whole
-from dpo.turns import Fault, Message, as_messages, asks, earlier, spoken, turns_of, where_they_part
+from dpo.turns import (
+    TURN,
+    Fault,
+    Message,
+    as_messages,
+    asks,
+    earlier,
+    spoken,
+    turns_of,
+    where_they_part,
+)
 
 LAYOUTS = {
     "explicit": "prompt, chosen and rejected: messages, or plain text without a chat template",
@@ -172,6 +182,9 @@ def dialogue(row: Row, chosen: Any, rejected: Any, parts: dict, chat: bool) -> P
         if prompt != other:
             where = where_they_part(turns_of(prompt.strip()), turns_of(other.strip()))
             raise Fault("prompts_differ", where)
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if TURN.search(text):  # a model that learned it would speak for the user
+            raise Fault("wrong_role", f"{name} goes on with {TURN.search(text)[0].strip()}")
     if not chat:
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     turns = turns_of(prompt.strip())[:-1]

@@ -87,6 +87,17 @@ def messages_in(text: str, column: str) -> Any:
     return text
 
 
+def turned(value: Any) -> Any:
+    """Messages that a table keeps as an object of lists, roles and contents, as a list of them;
+    anything else as it is."""
+    if not isinstance(value, dict) or not {"role", "from"} & {*value}:
+        return value
+    columns = [*value.values()]
+    if not all(isinstance(cells, list) for cells in columns) or len({*map(len, columns)}) > 1:
+        return value
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
 def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
     """A row with the messages, and the lists of other known columns, that it holds as text.
 
@@ -103,7 +114,8 @@ def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
             value = found if isinstance(found, (list, dict)) else value
         elif isinstance(value, str):
             value = messages_in(as_anthropic_has_it(value), name)
-        elif isinstance(value, (list, dict)) and name in padded:
-            value = remove_none_values(value)
+        elif isinstance(value, (list, dict)):
+            value = turned(value)
+            value = remove_none_values(value) if name in padded else value
         read[name] = value
     return read

@@ -164,7 +164,8 @@ def verdict(first: str, second: str, rows: list[Row]) -> dict[str, str] | None:
         return {"verdict": SHP}
     for name in CHOICES:
         values = [row.get(name) for row in rows]
-        if any(side_of(v, ends) in (-1, 1) for v in values) and not unclear(values, ends):
+        # The first rows may all be ties.
+        if any(side_of(v, ends) is not None for v in values) and not unclear(values, ends):
             return {"verdict": name}
     for form in BY_SCORE:
         scores = [form.format(end) for end in ends]

@@ -17,7 +17,6 @@ from dpo.parts import (
     STRENGTHS,
     Row,
     example_of,
-    first_of,
     number,
     signs,
     told,
@@ -144,9 +143,12 @@ class Reading:
         as_text = kind is str and self.layout in ("explicit", "implicit")
         if not as_text or not tokenizer.chat_template:
             return ""
-        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        prompt = str(example_of(self.rows).get(self.parts.get("question", self.parts["chosen"])))
-        if first_of(special, prompt):
+        added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        ends, template = (tokenizer.bos_token, tokenizer.eos_token), str(tokenizer.chat_template)
+        special = [token for token in added if token in ends or token in template]
+        prompts = [row.get(self.parts.get("question", self.parts["chosen"])) for row in self.rows]
+        rendered = [any(token in str(prompt) for token in special) for prompt in prompts if prompt]
+        if sum(rendered) > len(rendered) / 2:
             return ""
         how = (
             "--preference_layout question renders prompt and completions with it"
