@@ -561,6 +561,41 @@ def test_a_long_source_of_a_mixture_is_named(tmp_path, tiny_model):
     )
 
 
+def broken(kind: str, i: int) -> dict:
+    row = changed(prompt=said(f"broken {i}", "user"))
+    return row | {
+        "ends with the assistant": {"prompt": said("a")},
+        "says nothing": {"chosen": []},
+    }.get(kind, {"rejected": row["chosen"]})
+
+
+KINDS = ["ends with the assistant", "says nothing", "says the same"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad, sound, stops", [(4, 0, True), (3, 2, True), (2, 2, False)])
+def test_a_source_that_is_lost_stops_a_mixture(tmp_path, tiny_model, kind, bad, sound, stops):
+    """Of all rows its faults may be few."""
+    rows = [changed(prompt=said(f"sound {i}", "user")) for i in range(100 + sound)]
+    parts = {"large": rows[:100], "small": rows[100:] + [broken(kind, i) for i in range(bad)]}
+    entries = ""
+    for name, part in parts.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        entries += f"  - {{path: json, data_files: {tmp_path}/{name}.jsonl}}\n"
+    text = RECIPE.read_text().replace("dataset_name: recipes/data/sentiment\n", "")
+    (tmp_path / "mixture.yaml").write_text(f"{text}\ndatasets:\n{entries}")
+    flags = ["--eval_strategy=no", f"--model_name_or_path={tiny_model}", "--use_cpu"]
+    recipe = parse(["--config", f"{tmp_path}/mixture.yaml", *flags])
+    linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    assert linted["train"].faulty < 0.05
+    if not stops:
+        quarantine.check_share(linted, 0.05, tmp_path)
+        return
+    with pytest.raises(SystemExit, match=rf"small.jsonl.*: {bad} of {bad + sound} train rows are"):
+        quarantine.check_share(linted, 0.05, tmp_path)
+    quarantine.check_share(linted, 1.0, tmp_path)
+
+
 @pytest.mark.parametrize("short, long", [(6, 4), (4, 6)])
 def test_a_stream_tells_by_its_first_rows(tmp_path, tiny_model, short, long):
     path = tmp_path / "train.jsonl"

@@ -4,7 +4,7 @@ are too long are no faults, and are counted apart."""
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -138,15 +138,19 @@ def check_share(linted: dict[str, Linted], limit: float, folder: Path) -> None:
     """Refuse a run whose data are wrong in more than a few rows, or too long in most.
 
     Raises:
-        SystemExit: more than the limit of a split's rows are wrong, more than half are left out
-            for length, or no pair is left.
+        SystemExit: more than the limit of a split's rows are wrong, or more than half of those of
+            one data set of a mixture; more than half are left out for length, or no pair is left.
     """
     for split, found in linted.items():
         if isinstance(found.pairs, IterableDataset):
             continue
+        wrong = [bad for bad in found.bad if bad.reason not in (*lint.NO_FAULT, *lint.LENGTHS)]
         if found.faulty > limit or not (len(found.pairs) or found.left_out):
-            wrong = [bad for bad in found.bad if bad.reason not in (*lint.NO_FAULT, *lint.LENGTHS)]
             refuse(split, found, wrong or found.bad, limit, folder)
+        for name, rows in found.sources.items():  # a small one may be lost whole within the limit
+            of_it = [bad for bad in wrong if bad.source.name == name]
+            if len(of_it) > max(limit, 0.5) * rows:
+                refuse(split, replace(found, rows=rows, bad=of_it), of_it, limit, folder)
         check_length(split, found)
 
 
