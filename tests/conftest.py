@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from place import ROOT
 
@@ -56,6 +57,14 @@ def in_root(monkeypatch):
     yield
     for left in ("outputs", "cache", "wandb"):
         shutil.rmtree(ROOT / left, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def environment_again():
+    """What a command that ran within a test has set, such as the folder of its W&B run, is not
+    passed on to what another test starts."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)
