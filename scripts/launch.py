@@ -220,7 +220,7 @@ def main() -> None:
         ("CONFIG", args.config, CONFIGS),
     ):
         if given and given not in names(folder):
-            raise SystemExit(f"no {what} {given!r}: {choices(given, names(folder))}")
+            raise SystemExit(f"no {what} {given!r}: {choices(Path(given).stem, names(folder))}")
     nodes, joined = across(args.nodes, args.node_rank, args.main)
     if not (args.config or args.gpus or nodes > 1):
         tell_if_finished(args.recipe, args.arguments)  # no need to look what the machine has

@@ -1,16 +1,20 @@
 """One tiny model and one tiny data set, real in everything but size."""
 
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from place import ROOT
 
@@ -49,6 +53,10 @@ from dpo.tokenization import load_tokenizer
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import any_tokenizer
 
+# A server that has imported train.py, which takes seconds, and whose forks train at once.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train"])
+
 EMBEDDED_MODEL = ROOT / "models/SmolLM2-135M-Instruct"
 
 
@@ -59,6 +67,14 @@ def in_root(monkeypatch):
     yield
     for left in ("outputs", "cache", "wandb"):
         shutil.rmtree(ROOT / left, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def environment_again():
+    """What a command that ran within a test has set, such as the folder of its W&B run, is not
+    passed on to what another test starts."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -376,6 +392,35 @@ def make(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
     given = [argument.partition("ARGS=") for argument in arguments]
     given = [f"ARGS={shlex.join(once(shlex.split(v)))}" if key else word for word, key, v in given]
     return run("make", f"VENV={sys.prefix}", *given, CUDA_VISIBLE_DEVICES="", **changes)
+
+
+@pytest.fixture(scope="session")
+def forks() -> None:
+    """FORKS, with the server running."""
+    # Python 3.11's fork server looks for what it imports beforehand here alone.
+    with patch.dict(os.environ, PYTHONPATH=str(ROOT / "scripts")):
+        ensure_running()
+
+
+def train_in_fork(flags: list[str], log: Path) -> None:
+    """In a fork: be train.py, in the environment that is set by now, until it ends."""
+    os.chdir(ROOT)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["train.py", "--config", "recipes/smollm2-sentiment.yaml", *once(flags)]
+
+    import train
+    from dpo.stopping import run_to_the_end
+
+    torch.set_num_threads(1)
+    run_to_the_end(train.main)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -481,6 +481,16 @@ def test_a_recipe_of_another_tool_becomes_ours(tool, text, tmp_path):
         assert re.search(rf"(?<!\w){key}(?!\w)", ours), f"{key} is gone without a word"
 
 
+# The last of what a script assigns holds; of a loop with one value, and what no flag names, nothing
+# is to be asked.
+ASSIGNED = """#!/bin/bash
+B=0.1
+if [ $1 ]; then PORT=1; else PORT=2; fi
+for RATE in 2e-6; do
+B=0.5
+trl dpo --model_name_or_path a/b --dataset_name x/y --beta $B --learning_rate $RATE
+done
+"""
 WAY = {
     # One data set with a test split: it is held out, as it should have been.
     (HANDBOOK["full"], "dataset_name"): "someone/pairs",
@@ -600,7 +610,17 @@ WAY = {
     (TRL["rpo"].replace(": 768", ": null"), "max_length"): None,
     (TRL["rpo"] + "max_grad_norm: null\n", "max_grad_norm"): 0.0,  # which clips nothing
     (TRL["rpo"].replace("total_limit: 1", "total_limit: null"), "save_total_limit"): None,
+    # A batch of axolotl's own: what is accumulated is what is left of it.
+    (
+        AXOLOTL.replace(
+            "_accumulation_steps: 4", "_checkpointing: unsloth\nbatch_size: 48"
+        ).replace("gradient_checkpointing: true\n", ""),
+        "gradient_accumulation_steps",
+    ): 16,
+    (AXOLOTL + "streaming: true\nmax_steps: 9\n", "dataset_streaming"): True,
     (OF_INSTRUCT["shell"], "beta"): 5,
+    (ASSIGNED, "beta"): 0.5,
+    (ASSIGNED, "learning_rate"): 2e-6,
     (OF_INSTRUCT["shell"], "run_name"): None,  # a date that no recipe can hold
 }
 
@@ -642,6 +662,18 @@ def test_its_keys_mean_what_they_meant(tmp_path):
             "data_seed (it is empty: the default is taken",
         ),
         (INSTRUCT + "quux: 3\nfoo_bar: 1\n", "Not known, left out: quux, foo_bar."),
+        (TRL["rpo"] + "max_lenght: 3\n", "Not known, left out: max_lenght (is it max_length?)."),
+        (TRL["rpo"] + "ref_model: else/where\n", "reference is else/where; here it is the policy"),
+        (TRL["rpo"] + "ref_model_name_or_path: x/y\n", "reference is x/y; here it is the policy's"),
+        (SWIFT + "ref_model: x/y\n", "reference is x/y; here it is the policy's start"),
+        (TRL["rpo"] + "max_train_samples: 9\n", "max_train_samples: 9: all rows are trained on"),
+        (INSTRUCT + "max_train_samples: 9\n", "max_train_samples: 9: all rows are trained on"),
+        (SWIFT + "system: Be kind.\n", "system: the original puts it before every prompt"),
+        (FACTORY + "default_system: Be kind.\n", "default_system: the original puts it before ev"),
+        (
+            AXOLOTL.replace("gradient_checkpointing: true", "gradient_checkpointing: offload"),
+            "offl",
+        ),
     ],
 )
 def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
@@ -668,8 +700,15 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         ("- a\n- b\n", "no keys"),
         ("a: [1\n", "not YAML"),
         (
-            AXOLOTL.replace("bf16: auto", "bf16: full"),
+            AXOLOTL.replace("bf16: auto", "bf16: fully"),
             r"theirs\.yaml: argument --bf16: Truthy value",
+        ),
+        (ASSIGNED.replace("in 2e-6", "in 1e-6 2e-6"), r"\$RATE has several values \(1e-6, 2e"),
+        (
+            ASSIGNED.replace("--beta $B", "--beta ${B}")
+            .replace("PORT", "B")
+            .replace("B=0.5\n", ""),
+            r"\$B has several values \(0\.1, 1, 2\): write one",
         ),
         (
             TRL["rpo"].replace("someone/start-7b\n", "{name: a/b}\n", 1),

@@ -2,11 +2,12 @@
 
 import functools
 import json
+import os
 import platform
 import re
+import runpy
 import shutil
 import signal
-import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch, run, run_flags, running
+from conftest import (
+    FORKS,
+    ROOT,
+    free_port,
+    launch,
+    run,
+    run_flags,
+    running,
+    train_in_fork,
+)
 from safetensors.torch import load_file, save_file
 
 from dpo.resuming import REFERENCE
@@ -78,31 +88,83 @@ def ten_steps(model: Path, data: Path, folder: Path) -> list[str]:
     return [*flags, "--max_steps=10", "--eval_steps=10", "--report_to=none", "--reward_prompts=1"]
 
 
-def launch_fsdp(processes: int, *flags: str):
+def launch_fsdp(processes: int, *flags: str, PYTHONPATH: str = "tests/fsdp_on_cpu", **changes):
     """launch.py refuses fsdp2 without a GPU, as accelerate cannot do what a test can."""
     shape = ("--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0")
     return run(
         *("accelerate", "launch", "--config_file", "accelerate_configs/fsdp2.yaml", *shape),
         *("--quiet", "scripts/train.py", "--config", "recipes/smollm2-sentiment.yaml", *flags),
-        PYTHONPATH=str(ROOT / "tests/fsdp_on_cpu"),
+        PYTHONPATH=PYTHONPATH,
         ACCELERATE_USE_CPU="true",
         OMP_NUM_THREADS="1",
+        **changes,
     )
 
 
+# At the start of each process that is launched: it leaves its environment behind, and ends.
+TOLD = """
+import json, os, sys
+if "scripts/train.py" in sys.orig_argv[1:3]:
+    with open(f"{os.environ['TOLD']}/{os.environ.get('RANK', 0)}", "w") as file:
+        json.dump(dict(os.environ), file)
+    os._exit(0)
+"""
+# Of a launcher that has ended; without the last, the first process opens the store for all.
+GONE = {"TOLD", "DPO_TOLD_IN", "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_USE_AGENT_STORE"}
+
+
+def train_as_launched(environment: dict[str, str], flags: list[str], log: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    if environment.get("ACCELERATE_USE_FSDP"):
+        runpy.run_path(str(ROOT / "tests/fsdp_on_cpu/sitecustomize.py"))
+    train_in_fork(flags, log)
+
+
 @pytest.fixture(scope="module")
-def learn(tiny_model, tiny_adapter, tiny_data):
-    """Ten steps of full fine-tuning, of a new adapter, or on from one: what the run printed."""
+def told(tmp_path_factory):
+    """What the launcher tells each process of a config: its environment."""
+
+    @functools.cache
+    def told(config: str, processes: int) -> list[dict[str, str]]:
+        folder = tmp_path_factory.mktemp("told")
+        (folder / "sitecustomize.py").write_text(TOLD)
+        changes = {"TOLD": str(folder), "PYTHONPATH": str(folder)}
+        if config == "fsdp2":
+            result = launch_fsdp(processes, **changes)
+        else:
+            result = launch("--config", config, "--gpus", str(processes), **changes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        found = [json.loads((folder / str(rank)).read_text()) for rank in range(processes)]
+        return [{k: v for k, v in each.items() if k not in GONE} for each in found]
+
+    return told
+
+
+@pytest.fixture(scope="module")
+def learn(forks, told, tiny_model, tiny_adapter, tiny_data):
+    """Ten steps of full fine-tuning, of a new adapter, or on from one: what the run printed.
+
+    The processes are forks that are told what the config's launcher tells its processes.
+    """
 
     def learn(folder: Path, trained: str, config: str, processes: int, *more: str) -> str:
         start = tiny_adapter if trained == "adapter" else tiny_model
         flags = [*ten_steps(start, tiny_data, folder), *TRAINED[trained], *more]
-        if config == "fsdp2":
-            result = launch_fsdp(processes, *flags)
-        else:
-            result = launch("--config", config, "--gpus", str(processes), "--", *flags)
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
+        folder.parent.mkdir(exist_ok=True)
+        log, port = folder.parent / f"{time.monotonic_ns()}.log", {"MASTER_PORT": str(free_port())}
+        started = [
+            FORKS.Process(target=train_as_launched, args=(each | port, flags, log))
+            for each in told(config, processes)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(300)
+            process.kill()
+        said = log.read_text()
+        assert {process.exitcode for process in started} == {0}, said[-3000:]
+        return said
 
     return learn
 
@@ -280,10 +342,8 @@ def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tin
     """Two launches, each with its own rank, that meet on the loopback address."""
     folder = tmp_path / "run"
     flags = ten_steps(tiny_model, tiny_data, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = ["--config", config, "--gpus", "1", "--nodes", "2", "--main", f"127.0.0.1:{port}"]
+    together = ["--config", config, "--gpus", "1", "--nodes", "2"]
+    together += ["--main", f"127.0.0.1:{free_port()}"]
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(
             lambda rank: launch(*together, "--node_rank", rank, "--", *flags, OMP_NUM_THREADS="1"),
@@ -375,10 +435,7 @@ def test_fsdp_rounds_weights_and_nothing_else(tiny_model, tiny_data, tmp_path):
 @pytest.mark.parametrize("apart", ["output_dir", "reference_cache", "working directory"])
 def test_machines_that_share_no_folder_do_not_start(apart, tiny_model, tiny_data, tmp_path):
     """Two launches that meet, each with folders of its own: one line says so on both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = ["--config=ddp", "--gpus=1", "--nodes=2", f"--main=127.0.0.1:{port}"]
+    together = ["--config=ddp", "--gpus=1", "--nodes=2", f"--main=127.0.0.1:{free_port()}"]
     relative = apart == "working directory"
 
     def start(rank: str):

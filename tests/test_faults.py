@@ -8,34 +8,28 @@ train.py: what takes seconds is then done once.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, launch, once, run_flags, running
+from conftest import FORKS, ROOT, free_port, launch, run_flags, running, train_in_fork
 
 from dpo import checkpoints, completions, metrics
 from dpo.asking import EXIT_CODE
 
 pytestmark = pytest.mark.faults
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train"])
 FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
 BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
 
 
 def befall(fault: str) -> None:
@@ -55,11 +49,6 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
         counted: is given the number of file operations.
     """
     os.environ.update(environment)
-    os.chdir(ROOT)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
     befallen = False
 
     def hook(event: str, args: tuple) -> None:
@@ -75,18 +64,7 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
                     befall(fault[0])
 
     sys.addaudithook(hook)
-    sys.argv = ["train.py", *RECIPE, *once(flags)]
-    import torch
-
-    import train
-
-    torch.set_num_threads(1)
-    try:
-        train.main()
-    except SystemExit as refusal:
-        print(refusal.code, flush=True)
-        os._exit(1)
-    os._exit(0)
+    train_in_fork(flags, log)
 
 
 def drawn(processes: int) -> random.Random:
@@ -94,12 +72,6 @@ def drawn(processes: int) -> random.Random:
     seed = os.environ.get("SEED", time.time_ns())
     print(f"\nfaults drawn with SEED={seed}")
     return random.Random(f"{seed} {processes}")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Runs:
@@ -176,12 +148,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs_of(tiny_model, tiny_data, tmp_path_factory):
+def runs_of(forks, tiny_model, tiny_data, tmp_path_factory):
     """Runs of one process, and of two."""
-    # Python 3.11's fork server looks for what it imports beforehand here alone.
-    os.environ["PYTHONPATH"] = str(ROOT / "scripts")
-    ensure_running()
-    del os.environ["PYTHONPATH"]
     known = {}
 
     def runs_of(processes: int, *more: str) -> Runs:

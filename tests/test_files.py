@@ -635,6 +635,22 @@ def test_prompts_of_folders_and_what_stands_beside_them(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row, says",
+    [
+        ({"prompt": "q", "system_message": "x"}, "asked: prompt; not read: system_message"),
+        ({"prompt": "q", "image": "x.png", "id": 3}, "asked: prompt; not read: image"),
+        ({"id": "x", "text": "long", "query": "q"}, "asked: text; not read: id, query"),
+        ({"prompt": "q", "tags": ["a"], "meta": {"b": 1}}, "not read: tags, meta"),
+        ({"prompt": "q", "system": "x", "chosen": "a", "rejected": "b", "score": 1.0}, ""),
+    ],
+)
+def test_what_is_not_asked_of_prompts_is_named(row, says, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n")
+    prompts.read(str(tmp_path / "prompts.jsonl"))
+    assert says in (out := capsys.readouterr().out) and bool(out) == bool(says)
+
+
+@pytest.mark.parametrize(
     "name, content, says",
     [
         ("a.csv", 'prompt\na\n\n""\n', "row 2: the prompt has no text"),

@@ -159,11 +159,14 @@ def test_libraries_say_nothing_of_themselves(caplog, capsys):
         warnings.warn("'pin_memory' argument is set as true but", stacklevel=1)
         logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "no")
         logger.warning("this CPU computes wrongly")
+        for keys in (["lm_head.weight"], ["lm_head.weight", "model.norm.weight"]):
+            loaded = f"There were missing keys in the checkpoint model loaded: {keys}."
+            logging.getLogger("transformers.trainer").warning(loaded)
         print("[INFO] Running in WANDB offline mode")  # transformers, as it is imported
         print("[INFO] Running", torch.ones(2), end=".")
     assert capsys.readouterr().out == "[INFO] Running tensor([1., 1.])."
     assert [warning.category for warning in caught] == [UserWarning]
-    assert caplog.messages == ["this CPU computes wrongly"]
+    assert caplog.messages == ["this CPU computes wrongly", loaded]
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))

@@ -28,7 +28,7 @@ def test_pairs_of_one_prompt_are_resampled_together(each):
         right = (rng.random((2, 120, each)) < chances).astype(float).reshape(2, -1)
         found = {
             "by prompt": bootstrap(right[0] - 2.2 / 3, 1000, prompts=prompts),
-            "by pair": bootstrap(right[0] - 2.2 / 3, 1000),
+            "by pair": bootstrap(right[0] - 2.2 / 3, 300),
             "difference": paired(right, 1000, prompts)[0][1],
         }
         for name, interval in found.items():
@@ -63,11 +63,11 @@ def test_ties_alone_say_no_more_than_there_are_of_them():
 def test_a_win_rate_holds_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(5)
     held = 0
-    for _ in range(300):
+    for _ in range(150):
         preferred = rng.choice([0, 0.5, 1], p=[0.3, 0.1, 0.6], size=(150, 1))
         interval = win_rate(preferred)
         held += interval.low <= 0.65 <= interval.high
-    assert 0.91 < held / 300 < 0.99
+    assert 0.91 < held / 150 < 0.99
 
 
 def test_eight_of_eight_is_not_certain():

@@ -7,6 +7,7 @@ import pty
 import re
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -251,10 +252,11 @@ def test_weights_that_a_judge_would_leave_out_are_refused(more, tiny_model, tmp_
     save_reward_model(tmp_path / "reward", AutoTokenizer.from_pretrained(tiny_model))
     file = tmp_path / "reward/model.safetensors"
     save_file(load_file(file) | {more: torch.ones(2)}, file, metadata={"format": "pt"})
+    asked = partial(judge, str(tmp_path / "reward"), answered(), kept)
     if "lm_head" in more:
-        return judge(str(tmp_path / "reward"), answered(), kept)
-    said = refusal(lambda: judge(str(tmp_path / "reward"), answered(), kept))
-    assert f"unexpected: {more}" in said
+        assert np.isfinite(asked().preferred).all()
+    else:
+        assert f"unexpected: {more}" in refusal(asked)
 
 
 # By hand

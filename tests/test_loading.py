@@ -121,6 +121,17 @@ def test_what_is_tied_or_of_no_importance_may_be_missing_or_there(tmp_path):
     adapters.load(str(folder))
 
 
+def test_a_head_of_its_own_stays_one(tmp_path):
+    """Where the config says that it is the embedding, as merged models have it."""
+    folder = a_model(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": True}))
+    head = load_file(folder / MODEL)["lm_head.weight"]
+    adapters.load(str(folder)).save_pretrained(tmp_path / "saved")
+    again = adapters.load(str(tmp_path / "saved"))
+    assert not again.config.tie_word_embeddings and torch.equal(again.lm_head.weight, head)
+
+
 @pytest.mark.parametrize(
     "change",
     [

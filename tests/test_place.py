@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import datasets
+import pytest
 from conftest import EMBEDDED_MODEL, ROOT
 from place import EMBEDDED, lay_out
 
@@ -44,3 +45,9 @@ def test_that_is_where_tests_run():
     assert list(EMBEDDED_MODEL.parent.iterdir()) == [EMBEDDED_MODEL]
     assert Path(os.environ["HF_HOME"]).parent == ROOT.parent
     assert Path(datasets.config.HF_DATASETS_CACHE).is_relative_to(ROOT.parent)
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_what_a_test_sets_ends_with_it(time):
+    assert "SET_BY_A_TEST" not in os.environ
+    os.environ["SET_BY_A_TEST"] = time

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -46,6 +47,20 @@ def test_a_point_wins_over_what_all_runs_share(on_cpu, tmp_path):
 def test_what_does_not_change_what_is_learned_is_not_swept(key, tmp_path):
     with pytest.raises(SystemExit, match=f"SWEEP: {key} does not change what is learned"):
         resolved(RECIPE, f"{key}=a,b", tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "sweep, said",
+    [
+        ("betta=0.1,0.2", "SWEEP: unknown argument '--betta=0.1': did you mean: beta"),
+        ("beta=0.1,abc", "SWEEP: argument --beta: invalid float value: 'abc'"),
+        ("beta=0.1,0.2,0.1", "SWEEP: beta=0.1,0.2,0.1: a value stands twice"),
+        ("beta=0.1 beta=0.2", "SWEEP: beta stands twice"),
+    ],
+)
+def test_a_wrong_sweep_is_blamed_on_itself(on_cpu, tmp_path, sweep, said):
+    with pytest.raises(SystemExit, match=f"^{re.escape(said)}"):
+        resolved(RECIPE, sweep, tmp_path, [])
 
 
 def test_gpus_are_dealt_to_runs(monkeypatch):

@@ -63,7 +63,6 @@ DROPPED = because(
         "truncation_mode cuts; what is left without a completion is set aside",
         "excess_length_strategy",
     ),
-    ("per_device_train_batch_size × gradient_accumulation_steps is the batch", "batch_size"),
     (
         BATCHES,
         "sample_packing eval_sample_packing pad_to_sequence_len batch_flattening "
@@ -179,7 +178,9 @@ def axolotl_data(b: Brought) -> None:
     for entry in entries:
         part = {"path": entry.get("path"), "name": entry.get("name")}
         part["split"] = entry.get("split") or "train"
-        if pieces := entry.get("shards"):  # one of so many equal pieces of the split
+        if "[" in part["split"] and entry.get("shards"):
+            b.warned.append("datasets: shards: a part of a part is no split: it is left out")
+        elif pieces := entry.get("shards"):  # one of so many equal pieces of the split
             ends = [(int(entry.get("shards_idx") or 0) + n) * 100 / int(pieces) for n in (0, 1)]
             part["split"] += f"[{ends[0]:.0f}%:{ends[1]:.0f}%]"
             b.renamed.append("datasets: shards → split")
@@ -196,6 +197,8 @@ def axolotl_data(b: Brought) -> None:
             columns(b, mapping | {"prompt": fields.get("field_messages", "messages")}, None)
         elif strategy in ("user_defined", "default", "prompt_pairs", "chatml", "llama3"):
             columns(b, mapping | {"prompt": fields.get("field_prompt")}, "question")
+        else:
+            columns(b, mapping, None)
         for key, value in fields.items():
             if key.endswith("_format") and value not in (None, f"{{{key[:-7]}}}"):
                 b.warned.append(f"datasets: {key}: the chat template renders instead")
@@ -210,6 +213,8 @@ def axolotl_data(b: Brought) -> None:
     if tests and not alike:
         b.warned.append("test_datasets: held-out pairs of another data set cannot be named here")
     place(b, parts, alike, held_out or (0.05 if tests and not alike else None))
+    if b.take("streaming"):
+        b.put("streaming" if "datasets" in b.new else "dataset_streaming", True)
 
 
 def axolotl(b: Brought) -> None:
@@ -252,6 +257,16 @@ def axolotl(b: Brought) -> None:
         b.drop("lr_scheduler", "cosine_with_min_lr")
         b.new["lr_scheduler_type"] = "cosine_with_min_lr"
         b.put("lr_scheduler_kwargs", {"min_lr_rate": least}, of="cosine_min_lr_ratio")
+    if b.old.get("gradient_checkpointing") in ("unsloth", "offload", "offload_disk"):
+        kind = b.take("gradient_checkpointing")
+        b.put("gradient_checkpointing", True)
+        b.warned.append(f"gradient_checkpointing: {kind}: activations stay on the GPU here")
+    if b.old.get("bf16") == "full":
+        b.take("bf16")
+        b.put("dtype", "bfloat16", of="bf16: full")
+    total, micro = b.take("batch_size"), int(b.old.get("micro_batch_size") or 1)
+    if total and not b.old.get("gradient_accumulation_steps"):
+        b.put("gradient_accumulation_steps", max(int(total) // micro, 1), of="batch_size")
     for key, dtype in (("bfloat16", "bfloat16"), ("float16", "float16")):
         if b.take(key):
             b.put("dtype", dtype, of=key)
@@ -267,4 +282,8 @@ def axolotl(b: Brought) -> None:
         defaults["warmup_ratio"] = 0.03
     if least:
         del defaults["lr_scheduler"]
+    if "gradient_accumulation_steps" in b.new:
+        del defaults["gradient_accumulation_steps"]
+    if "gradient_checkpointing" in b.new:
+        del defaults["gradient_checkpointing"]
     b.old = defaults | {key: value for key, value in b.old.items() if value not in (None, "")}

@@ -132,11 +132,27 @@ def mixture(b: Brought) -> None:
         place(b, parts, tests, 0.02 if tests else None, "dataset_mixer")
 
 
+def other_reference(b: Brought, key: str, start: str | None) -> None:
+    """Say that the original compares with another model than its policy starts from."""
+    if b.old.get(key) not in (None, "", start):
+        b.warned.append(f"the original's reference is {b.old[key]}; here it is the policy's start")
+
+
+def system_prompt(b: Brought, key: str) -> None:
+    """Say what the prompts lose where another tool puts one system prompt before all of them."""
+    if b.old.get(key):
+        b.warned.append(
+            f"{key}: the original puts it before every prompt: give the rows a column `system`"
+        )
+
+
 def trl(b: Brought) -> None:
     """Older TRL and the alignment handbook: most keys are TRL's own."""
     if b.old.get("reference_free"):
         b.refuse("reference_free: TRL has no DPO loss without a reference any more")
     mixture(b)
+    for key in ("ref_model", "ref_model_name_or_path", "reference_model_name_or_path"):
+        other_reference(b, key, b.old.get("model_name_or_path"))
     if alpha := b.take("rpo_alpha"):
         with_sft(b, alpha, b.take("loss_type", "sigmoid"), b.take("loss_weights"))
     if text := b.take("chat_template"):

@@ -5,6 +5,7 @@ Every key is mapped, renamed or left out with the reason, and the recipe says so
 
 from __future__ import annotations
 
+import difflib
 import re
 import textwrap
 from pathlib import Path
@@ -118,6 +119,9 @@ def rename(b: Brought, ours: set[str]) -> list[str]:
         new = key if key in ours else renamed.get(key)
         if value is None and new in NULL and key not in b.dropped:
             b.put(new, NULL[new], of=key)
+        elif key == "max_train_samples" and value:
+            b.dropped[key] = dropped[key]
+            b.warned.append(f"max_train_samples: {value}: all rows are trained on here")
         elif value in (None, "", [], {}):
             b.dropped.setdefault(key, EMPTY)
         elif key in LEFT_OUT or new in LEFT_OUT:
@@ -243,6 +247,9 @@ def convert(
         value = textwrap.shorten(str(keys.get(key)), 80)
         b.refuse(f"{key} is {value}: {b.tool} takes no such value there: {error}")
     account(b, {key: value for key, value in keys.items() if key not in unknown})
+    for at, key in enumerate(unknown):
+        if near := difflib.get_close_matches(key, [*defaults, *RENAMED], 1, 0.75):
+            unknown[at] = f"{key} (is it {near[0]}?)"
     if model:
         b.new["model_name_or_path"] = model
     if data:

@@ -72,11 +72,25 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
     """
     text = re.sub(r"(?m)^\s*#.*$", "", text).replace("\\\n", " ")
     known: dict[str, str] = {}
-    sets = r"(?m)^\s*(?:export\s+)?(\w+)=(\"[^\"]*\"|'[^']*'|\S*)[ \t]*$|^\s*for (\w+) in ([^\s;]+)"
+    several: dict[str, set[str]] = {}  # values of a variable that a branch or a loop decides on
+    text = re.sub(r"(?m)\b(then|else|do)[ \t]+(?=\w+=)|;[ \t]*(?=else\b|fi\b)", r"\1\n ", text)
+    sets = (
+        r"(?m)^(\s*)(?:export\s+)?(\w+)=(\"[^\"]*\"|'[^']*'|\S*)[ \t]*$|^\s*for (\w+) in ([^;\n]+)"
+    )
     for one in re.finditer(sets, text):
-        value = one[4] or (one[2] or "").strip("\"'")
-        known.setdefault(one[1] or one[3], " ".join(filled(value, known).split()))
-    text = re.sub(r";(?=\s)|\n", " ; ", filled(re.sub(sets, "", text), known))  # ends of commands
+        name, value = one[2] or one[4], one[5] or (one[3] or "").strip("\"'")
+        value = " ".join(filled(value, known).split())
+        if one[5]:
+            several.setdefault(name, set()).update(value.split())
+        elif one[1].strip("\n") and {name} & (known.keys() | several.keys()):
+            several.setdefault(name, {known[name]}).add(value)
+        known[name] = value
+    text = re.sub(sets, "", text)
+    for name in several:
+        if len(several[name]) > 1 and re.search(rf"\$(\{{{name}\}}|{name}\b)", text):
+            said = ", ".join(sorted(several[name]))
+            raise SystemExit(f"FROM: {path}: ${name} has several values ({said}): write one")
+    text = re.sub(r";(?=\s)|\n", " ; ", filled(text, known))  # ends of commands
     text = " ".join(text.split())
     try:
         command = shlex.split(text)

@@ -7,7 +7,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo.brought import Brought, columns, interleaved, place, sliced
+from dpo.brought import (
+    Brought,
+    columns,
+    interleaved,
+    other_reference,
+    place,
+    sliced,
+    system_prompt,
+)
 from dpo.old_keys import TEMPLATE
 from dpo.parts import QUESTIONS
 
@@ -58,10 +66,8 @@ def llama_factory(b: Brought) -> None:
     b.put("loss_type", loss, of="pref_loss")
     if len(loss) > 1:
         b.put("loss_weights", weights)
-    if b.old.get("ref_model") not in (None, "", b.old.get("model_name_or_path")):
-        b.warned.append(
-            f"the original's reference is {b.old['ref_model']}; here it is the policy's start"
-        )
+    other_reference(b, "ref_model", b.old.get("model_name_or_path"))
+    system_prompt(b, "default_system")
     if b.old.get("template"):
         b.warned.append(f"template: {b.old['template']}: {TEMPLATE}")
     folder, samples, parts = b.take("dataset_dir", "data"), b.take("max_samples"), []
@@ -151,8 +157,9 @@ def open_instruct(b: Brought) -> None:
         parts.append({"path": path, "split": sliced(split, share)})
     if any("[" in part["split"] for part in parts):
         b.warned.append("the original draws its shares at random; here they are the first rows")
-    rows = b.take("max_train_samples")
+    rows = b.old.get("max_train_samples")
     if rows and b.old.get("dataset_name"):
+        b.take("max_train_samples")
         parts = [{"path": b.take("dataset_name"), "split": f"train[:{rows}]"}]
     place(b, parts, [], None, "mixer_list" if mixed else "dataset_mixer")
     if b.take("use_lora") or b.old.get("use_qlora"):

@@ -93,7 +93,8 @@ def share(values: np.ndarray, prompts: np.ndarray | None = None) -> Interval:
     then the interval is Wilson's (1927) for all right or all wrong, which knows how few they may
     be, and so much of it for what lies between."""
     sums, counts = by_prompt(np.stack([values, np.ones(len(values))]), prompts)
-    return _if_unanimous(bootstrap(values, prompts=prompts), sums / counts)
+    resamples = 10_000 if np.ptp(sums / counts) >= 1e-12 else 1  # which no resample would widen
+    return _if_unanimous(bootstrap(values, resamples, prompts=prompts), sums / counts)
 
 
 def _if_unanimous(found: Interval, of_prompt: np.ndarray) -> Interval:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, modeling_utils
 
 MASKS = (".attn.masked_bias", ".attention.masked_bias", ".attn.bias", ".attention.bias")
 MASKS += (".attn.causal_mask",)
+HEAD = "If the head is its embedding, state tie_word_embeddings: true in its config.json. "
 
 
 def some(names: Iterable[str]) -> str:
@@ -30,6 +31,7 @@ def refuse(name: str, kind: str, **wrong: Iterable[str]) -> None:
         raise SystemExit(
             f"the weights in {name} are not those of {kind}: {parts}. "
             + "Missing ones would be random numbers. " * bool(wrong.get("missing"))
+            + HEAD * ("lm_head.weight" in (*wrong.get("missing", ()),))
             + "Give a folder that save_pretrained of that class wrote"
         )
 
@@ -61,8 +63,14 @@ def whole() -> Iterator[None]:
             unexpected=more,
             mismatched=[key[0] for key in found.mismatched_keys],
         )
-        if model.get_output_embeddings() is None:
+        head = model.get_output_embeddings()
+        if head is None:
             raise SystemExit(f"{name} is a {type(model).__name__}, which predicts no words")
+        if getattr(head, "weight", None) is not model.get_input_embeddings().weight:
+            # As saved the policy would lose its head where a config says that it has none of its
+            # own, as those of some merged models do.
+            for config in (model.config, model.config.get_text_config()):
+                config.tie_word_embeddings = False
         return report(model, name, *args, **kwargs)
 
     def checked_adapter(self: PeftModel, model_id: str, *args, **kwargs) -> Any:

@@ -8,7 +8,15 @@ import json
 import math
 import re
 
-from dpo.brought import Brought, columns, interleaved, place, with_sft
+from dpo.brought import (
+    Brought,
+    columns,
+    interleaved,
+    other_reference,
+    place,
+    system_prompt,
+    with_sft,
+)
 from dpo.old_keys import (
     AT_LAUNCH,
     BATCHES,
@@ -197,10 +205,8 @@ def ms_swift(b: Brought) -> None:
         b.put("loss_type", types)
         if weights:
             b.put("loss_weights", weights)
-    if b.old.get("ref_model") not in (None, b.old.get("model")):
-        b.warned.append(
-            f"the original's reference is {b.old['ref_model']}; here it is the policy's start"
-        )
+    other_reference(b, "ref_model", b.old.get("model"))
+    system_prompt(b, "system")
     if b.old.get("template"):
         b.warned.append(f"template: {b.old['template']}: {TEMPLATE}")
     data(b)

@@ -63,7 +63,7 @@ DROPPED = because(
     (
         NO_ADAPTER_NAMES,
         "model_adapter_name ref_adapter_name force_use_ref_model ref_model_init_kwargs "
-        "base_model_revision ref_model",
+        "base_model_revision ref_model ref_model_name_or_path reference_model_name_or_path",
     ),
     (
         NOTHING_LEFT,

@@ -19,7 +19,9 @@ from dpo.recipe import Recipe
 from dpo.rows import Rows
 from dpo.sampling import Prompt, parts, prompt_token_ids
 from dpo.sources import load, load_rows
-from dpo.tokenization import load_tokenizer, options_of
+from dpo.telling import NAMED, listed
+from dpo.terminal import visible
+from dpo.tokenization import GIVEN, load_tokenizer, options_of
 from dpo.turns import Fault
 
 CONVERSATIONS = ("messages", "conversations")
@@ -128,6 +130,11 @@ def read(file: str) -> list[Prompt]:
         raise SystemExit(f"PROMPTS: {file} holds no prompts")
     parts, found = {"question": name, **beside(example_of(rows), name)}, []
     parts |= again(rows, parts)
+    # Of pairs the answers are not asked about.
+    seen = {*parts.values(), *GIVEN, "chosen", "rejected"}
+    columns = example_of(rows).items()
+    if unread := [n for n, v in columns if isinstance(v, str | list | dict) and n not in seen]:
+        print(visible(f"PROMPTS: {file}: asked: {name}; not read: {listed(unread, NAMED)}"))
     for number, row in enumerate(source.data, start=1):
         try:
             row = parsing.meant(row, source.padded)

@@ -13,10 +13,16 @@ MESSAGES = (
     "'pin_memory' argument is set as true",  # without a GPU
 )
 # Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
-# weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too.
+# weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too; a
+# head that is the embedding is in no checkpoint; long rows are tokenised to be counted, and then
+# cut; and the ends of a turn are set on purpose (ends.py).
 LOGGED = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "DeepSpeed": "Setting accelerator to CPU",
+    "transformers.trainer": "There were missing keys in the checkpoint model loaded: "
+    "['lm_head.weight'].",
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer than",
+    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens that differ from",
 }
 # What is printed as a module is imported: by transformers, where W&B is kept offline.
 PRINTED = ("[INFO] Running in WANDB offline mode",)

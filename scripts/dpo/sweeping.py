@@ -74,6 +74,8 @@ def points(sweep: str) -> list[dict[str, str]]:
             raise SystemExit(f'SWEEP: {part!r} is not key=value,value: SWEEP="beta=0.05,0.1"')
         if key in grid:
             raise SystemExit(f"SWEEP: {key} stands twice: name it once, with all its values")
+        if len({*values.split(",")}) < len(values.split(",")):
+            raise SystemExit(f"SWEEP: {part}: a value stands twice: name each once")
         if key == "config" or not decides(key):
             raise SystemExit(
                 f"SWEEP: {key} does not change what is learned: what all runs share goes in ARGS"
@@ -101,7 +103,13 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
     for point in points(sweep):
         flags = overridden(arguments, [f"--{key}={value}" for key, value in point.items()])
         config = ["--config", str(FOLDER / f"{recipe}.yaml")]
-        parsed = parse([*config, *flags])
+        try:
+            parsed = parse([*config, *flags])
+        except SystemExit as stop:
+            said = str(stop.code).removeprefix("ARGS: ")
+            if not any(key in said for key in point):
+                raise
+            raise SystemExit(f"SWEEP: {said}") from stop
         stated = parsed.defaults | parsed.chosen
         values = {key: stated[key] for key in point}
         name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
