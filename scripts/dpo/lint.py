@@ -67,6 +67,7 @@ NO_FAULT = (
 LENGTHS = ("prompt_too_long", "same_when_cut")
 ROLES = {"system", "developer", "user", "assistant", "tool"}
 COLUMNS = ("prompt", "chosen", "rejected")
+SEEN = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff]")  # neither a blank nor without a width
 BROKEN = re.compile("[\ufffd\x00\ud800-\udfff]")
 
 
@@ -167,9 +168,9 @@ def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
     if kind is list:
         check_roles(pair)
     for name in ("chosen", "rejected"):
-        if not said[name].strip():
+        if not SEEN.search(said[name]):
             raise Fault("blank" if said[name] else "empty", name)
-    if not said["prompt"].strip():
+    if not SEEN.search(said["prompt"]):
         raise Fault("no_prompt")
     for name in COLUMNS:
         for text in strings(pair[name]):
