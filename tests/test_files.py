@@ -247,6 +247,13 @@ def test_what_datasets_writes_is_read(tmp_path, form, streaming):
     assert [*load_splits(str(where), streaming=streaming)["train"].data] == ROWS
 
 
+def test_what_datasets_has_cached_is_no_data(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "inner")
+    Dataset.from_list(ROWS[:1]).save_to_disk(tmp_path / "old")
+    next(tmp_path.glob("old/*.arrow")).rename(tmp_path / "inner/cache-abc.arrow")
+    assert rows_of(tmp_path) == rows_of(tmp_path / "inner") == ROWS
+
+
 MORE = "".join(json.dumps(pair(f"more {i}", "So.", "No.")) + "\n" for i in range(3)).encode()
 CARD = b"---\nconfigs:\n- {config_name: default, data_files: a.jsonl}\n---\n"
 TWO = CARD.replace(b"default", b"a")[:-4] + b"- {config_name: b, data_files: a.jsonl}\n---\n"

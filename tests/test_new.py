@@ -240,6 +240,7 @@ def test_unknown_columns_are_shown_with_how_to_map_them(tmp_path, tiny_model, ca
         (["source", "question", "win", "loss_weight"], "question win …"),
         (["user_id", "chosen_model", "userQuestion", "chosenText"], "userQuestion chosenText …"),
         (["chosen_prompt", "task_input", "good", "bad"], "task_input good bad"),
+        (["prompt", "response_A", "response_B", "winner"], "prompt … …"),
         (["chosen_or_rejected", "better", "worse"], "… better worse"),
     ],
 )

@@ -104,7 +104,7 @@ def turn_by_turn(row: Row, name: str, parts: dict[str, str]) -> Any:
         Fault: there are not as many answers as questions.
     """
     (response,) = need(row, name)
-    asked, answers = (_texts(value) for value in (row.get(parts.get("question", "")), response))
+    asked, answers = (_texts(value) for value in (row.get(parts.get("question")), response))
     if asked is None:
         return response
     if answers is None or len(asked) != len(answers):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from dpo.layouts import LAYOUTS
-from dpo.parts import KNOWN, Row, first_of, undecided
+from dpo.parts import KNOWN, PREFERENCES, Row, first_of, undecided
 from dpo.rows import Rows
 
 KINDS = {str: "text", bool: "true or false", int: "number", float: "number", dict: "object"}
@@ -146,6 +146,8 @@ def suggested(names: Iterable[str]) -> str:
         "chosen": sorted((n for n in names if sides[n] > 0), key=lambda n: len(words_of(n))),
         "rejected": sorted((n for n in names if sides[n] < 0), key=lambda n: len(words_of(n))),
     }
+    if not found["rejected"]:  # alone it is who won
+        found["chosen"] = [name for name in found["chosen"] if name not in PREFERENCES]
     return " ".join(f"{ours}={[*theirs, '…'][0]}" for ours, theirs in found.items())
 
 
