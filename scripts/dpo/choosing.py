@@ -74,7 +74,7 @@ def compared(row: Row, parts: dict[str, str]) -> tuple[Any, Any]:
     first, second = (turn_by_turn(row, name, parts) for name in names)
     side = preferred(row, parts)
     if math.isnan(side):
-        raise Fault("unrated", f"preference {row.get(parts.get('verdict', ''))!r}")
+        raise Fault("unrated", f"preference {row.get(parts.get('verdict'))!r}")
     if side == 0:
         raise Fault("tie", "neither is preferred")
     return (second, first) if side > 0 else (first, second)
@@ -104,7 +104,7 @@ def turn_by_turn(row: Row, name: str, parts: dict[str, str]) -> Any:
         Fault: there are not as many answers as questions.
     """
     (response,) = need(row, name)
-    asked, answers = (_texts(value) for value in (row.get(parts.get("question", "")), response))
+    asked, answers = (_texts(value) for value in (row.get(parts.get("question")), response))
     if asked is None:
         return response
     if answers is None or len(asked) != len(answers):

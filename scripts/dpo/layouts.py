@@ -42,7 +42,7 @@ def renders(rows: list[Row], layout: str) -> str | None:
     """The layout that renders these rows with a chat template, where this one leaves them plain
     text; None where it renders them itself, or where the prompt is no column of its own."""
     parts = told(rows, layout)[1]
-    texts = [row.get(parts.get("question", "")) for row in rows]
+    texts = [row.get(parts.get("question")) for row in rows]
     plain = layout == "explicit" and any(isinstance(text, str) for text in texts)
     return "question" if plain else None
 
@@ -54,7 +54,7 @@ def begun(messages: list[Message], row: Row, parts: dict[str, str], calls: bool)
     Raises:
         Fault: it has another system prompt, or the columns hold something else.
     """
-    history, system = (row.get(parts.get(part, "")) or None for part in ("history", "system"))
+    history, system = (row.get(parts.get(part)) or None for part in ("history", "system"))
     first = messages[:1] if messages and messages[0].get("role") in ("system", "developer") else []
     if history:
         if not isinstance(history, list):
@@ -93,7 +93,7 @@ def with_input(question: str, row: Row, parts: dict[str, str]) -> str:
     """A question after its context, and before what it is for (Alpaca's `input`)."""
     if not question.strip():
         return question
-    values = {part: row.get(parts.get(part, "")) or "" for part in ("input", "context")}
+    values = {part: row.get(parts.get(part)) or "" for part in ("input", "context")}
     for part, value in values.items():
         if not isinstance(value, str):
             raise Fault("not_text", f"{parts[part]}: {value!r:.40}")
