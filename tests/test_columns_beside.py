@@ -642,4 +642,5 @@ def test_a_column_without_a_name_is_none_of_ours(beside):
     """As R and pandas write the names of rows."""
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "": beside}
     for layout in ("explicit", "question"):
-        assert to_pair(row, layout) == to_pair({k: v for k, v in row.items() if k}, layout)
+        named = {key: value for key, value in row.items() if key}
+        assert to_pair(row, layout, True) == to_pair(named, layout, True)
