@@ -642,3 +642,12 @@ ODD = {
 def test_odd_values_in_the_first_row_are_no_crash(row, tokenizer):
     found = reading_of(Rows("data", Dataset.from_list([row], on_mixed_types="use_json")), None)
     assert found.says(list, TEMPLATE) and "\n" not in "".join(found.notes(list, tokenizer))
+
+
+@pytest.mark.parametrize("beside", [0, "x0", [{"role": "user", "content": "q"}], {"a": 1}])
+def test_a_column_without_a_name_is_none_of_ours(beside):
+    """As R and pandas write the names of rows."""
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "": beside}
+    for layout in ("explicit", "question"):
+        named = {key: value for key, value in row.items() if key}
+        assert to_pair(row, layout, True) == to_pair(named, layout, True)

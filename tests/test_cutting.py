@@ -83,8 +83,9 @@ def words():
     return SimpleNamespace(tokenizer=tokenizer, blanks=set(), ends={1})
 
 
-LATE = ([3] * 4, [5] * 10 + [7, 1], [5] * 10 + [8, 9, 1])  # answers that differ at their ends
+LATE = ([3] * 4, [5] * 8 + [7, 1], [5] * 8 + [8, 1])  # answers that differ at their ends
 EARLY = ([3] * 4, [7] + [5] * 12 + [1], [8] + [5] * 12 + [1])  # and at their beginnings
+TALK = ([3] * 4, [7] + [5] * 10 + [1], [7] + [6] * 10 + [1])  # that leave no room for the prompt
 LONG = ([3] * 20, [5, 1], [6, 1])  # a prompt that fills max_length
 SHORT = ([3] * 4, [5, 1], [6, 1])
 
@@ -94,6 +95,8 @@ SHORT = ([3] * 4, [5, 1], [6, 1])
     [
         (LATE, "same_when_cut", None),
         (EARLY, None, "same_when_cut"),
+        (TALK, None, "prompt_cut_away"),
+        (([3] * 4, [5, 1], TALK[2]), None, "prompt_cut_away"),  # of one of them
         (LONG, "prompt_too_long", None),
         (SHORT, None, None),
         (([], [1], [5, 1]), "no_completion", "no_completion"),  # predicted from nothing

@@ -196,6 +196,9 @@ FLAGS = {
     "--output_dir=s3://bucket/run": "output_dir is s3://bucket/run: give a folder of this machine",
     "--reference_cache=\\\\server\\cache": "give a folder of this machine",
     "--dataset_name=./nothing": "no data at ./nothing: name others with --dataset_name",
+    "--dataset_name=data/pairs.jsonl": "no data at data/pairs.jsonl: name others",
+    "--dataset_name=pairs.csv.gz": "no data at pairs.csv.gz: name others",
+    "--dataset_name=book.xlsx": "no data at book.xlsx: name others",
     "--dataset_test_split=held_out": "has no split 'held_out', only train, test",
     "--dataset_test_split=train": "held-out pairs must be another split",
 }

@@ -74,7 +74,7 @@ def compared(row: Row, parts: dict[str, str]) -> tuple[Any, Any]:
     first, second = (turn_by_turn(row, name, parts) for name in names)
     side = preferred(row, parts)
     if math.isnan(side):
-        raise Fault("unrated", f"preference {row.get(parts.get('verdict', ''))!r}")
+        raise Fault("unrated", f"preference {row.get(parts.get('verdict'))!r}")
     if side == 0:
         raise Fault("tie", "neither is preferred")
     return (second, first) if side > 0 else (first, second)

@@ -45,6 +45,7 @@ REASONS = {
     "doubled_start": "two start tokens: the text spells the one that the tokenizer adds",
     "doubled_end": "two end tokens: the text or the tokenizer adds one to the one that is added",
     "no_end": "the completion does not end with an end token: the model would never stop",
+    "prompt_cut_away": "a completion fills max_length, no prompt is left: raise max_length",
     "prompt_too_long": "the prompt fills max_length, no completion is left: raise max_length",
     "no_completion": "a completion has no tokens that could be learned",
     "same_when_cut": "chosen and rejected differ only in what max_length cuts: raise max_length",
@@ -64,7 +65,7 @@ NO_FAULT = (
     "alone",
 )  # set aside and counted like the others; they never stop a run
 # Left out and counted apart: a pair that is too long is sound, and stops a run only where most are.
-LENGTHS = ("prompt_too_long", "same_when_cut")
+LENGTHS = ("prompt_too_long", "prompt_cut_away", "same_when_cut")
 ROLES = {"system", "developer", "user", "assistant", "tool"}
 COLUMNS = ("prompt", "chosen", "rejected")
 SEEN = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff]")  # neither a blank nor without a width
@@ -235,6 +236,8 @@ def check_tokens(
             raise Fault("prompt_too_long", f"{len(prompt)} tokens, max_length {max_length}")
     if rows[0] == rows[1]:
         raise Fault("same_when_cut", f"{len(rows[0][1])} tokens are left of each")
+    if prompt and not all(before for before, _ in rows):  # by keep_end
+        raise Fault("prompt_cut_away", f"{len(prompt)} tokens, max_length {max_length}")
 
 
 def spoken(value: str | list[dict[str, Any]]) -> Any:

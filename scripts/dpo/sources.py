@@ -53,7 +53,8 @@ def one_line(error: BaseException) -> str:
 def looks_local(name: str) -> bool:
     """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
     begins = name.startswith((".", "/", "~", "models/", "recipes/"))
-    return begins or name.count("/") > 1 or bool(ABROAD.search(name))
+    ends = name.endswith((*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")) or " " in name
+    return begins or ends or name.count("/") > 1 or bool(ABROAD.search(name))
 
 
 def check_reachable(name: str, repo_type: str) -> list[str] | None:
