@@ -83,13 +83,6 @@ def test_a_system_prompt_is_the_first_message(row, name):
     assert pair(row | {name: ""})["prompt"] == pair(row | {name: None})["prompt"] == [USER]
 
 
-@pytest.mark.parametrize("row", RENDERED.values(), ids=RENDERED)
-@pytest.mark.parametrize("value", [7, "x0", PAIRS])
-def test_a_column_without_a_name_plays_no_part(row, value):
-    """As R and pandas write the numbers of rows."""
-    assert pair(row | {"": value}) == pair(row)
-
-
 HISTORIES = {
     "pairs": PAIRS,
     "messages": HELLO,
