@@ -269,7 +269,7 @@ def test_a_bad_row_is_set_aside(tmp_path, tiny_model, around, bad, reason):
 def test_every_reason_is_tried():
     assert len(BAD) > 40
     found = {reason for _, _, reason in BAD.values()}
-    elsewhere = {"labels_swapped", "template_refuses", "no_end", "no_completion"}
+    elsewhere = {"labels_swapped", "template_refuses", "no_end", "no_completion", "prompt_cut_away"}
     assert found | elsewhere == REASONS.keys()
 
 
