@@ -45,6 +45,7 @@ from dpo import (
     checkpoints,
     completions,
     evaluation,
+    fits,
     hub,
     metrics,
     monitors,
@@ -97,9 +98,7 @@ def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     streams = isinstance(trainer.train_dataset, IterableDataset)
     pairs, batch = 0 if streams else len(trainer.train_dataset), recipe.global_batch
-    steps = args.max_steps
-    if steps < 1:
-        steps = math.ceil(math.ceil(pairs / batch) * args.num_train_epochs)
+    steps = fits.steps_of(recipe, pairs)
     epochs = "" if streams else f" = {steps / math.ceil(pairs / batch):.2f} epochs"
     kind = f"LoRA r={model.active_peft_config.r}" if is_peft_model(model) else "full fine-tuning"
     held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0

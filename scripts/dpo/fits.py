@@ -107,12 +107,17 @@ def check(
         )
 
 
+def steps_of(recipe: Recipe, pairs: int) -> int:
+    """How many steps a run on so many pairs has."""
+    args = recipe.training
+    an_epoch = math.ceil(pairs / recipe.global_batch)
+    return args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
+
+
 def say_short(recipe: Recipe, pairs: int) -> None:
     """Say where a run is too short for what the recipe states: its batch, or its warmup."""
     args, batch, say = recipe.training, recipe.global_batch, PartialState().print
-    steps = args.max_steps
-    if steps < 1:
-        steps = math.ceil(math.ceil(pairs / batch) * args.num_train_epochs)
+    steps = steps_of(recipe, pairs)
     if pairs < batch:
         say(f"   train  {pairs} pairs, fewer than the {batch} of a step: each step has them all")
     if (warmup := args.get_warmup_steps(steps)) >= steps and args.warmup_steps >= 1:
