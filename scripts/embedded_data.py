@@ -30,7 +30,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.evaluation import MAX_NEW_TOKENS, TEMPERATURE
-from dpo.rewards import bradley_terry
+from dpo.losses import bradley_terry
 from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
 from dpo.terminal import guarded
 

@@ -23,10 +23,10 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from dpo import adapters, dropout, metrics
 from dpo.building import make_trainer
+from dpo.losses import completion_logps
 from dpo.preferences import prepare
 from dpo.recipe import parse
 from dpo.reference import COLUMNS, ROWS
-from dpo.rewards import completion_logps
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

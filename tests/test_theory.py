@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from dpo.building import make_trainer
+from dpo.losses import completion_logps
 from dpo.recipe import parse
-from dpo.rewards import completion_logps
 
 BETA = 1.0
 PROMPTS = ["x0", "x1", "x2"]

@@ -16,11 +16,11 @@ from dpo import cutting, prefix_sharing
 from dpo.contestants import reference_of
 from dpo.intervals import bootstrap, numbered, share
 from dpo.judgements import told
+from dpo.losses import completion_logps
 from dpo.prefix_sharing import SharedPrefixes
 from dpo.reading import DIGESTS, column
 from dpo.recipe import Recipe
 from dpo.reference import NATS_PER_TOKEN
-from dpo.rewards import completion_logps
 from dpo.sampling import Completion, kind_of, sample, vader_score
 from dpo.scoring import Scored
 from dpo.ties import accuracy, numerics

@@ -14,7 +14,7 @@ from accelerate.utils import tqdm
 from trl import DPOTrainer
 
 from dpo import memory, output, reference, ties
-from dpo.rewards import implicit_reward
+from dpo.losses import implicit_reward
 
 
 @dataclass
