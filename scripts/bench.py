@@ -37,10 +37,10 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo import shared_attention
 from dpo.arguments import positive
-from dpo.machine import device_name, peak_memory_gb
+from dpo.core.machine import device_name, peak_memory_gb
+from dpo.core.terminal import guarded
 from dpo.prefix_sharing import head_on_completions
 from dpo.speed_table import show, write
-from dpo.terminal import guarded
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import (
     LENGTHS,

@@ -38,6 +38,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import bench
 from dpo import gpu_runs
+from dpo.core.machine import PACKAGES, commit, cpu_name
+from dpo.core.terminal import guarded
 from dpo.gpu_checks import (
     JSON,
     TABLE,
@@ -54,9 +56,7 @@ from dpo.gpu_checks import (
     write,
 )
 from dpo.gpu_parity import parity
-from dpo.machine import PACKAGES, commit, cpu_name
 from dpo.output import read_lines
-from dpo.terminal import guarded
 from dpo.workload import LENGTHS, config_of, matmul_peak
 
 MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"

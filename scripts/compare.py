@@ -20,7 +20,7 @@ from rich.text import Text
 from dpo import comparison, comparison_page, comparison_table, wandb_page
 from dpo.comparison import Compared
 from dpo.comparison_table import Row
-from dpo.terminal import guarded, visible
+from dpo.core.terminal import guarded, visible
 
 TONES = {"best": "bold green", "up": "green", "down": "red"}
 WIDTH, COLUMN = 120, 24  # characters: of what is no terminal, and of a run

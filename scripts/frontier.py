@@ -25,15 +25,15 @@ from tqdm import tqdm
 
 from dpo import answers, checkpoints, frontier, output, prompts, sweeping
 from dpo.arguments import positive
-from dpo.asking import EXIT_CODE
 from dpo.checkpoints import step_of
 from dpo.contestants import policy_of, reference_of
+from dpo.core.machine import device_name
+from dpo.core.signals import EXIT_CODE
+from dpo.core.terminal import guarded
 from dpo.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
 from dpo.flags import overridden
-from dpo.machine import device_name
 from dpo.recipe import FOLDER, parse
 from dpo.sweeping import FAILED, LEFT
-from dpo.terminal import guarded
 
 RECIPE = "smollm2-sentiment"
 INTO = Path("outputs/frontier")

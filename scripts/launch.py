@@ -26,11 +26,11 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dpo import ranks
-from dpo.asking import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
+from dpo.core import ranks
+from dpo.core.signals import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
+from dpo.core.terminal import guarded
 from dpo.recipe import FOLDER as RECIPES
 from dpo.recipe import choices, names, read_yaml
-from dpo.terminal import guarded
 
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 from dpo import foreign, telling
 from dpo.columns import described, mapping_of, renamed
 from dpo.converting import convert
+from dpo.core.terminal import guarded, visible
 from dpo.fits import check_rows
 from dpo.layouts import LAYOUTS, renders
 from dpo.model_files import check_config, check_trainable, config_of, tokenizer_of
@@ -43,7 +44,6 @@ from dpo.recipe_text import line, machine_keys, rounded, stated
 from dpo.shape import check_weights
 from dpo.sources import Rows, load_splits
 from dpo.telling import SEEN, refusal
-from dpo.terminal import guarded, visible
 from dpo.tokenization import bundled_templates
 
 # Parameters up to which, learning rate, pairs a device, and who published that rate for that size.

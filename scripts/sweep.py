@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo import comparison, comparison_page, output, sweeping
-from dpo.asking import EXIT_CODE
+from dpo.core.signals import EXIT_CODE
+from dpo.core.terminal import guarded, visible
 from dpo.recipe import FOLDER, choices, names, share_batch
 from dpo.sweeping import DONE, FAILED, LEFT, Run
-from dpo.terminal import guarded, visible
 from launch import choose, visible_gpus
 
 CONFIGS = Path("accelerate_configs")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dpo import output, tracking
 from dpo.contestants import RUNS, run_folder
-from dpo.terminal import guarded
+from dpo.core.terminal import guarded
 
 
 def waiting(folder: Path) -> dict[str, list[Path]]:

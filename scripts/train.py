@@ -52,7 +52,6 @@ from dpo import (
     output,
     preferences,
     quarantine,
-    ranks,
     report,
     resuming,
     scoring,
@@ -60,14 +59,15 @@ from dpo import (
     tracking,
 )
 from dpo.building import make_trainer
+from dpo.core import ranks
+from dpo.core.machine import commit, device_name, peak_memory_gb, versions
+from dpo.core.terminal import guarded, visible
 from dpo.folders import check_shared
 from dpo.gates import Gates
-from dpo.machine import commit, device_name, peak_memory_gb, versions
 from dpo.quarantine import Linted
 from dpo.recipe import Recipe, parse
 from dpo.sources import Rows, load_rows
 from dpo.stopping import Leave, end, run_to_the_end
-from dpo.terminal import guarded, visible
 from dpo.tokenization import load_tokenizer
 from dpo.values import check_values
 from dpo.wandb_run import Describe, add_report

@@ -13,8 +13,9 @@ from browser import DESKTOP, PHONE, fits, opened, pictures
 from conftest import make
 
 from compare import show
-from dpo import comparison, comparison_page, comparison_table, contestants, intervals
+from dpo import comparison, comparison_page, comparison_table, contestants
 from dpo.comparison_table import Row, Units
+from dpo.core import stats
 
 EVIL = "<script>alert(1)</script> | \x1b[31m [/bold]"
 
@@ -206,7 +207,7 @@ def test_as_few_runs_as_chance_allows_differ_beyond_noise():
     rng, beyond = np.random.default_rng(2), 0
     for _ in range(200):
         right = (rng.normal(size=(2, 150)) + rng.normal(size=150) > -0.7).astype(float)
-        difference = intervals.paired(right, resamples=1000)[1][0]
+        difference = stats.paired(right, resamples=1000)[1][0]
         beyond += not comparison_table.within_noise(difference)
     assert 3 <= beyond <= 20
 

@@ -24,7 +24,7 @@ import pytest
 from conftest import FORKS, ROOT, free_port, launch, run_flags, running, train_in_fork
 
 from dpo import checkpoints, completions, metrics
-from dpo.asking import EXIT_CODE
+from dpo.core.signals import EXIT_CODE
 
 pytestmark = pytest.mark.faults
 

@@ -26,10 +26,10 @@ from transformers import (
 
 from dpo import judges
 from dpo import reward_model as reward_model_file
+from dpo.core.terminal import guarded
 from dpo.judgements import Kept
 from dpo.judges import Comparison, check, judge
 from dpo.reward_model import RewardModel
-from dpo.terminal import guarded
 
 
 def user(text: str) -> list[dict[str, str]]:

@@ -16,8 +16,9 @@ from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dpo import adapters, answers, digests, reference
+from dpo import adapters, answers, reference
 from dpo.contestants import Contestant
+from dpo.core import hashing
 from dpo.recipe import parse
 from dpo.reference import CHECKED_ROWS, COLUMNS
 from dpo.workload import any_tokenizer
@@ -172,18 +173,18 @@ def test_code_beside_the_weights_makes_another_entry(tiny_model, tmp_path):
 def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, monkeypatch):
     """Each change keeps the size, as a run that is trained anew does."""
     hashed = []
-    plain = digests.digest_of
-    monkeypatch.setattr(digests, "digest_of", lambda path: hashed.append(path) or plain(path))
-    monkeypatch.setattr(digests.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(digests, "LARGE", 1000)
-    monkeypatch.setattr(digests, "SETTLED", 50_000_000)
+    plain = hashing.digest_of
+    monkeypatch.setattr(hashing, "digest_of", lambda path: hashed.append(path) or plain(path))
+    monkeypatch.setattr(hashing.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hashing, "LARGE", 1000)
+    monkeypatch.setattr(hashing, "SETTLED", 50_000_000)
     file, small = tmp_path / "model.safetensors", tmp_path / "config.json"
     file.write_bytes(b"1" * 1000)
     small.write_bytes(b"1")
 
     def found() -> str:
         hashed.clear()
-        (digest, _) = digests.digests_of([file, small])
+        (digest, _) = hashing.digests_of([file, small])
         assert digest == plain(file)
         return "anew" if file in hashed else "kept"
 
@@ -201,9 +202,9 @@ def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, mo
     assert found() == "anew"
     time.sleep(0.06)
     found()
-    digests.kept_in().write_text("half of a")
+    hashing.kept_in().write_text("half of a")
     assert [found(), found()] == ["anew", "kept"]
-    digests.kept_in().unlink()
+    hashing.kept_in().unlink()
     (tmp_path / "cache").rmdir()
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert found() == "anew"

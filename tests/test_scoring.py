@@ -9,7 +9,8 @@ from conftest import EDGE_PAIRS, MAX_LENGTH, trainer_of
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from dpo import contestants, evaluation, reference, scoring, ties
+from dpo import contestants, evaluation, reference, scoring
+from dpo.core import ties
 from dpo.evaluation import of_pairs
 from dpo.recipe import parse
 

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 import audit
 import train
 from dpo import foreign, hub
-from dpo.terminal import visible
+from dpo.core.terminal import visible
 
 
 class Evil:

@@ -16,7 +16,7 @@ from conftest import ROOT, once, run, run_flags
 
 import sweep
 from dpo import checkpoints, metrics, output, sweeping
-from dpo.asking import EXIT_CODE
+from dpo.core.signals import EXIT_CODE
 from dpo.sweeping import DONE, FAILED, LEFT, resolved
 from sweep import places, sweep_file
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from dpo import checkpoints
-from dpo.asking import SIGNALS
+from dpo.core.signals import SIGNALS
 from dpo.trainer import FastDPOTrainer
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml"]

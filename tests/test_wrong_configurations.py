@@ -11,10 +11,10 @@ from trl.scripts.utils import DatasetConfig
 
 import launch
 from dpo.arguments import OF_ONE
+from dpo.core.terminal import guarded
 from dpo.flags import overridden
 from dpo.recipe import parse, read_yaml
 from dpo.start import START
-from dpo.terminal import guarded
 from dpo.values import LOSS_TYPES, check_values
 
 FLAGS = {

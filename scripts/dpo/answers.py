@@ -18,9 +18,10 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo import adapters, ends, placing, secrets
+from dpo import adapters, ends, placing
 from dpo.contestants import Contestant
-from dpo.intervals import bootstrap, share
+from dpo.core import secrets
+from dpo.core.stats import bootstrap, share
 from dpo.sampling import Completion, Prompt, kind_of, prompt_token_ids, sample
 
 KEPT = Path("cache/answers")

@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from dpo.digests import digest_of
+from dpo.core.hashing import digest_of
 from dpo.output import differences, follow_umask, write_whole
 
 MANIFEST = "manifest.json"

@@ -14,10 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from dpo import comparison, comparison_table
 from dpo.comparison import Compared
 from dpo.comparison_table import Row, against, verdicts, within_noise
-from dpo.intervals import Interval
+from dpo.core.stats import Interval
+from dpo.core.terminal import visible
 from dpo.output import write_whole
 from dpo.page import document, picture, png
-from dpo.terminal import visible
 
 # Okabe and Ito's colours, told apart by the colour-blind too; then once more, dashed and dotted.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

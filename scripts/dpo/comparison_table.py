@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dpo import intervals, output
+from dpo import output
 from dpo.comparison import Compared
+from dpo.core import stats
+from dpo.core.stats import Interval
+from dpo.core.ties import accuracy
 from dpo.evaluation_page import with_error
-from dpo.intervals import Interval
-from dpo.ties import accuracy
 
 
 @dataclass
@@ -80,7 +81,7 @@ def _between(units: list[Units | None]) -> list[list[Interval | None]]:
         if len(runs) > 1 and values.size:
             of_run = (units[at].prompts for at in runs)
             prompts = next((each[known] for each in of_run if each is not None), None)
-            found = intervals.paired(values, prompts=prompts)
+            found = stats.paired(values, prompts=prompts)
             for i, row in zip(runs, found, strict=True):
                 for j, difference in zip(runs, row, strict=True):
                     table[i][j] = difference if i != j else None

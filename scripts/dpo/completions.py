@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from dpo import output, tracking
-from dpo.terminal import visible
+from dpo.core.terminal import visible
 
 COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]
 SHOWN = 160  # characters of a line in the terminal

@@ -6,8 +6,8 @@ import html
 
 from dpo import lint, quarantine
 from dpo.characters import Piece
+from dpo.core.terminal import visible
 from dpo.page import document
-from dpo.terminal import visible
 
 LEGEND = """<p class="legend"><span><span class="tokens prompt"><i>one token</i><b>the</b><i>next
 </i></span></span><span class="tokens"><i class="many">several tokens, one character</i></span>

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from dpo import cutting, prefix_sharing
 from dpo.contestants import reference_of
-from dpo.intervals import bootstrap, numbered, share
+from dpo.core.stats import bootstrap, numbered, share
+from dpo.core.ties import accuracy, numerics
 from dpo.judgements import told
 from dpo.losses import completion_logps
 from dpo.prefix_sharing import SharedPrefixes
@@ -23,7 +24,6 @@ from dpo.recipe import Recipe
 from dpo.reference import NATS_PER_TOKEN
 from dpo.sampling import Completion, kind_of, sample, vader_score
 from dpo.scoring import Scored
-from dpo.ties import accuracy, numerics
 
 # scripts/embedded_data.py samples its pairs with these two as well.
 TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble

@@ -7,9 +7,9 @@ import html
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from dpo.core.terminal import visible
 from dpo.page import document, facts, picture, png, tile
 from dpo.report import AFTER, NEUTRAL, of_pairs
-from dpo.terminal import visible
 
 Row = tuple[str, str, str]
 

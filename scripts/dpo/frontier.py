@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from dpo import answers, evaluation
 from dpo.contestants import Contestant
+from dpo.core.stats import bootstrap
 from dpo.evaluation_page import said
-from dpo.intervals import bootstrap
 from dpo.page import document, picture, png
 from dpo.sampling import Completion, Messages, prompt_token_ids, vader_score
 

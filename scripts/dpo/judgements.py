@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from dpo.core.secrets import masked
 from dpo.sampling import Messages, Prompt, parts
-from dpo.secrets import masked
 
 
 @dataclass

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 
-from dpo.asking import has_refused
+from dpo.core.signals import has_refused
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import yaml
 from safetensors import SafetensorError
 
+from dpo.core.secrets import mask, masked
 from dpo.recipe import Recipe, make_parser, read_yaml, resolve
-from dpo.secrets import mask, masked
 
 SETTINGS = "recipe.yaml"
 BEGAN = "# begun on "  # its first line

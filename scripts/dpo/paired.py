@@ -13,14 +13,14 @@ from datasets import ClassLabel, Dataset, Value
 from dpo import answers, evaluation
 from dpo.by_hand import said
 from dpo.contestants import Contestant
-from dpo.intervals import bootstrap, length_controlled, share, win_rate
+from dpo.core.stats import bootstrap, length_controlled, share, win_rate
+from dpo.core.ties import numerics
 from dpo.judges import Comparison, Verdicts
 from dpo.prompts import as_trained
 from dpo.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.reference import NATS_PER_TOKEN
 from dpo.sampling import Completion, Prompt
 from dpo.scoring import Scored
-from dpo.ties import numerics
 
 ALIKE = 0.1  # lengths that differ by less are about equal
 MOST_GROUPS = 20  # a column with more values names no categories

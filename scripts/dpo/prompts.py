@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo import lint, parsing, preferences
 from dpo.contestants import Contestant
+from dpo.core.terminal import visible
 from dpo.files import Broken, lines_of
 from dpo.layouts import asked, begun
 from dpo.parts import QUESTIONS, again, beside, example_of, first_of
@@ -20,7 +21,6 @@ from dpo.rows import Rows
 from dpo.sampling import Prompt, parts, prompt_token_ids
 from dpo.sources import load, load_rows
 from dpo.telling import NAMED, listed
-from dpo.terminal import visible
 from dpo.tokenization import GIVEN, load_tokenizer, options_of
 from dpo.turns import Fault
 

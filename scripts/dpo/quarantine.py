@@ -11,9 +11,9 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from dpo import cutting, lint
+from dpo.core.terminal import visible
 from dpo.output import QUARANTINE, write_lines
 from dpo.sources import Rows
-from dpo.terminal import visible
 
 FITS = (0.9, 0.95, 0.99)  # shares of the pairs
 

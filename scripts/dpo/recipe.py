@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo import secrets
 from dpo.arguments import BATCH, RunArguments, check_data, check_kinds, decides
+from dpo.core import secrets
+from dpo.core.strict import load_yaml
 from dpo.flags import at_home
 from dpo.flags import check as flags_given
 from dpo.old_keys import refuse_unknown, spelling
-from dpo.strict import load_yaml
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments

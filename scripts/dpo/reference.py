@@ -31,7 +31,7 @@ from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
 from dpo import adapters, cutting
-from dpo.digests import digests_of
+from dpo.core.hashing import digests_of
 from dpo.output import write_whole
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]

@@ -19,7 +19,7 @@ from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
 from dpo import files, parsing
-from dpo.digests import digests_of
+from dpo.core.hashing import digests_of
 from dpo.model_files import POINTER
 from dpo.turns import Fault
 

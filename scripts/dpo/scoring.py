@@ -13,7 +13,8 @@ import numpy as np
 from accelerate.utils import tqdm
 from trl import DPOTrainer
 
-from dpo import memory, output, reference, ties
+from dpo import memory, output, reference
+from dpo.core import ties
 from dpo.losses import implicit_reward
 
 

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from dpo import tracking
-from dpo.asking import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
+from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
 
 
 def end(agreed: bool) -> None:

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from dpo import output
 from dpo.arguments import decides
-from dpo.asking import EXIT_CODE, SIGNALS
+from dpo.core.signals import EXIT_CODE, SIGNALS
+from dpo.core.terminal import visible
 from dpo.flags import overridden
 from dpo.recipe import FOLDER, Recipe, parse
-from dpo.terminal import visible
 from dpo.values import check_values
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^|\r\n]*\|[^\[\r\n]*\[[^\]\r\n]*\]")  # of tqdm; redrawn at exit

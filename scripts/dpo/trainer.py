@@ -29,10 +29,10 @@ from dpo import (
     resuming,
     shared_attention,
     stock,
-    ties,
     weighing,
 )
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
+from dpo.core import ties
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import SharedPrefixCollator
 from dpo.reading import IDS, column

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from dpo import checkpoints, output, quarantine, tracking
-from dpo.asking import CONFIG
-from dpo.machine import commit, versions
+from dpo.core.machine import commit, versions
+from dpo.core.signals import CONFIG
 from dpo.recipe import Recipe
 
 LONGEST_TAG = 64  # characters, W&B's own bound

@@ -25,7 +25,7 @@ def commit() -> str | None:
     no git checkout."""
 
     def git(*words: str) -> str:
-        top = Path(__file__).parents[2]
+        top = Path(__file__).parents[3]
         done = subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 

@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from dpo import asking, ranks, secrets
+from dpo.core import ranks, secrets, signals
 from dpo.flags import at_home
 
 # Control characters but tab and newline, and those that turn the direction of writing.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-SCRIPTS = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(__file__).resolve().parents[2]
 DEBUG = "DPO_DEBUG"  # set by --debug, for the processes that are started too
 LONGEST = 600  # characters of what a library says
 BUGS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError)
@@ -128,7 +128,7 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
 
 def once(error: Exception | str) -> str | int:
     """The line to end with, if no other process of the run has said one, else the exit code."""
-    if not asking.first_to_end():
+    if not signals.first_to_end():
         return 1
     line = error if isinstance(error, str) else line_of(error)
     return visible(secrets.mask(line)).replace("\n", r"\n")
