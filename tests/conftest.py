@@ -44,7 +44,7 @@ from dpo import checkpoints
 from dpo.building import make_trainer
 from dpo.flags import name_of
 from dpo.preferences import prepare
-from dpo.prefix_sharing import SharedPrefixCollator, stock_head
+from dpo.prefix_sharing.backbone import SharedPrefixCollator, stock_head
 from dpo.quarantine import check_share
 from dpo.recipe import parse
 from dpo.shape import check_model

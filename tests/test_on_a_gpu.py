@@ -12,10 +12,11 @@ from test_prefix_sharing import varlen_by_hand
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
-from dpo import evaluation, shared_attention
+from dpo import evaluation
 from dpo.arguments import RunArguments
 from dpo.gates import Gates
-from dpo.prefix_sharing import head_on_completions
+from dpo.prefix_sharing import attention
+from dpo.prefix_sharing.backbone import head_on_completions
 from dpo.stopping import Leave
 from dpo.trainer import FastDPOTrainer
 
@@ -33,7 +34,7 @@ WAYS = {
 
 @pytest.fixture(autouse=True)
 def flash(monkeypatch):
-    monkeypatch.setattr(shared_attention, "varlen_attn", kernel(varlen_by_hand))
+    monkeypatch.setattr(attention, "varlen_attn", kernel(varlen_by_hand))
 
 
 def run_of(folder, name: str, fast: bool = True, **arguments) -> DPOTrainer:

@@ -12,13 +12,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dpo import cutting, prefix_sharing
+from dpo import cutting
 from dpo.contestants import reference_of
 from dpo.core.stats import bootstrap, numbered, share
 from dpo.core.ties import accuracy, numerics
 from dpo.judgements import told
 from dpo.losses import completion_logps
-from dpo.prefix_sharing import SharedPrefixes
+from dpo.prefix_sharing import backbone
+from dpo.prefix_sharing.backbone import SharedPrefixes
 from dpo.reading import DIGESTS, column
 from dpo.recipe import Recipe
 from dpo.reference import NATS_PER_TOKEN
@@ -53,9 +54,9 @@ def score(
     together = np.arange(len(rows)).reshape(each, -1).T  # the rows of each pair, or each alone
     lengths = np.array([len(prompt) + len(completion) for prompt, completion in rows])
     longest_first = np.argsort(-lengths[together].sum(axis=1), kind="stable")
-    shared = pairs and not prefix_sharing.obstacle(model)
+    shared = pairs and not backbone.obstacle(model)
     if shared:
-        prefix_sharing.share_prefixes(model)
+        backbone.share_prefixes(model)
     logps = np.zeros(len(rows))
     for some in tqdm(
         batches(lengths[together].max(axis=1), longest_first, each),

@@ -28,9 +28,9 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo import shared_attention
 from dpo.gpu_checks import Job, Row, judged
-from dpo.prefix_sharing import SharedPrefixCollator, share_prefixes
+from dpo.prefix_sharing import attention
+from dpo.prefix_sharing.backbone import SharedPrefixCollator, share_prefixes
 from dpo.workload import LENGTHS, MAX_LENGTH, SHAPES, typical_lengths
 
 LOGPS, GRADIENTS = 1e-4, 1e-3  # in float32: nats a token; of the norm of the gradient
@@ -110,13 +110,13 @@ def scored(
 @contextlib.contextmanager
 def kernels(flash: bool) -> Iterator[None]:
     """Leave FlashAttention out, or take it where the device and the dtype allow it."""
-    stock = shared_attention.uses_flash
+    stock = attention.uses_flash
     if not flash:
-        shared_attention.uses_flash = lambda *args, **kwargs: False
+        attention.uses_flash = lambda *args, **kwargs: False
     try:
         yield
     finally:
-        shared_attention.uses_flash = stock
+        attention.uses_flash = stock
 
 
 def ready(model: PreTrainedModel) -> PreTrainedModel:
@@ -172,7 +172,7 @@ def compared(name: str, make: Callable[[], PreTrainedModel], pairs, most: int, d
         autocast = numerics == "bfloat16 autocast"
         model = model.to(torch.bfloat16 if numerics == "bfloat16 weights" else torch.float32)
         plain = scored(model, batch, False, autocast)
-        has_flash = shared_attention.uses_flash(model.device, numerics != "float32")
+        has_flash = attention.uses_flash(model.device, numerics != "float32")
         for flash in [True, False] if has_flash else [False]:
             says = f"{name}: {numerics}, {'FlashAttention' if flash else 'SDPA'}"
             try:

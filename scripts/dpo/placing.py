@@ -1,7 +1,7 @@
 """On which GPUs a model is put that is asked and not trained: on one where it fits.
 
 Spread over several, a model computes on one of them at a time, its prompts are not shared
-(prefix_sharing.py), and every GPU has to be free.
+(backbone.py), and every GPU has to be free.
 """
 
 from __future__ import annotations

@@ -19,22 +19,12 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo import (
-    adapters,
-    dropout,
-    memory,
-    positions,
-    prefix_sharing,
-    reference,
-    resuming,
-    shared_attention,
-    stock,
-    weighing,
-)
+from dpo import adapters, dropout, memory, positions, reference, resuming, stock, weighing
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.core import ties
 from dpo.monitors import Monitors
-from dpo.prefix_sharing import SharedPrefixCollator
+from dpo.prefix_sharing import attention, backbone
+from dpo.prefix_sharing.backbone import SharedPrefixCollator
 from dpo.reading import IDS, column
 from dpo.saving import WritesCheckpoints
 from dpo.seen import gathered, per_pair
@@ -69,7 +59,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     """What is learned is what stock TRL learns.
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
-    (prefix_sharing.py), and with it the head on completion tokens only and pairs dealt by length
+    (backbone.py), and with it the head on completion tokens only and pairs dealt by length
     (batching.py). With `precompute_ref_log_probs`: the reference scored once (reference.py), found
     again by its weights, among them those in the file `adapter` if it is one on its base.
     """
@@ -125,8 +115,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             self._share_prefixes()
 
     def _share_prefixes(self) -> None:
-        prefix_sharing.head_on_completions(self.accelerator.device)
-        reasons = [prefix_sharing.obstacle(model) for model in self._models()]
+        backbone.head_on_completions(self.accelerator.device)
+        reasons = [backbone.obstacle(model) for model in self._models()]
         if is_peft_model(self.model):
             reasons.append(adapters.obstacle(self.model))
         if type(self.data_collator) is not DataCollatorForPreference:
@@ -137,17 +127,17 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             self._sharing = f"off, since {reason}"
             return
         for model in self._models():
-            prefix_sharing.share_prefixes(model)
+            backbone.share_prefixes(model)
         self.data_collator = SharedPrefixCollator(**vars(self.data_collator))
         half = self.accelerator.mixed_precision != "no" or self.model.dtype.itemsize < 4
-        self._sharing = f"on, {shared_attention.backend(self.accelerator.device, half)}"
+        self._sharing = f"on, {attention.backend(self.accelerator.device, half)}"
 
     @property
     def sharing(self) -> str:
         """Whether prefixes are shared, and by what, or why not."""
-        found = [prefix_sharing.obstacle(model) for model in self._models()]
-        on = prefix_sharing.OTHERWISE not in found
-        return self._sharing if on else f"off, since {prefix_sharing.OTHERWISE}"
+        found = [backbone.obstacle(model) for model in self._models()]
+        on = backbone.OTHERWISE not in found
+        return self._sharing if on else f"off, since {backbone.OTHERWISE}"
 
     def _models(self) -> list[PreTrainedModel]:
         """The policy, and the reference if it is a model of its own, without what wraps them."""

@@ -13,7 +13,7 @@ neither know nor care.
 
 The hook is in two places, both idle unless a batch brings `shared_prefixes` along: the forward of
 the model's backbone (`share_prefixes`), and transformers' table of attention functions
-(shared_attention.py).
+(attention.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo.shared_attention import IMPLEMENTATIONS, teach
+from dpo.prefix_sharing.attention import IMPLEMENTATIONS, teach
 
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
 OTHERWISE = "its layers attend otherwise than through transformers' table of attention functions"
