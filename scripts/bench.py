@@ -35,11 +35,11 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from dpo.arguments import positive
 from dpo.core.machine import device_name, peak_memory_gb
 from dpo.core.terminal import guarded
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.recipe.arguments import positive
 from dpo.speed_table import show, write
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import (

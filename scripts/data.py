@@ -28,7 +28,7 @@ from dpo.characters import Piece
 from dpo.core.terminal import guarded, visible
 from dpo.output import DATA_PAGE, unwritable, write_whole
 from dpo.reading import column
-from dpo.recipe import Recipe, parse
+from dpo.recipe.parse import Recipe, parse
 from dpo.shape import check_model
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer

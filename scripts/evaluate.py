@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo import answers, evaluation_page, judges, output, paired, prompts, suites
-from dpo.arguments import positive
 from dpo.contestants import RUNS, Contestant, find, reference_of, run_folder
 from dpo.core.machine import device_name, versions
 from dpo.core.terminal import guarded, visible
 from dpo.evaluation import SEED, TEMPERATURE
+from dpo.recipe.arguments import positive
 
 SHOWN = 10  # samples on the page
 

@@ -24,15 +24,15 @@ import torch
 from tqdm import tqdm
 
 from dpo import answers, checkpoints, frontier, output, prompts, sweeping
-from dpo.arguments import positive
 from dpo.checkpoints import step_of
 from dpo.contestants import policy_of, reference_of
 from dpo.core.machine import device_name
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded
 from dpo.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
-from dpo.flags import overridden
-from dpo.recipe import FOLDER, parse
+from dpo.recipe.arguments import positive
+from dpo.recipe.flags import overridden
+from dpo.recipe.parse import FOLDER, parse
 from dpo.sweeping import FAILED, LEFT
 
 RECIPE = "smollm2-sentiment"

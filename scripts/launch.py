@@ -29,8 +29,8 @@ import yaml
 from dpo.core import ranks
 from dpo.core.signals import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
 from dpo.core.terminal import guarded
-from dpo.recipe import FOLDER as RECIPES
-from dpo.recipe import choices, names, read_yaml
+from dpo.recipe.parse import FOLDER as RECIPES
+from dpo.recipe.parse import choices, names, read_yaml
 
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")

@@ -31,7 +31,6 @@ from transformers import AutoModelForCausalLM
 
 from dpo import foreign, telling
 from dpo.columns import described, mapping_of, renamed
-from dpo.converting import convert
 from dpo.core.terminal import guarded, visible
 from dpo.fits import check_rows
 from dpo.layouts import LAYOUTS, renders
@@ -39,8 +38,9 @@ from dpo.model_files import check_config, check_trainable, config_of, tokenizer_
 from dpo.output import write_whole
 from dpo.parts import told
 from dpo.reading import paired
-from dpo.recipe import FOLDER
-from dpo.recipe_text import line, machine_keys, rounded, stated
+from dpo.recipe.convert.convert import convert
+from dpo.recipe.parse import FOLDER
+from dpo.recipe.text import line, machine_keys, rounded, stated
 from dpo.shape import check_weights
 from dpo.sources import Rows, load_splits
 from dpo.telling import SEEN, refusal

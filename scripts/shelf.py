@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpo.core.terminal import guarded
 from dpo.output import write_whole
-from dpo.recipe import FOLDER, make_parser, read_yaml
+from dpo.recipe.parse import FOLDER, make_parser, read_yaml
 
 TABLE = FOLDER / "README.md"
 COLUMNS = ("recipe", "model", "data", "loss", "β", "learning rate", "batch", "published", "reached")

@@ -26,7 +26,7 @@ from rich.table import Table
 from dpo import comparison, comparison_page, output, sweeping
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded, visible
-from dpo.recipe import FOLDER, choices, names, share_batch
+from dpo.recipe.parse import FOLDER, choices, names, share_batch
 from dpo.sweeping import DONE, FAILED, LEFT, Run
 from launch import choose, visible_gpus
 

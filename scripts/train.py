@@ -65,11 +65,11 @@ from dpo.core.terminal import guarded, visible
 from dpo.folders import check_shared
 from dpo.gates import Gates
 from dpo.quarantine import Linted
-from dpo.recipe import Recipe, parse
+from dpo.recipe.parse import Recipe, parse
+from dpo.recipe.validate import check_values
 from dpo.sources import Rows, load_rows
 from dpo.stopping import Leave, end, run_to_the_end
 from dpo.tokenization import load_tokenizer
-from dpo.values import check_values
 from dpo.wandb_run import Describe, add_report
 
 

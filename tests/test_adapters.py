@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.building import make_trainer
 from dpo.preferences import prepare
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.shape import check_model
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer

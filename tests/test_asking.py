@@ -13,7 +13,7 @@ from dpo.contestants import Contestant, find, reference_of
 from dpo.evaluation import SEED
 from dpo.judgements import turns
 from dpo.preferences import prepare
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.reference import digest_of_rows
 from dpo.sampling import Completion, prompt_token_ids
 from dpo.sources import load_rows

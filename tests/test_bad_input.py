@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 import train
-from dpo.recipe import parse, share_batch
+from dpo.recipe.parse import parse, share_batch
 from dpo.shape import check_model
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"

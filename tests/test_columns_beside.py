@@ -13,7 +13,7 @@ from dpo import preferences, quarantine
 from dpo.columns import renamed
 from dpo.layouts import Fault, renders, to_pair
 from dpo.parts import told
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.sources import Rows, load_rows
 from dpo.telling import NAMED, reading_of
 from dpo.tokenization import load_tokenizer

@@ -17,7 +17,7 @@ from dpo.gates import wrong_batch
 from dpo.layouts import Fault
 from dpo.preferences import prepare
 from dpo.prefix_sharing.backbone import SharedPrefixCollator
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

@@ -8,7 +8,7 @@ from conftest import ROOT, make, pair, recipe_steps
 
 import new
 from dpo.output import claim
-from dpo.recipe import FOLDER, parse
+from dpo.recipe.parse import FOLDER, parse
 from dpo.sources import load_splits
 
 

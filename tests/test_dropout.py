@@ -25,7 +25,7 @@ from dpo import adapters, dropout, metrics
 from dpo.building import make_trainer
 from dpo.losses import completion_logps
 from dpo.preferences import prepare
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.reference import COLUMNS, ROWS
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer

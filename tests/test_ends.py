@@ -14,7 +14,7 @@ from dpo.building import make_trainer
 from dpo.contestants import find
 from dpo.drift import Drift
 from dpo.preferences import prepare
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.sampling import sample, sample_completions
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer

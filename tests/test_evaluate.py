@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo import answers, contestants, evaluation, evaluation_page, paired, prompts, suites
 from dpo.contestants import Contestant, find, reference_of
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.sampling import Completion, prompt_token_ids
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the walk?", "And you?")]

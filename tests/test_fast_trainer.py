@@ -19,7 +19,7 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.batching import DealtSampler, EvenBatches, deal, innermost, layout
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.trainer import FastDPOTrainer
 
 

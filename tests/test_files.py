@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from dpo import prompts
 from dpo.preferences import prepare
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.sources import load, load_rows, load_splits
 from dpo.tokenization import load_tokenizer
 

@@ -19,7 +19,7 @@ from place import place
 
 from dpo import lint
 from dpo.preferences import prepare
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.sources import load_rows, load_splits
 from dpo.tokenization import load_tokenizer
 

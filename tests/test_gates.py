@@ -15,8 +15,8 @@ from conftest import ROOT, launch, run, run_flags, trainer_of
 from transformers import TrainerCallback
 
 from dpo import memory, reference, start, trial
-from dpo.arguments import RunArguments
 from dpo.gates import Gates
+from dpo.recipe.arguments import RunArguments
 from dpo.resuming import TakeUp
 from dpo.start import START
 

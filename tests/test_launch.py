@@ -13,7 +13,7 @@ from conftest import ROOT, launch, run
 
 import launch as launcher
 from dpo import output
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 

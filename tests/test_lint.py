@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from dpo import evaluation, preferences, quarantine, reading
 from dpo.lint import REASONS
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

@@ -27,7 +27,7 @@ from trl.trainer.utils import create_model_from_path
 from dpo import adapters, fits, loading
 from dpo.contestants import find, policy_of, reference_of
 from dpo.output import settings, write_whole
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 

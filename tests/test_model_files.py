@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from dpo import shape
 from dpo.model_files import check_config, check_weights, tokenizer_of
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.tokenization import load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 269060552\n"

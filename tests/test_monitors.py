@@ -17,7 +17,7 @@ from dpo import drift, metrics, monitors
 from dpo.building import make_trainer
 from dpo.preferences import prepare
 from dpo.quarantine import check_share
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.resuming import TakeUp
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer

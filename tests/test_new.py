@@ -15,7 +15,7 @@ from test_model_files import edit
 import new
 from dpo.columns import described, mapping_of, renamed, suggested
 from dpo.preferences import prepare
-from dpo.recipe import make_parser, parse, resolve
+from dpo.recipe.parse import make_parser, parse, resolve
 from dpo.rows import Rows
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer

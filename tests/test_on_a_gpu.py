@@ -13,10 +13,10 @@ from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
 from dpo import evaluation
-from dpo.arguments import RunArguments
 from dpo.gates import Gates
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.recipe.arguments import RunArguments
 from dpo.stopping import Leave
 from dpo.trainer import FastDPOTrainer
 

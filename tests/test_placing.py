@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from dpo import adapters, building, placing
 from dpo.contestants import Contestant
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.reward_model import RewardModel
 
 

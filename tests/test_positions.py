@@ -12,11 +12,11 @@ from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dpo import contestants, evaluation, positions
-from dpo.arguments import RunArguments
 from dpo.building import make_trainer
 from dpo.gates import Gates
 from dpo.preferences import prepare
-from dpo.recipe import parse
+from dpo.recipe.arguments import RunArguments
+from dpo.recipe.parse import parse
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

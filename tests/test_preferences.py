@@ -17,7 +17,7 @@ from dpo import preferences
 from dpo.building import make_trainer
 from dpo.preferences import prepare
 from dpo.reading import IDS, column
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.resuming import TakeUp, to_go_on_from
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer

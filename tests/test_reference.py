@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from dpo import adapters, answers, reference
 from dpo.contestants import Contestant
 from dpo.core import hashing
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.reference import CHECKED_ROWS, COLUMNS
 from dpo.workload import any_tokenizer
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from dpo import contestants, evaluation, reference, scoring
 from dpo.core import ties
 from dpo.evaluation import of_pairs
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 
 PAIRS = 7  # an odd number, so that the last batch is not full
 

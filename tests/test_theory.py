@@ -23,7 +23,7 @@ from transformers import (
 
 from dpo.building import make_trainer
 from dpo.losses import completion_logps
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 
 BETA = 1.0
 PROMPTS = ["x0", "x1", "x2"]

@@ -15,7 +15,7 @@ from test_monitors import easy, trainer_on
 from transformers.integrations import WandbCallback
 
 from dpo import metrics, tracking
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 from dpo.tracking import configure
 
 RECIPE = "smollm2-sentiment"

@@ -22,7 +22,7 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapte
 from trl import ModelConfig, get_peft_config
 
 from dpo import loading, model_files, output
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 
 MERGED = "merged"
 

@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, get_quantization_config
 from dpo import adapters, ends, fits, foreign, hub, loading, tracking
 from dpo.drift import Drift
 from dpo.metrics import WriteMetrics
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.trainer import FastDPOTrainer, stays_live
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from dpo import completions, metrics, output, report
-from dpo.arguments import decides
 from dpo.contestants import RUNS, known_runs, run_folder
-from dpo.recipe import make_parser
+from dpo.recipe.arguments import decides
+from dpo.recipe.parse import make_parser
 
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting

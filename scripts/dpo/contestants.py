@@ -16,7 +16,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from dpo import adapters, checkpoints, fits, foreign, model_files, output, placing, positions
 from dpo.core.hashing import digests_of
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.shape import check_weights
 from dpo.sources import looks_local
 from dpo.tokenization import load_tokenizer

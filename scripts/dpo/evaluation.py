@@ -21,7 +21,7 @@ from dpo.losses import completion_logps
 from dpo.prefix_sharing import backbone
 from dpo.prefix_sharing.backbone import SharedPrefixes
 from dpo.reading import DIGESTS, column
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.reference import NATS_PER_TOKEN
 from dpo.sampling import Completion, kind_of, sample, vader_score
 from dpo.scoring import Scored

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from dpo import adapters, model_files, reference
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 
 
 def positions(config: PreTrainedConfig) -> float | None:

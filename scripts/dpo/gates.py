@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from dpo import cutting
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.seen import local
 from dpo.start import starts_elsewhere
 from dpo.trial import batch_of, longest_fails, parameters, untouched

@@ -18,7 +18,7 @@ import yaml
 from safetensors import SafetensorError
 
 from dpo.core.secrets import mask, masked
-from dpo.recipe import Recipe, make_parser, read_yaml, resolve
+from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
 
 SETTINGS = "recipe.yaml"
 BEGAN = "# begun on "  # its first line

@@ -22,7 +22,7 @@ from dpo import cutting, lint
 from dpo.output import QUARANTINE
 from dpo.quarantine import Bad, Linted, check_length, said_of_lengths
 from dpo.reading import ABOUT, BATCH, IDS, IMAGES, RENDERED, column, lint_rows
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.sources import Rows
 from dpo.telling import SEEN
 

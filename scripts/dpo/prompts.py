@@ -16,7 +16,7 @@ from dpo.files import Broken, lines_of
 from dpo.layouts import asked, begun
 from dpo.parts import QUESTIONS, again, beside, example_of, first_of
 from dpo.reading import OPTIONS
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.rows import Rows
 from dpo.sampling import Prompt, parts, prompt_token_ids
 from dpo.sources import load, load_rows

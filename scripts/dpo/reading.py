@@ -30,7 +30,7 @@ from dpo.layouts import to_pair
 from dpo.output import day_of
 from dpo.parts import BESIDE, ratings_of
 from dpo.quarantine import Bad, Linted
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.reference import COLUMNS as SCORED
 from dpo.sources import Rows
 from dpo.tables import Exact

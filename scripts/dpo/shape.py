@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from dpo import adapters, foreign, model_files
 from dpo.model_files import AGAIN, config_of, one_line
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.sources import check_reachable, looks_local
 
 ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "

@@ -16,7 +16,7 @@ from trl import DatasetMixtureConfig
 
 from dpo import files, tables
 from dpo.files import COMPRESSED, FILES
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 from dpo.rows import (
     Rows,
     check_fetched,

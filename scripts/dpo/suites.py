@@ -14,7 +14,7 @@ import torch
 
 from dpo import ends, output
 from dpo.contestants import Contestant
-from dpo.recipe import choices
+from dpo.recipe.parse import choices
 from dpo.sources import one_line
 
 KEPT = Path("cache/suites")

@@ -20,12 +20,12 @@ import yaml
 from tqdm import tqdm
 
 from dpo import output
-from dpo.arguments import decides
 from dpo.core.signals import EXIT_CODE, SIGNALS
 from dpo.core.terminal import visible
-from dpo.flags import overridden
-from dpo.recipe import FOLDER, Recipe, parse
-from dpo.values import check_values
+from dpo.recipe.arguments import decides
+from dpo.recipe.flags import overridden
+from dpo.recipe.parse import FOLDER, Recipe, parse
+from dpo.recipe.validate import check_values
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^|\r\n]*\|[^\[\r\n]*\[[^\]\r\n]*\]")  # of tqdm; redrawn at exit
 DONE, FAILED, LEFT, WAITS = "done", "failed", "left", "waits"

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dpo import adapters
 from dpo.layouts import Fault, Pair
 from dpo.model_files import tokenizer_of
-from dpo.recipe import Recipe, choices
+from dpo.recipe.parse import Recipe, choices
 
 TEMPLATES = files("trl") / "chat_templates"
 QUESTION = [{"role": "user", "content": "question"}]

@@ -18,8 +18,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from dpo import output
-from dpo.arguments import decides
-from dpo.recipe import Recipe, read_yaml
+from dpo.recipe.arguments import decides
+from dpo.recipe.parse import Recipe, read_yaml
 
 REACHED = 5  # seconds in which W&B must answer, or the run is offline
 PATIENCE = 60  # seconds that a tracker may take for one call

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 from dpo import checkpoints, output, quarantine, tracking
 from dpo.core.machine import commit, versions
 from dpo.core.signals import CONFIG
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 
 LONGEST_TAG = 64  # characters, W&B's own bound
 

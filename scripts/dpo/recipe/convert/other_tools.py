@@ -2,8 +2,8 @@
 none. Keys that are TRL's own are not repeated; what takes thought is in from_tools.py.
 """
 
-from dpo import axolotl_keys, ms_swift
-from dpo.old_keys import (
+from dpo.recipe.convert import axolotl, ms_swift
+from dpo.recipe.convert.old_keys import (
     AT_AI2,
     AT_LAUNCH,
     BATCHES,
@@ -189,7 +189,7 @@ OPEN_INSTRUCT_DROPPED = because(
 )
 
 TOOLS = {
-    "axolotl": (axolotl_keys.RENAMED, axolotl_keys.DROPPED),
+    "axolotl": (axolotl.RENAMED, axolotl.DROPPED),
     "LLaMA-Factory": (LLAMA_FACTORY_RENAMED, LLAMA_FACTORY_DROPPED),
     "open-instruct": (OPEN_INSTRUCT_RENAMED, OPEN_INSTRUCT_DROPPED),
     "ms-swift": (ms_swift.RENAMED, ms_swift.DROPPED),

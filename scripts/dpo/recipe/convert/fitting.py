@@ -6,8 +6,8 @@ from __future__ import annotations
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from dpo.brought import Brought
-from dpo.values import LOSS_TYPES, SMOOTHED
+from dpo.recipe.convert.brought import Brought
+from dpo.recipe.validate import LOSS_TYPES, SMOOTHED
 
 
 def precision(b: Brought) -> None:

@@ -99,7 +99,7 @@ DROPPED = because(
 
 def spelling(key: str) -> str | None:
     """What to write in the place of a key that is not ours; None if no other tool has it."""
-    from dpo.other_tools import TOOLS  # which takes its reasons from here
+    from dpo.recipe.convert.other_tools import TOOLS  # which takes its reasons from here
 
     for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
         if key in renamed:

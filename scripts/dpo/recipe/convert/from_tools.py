@@ -1,13 +1,14 @@
 """What takes thought in the recipes of LLaMA-Factory and open-instruct: their data,
 adapters, losses and defaults, in our keys. Keys that only have another name are renamed by
-converting.py."""
+convert.py."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from dpo.brought import (
+from dpo.parts import QUESTIONS
+from dpo.recipe.convert.brought import (
     Brought,
     columns,
     interleaved,
@@ -16,8 +17,7 @@ from dpo.brought import (
     sliced,
     system_prompt,
 )
-from dpo.old_keys import TEMPLATE
-from dpo.parts import QUESTIONS
+from dpo.recipe.convert.old_keys import TEMPLATE
 
 # Of LLaMA-Factory's own dataset_info.json, those of text that lie on the hub: name and subset.
 ITS_DATA = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 if TYPE_CHECKING:
-    from dpo.recipe import Recipe
+    from dpo.recipe.parse import Recipe
 
 BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 # Arguments that say how a run is carried out, and what it shows. All others decide what is learned.

@@ -8,7 +8,7 @@ import json
 import math
 import re
 
-from dpo.brought import (
+from dpo.recipe.convert.brought import (
     Brought,
     columns,
     interleaved,
@@ -17,7 +17,7 @@ from dpo.brought import (
     system_prompt,
     with_sft,
 )
-from dpo.old_keys import (
+from dpo.recipe.convert.old_keys import (
     AT_LAUNCH,
     BATCHES,
     GENERATES,

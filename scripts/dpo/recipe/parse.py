@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo.arguments import BATCH, RunArguments, check_data, check_kinds, decides
 from dpo.core import secrets
 from dpo.core.strict import load_yaml
-from dpo.flags import at_home
-from dpo.flags import check as flags_given
-from dpo.old_keys import refuse_unknown, spelling
+from dpo.recipe.arguments import BATCH, RunArguments, check_data, check_kinds, decides
+from dpo.recipe.convert.old_keys import refuse_unknown, spelling
+from dpo.recipe.flags import at_home
+from dpo.recipe.flags import check as flags_given
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -250,7 +250,7 @@ def resolve(
     values = vars(namespace)
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
     moves = values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]
-    if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # values.py refuses it
+    if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # validate.py refuses it
         values["precompute_ref_log_probs"] = False
     if values["dataloader_num_workers"] is None:
         values["dataloader_num_workers"] = data_workers(values)

@@ -9,7 +9,7 @@ import torch
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-from dpo.arguments import BATCH, decides
+from dpo.recipe.arguments import BATCH, decides
 
 MODEL = {*ModelConfig.__dataclass_fields__, "trust_remote_code", "chat_template_path"}
 DATA = {

@@ -13,18 +13,18 @@ from typing import Any
 
 import yaml
 
-from dpo.arguments import decides
-from dpo.axolotl_keys import axolotl
-from dpo.brought import Brought, trl
-from dpo.fitting import evaluation, known_names, losses, precision
-from dpo.foreign_recipes import read, refuse_others, told
-from dpo.from_tools import llama_factory, open_instruct
-from dpo.ms_swift import ms_swift
-from dpo.old_keys import DROPPED, RENAMED
-from dpo.other_tools import TOOLS
-from dpo.recipe import make_parser, resolve
-from dpo.recipe_text import sections
-from dpo.undone import AGAINST, NEVER
+from dpo.recipe.arguments import decides
+from dpo.recipe.convert.axolotl import axolotl
+from dpo.recipe.convert.brought import Brought, trl
+from dpo.recipe.convert.fitting import evaluation, known_names, losses, precision
+from dpo.recipe.convert.found import read, refuse_others, told
+from dpo.recipe.convert.from_tools import llama_factory, open_instruct
+from dpo.recipe.convert.ms_swift import ms_swift
+from dpo.recipe.convert.old_keys import DROPPED, RENAMED
+from dpo.recipe.convert.other_tools import TOOLS
+from dpo.recipe.no_effect import AGAINST, NEVER
+from dpo.recipe.parse import make_parser, resolve
+from dpo.recipe.text import sections
 
 TAKE = {
     "axolotl": axolotl,

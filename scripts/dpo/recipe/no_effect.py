@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
-from dpo.recipe import Recipe
+from dpo.recipe.parse import Recipe
 
 # Keys that TRL or transformers take and do nothing with.
 NEVER = {

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import re
 
-from dpo.brought import Brought, columns, place, with_sft
-from dpo.old_keys import (
+from dpo.recipe.convert.brought import Brought, columns, place, with_sft
+from dpo.recipe.convert.old_keys import (
     AT_LAUNCH,
     ATTENTION,
     BATCHES,

@@ -15,10 +15,10 @@ from typing import Any
 from huggingface_hub import constants
 
 from dpo.checkpoints import MANIFEST, named
-from dpo.recipe import Recipe
+from dpo.recipe.no_effect import silently_undone, unbuildable
+from dpo.recipe.parse import Recipe
 from dpo.sources import ABROAD
 from dpo.start import START
-from dpo.undone import silently_undone, unbuildable
 
 ADAPTED = ("use_rslora", "use_dora")
 LOSS_TYPES = (*START, "sft")
