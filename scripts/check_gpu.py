@@ -56,7 +56,7 @@ from dpo.gpu_checks import (
     write,
 )
 from dpo.gpu_parity import parity
-from dpo.output import read_lines
+from dpo.runs.output_folder import read_lines
 from dpo.workload import LENGTHS, config_of, matmul_peak
 
 MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"

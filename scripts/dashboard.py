@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from dpo.core.terminal import guarded
-from dpo.following import PROJECT, Followed
+from dpo.runs.dashboard import PROJECT, Followed
 
 EVERY = 2  # seconds between two looks at the files
 

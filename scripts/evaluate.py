@@ -29,12 +29,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dpo import answers, evaluation_page, judges, output, paired, prompts, suites
+from dpo import answers, evaluation_page, judges, paired, prompts, suites
 from dpo.contestants import RUNS, Contestant, find, reference_of, run_folder
 from dpo.core.machine import device_name, versions
 from dpo.core.terminal import guarded, visible
 from dpo.evaluation import SEED, TEMPERATURE
 from dpo.recipe.arguments import positive
+from dpo.runs import output_folder
 
 SHOWN = 10  # samples on the page
 
@@ -163,9 +164,9 @@ def main() -> None:
         "samples": [lines[at] for at in shown],
         "seconds": time.monotonic() - started,
     }
-    output.write_lines(folder / "answers.jsonl", lines)
-    output.write_whole(folder / "evaluation.html", evaluation_page.page(results))
-    output.write_json(folder / "evaluation.json", results)
+    output_folder.write_lines(folder / "answers.jsonl", lines)
+    output_folder.write_whole(folder / "evaluation.html", evaluation_page.page(results))
+    output_folder.write_json(folder / "evaluation.json", results)
     table = Table(title=visible(f"{policy.name} against {against.name}"), title_justify="left")
     for column in ("", "policy (95% interval)", ""):
         table.add_column(column)

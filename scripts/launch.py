@@ -139,7 +139,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     with contextlib.nullcontext(told_in) if told_in else tempfile.TemporaryDirectory() as folder:
         asked, left = Path(folder, ASKED), Path(folder, LEFT)
         # `accelerate launch` as it was printed, without a trace of its own where a process refuses.
-        quieter = [sys.executable, "-m", "dpo.launching", *command[1:]]
+        quieter = [sys.executable, "-m", "dpo.runs.accelerate_launch", *command[1:]]
         found = [str(Path(__file__).parent), environment.get("PYTHONPATH")]
         found = {"PYTHONPATH": os.pathsep.join(filter(None, found))}
         run = subprocess.Popen(quieter, env=environment | {TOLD_IN: folder} | found)

@@ -35,12 +35,12 @@ from dpo.core.terminal import guarded, visible
 from dpo.fits import check_rows
 from dpo.layouts import LAYOUTS, renders
 from dpo.model_files import check_config, check_trainable, config_of, tokenizer_of
-from dpo.output import write_whole
 from dpo.parts import told
 from dpo.reading import paired
 from dpo.recipe.convert.convert import convert
 from dpo.recipe.parse import FOLDER
 from dpo.recipe.text import line, machine_keys, rounded, stated
+from dpo.runs.output_folder import write_whole
 from dpo.shape import check_weights
 from dpo.sources import Rows, load_splits
 from dpo.telling import SEEN, refusal

@@ -42,31 +42,28 @@ from trl import DPOTrainer
 
 from dpo import (
     adapters,
-    checkpoints,
     completions,
     evaluation,
     fits,
     hub,
-    metrics,
     monitors,
-    output,
     preferences,
     quarantine,
     report,
     resuming,
     scoring,
     shape,
-    tracking,
 )
 from dpo.building import make_trainer
 from dpo.core import ranks
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
-from dpo.folders import check_shared
 from dpo.gates import Gates
 from dpo.quarantine import Linted
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
+from dpo.runs import checkpoints, metrics, output_folder, tracking
+from dpo.runs.shared_folders import check_shared
 from dpo.sources import Rows, load_rows
 from dpo.stopping import Leave, end, run_to_the_end
 from dpo.tokenization import load_tokenizer
@@ -162,7 +159,7 @@ def train(
     held_out = data["held-out"].pairs if "held-out" in data else None
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
-    done = folder / output.TRAINED
+    done = folder / output_folder.TRAINED
     leave.accelerator = trainer.accelerator
     trainer.add_callback(Gates(trainer, recipe))
     trainer.add_callback(leave)
@@ -185,18 +182,18 @@ def train(
                 f"{folder}/checkpoint-{step}; the same command goes on from there"
             )
         else:
-            with output.written_to(folder / "model.safetensors"):
+            with output_folder.written_to(folder / "model.safetensors"):
                 trainer.save_model(_internal_call=True)  # not published before it counts as done
             if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():
                 # No checkpoint is there to score again from: the policy counts as done.
-                output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+                output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
             scored = scoring.score(trainer)
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
-                output.follow_umask(weights)
+                output_folder.follow_umask(weights)
             if scored:
                 scoring.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
-            output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+            output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
     if recipe.training.push_to_hub and not leave.left:
         hub.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
@@ -231,12 +228,12 @@ def main() -> None:
     state = PartialState()
     folder = Path(recipe.training.output_dir)
     if state.is_main_process:
-        lock = output.claim(recipe)  # noqa: F841  held as long as the process lives
+        lock = output_folder.claim(recipe)  # noqa: F841  held as long as the process lives
         checkpoints.sweep(folder)
     state.wait_for_everyone()
     cache = [Path(recipe.run.reference_cache)] * recipe.training.precompute_ref_log_probs
     check_shared([folder, *cache])
-    if output.finished(folder):
+    if output_folder.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
         return
     tokenizer, data = read_data(recipe, rows, folder)
@@ -270,7 +267,7 @@ def main() -> None:
         "preference_accuracy": None,
         "curves": report.curves(metrics.read(folder) or trainer_state.log_history),
         "alerts": monitors.alerts_of(trainer_state),
-        "settings": output.settings(recipe),
+        "settings": output_folder.settings(recipe),
         "versions": versions(),
         "commit": commit(),
         "machine": device_name(),

@@ -8,13 +8,14 @@ from conftest import EMBEDDED_MODEL, pair
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from dpo import answers, evaluation, output, paired, prompts
+from dpo import answers, evaluation, paired, prompts
 from dpo.contestants import Contestant, find, reference_of
 from dpo.evaluation import SEED
 from dpo.judgements import turns
 from dpo.preferences import prepare
 from dpo.recipe.parse import parse
 from dpo.reference import digest_of_rows
+from dpo.runs import output_folder
 from dpo.sampling import Completion, prompt_token_ids
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
@@ -253,10 +254,10 @@ def test_a_run_that_goes_on_another_day_has_the_prompts_of_its_first(tiny_flags,
     )
     more = ["--use_cpu", f"--chat_template_path={tmp_path / 'dated.jinja'}"]
     recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *tiny_flags, *more])
-    settings, words = tmp_path / "run" / output.SETTINGS, load_tokenizer(recipe)
+    settings, words = tmp_path / "run" / output_folder.SETTINGS, load_tokenizer(recipe)
 
     def read() -> tuple[str, Dataset]:
-        output.claim(recipe).close()
+        output_folder.claim(recipe).close()
         pairs = prepare(recipe, load_rows(recipe), words)["train"].pairs
         return words.decode(pairs[0]["prompt_ids"]), pairs
 
@@ -267,4 +268,4 @@ def test_a_run_that_goes_on_another_day_has_the_prompts_of_its_first(tiny_flags,
     earlier, others = read()
     assert earlier == prompt.replace(f"{today:%d %B %Y}", "29 February 2024")
     assert digest_of_rows(others) != digest_of_rows(pairs)
-    assert output.recipe_of(tmp_path / "run").chosen == recipe.chosen
+    assert output_folder.recipe_of(tmp_path / "run").chosen == recipe.chosen

@@ -350,7 +350,8 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path, monkeypatch):
 
 
 def test_a_wandb_report_needs_a_login_and_an_answer(monkeypatch):
-    from dpo import tracking, wandb_page
+    from dpo import wandb_page
+    from dpo.runs import tracking
 
     monkeypatch.setattr(tracking, "has_key", lambda: False)
     with pytest.raises(SystemExit, match="a W&B report needs a login: wandb login"):

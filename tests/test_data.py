@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT, make, pair, recipe_steps
 
 import new
-from dpo.output import claim
 from dpo.recipe.parse import FOLDER, parse
+from dpo.runs.output_folder import claim
 from dpo.sources import load_splits
 
 

@@ -21,12 +21,13 @@ from transformers import (
 )
 from trl.trainer.utils import disable_dropout_in_model
 
-from dpo import adapters, dropout, metrics
+from dpo import adapters, dropout
 from dpo.building import make_trainer
 from dpo.losses import completion_logps
 from dpo.preferences import prepare
 from dpo.recipe.parse import parse
 from dpo.reference import COLUMNS, ROWS
+from dpo.runs import metrics
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

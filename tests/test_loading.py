@@ -26,8 +26,8 @@ from trl.trainer.utils import create_model_from_path
 
 from dpo import adapters, fits, loading
 from dpo.contestants import find, policy_of, reference_of
-from dpo.output import settings, write_whole
 from dpo.recipe.parse import parse
+from dpo.runs.output_folder import settings, write_whole
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 

@@ -13,12 +13,13 @@ from conftest import losses_of, once, pair, run, trainer_of
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
-from dpo import drift, metrics, monitors
+from dpo import drift, monitors
 from dpo.building import make_trainer
 from dpo.preferences import prepare
 from dpo.quarantine import check_share
 from dpo.recipe.parse import parse
 from dpo.resuming import TakeUp
+from dpo.runs import metrics
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from dpo.core import secrets
 from dpo.core.terminal import guarded
-from dpo.output import read_lines, write_json, write_lines, write_whole
+from dpo.runs.output_folder import read_lines, write_json, write_lines, write_whole
 
 FLAG = "hf_plantedInAFlag0123456789abcdef"
 PLANTED = {

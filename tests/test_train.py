@@ -17,8 +17,8 @@ from test_bad_input import refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
-from dpo import checkpoints
 from dpo.core.signals import SIGNALS
+from dpo.runs import checkpoints
 from dpo.trainer import FastDPOTrainer
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml"]

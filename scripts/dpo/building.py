@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_quantization_config
 
-from dpo import adapters, ends, fits, foreign, hub, loading, tracking
+from dpo import adapters, ends, fits, foreign, hub, loading
 from dpo.drift import Drift
-from dpo.metrics import WriteMetrics
 from dpo.recipe.parse import Recipe
+from dpo.runs import tracking
+from dpo.runs.metrics import WriteMetrics
 from dpo.trainer import FastDPOTrainer, stays_live
 
 

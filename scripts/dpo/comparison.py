@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from dpo import completions, metrics, output, report
+from dpo import completions, report
 from dpo.contestants import RUNS, known_runs, run_folder
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
+from dpo.runs import metrics, output_folder
 
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting
@@ -53,9 +54,9 @@ class Compared:
         if self.report:
             return "finished"
         step = f"step {self.entries[-1]['step']}" if self.entries else "step 0"
-        if output.going_on(self.folder):
+        if output_folder.going_on(self.folder):
             return f"going on, {step}"
-        if (self.folder / output.TRAINED).is_file():
+        if (self.folder / output_folder.TRAINED).is_file():
             return "trained, not evaluated"
         log = self.folder.with_name(f"{self.folder.name}.log")  # a sweep's
         return f"not finished, {step}" + (f": see {log}" if log.is_file() else "")
@@ -67,7 +68,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         SystemExit: its recipe.yaml is none.
     """
-    path = folder / output.SETTINGS
+    path = folder / output_folder.SETTINGS
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
@@ -85,7 +86,7 @@ def runs_of(recipe: str) -> list[Path]:
     """
     found, others = [], set()
     for pattern in ("*", f"{recipe}-sweep/*"):
-        for path in sorted(RUNS.glob(f"{pattern}/{output.SETTINGS}"), key=_by_number):
+        for path in sorted(RUNS.glob(f"{pattern}/{output_folder.SETTINGS}"), key=_by_number):
             name = settings_of(path.parent).get("recipe")
             if name != recipe:
                 others.add(str(name))
@@ -126,7 +127,7 @@ def read(folder: Path) -> Compared:
         path.parent.name: loaded(path)
         for path in sorted(folder.glob("evaluations/*/evaluation.json"))
     }
-    finished = loaded(folder / output.REPORT)
+    finished = loaded(folder / output_folder.REPORT)
     return Compared(folder, settings_of(folder), finished, metrics.read(folder), evaluations)
 
 

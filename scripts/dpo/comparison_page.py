@@ -16,8 +16,8 @@ from dpo.comparison import Compared
 from dpo.comparison_table import Row, against, verdicts, within_noise
 from dpo.core.stats import Interval
 from dpo.core.terminal import visible
-from dpo.output import write_whole
 from dpo.page import document, picture, png
+from dpo.runs.output_folder import write_whole
 
 # Okabe and Ito's colours, told apart by the colour-blind too; then once more, dashed and dotted.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dpo import output, tracking
 from dpo.core.terminal import visible
+from dpo.runs import output_folder, tracking
 
 COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]
 SHOWN = 160  # characters of a line in the terminal
@@ -17,11 +17,11 @@ SHOWN = 160  # characters of a line in the terminal
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's completions.jsonl, each with COLUMNS; none without it."""
-    return output.read_lines(folder / output.COMPLETIONS)
+    return output_folder.read_lines(folder / output_folder.COMPLETIONS)
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    output.write_lines(folder / output.COMPLETIONS, rows)
+    output_folder.write_lines(folder / output_folder.COMPLETIONS, rows)
 
 
 def add(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -41,5 +41,5 @@ def add(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def forget_after(folder: Path, step: int) -> None:
     """Take away what lies past the checkpoint that a run goes on from."""
-    if (folder / output.COMPLETIONS).is_file():
+    if (folder / output_folder.COMPLETIONS).is_file():
         write(folder, [row for row in read(folder) if row["step"] <= step and step])

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, checkpoints, fits, foreign, model_files, output, placing, positions
+from dpo import adapters, fits, foreign, model_files, placing, positions
 from dpo.core.hashing import digests_of
 from dpo.recipe.parse import Recipe
+from dpo.runs import checkpoints, output_folder
 from dpo.shape import check_weights
 from dpo.sources import looks_local
 from dpo.tokenization import load_tokenizer
@@ -117,13 +118,13 @@ class Contestant:
 
 def run_folder(name: str) -> Path | None:
     """The folder of a run, given by its path or by its name under outputs/."""
-    found = (f for f in (Path(name), RUNS / name) if (f / output.SETTINGS).is_file())
+    found = (f for f in (Path(name), RUNS / name) if (f / output_folder.SETTINGS).is_file())
     return next(found, None)
 
 
 def known_runs() -> str:
     """The runs that there are, for a message."""
-    runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output.SETTINGS}"))
+    runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output_folder.SETTINGS}"))
     return f"the runs here: {', '.join(runs) or 'none yet'}"
 
 
@@ -133,7 +134,7 @@ def policy_of(folder: Path, run: Path | None = None) -> Contestant:
     Raises:
         SystemExit: it has saved none yet.
     """
-    recipe = output.recipe_of(run or folder)
+    recipe = output_folder.recipe_of(run or folder)
     merged = folder / adapters.MERGED
     path = merged if merged.is_dir() else folder
     if not any(path.glob("*.safetensors")):

@@ -17,8 +17,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import completions, cutting, ends, evaluation, output
+from dpo import completions, cutting, ends, evaluation
 from dpo.by_hand import said
+from dpo.runs import output_folder
 from dpo.sampling import sample
 from dpo.seen import own_draws
 
@@ -57,7 +58,7 @@ class Drift(TrainerCallback):
         return trainer.is_world_process_zero() and tokens and not sharded
 
     def on_train_begin(self, args, state, control, **kwargs):
-        path = Path(args.output_dir, output.DRIFT)
+        path = Path(args.output_dir, output_folder.DRIFT)
         if args.eval_strategy == "no" or not self.applies():
             return
         data = self.trainer.eval_dataset
@@ -75,7 +76,7 @@ class Drift(TrainerCallback):
                 start["asked"] = [said(data["prompt"][at]) for at in rows[:SHOWN]]
                 start["greedy"] = self.answers(prompts[:SHOWN], temperature=0)
                 start["logps"] = self.logps(prompts, answers).tolist()
-                output.write_json(path, start)
+                output_folder.write_json(path, start)
         completions.forget_after(path.parent, state.global_step)
         self.start = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

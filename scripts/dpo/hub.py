@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import DPOConfig, DPOTrainer
 
-from dpo.output import DRIFT, HELD_OUT, REPORT, TRAINED
+from dpo.runs.output_folder import DRIFT, HELD_OUT, REPORT, TRAINED
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # .py: a model's own code
 OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)

@@ -14,7 +14,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from dpo import checkpoints
+from dpo.runs import checkpoints
 
 # What cuBLAS, the driver and NCCL say, beside torch's own allocator, where a GPU is full.
 FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "Cuda failure 2 'out of memory'")

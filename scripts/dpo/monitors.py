@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
-from dpo import checkpoints, tracking
 from dpo.reading import column
+from dpo.runs import checkpoints, tracking
 from dpo.seen import sampled, trainable
 
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,

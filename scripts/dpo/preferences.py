@@ -19,10 +19,10 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from dpo import cutting, lint
-from dpo.output import QUARANTINE
 from dpo.quarantine import Bad, Linted, check_length, said_of_lengths
 from dpo.reading import ABOUT, BATCH, IDS, IMAGES, RENDERED, column, lint_rows
 from dpo.recipe.parse import Recipe
+from dpo.runs.output_folder import QUARANTINE
 from dpo.sources import Rows
 from dpo.telling import SEEN
 

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 
 from dpo import cutting, lint
 from dpo.core.terminal import visible
-from dpo.output import QUARANTINE, write_lines
+from dpo.runs.output_folder import QUARANTINE, write_lines
 from dpo.sources import Rows
 
 FITS = (0.9, 0.95, 0.99)  # shares of the pairs

@@ -27,11 +27,11 @@ from dpo import choosing, cutting, layouts, lint, parsing, parts, tokenization, 
 from dpo.columns import mapping_of, renamed
 from dpo.cutting import IDS
 from dpo.layouts import to_pair
-from dpo.output import day_of
 from dpo.parts import BESIDE, ratings_of
 from dpo.quarantine import Bad, Linted
 from dpo.recipe.parse import Recipe
 from dpo.reference import COLUMNS as SCORED
+from dpo.runs.output_folder import day_of
 from dpo.sources import Rows
 from dpo.tables import Exact
 from dpo.telling import SEEN, reading_of

@@ -32,7 +32,7 @@ from trl.models import prepare_deepspeed
 
 from dpo import adapters, cutting
 from dpo.core.hashing import digests_of
-from dpo.output import write_whole
+from dpo.runs.output_folder import write_whole
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
-from dpo import checkpoints
+from dpo.runs import checkpoints
 
 # In a checkpoint, where the reference moves. Apart from the policy's weights: vLLM and SGLang load
 # all that lies beside a configuration.

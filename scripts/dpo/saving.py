@@ -12,7 +12,8 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from dpo import adapters, checkpoints, hub, output, reference, resuming
+from dpo import adapters, hub, reference, resuming
+from dpo.runs import checkpoints, output_folder
 
 
 class WritesCheckpoints:
@@ -41,7 +42,7 @@ class WritesCheckpoints:
         state, folder = self.state, Path(self.args.output_dir)
         checkpoint = folder / f"checkpoint-{state.global_step}"
         beside = folder / checkpoints.BESIDE / checkpoint.name
-        with output.written_to(checkpoint):
+        with output_folder.written_to(checkpoint):
             self._saving = True
             super()._save_checkpoint(model, trial)
             self._saving = False

@@ -13,9 +13,10 @@ import numpy as np
 from accelerate.utils import tqdm
 from trl import DPOTrainer
 
-from dpo import memory, output, reference
+from dpo import memory, reference
 from dpo.core import ties
 from dpo.losses import implicit_reward
+from dpo.runs import output_folder
 
 
 @dataclass
@@ -76,12 +77,14 @@ def keep(folder: Path, scored: Scored, digest: str) -> None:
         digest: of the pairs (evaluation.digest_of).
     """
     said = {name: np.asarray(value).tolist() for name, value in asdict(scored).items()}
-    output.write_whole(folder / output.HELD_OUT, json.dumps({"pairs": digest, **said}))
+    output_folder.write_whole(
+        folder / output_folder.HELD_OUT, json.dumps({"pairs": digest, **said})
+    )
 
 
 def kept(folder: Path, digest: str) -> Scored | None:
     """What `keep` has written of these pairs; None if it has not."""
-    path = folder / output.HELD_OUT
+    path = folder / output_folder.HELD_OUT
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if found.pop("pairs", None) != digest:
         return None

@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
-from dpo import tracking
 from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
+from dpo.runs import tracking
 
 
 def end(agreed: bool) -> None:

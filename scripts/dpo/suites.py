@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from dpo import ends, output
+from dpo import ends
 from dpo.contestants import Contestant
 from dpo.recipe.parse import choices
+from dpo.runs import output_folder
 from dpo.sources import one_line
 
 KEPT = Path("cache/suites")
@@ -102,7 +103,7 @@ def run(
                     raise SystemExit(f"SUITE={task} cannot be run: {one_line(error)}") from error
                 metrics = {name: _metrics(values) for name, values in results.items()}
                 path.parent.mkdir(parents=True, exist_ok=True)
-                output.write_json(path, metrics)
+                output_folder.write_json(path, metrics)
             else:
                 print(f"{task} of {who.name}: found, not run again")
             found |= json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from dpo import comparison_page, comparison_table, tracking
+from dpo import comparison_page, comparison_table
+from dpo.runs import tracking
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from dpo import checkpoints, output, quarantine, tracking
+from dpo import quarantine
 from dpo.core.machine import commit, versions
 from dpo.core.signals import CONFIG
 from dpo.recipe.parse import Recipe
+from dpo.runs import checkpoints, output_folder, tracking
 
 LONGEST_TAG = 64  # characters, W&B's own bound
 
@@ -47,7 +48,7 @@ class Describe(TrainerCallback):
     def config(self) -> dict[str, Any]:
         """The resolved recipe, the data as they were found, and the code."""
         return {
-            "recipe": {"name": self.recipe.name, **output.settings(self.recipe)},
+            "recipe": {"name": self.recipe.name, **output_folder.settings(self.recipe)},
             "global_batch": self.recipe.global_batch,
             "versions": versions(),
             "commit": commit(),
@@ -66,7 +67,12 @@ def add_report(folder: Path, recipe: str) -> None:
 
     def add(wandb) -> None:
         artifact = wandb.Artifact(f"report-{recipe}", type="report")
-        for name in ("report.html", output.REPORT, output.METRICS, output.COMPLETIONS):
+        for name in (
+            "report.html",
+            output_folder.REPORT,
+            output_folder.METRICS,
+            output_folder.COMPLETIONS,
+        ):
             if (folder / name).is_file():
                 artifact.add_file(str(folder / name))
         wandb.run.log_artifact(artifact)

@@ -19,13 +19,13 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from dpo import output
 from dpo.core.signals import EXIT_CODE, SIGNALS
 from dpo.core.terminal import visible
 from dpo.recipe.arguments import decides
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.recipe.validate import check_values
+from dpo.runs import output_folder
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^|\r\n]*\|[^\[\r\n]*\[[^\]\r\n]*\]")  # of tqdm; redrawn at exit
 DONE, FAILED, LEFT, WAITS = "done", "failed", "left", "waits"
@@ -122,11 +122,11 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
 
 def finished(run: Run) -> bool:
     """Whether the run has been made, with the same settings, and is not asked for again."""
-    settings = run.folder / output.SETTINGS
-    made = output.finished(run.folder) and settings.is_file()
+    settings = run.folder / output_folder.SETTINGS
+    made = output_folder.finished(run.folder) and settings.is_file()
     if not made or run.recipe.run.restart:
         return False
-    stated = {"recipe": run.recipe.name, **output.settings(run.recipe)}
+    stated = {"recipe": run.recipe.name, **output_folder.settings(run.recipe)}
     return yaml.safe_load(settings.read_text(encoding="utf-8")) == stated
 
 
@@ -198,7 +198,9 @@ def carry_out(
                 asked, number = True, came.popleft()
                 for run, _ in going.values():
                     run.process.send_signal(number)
-            alone = not any((run.folder / output.METRICS).exists() for run, _ in going.values())
+            alone = not any(
+                (run.folder / output_folder.METRICS).exists() for run, _ in going.values()
+            )
             while waiting and free and not asked and not (going and alone):
                 run = waiting.popleft()
                 going[run.name] = (run, free.popleft())

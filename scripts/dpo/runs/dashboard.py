@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dpo import output
+from dpo.runs import output_folder
 
 PROJECT = "dpo-recipes"
 NO_CURVES = {"step", "epoch", "seconds"}
@@ -32,7 +32,7 @@ class Followed:
 
     def catch_up(self) -> None:
         """Take in what was written since the last time."""
-        folders = {path.parent for path in self.root.rglob(output.METRICS)}
+        folders = {path.parent for path in self.root.rglob(output_folder.METRICS)}
         for folder in sorted(folders | self.held.keys()):
             state = state_of(folder)
             if state != self.seen.get(folder):
@@ -60,14 +60,17 @@ class Followed:
 
 def state_of(folder: Path) -> tuple[int, ...]:
     """What changes when a run has written."""
-    paths = [folder / name for name in (output.METRICS, output.COMPLETIONS)]
+    paths = [folder / name for name in (output_folder.METRICS, output_folder.COMPLETIONS)]
     found = [path.stat() for path in paths if path.is_file()]
     return tuple(n for stat in found for n in (stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
 def entries(folder: Path) -> list[Entry]:
     """The logged steps of a run, and after those of an evaluation what the policy said at it."""
-    logged, said = (output.read_lines(folder / n) for n in (output.METRICS, output.COMPLETIONS))
+    logged, said = (
+        output_folder.read_lines(folder / n)
+        for n in (output_folder.METRICS, output_folder.COMPLETIONS)
+    )
     tables = [
         {"step": step, "completions": {"_type": "trackio.table", "_value": [*rows]}}
         for step, rows in itertools.groupby(said, lambda row: row["step"])
@@ -89,7 +92,7 @@ def curves(entry: Entry) -> Entry:
 def times(folder: Path, now: list[Entry]) -> list[str]:
     """When each entry was logged: the file was written to at the last of them."""
     seconds = [*itertools.accumulate((e.get("seconds", 0.0) for e in now), max)]
-    path = folder / output.METRICS
+    path = folder / output_folder.METRICS
     began = path.stat().st_mtime - seconds[-1] if now else 0.0
     at = (datetime.datetime.fromtimestamp(began + s, datetime.UTC) for s in seconds)
     return [time.isoformat() for time in at]
@@ -97,5 +100,5 @@ def times(folder: Path, now: list[Entry]) -> list[str]:
 
 def config(folder: Path) -> Entry:
     """What the run states. The page groups runs by any of it: `recipe`, `beta`."""
-    path = folder / output.SETTINGS
+    path = folder / output_folder.SETTINGS
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -20,7 +20,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from dpo.core.hashing import digest_of
-from dpo.output import differences, follow_umask, write_whole
+from dpo.runs.output_folder import differences, follow_umask, write_whole
 
 MANIFEST = "manifest.json"
 BESIDE, DELETED, BROKEN = ".writing", ".deleted-", "broken-"

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from dpo import output
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import Recipe, read_yaml
+from dpo.runs import output_folder
 
 REACHED = 5  # seconds in which W&B must answer, or the run is offline
 PATIENCE = 60  # seconds that a tracker may take for one call
@@ -134,10 +134,10 @@ def name_of(recipe: Recipe) -> str:
 def kept_id(folder: Path) -> str:
     """The W&B id of the run in a folder: made once, so that a run that was killed goes on in W&B
     too."""
-    path = folder / output.WANDB_ID
+    path = folder / output_folder.WANDB_ID
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        output.write_whole(path, secrets.token_hex(4))
+        output_folder.write_whole(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8")
 
 
