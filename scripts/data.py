@@ -26,10 +26,10 @@ from rich.text import Text
 from dpo import characters, cutting, data_page, lint, preferences, quarantine
 from dpo.characters import Piece
 from dpo.core.terminal import guarded, visible
+from dpo.models.config_check import check_model
 from dpo.reading import column
 from dpo.recipe.parse import Recipe, parse
 from dpo.runs.output_folder import DATA_PAGE, unwritable, write_whole
-from dpo.shape import check_model
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dpo.core.terminal import guarded
 from dpo.evaluation import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
-from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
+from dpo.models.sampling import Completion, prompt_token_ids, sample_completions, vader_score
 
 MODEL = "models/SmolLM2-135M-Instruct"
 FOLDER = Path("recipes/data/sentiment")

@@ -41,7 +41,6 @@ from transformers.integrations.deepspeed import (
 from trl import DPOTrainer
 
 from dpo import (
-    adapters,
     completions,
     evaluation,
     fits,
@@ -52,13 +51,13 @@ from dpo import (
     report,
     resuming,
     scoring,
-    shape,
 )
 from dpo.building import make_trainer
 from dpo.core import ranks
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
 from dpo.gates import Gates
+from dpo.models import adapters, config_check
 from dpo.quarantine import Linted
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
@@ -222,8 +221,8 @@ def main() -> None:
     ranks.check()
     recipe = parse(sys.argv[1:])
     check_values(recipe)
-    shape.check_model(recipe)
-    shape.check(recipe)
+    config_check.check_model(recipe)
+    config_check.check(recipe)
     rows = load_rows(recipe)
     state = PartialState()
     folder = Path(recipe.training.output_dir)

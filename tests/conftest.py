@@ -41,13 +41,13 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 
 from dpo.building import make_trainer
+from dpo.models.config_check import check_model
 from dpo.preferences import prepare
 from dpo.prefix_sharing.backbone import SharedPrefixCollator, stock_head
 from dpo.quarantine import check_share
 from dpo.recipe.flags import name_of
 from dpo.recipe.parse import parse
 from dpo.runs import checkpoints
-from dpo.shape import check_model
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 from dpo.trainer import FastDPOTrainer

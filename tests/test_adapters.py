@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.building import make_trainer
+from dpo.models.config_check import check_model
 from dpo.preferences import prepare
 from dpo.recipe.parse import parse
-from dpo.shape import check_model
 from dpo.sources import load_rows
 from dpo.tokenization import load_tokenizer
 

@@ -21,9 +21,10 @@ from transformers import (
 )
 from trl.trainer.utils import disable_dropout_in_model
 
-from dpo import adapters, dropout
+from dpo import dropout
 from dpo.building import make_trainer
 from dpo.losses import completion_logps
+from dpo.models import adapters
 from dpo.preferences import prepare
 from dpo.recipe.parse import parse
 from dpo.reference import COLUMNS, ROWS

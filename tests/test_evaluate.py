@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo import answers, contestants, evaluation, evaluation_page, paired, prompts, suites
 from dpo.contestants import Contestant, find, reference_of
+from dpo.models.sampling import Completion, prompt_token_ids
 from dpo.recipe.parse import parse
-from dpo.sampling import Completion, prompt_token_ids
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the walk?", "And you?")]
 SETTINGS = answers.Settings(samples=2, temperature=0.7, max_new_tokens=6, seed=1)

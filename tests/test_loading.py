@@ -24,8 +24,9 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
-from dpo import adapters, fits, loading
+from dpo import fits
 from dpo.contestants import find, policy_of, reference_of
+from dpo.models import adapters, loading
 from dpo.recipe.parse import parse
 from dpo.runs.output_folder import settings, write_whole
 

@@ -10,8 +10,9 @@ from conftest import once, random_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from dpo import adapters, building, placing
+from dpo import building
 from dpo.contestants import Contestant
+from dpo.models import adapters, devices
 from dpo.recipe.parse import parse
 from dpo.reward_model import RewardModel
 
@@ -131,7 +132,7 @@ def test_a_model_is_asked_on_one_gpu_where_it_fits(monkeypatch, tmp_path, tiny_m
 
 
 def test_a_model_that_is_asked_on_a_cpu_is_put_nowhere():
-    assert placing.device_map("cpu", lambda: 1 / 0) is None
+    assert devices.device_map("cpu", lambda: 1 / 0) is None
 
 
 @pytest.mark.parametrize(
@@ -140,4 +141,4 @@ def test_a_model_that_is_asked_on_a_cpu_is_put_nowhere():
 )
 def test_vllm_takes_the_fewest_gpus_that_hold_it(monkeypatch, billions, heads, gpus_here, needed):
     gpus(monkeypatch, gpus_here)
-    assert placing.tensor_parallel(2 * billions * 10**9, heads, 0.45) == needed
+    assert devices.tensor_parallel(2 * billions * 10**9, heads, 0.45) == needed

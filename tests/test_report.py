@@ -7,7 +7,7 @@ from browser import PHONE, fits, opened, pictures
 
 from dpo import report
 from dpo.evaluation import compare
-from dpo.sampling import Completion
+from dpo.models.sampling import Completion
 
 
 @pytest.fixture

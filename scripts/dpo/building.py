@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_quantization_config
 
-from dpo import adapters, ends, fits, foreign, hub, loading
+from dpo import fits, hub
 from dpo.drift import Drift
+from dpo.models import adapters, end_tokens, loading, trust
 from dpo.recipe.parse import Recipe
 from dpo.runs import tracking
 from dpo.runs.metrics import WriteMetrics
@@ -91,7 +92,7 @@ def make_trainer(
     """
     model, args = recipe.model, recipe.training
     hub.check(args)
-    foreign.read_as_data()
+    trust.read_as_data()
     if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
         raise SystemExit(
             "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
@@ -147,7 +148,7 @@ def make_trainer(
             processing_class=tokenizer,
             **start,
         )
-    ends.remember(trainer.model, trainer.processing_class, ends.kind_of(train.features))
+    end_tokens.remember(trainer.model, trainer.processing_class, end_tokens.kind_of(train.features))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise SystemExit(f"{launched} processes were launched and do not see each other")

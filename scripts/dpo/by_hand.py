@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dpo.core.terminal import visible
 from dpo.judgements import Comparison, Kept, Verdicts, digest, told, turns
-from dpo.sampling import Prompt
+from dpo.models.sampling import Prompt
 
 FIRST_IS_BETTER = {"1": 1.0, "2": 0.0, "3": 0.5}
 QUESTION = "Which is better, 1 or 2? (3 neither, s skip, q quit and keep) "

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import adapters, fits, foreign, model_files, placing, positions
+from dpo import fits
 from dpo.core.hashing import digests_of
+from dpo.models import adapters, devices, model_files, rope, trust
+from dpo.models.config_check import check_weights
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder
-from dpo.shape import check_weights
 from dpo.sources import looks_local
 from dpo.tokenization import load_tokenizer
 
@@ -71,10 +72,10 @@ class Contestant:
             dtype=self.dtype,
             attn_implementation=self.attention,
             use_safetensors=True,
-            device_map=placing.device_map(device, self.weight_bytes),
+            device_map=devices.device_map(device, self.weight_bytes),
         )
         fits.check_rows(model.config, self.tokenizer(), self.path)
-        positions.forget_longer_batches(model)
+        rope.forget_longer_batches(model)
         return model.eval()
 
     def weight_bytes(self) -> int:
@@ -84,7 +85,7 @@ class Contestant:
         revision = adapter.revision if adapter else self.revision
         trusted = {"trust_remote_code": self.trusted}
         config = model_files.config_of(name, revision, **trusted)
-        return placing.weight_bytes(config, self.dtype, **trusted)
+        return devices.weight_bytes(config, self.dtype, **trusted)
 
     def autocast(self, device: str) -> torch.autocast:
         """The precision that its run computes in; for another model that of its weights."""
@@ -180,7 +181,7 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
     if local and not Path(name).is_dir():
         raise SystemExit(f"no run and no model at {name}; {known_runs()}")
     check_weights(name)
-    foreign.check_code(name, None, False)
+    trust.check_code(name, None, False)
     if not adapters.config_of(name):
         model_files.check_config(name)
     return Contestant(name.rstrip("/"), name, dtype=like.dtype if like else "auto")

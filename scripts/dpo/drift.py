@@ -17,10 +17,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import completions, cutting, ends, evaluation
+from dpo import completions, cutting, evaluation
 from dpo.by_hand import said
+from dpo.models import end_tokens
+from dpo.models.sampling import sample
 from dpo.runs import output_folder
-from dpo.sampling import sample
 from dpo.seen import own_draws
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
@@ -95,7 +96,7 @@ class Drift(TrainerCallback):
         trainer = self.trainer
         model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
         given = {"temperature": temperature, "max_new_tokens": TOKENS, "seed": SEED}
-        given["kind"] = ends.kind_of(trainer.eval_dataset.features)
+        given["kind"] = end_tokens.kind_of(trainer.eval_dataset.features)
         with own_draws(trainer.args.device), accelerator.autocast():
             drawn = sample(model, trainer.processing_class, prompts, **given)
         return [answer.token_ids for answer in drawn]

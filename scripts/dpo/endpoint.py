@@ -18,7 +18,7 @@ import openai
 from tqdm.auto import tqdm
 
 from dpo.judgements import Comparison, Kept, Verdicts, digest, left_out, told, turns
-from dpo.sampling import Messages
+from dpo.models.sampling import Messages
 from dpo.sources import one_line
 
 TEMPLATE = """\

@@ -18,12 +18,12 @@ from dpo.core.stats import bootstrap, numbered, share
 from dpo.core.ties import accuracy, numerics
 from dpo.judgements import told
 from dpo.losses import completion_logps
+from dpo.models.sampling import Completion, kind_of, sample, vader_score
 from dpo.prefix_sharing import backbone
 from dpo.prefix_sharing.backbone import SharedPrefixes
 from dpo.reading import DIGESTS, column
 from dpo.recipe.parse import Recipe
 from dpo.reference import NATS_PER_TOKEN
-from dpo.sampling import Completion, kind_of, sample, vader_score
 from dpo.scoring import Scored
 
 # scripts/embedded_data.py samples its pairs with these two as well.

@@ -9,7 +9,8 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from dpo import adapters, model_files, reference
+from dpo import reference
+from dpo.models import adapters, model_files
 from dpo.recipe.parse import Recipe
 
 

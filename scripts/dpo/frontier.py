@@ -16,8 +16,8 @@ from dpo import answers, evaluation
 from dpo.contestants import Contestant
 from dpo.core.stats import bootstrap
 from dpo.evaluation_page import said
+from dpo.models.sampling import Completion, Messages, prompt_token_ids, vader_score
 from dpo.page import document, picture, png
-from dpo.sampling import Completion, Messages, prompt_token_ids, vader_score
 
 COLORS = plt.get_cmap("viridis")
 LINES = ("-", "--", ":", "-.")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dpo.core.secrets import masked
-from dpo.sampling import Messages, Prompt, parts
+from dpo.models.sampling import Messages, Prompt, parts
 
 
 @dataclass

@@ -10,8 +10,8 @@ import numpy as np
 
 from dpo import by_hand, endpoint
 from dpo.judgements import Comparison, Kept, Verdicts, digest, left_out, turns
+from dpo.models.sampling import Messages, vader_score
 from dpo.reward_model import RewardModel
-from dpo.sampling import Messages, vader_score
 
 __all__ = ["Comparison", "Verdicts", "check", "judge"]
 KNOWN, HAND = "vader", "hand"

@@ -16,10 +16,10 @@ from dpo.contestants import Contestant
 from dpo.core.stats import bootstrap, length_controlled, share, win_rate
 from dpo.core.ties import numerics
 from dpo.judges import Comparison, Verdicts
+from dpo.models.sampling import Completion, Prompt
 from dpo.prompts import as_trained
 from dpo.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.reference import NATS_PER_TOKEN
-from dpo.sampling import Completion, Prompt
 from dpo.scoring import Scored
 
 ALIKE = 0.1  # lengths that differ by less are about equal

@@ -14,11 +14,11 @@ from dpo.contestants import Contestant
 from dpo.core.terminal import visible
 from dpo.files import Broken, lines_of
 from dpo.layouts import asked, begun
+from dpo.models.sampling import Prompt, parts, prompt_token_ids
 from dpo.parts import QUESTIONS, again, beside, example_of, first_of
 from dpo.reading import OPTIONS
 from dpo.recipe.parse import Recipe
 from dpo.rows import Rows
-from dpo.sampling import Prompt, parts, prompt_token_ids
 from dpo.sources import load, load_rows
 from dpo.telling import NAMED, listed
 from dpo.tokenization import GIVEN, load_tokenizer, options_of

@@ -30,8 +30,9 @@ from transformers import PreTrainedModel
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
-from dpo import adapters, cutting
+from dpo import cutting
 from dpo.core.hashing import digests_of
+from dpo.models import adapters
 from dpo.runs.output_folder import write_whole
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]

@@ -12,9 +12,9 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo import foreign, loading, placing
 from dpo.contestants import DECIDES
-from dpo.sampling import Messages
+from dpo.models import devices, loading, trust
+from dpo.models.sampling import Messages
 from dpo.sources import check_reachable, looks_local, one_line
 
 ROWS = 16  # answers at a time
@@ -35,7 +35,7 @@ class RewardModel:
     def __init__(self, name: str, device: str = "cpu"):
         self.name, self.device = name, device
         check_files(name)
-        foreign.check_code(name, None, False)
+        trust.check_code(name, None, False)
         try:
             self.config = AutoConfig.from_pretrained(name)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
@@ -97,7 +97,7 @@ class RewardModel:
         return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
     def weight_bytes(self) -> int:
-        return placing.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
+        return devices.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
 
     def load(self) -> Any:
         """In its own dtype, on one GPU where it fits.
@@ -111,7 +111,7 @@ class RewardModel:
             dtype="auto",
             use_safetensors=True,
             output_loading_info=True,
-            device_map=placing.device_map(self.device, self.weight_bytes),
+            device_map=devices.device_map(self.device, self.weight_bytes),
         )
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])

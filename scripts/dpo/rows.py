@@ -20,7 +20,7 @@ from datasets.exceptions import DataFilesNotFoundError
 
 from dpo import files, parsing
 from dpo.core.hashing import digests_of
-from dpo.model_files import POINTER
+from dpo.models.model_files import POINTER
 from dpo.turns import Fault
 
 PAGES = (b"<!doctype", b"<html", b"<?xml")

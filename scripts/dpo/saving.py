@@ -12,7 +12,8 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from dpo import adapters, hub, reference, resuming
+from dpo import hub, reference, resuming
+from dpo.models import adapters
 from dpo.runs import checkpoints, output_folder
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from dpo import ends
 from dpo.contestants import Contestant
+from dpo.models import end_tokens
 from dpo.recipe.parse import choices
 from dpo.runs import output_folder
 from dpo.sources import one_line
@@ -74,7 +74,7 @@ def run(
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
     own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
-    about += [ends.of(None, tokenizer), importlib.metadata.version("lm_eval")]
+    about += [end_tokens.of(None, tokenizer), importlib.metadata.version("lm_eval")]
     model, found = None, {}
     with who.autocast(device):
         kind = device.split(":")[0]
@@ -86,7 +86,7 @@ def run(
             if not path.is_file():
                 if model is None:
                     loaded = who.load(device)
-                    ends.remember(loaded, tokenizer, list)
+                    end_tokens.remember(loaded, tokenizer, list)
                     # Unless it is told, it switches off the autocast that it finds.
                     how = {"batch_size": 8, "mixed_precision_dtype": half}
                     model = HFLM(pretrained=loaded, tokenizer=tokenizer, **how)

@@ -15,9 +15,9 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from dpo import adapters
 from dpo.layouts import Fault, Pair
-from dpo.model_files import tokenizer_of
+from dpo.models import adapters
+from dpo.models.model_files import tokenizer_of
 from dpo.recipe.parse import Recipe, choices
 
 TEMPLATES = files("trl") / "chat_templates"

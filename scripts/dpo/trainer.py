@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo import adapters, dropout, memory, positions, reference, resuming, stock, weighing
+from dpo import dropout, memory, reference, resuming, stock, weighing
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.core import ties
+from dpo.models import adapters, rope
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.backbone import SharedPrefixCollator
@@ -52,7 +53,7 @@ def stays_live(model: Any, adapter: PeftConfig | None, args: DPOConfig, *data: A
             "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
             "beside the GPUs"
         )
-    return positions.by_batch(model, args, *data)
+    return rope.by_batch(model, args, *data)
 
 
 class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
@@ -108,7 +109,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             dropout.off(self.model)
         for model in (self.model, self.ref_model):
             if model is not None:
-                positions.forget_longer_batches(model)
+                rope.forget_longer_batches(model)
         if is_peft_model(self.model):
             adapters.match_reference(self.model)
         if self.share_prefix:

@@ -21,7 +21,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file, has_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 from trl import ModelConfig, get_peft_config
 
-from dpo import loading, model_files
+from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
 from dpo.runs import output_folder
 

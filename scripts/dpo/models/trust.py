@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo.model_files import read_json
+from dpo.models.model_files import read_json
 
 WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")  # pickles
 NAMES = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, ADAPTER_SAFE_WEIGHTS_NAME}

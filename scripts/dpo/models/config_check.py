@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo import adapters, foreign, model_files
-from dpo.model_files import AGAIN, config_of, one_line
+from dpo.models import adapters, model_files, trust
+from dpo.models.model_files import AGAIN, config_of, one_line
 from dpo.recipe.parse import Recipe
 from dpo.sources import check_reachable, looks_local
 
@@ -172,10 +172,10 @@ def check_model(recipe: Recipe) -> None:
         raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
     check_weights(name)
     base, trusted = adapters.checked_base(recipe), recipe.training.trust_remote_code
-    foreign.check_code(name, recipe.model.model_revision, trusted)
+    trust.check_code(name, recipe.model.model_revision, trusted)
     if base:
         check_weights(base)
-        foreign.check_code(base, None, trusted)
+        trust.check_code(base, None, trusted)
     which = (base, None) if base else (name, recipe.model.model_revision)
     model_files.check_config(*which, trusted, **recipe.init)
     model_files.check_trainable(*which, trusted, recipe.model.use_peft)
@@ -185,7 +185,7 @@ def check_model(recipe: Recipe) -> None:
 def check_weights(name: str) -> None:
     folder = Path(name)
     if folder.is_dir():
-        foreign.check_weights(name, (path.name for path in folder.iterdir()))
+        trust.check_weights(name, (path.name for path in folder.iterdir()))
         model_files.check_weights(folder)
     elif folder.is_file():
         gguf = "GGUF is for inference alone: " if folder.suffix == ".gguf" else ""
@@ -202,7 +202,7 @@ def check_weights(name: str) -> None:
             "or a hub model with --model_name_or_path"
         )
     elif files := check_reachable(name, "model"):
-        foreign.check_weights(name, files)
+        trust.check_weights(name, files)
 
 
 def check_master_weights(recipe: Recipe) -> None:
