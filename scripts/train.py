@@ -40,32 +40,22 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import (
-    completions,
-    evaluation,
-    fits,
-    hub,
-    monitors,
-    preferences,
-    quarantine,
-    report,
-    resuming,
-    scoring,
-)
+from dpo import completions, evaluation, hub, monitors, report, resuming, scoring
 from dpo.building import make_trainer
 from dpo.core import ranks
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
+from dpo.data import dataset, fits, quarantine
+from dpo.data.quarantine import Linted
+from dpo.data.sources.load import Rows, load_rows
+from dpo.data.tokenize import load_tokenizer
 from dpo.gates import Gates
 from dpo.models import adapters, config_check
-from dpo.quarantine import Linted
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
 from dpo.runs import checkpoints, metrics, output_folder, tracking
 from dpo.runs.shared_folders import check_shared
-from dpo.sources import Rows, load_rows
 from dpo.stopping import Leave, end, run_to_the_end
-from dpo.tokenization import load_tokenizer
 from dpo.wandb_run import Describe, add_report
 
 
@@ -133,7 +123,7 @@ def read_data(recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path)
         SystemExit: the rows are no preferences, or too many of them are wrong.
     """
     state, tokenizer = PartialState(), load_tokenizer(recipe)
-    data = preferences.prepare(recipe, rows, tokenizer)
+    data = dataset.prepare(recipe, rows, tokenizer)
     if state.is_main_process:
         print(*quarantine.said(data, quarantine.set_aside(data, folder)), sep="\n")
     state.wait_for_everyone()

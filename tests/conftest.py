@@ -41,15 +41,15 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 
 from dpo.building import make_trainer
+from dpo.data.dataset import prepare
+from dpo.data.quarantine import check_share
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
 from dpo.models.config_check import check_model
-from dpo.preferences import prepare
 from dpo.prefix_sharing.backbone import SharedPrefixCollator, stock_head
-from dpo.quarantine import check_share
 from dpo.recipe.flags import name_of
 from dpo.recipe.parse import parse
 from dpo.runs import checkpoints
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
 from dpo.trainer import FastDPOTrainer
 from dpo.workload import any_tokenizer
 

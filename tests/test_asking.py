@@ -10,15 +10,15 @@ from transformers import AutoTokenizer
 
 from dpo import answers, evaluation, paired, prompts
 from dpo.contestants import Contestant, find, reference_of
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import SEED
 from dpo.judgements import turns
 from dpo.models.sampling import Completion, prompt_token_ids
-from dpo.preferences import prepare
 from dpo.recipe.parse import parse
 from dpo.reference import digest_of_rows
 from dpo.runs import output_folder
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
 
 TEMPLATE = """\
 {%- if tools %}<|im_start|>system

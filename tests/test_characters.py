@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import data
 from dpo import data_page
-from dpo.characters import pieces, shown
-from dpo.quarantine import Linted
+from dpo.data.characters import pieces, shown
+from dpo.data.quarantine import Linted
 
 PHONE = 360  # pixels wide
 

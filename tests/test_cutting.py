@@ -12,14 +12,15 @@ from rich.console import Console
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import data
-from dpo import evaluation, lint, reference, scoring
+from dpo import evaluation, reference, scoring
+from dpo.data import lint
+from dpo.data.dataset import prepare
+from dpo.data.formats.layouts import Fault
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
 from dpo.gates import wrong_batch
-from dpo.layouts import Fault
-from dpo.preferences import prepare
 from dpo.prefix_sharing.backbone import SharedPrefixCollator
 from dpo.recipe.parse import parse
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
 
 MODES = ("keep_start", "keep_end")
 LENGTHS = (None, 2, 5, 12, 24)

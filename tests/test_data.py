@@ -7,9 +7,9 @@ import pytest
 from conftest import ROOT, make, pair, recipe_steps
 
 import new
+from dpo.data.sources.load import load_splits
 from dpo.recipe.parse import FOLDER, parse
 from dpo.runs.output_folder import claim
-from dpo.sources import load_splits
 
 
 @pytest.fixture

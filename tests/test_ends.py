@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from dpo.answers import Settings, draw
 from dpo.building import make_trainer
 from dpo.contestants import find
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
 from dpo.drift import Drift
 from dpo.models import adapters, end_tokens
 from dpo.models.sampling import sample, sample_completions
-from dpo.preferences import prepare
 from dpo.recipe.parse import parse
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
 
 CHATML = "".join(
     (

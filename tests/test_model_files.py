@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from test_bad_input import RECIPE, refusal
 from transformers import AutoModelForCausalLM
 
+from dpo.data.tokenize import load_tokenizer
 from dpo.models import config_check
 from dpo.models.model_files import check_config, check_weights, tokenizer_of
 from dpo.recipe.parse import parse
-from dpo.tokenization import load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 269060552\n"
 

@@ -15,13 +15,13 @@ from trl import DPOTrainer
 
 from dpo import drift, monitors
 from dpo.building import make_trainer
-from dpo.preferences import prepare
-from dpo.quarantine import check_share
+from dpo.data.dataset import prepare
+from dpo.data.quarantine import check_share
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
 from dpo.recipe.parse import parse
 from dpo.resuming import TakeUp
 from dpo.runs import metrics
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
 
 WORDS = [*"abcdefghijklmnop"]
 

@@ -13,13 +13,13 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dpo import contestants, evaluation
 from dpo.building import make_trainer
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
 from dpo.gates import Gates
 from dpo.models import rope as rope_
-from dpo.preferences import prepare
 from dpo.recipe.arguments import RunArguments
 from dpo.recipe.parse import parse
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}

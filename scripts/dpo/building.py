@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_quantization_config
 
-from dpo import fits, hub
+from dpo import hub
+from dpo.data import fits
 from dpo.drift import Drift
 from dpo.models import adapters, end_tokens, loading, trust
 from dpo.recipe.parse import Recipe

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo import fits
 from dpo.core.hashing import digests_of
+from dpo.data import fits
+from dpo.data.sources.load import looks_local
+from dpo.data.tokenize import load_tokenizer
 from dpo.models import adapters, devices, model_files, rope, trust
 from dpo.models.config_check import check_weights
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder
-from dpo.sources import looks_local
-from dpo.tokenization import load_tokenizer
 
 RUNS = Path("outputs")
 # Of a folder; a run's holds much besides.

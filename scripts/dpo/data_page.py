@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 
-from dpo import lint, quarantine
-from dpo.characters import Piece
 from dpo.core.terminal import visible
+from dpo.data import lint, quarantine
+from dpo.data.characters import Piece
 from dpo.page import document
 
 LEGEND = """<p class="legend"><span><span class="tokens prompt"><i>one token</i><b>the</b><i>next

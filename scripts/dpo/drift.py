@@ -17,8 +17,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import completions, cutting, evaluation
+from dpo import completions, evaluation
 from dpo.by_hand import said
+from dpo.data import schema
 from dpo.models import end_tokens
 from dpo.models.sampling import sample
 from dpo.runs import output_folder
@@ -64,7 +65,7 @@ class Drift(TrainerCallback):
             return
         data = self.trainer.eval_dataset
         first: dict[tuple[int, ...], int] = {}  # one that several pairs share is asked once
-        for at in (cutting.whole(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
+        for at in (schema.whole(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
             first.setdefault(tuple(data[at]["prompt_ids"]), at)
             if len(first) == PROMPTS:
                 break

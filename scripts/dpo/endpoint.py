@@ -17,9 +17,9 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
+from dpo.data.sources.load import one_line
 from dpo.judgements import Comparison, Kept, Verdicts, digest, left_out, told, turns
 from dpo.models.sampling import Messages
-from dpo.sources import one_line
 
 TEMPLATE = """\
 Below are a conversation and two answers to its last message, A and B. Say which answer is better: \

@@ -12,16 +12,16 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dpo import cutting
 from dpo.contestants import reference_of
 from dpo.core.stats import bootstrap, numbered, share
 from dpo.core.ties import accuracy, numerics
+from dpo.data import schema
+from dpo.data.reading import DIGESTS, column
 from dpo.judgements import told
 from dpo.losses import completion_logps
 from dpo.models.sampling import Completion, kind_of, sample, vader_score
 from dpo.prefix_sharing import backbone
 from dpo.prefix_sharing.backbone import SharedPrefixes
-from dpo.reading import DIGESTS, column
 from dpo.recipe.parse import Recipe
 from dpo.reference import NATS_PER_TOKEN
 from dpo.scoring import Scored
@@ -104,7 +104,7 @@ def pair_rows(
 ) -> list[tuple[list[int], list[int]]]:
     """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training."""
     return [
-        cutting.row(prompt, completion, max_length, truncation_mode)
+        schema.row(prompt, completion, max_length, truncation_mode)
         for side in ("chosen_ids", "rejected_ids")
         for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True)
     ]

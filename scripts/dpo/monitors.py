@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
-from dpo.reading import column
+from dpo.data.reading import column
 from dpo.runs import checkpoints, tracking
 from dpo.seen import sampled, trainable
 

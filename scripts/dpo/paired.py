@@ -15,10 +15,10 @@ from dpo.by_hand import said
 from dpo.contestants import Contestant
 from dpo.core.stats import bootstrap, length_controlled, share, win_rate
 from dpo.core.ties import numerics
+from dpo.data.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.judges import Comparison, Verdicts
 from dpo.models.sampling import Completion, Prompt
 from dpo.prompts import as_trained
-from dpo.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.reference import NATS_PER_TOKEN
 from dpo.scoring import Scored
 

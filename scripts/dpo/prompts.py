@@ -9,20 +9,21 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo import lint, parsing, preferences
 from dpo.contestants import Contestant
 from dpo.core.terminal import visible
-from dpo.files import Broken, lines_of
-from dpo.layouts import asked, begun
+from dpo.data import dataset, lint
+from dpo.data.formats import parsing
+from dpo.data.formats.layouts import asked, begun
+from dpo.data.formats.parts import QUESTIONS, again, beside, example_of, first_of
+from dpo.data.formats.telling import NAMED, listed
+from dpo.data.formats.turns import Fault
+from dpo.data.reading import OPTIONS
+from dpo.data.sources.files import Broken, lines_of
+from dpo.data.sources.load import load, load_rows
+from dpo.data.sources.rows import Rows
+from dpo.data.tokenize import GIVEN, load_tokenizer, options_of
 from dpo.models.sampling import Prompt, parts, prompt_token_ids
-from dpo.parts import QUESTIONS, again, beside, example_of, first_of
-from dpo.reading import OPTIONS
 from dpo.recipe.parse import Recipe
-from dpo.rows import Rows
-from dpo.sources import load, load_rows
-from dpo.telling import NAMED, listed
-from dpo.tokenization import GIVEN, load_tokenizer, options_of
-from dpo.turns import Fault
 
 CONVERSATIONS = ("messages", "conversations")
 
@@ -33,7 +34,7 @@ def held_out_pairs(recipe: Recipe) -> Dataset | None:
         return None
     train, held_out = load_rows(recipe)
     # Where they are a split of their own, what is trained on is nothing to them.
-    linted = preferences.prepare(recipe, (held_out or train, held_out), load_tokenizer(recipe))
+    linted = dataset.prepare(recipe, (held_out or train, held_out), load_tokenizer(recipe))
     return linted["held-out"].pairs if "held-out" in linted else None
 
 

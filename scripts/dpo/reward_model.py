@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo.contestants import DECIDES
+from dpo.data.sources.load import check_reachable, looks_local, one_line
 from dpo.models import devices, loading, trust
 from dpo.models.sampling import Messages
-from dpo.sources import check_reachable, looks_local, one_line
 
 ROWS = 16  # answers at a time
 JUDGES = (

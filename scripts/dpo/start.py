@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from trl import DPOTrainer
 
 from dpo import reference
-from dpo.reading import column
+from dpo.data.reading import column
 from dpo.trial import batch_of
 
 SCORED = 4  # pairs

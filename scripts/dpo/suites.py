@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from dpo.contestants import Contestant
+from dpo.data.sources.load import one_line
 from dpo.models import end_tokens
 from dpo.recipe.parse import choices
 from dpo.runs import output_folder
-from dpo.sources import one_line
 
 KEPT = Path("cache/suites")
 

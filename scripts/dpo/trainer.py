@@ -22,11 +22,11 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo import dropout, memory, reference, resuming, stock, weighing
 from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.core import ties
+from dpo.data.reading import IDS, column
 from dpo.models import adapters, rope
 from dpo.monitors import Monitors
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.backbone import SharedPrefixCollator
-from dpo.reading import IDS, column
 from dpo.saving import WritesCheckpoints
 from dpo.seen import gathered, per_pair
 from dpo.weighing import WeighsPairs
@@ -167,7 +167,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             self.args.ddp_find_unused_parameters = stock.may_leave_unused(self.model)
         return super()._build_accelerator_args(**kwargs)
 
-    # Rows that were linted are tokens already (preferences.py).
+    # Rows that were linted are tokens already (dataset.py).
     def _prepare_dataset(self, dataset, *args):
         if IDS[0] in (dataset.column_names or ()):
             return dataset

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from dpo import quarantine
 from dpo.core.machine import commit, versions
 from dpo.core.signals import CONFIG
+from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder, tracking
 

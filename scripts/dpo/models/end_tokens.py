@@ -9,7 +9,7 @@ from datasets import Features, Value
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo.tokenization import Tokenization
+from dpo.data.tokenize import Tokenization
 
 ENDS = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig
 from trl import DPOConfig
 
-from dpo import cutting
+from dpo.data import schema
 
 
 def limits(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
@@ -62,9 +62,9 @@ def longest_row(data: Any, max_length: int | None) -> float:
         return max((longest_row(each, max_length) for each in data.values()), default=0)
     if data is None or (isinstance(data, Dataset) and not len(data)):
         return 0
-    if not isinstance(data, Dataset) or not {*cutting.IDS} <= {*data.column_names}:
+    if not isinstance(data, Dataset) or not {*schema.IDS} <= {*data.column_names}:
         return most
-    return min(cutting.needed(data).max(), most)
+    return min(schema.needed(data).max(), most)
 
 
 def by_batch(model: Any, args: DPOConfig, *data: Any) -> str | None:

@@ -95,8 +95,8 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         SystemExit: there is no such layout, a mapping is none, or the name of a data set is none.
     """
-    from dpo.columns import mapping_of
-    from dpo.layouts import LAYOUTS
+    from dpo.data.formats.columns import mapping_of
+    from dpo.data.formats.layouts import LAYOUTS
 
     given, where = recipe.run.preference_layout, recipe.place("preference_layout")
     if given is not None and given not in LAYOUTS:

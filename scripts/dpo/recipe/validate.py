@@ -14,10 +14,10 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from dpo.data.sources.load import ABROAD
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
 from dpo.runs.checkpoints import MANIFEST, named
-from dpo.sources import ABROAD
 from dpo.start import START
 
 ADAPTED = ("use_rslora", "use_dora")

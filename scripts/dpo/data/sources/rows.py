@@ -18,10 +18,11 @@ from datasets import Dataset, IterableDataset, Json, Value, data_files
 from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
-from dpo import files, parsing
 from dpo.core.hashing import digests_of
+from dpo.data.formats import parsing
+from dpo.data.formats.turns import Fault
+from dpo.data.sources import files
 from dpo.models.model_files import POINTER
-from dpo.turns import Fault
 
 PAGES = (b"<!doctype", b"<html", b"<?xml")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # of one table that was written as several files

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from dpo.turns import ANSWER, asks, role_of
+from dpo.data.formats.turns import ANSWER, asks, role_of
 
 QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")
 SYSTEMS = ("system", "system_prompt")

@@ -17,8 +17,8 @@ from datasets.features.features import register_feature
 from datasets.fingerprint import Hasher
 from filelock import FileLock
 
-from dpo import files
-from dpo.files import rows_of
+from dpo.data.sources import files
+from dpo.data.sources.files import rows_of
 
 EXACT = 2**53  # whole numbers below it are floats as well
 BATCH = 1000

@@ -9,7 +9,7 @@ from typing import Any
 import regex
 from transformers import PreTrainedTokenizerBase
 
-from dpo import cutting
+from dpo.data import schema
 
 PART = "\ufffd"  # what a decoder makes of a part of a character
 ANSWERS = ("chosen", "rejected")
@@ -83,7 +83,7 @@ def shown(
     """
     prompt, found = pair["prompt_ids"], {}
     start = len(prompt)
-    rows = {name: range(*cutting.span(start + len(pair[f"{name}_ids"]), *cut)) for name in ANSWERS}
+    rows = {name: range(*schema.span(start + len(pair[f"{name}_ids"]), *cut)) for name in ANSWERS}
     either = range(min(r.start for r in rows.values()), max(r.stop for r in rows.values()))
     for name, row in rows.items():
         answer = pair[f"{name}_ids"]

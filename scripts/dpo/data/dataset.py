@@ -18,13 +18,13 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from dpo import cutting, lint
-from dpo.quarantine import Bad, Linted, check_length, said_of_lengths
-from dpo.reading import ABOUT, BATCH, IDS, IMAGES, RENDERED, column, lint_rows
+from dpo.data import lint, schema
+from dpo.data.formats.telling import SEEN
+from dpo.data.quarantine import Bad, Linted, check_length, said_of_lengths
+from dpo.data.reading import ABOUT, BATCH, IDS, IMAGES, RENDERED, column, lint_rows
+from dpo.data.sources.load import Rows
 from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import QUARANTINE
-from dpo.sources import Rows
-from dpo.telling import SEEN
 
 
 def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -> Linted:
@@ -57,7 +57,7 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
     reasons[used[reasons[used] == ""]] = "held_out_prompt"
     bad = [bad for _, part in parts for bad in part.bad]
     at_fault = np.flatnonzero(reasons != "")
-    needed = cutting.needed(table.select(at_fault)) if len(at_fault) else []
+    needed = schema.needed(table.select(at_fault)) if len(at_fault) else []
     for at, tokens in zip(at_fault, needed, strict=True):
         too_long = reasons[at] in lint.LENGTHS
         bad.append(

@@ -13,10 +13,10 @@ from typing import Any
 
 from trl.trainer.utils import remove_none_values
 
-from dpo.files import Twice, once
-from dpo.parts import CANDIDATES, RATINGS
-from dpo.tokenization import GIVEN
-from dpo.turns import Fault, as_anthropic_has_it
+from dpo.data.formats.parts import CANDIDATES, RATINGS
+from dpo.data.formats.turns import Fault, as_anthropic_has_it
+from dpo.data.sources.files import Twice, once
+from dpo.data.tokenize import GIVEN
 
 LISTS = (*GIVEN, "history", *CANDIDATES, *RATINGS)  # columns that are no text of their own
 ROLE = re.compile(r"""["'](role|from)\\*["']\s*:""")

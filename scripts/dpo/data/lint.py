@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from dpo import cutting
-from dpo.layouts import Pair
-from dpo.parts import number
-from dpo.tokenization import Tokenization
-from dpo.turns import Fault, where_they_part
+from dpo.data import schema
+from dpo.data.formats.layouts import Pair
+from dpo.data.formats.parts import number
+from dpo.data.formats.turns import Fault, where_they_part
+from dpo.data.tokenize import Tokenization
 
 REASONS = {
     # the columns
@@ -230,7 +230,7 @@ def check_tokens(
             raise Fault("doubled_end", name)
     if chosen == rejected:
         raise Fault("same", "as tokens")
-    rows = [cutting.row(prompt, ids, max_length, truncation_mode) for ids in (chosen, rejected)]
+    rows = [schema.row(prompt, ids, max_length, truncation_mode) for ids in (chosen, rejected)]
     for before, ids in rows:
         if not ids[not before :]:
             raise Fault("prompt_too_long", f"{len(prompt)} tokens, max_length {max_length}")

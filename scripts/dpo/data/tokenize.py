@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from dpo.layouts import Fault, Pair
+from dpo.data.formats.layouts import Fault, Pair
 from dpo.models import adapters
 from dpo.models.model_files import tokenizer_of
 from dpo.recipe.parse import Recipe, choices

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from dpo.layouts import LAYOUTS
-from dpo.parts import KNOWN, PREFERENCES, Row, first_of, undecided
-from dpo.rows import Rows
+from dpo.data.formats.layouts import LAYOUTS
+from dpo.data.formats.parts import KNOWN, PREFERENCES, Row, first_of, undecided
+from dpo.data.sources.rows import Rows
 
 KINDS = {str: "text", bool: "true or false", int: "number", float: "number", dict: "object"}
 # Words in the names that the columns of a pair have elsewhere: for a suggestion alone.

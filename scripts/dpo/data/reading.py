@@ -23,20 +23,21 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo import choosing, cutting, layouts, lint, parsing, parts, tokenization, turns
-from dpo.columns import mapping_of, renamed
-from dpo.cutting import IDS
-from dpo.layouts import to_pair
-from dpo.parts import BESIDE, ratings_of
-from dpo.quarantine import Bad, Linted
+from dpo.data import lint, schema, tokenize
+from dpo.data.formats import choosing, layouts, parsing, parts, turns
+from dpo.data.formats.columns import mapping_of, renamed
+from dpo.data.formats.layouts import to_pair
+from dpo.data.formats.parts import BESIDE, ratings_of
+from dpo.data.formats.telling import SEEN, reading_of
+from dpo.data.formats.turns import Fault
+from dpo.data.quarantine import Bad, Linted
+from dpo.data.schema import IDS
+from dpo.data.sources.load import Rows
+from dpo.data.sources.tables import Exact
+from dpo.data.tokenize import GIVEN, Tokenization
 from dpo.recipe.parse import Recipe
 from dpo.reference import COLUMNS as SCORED
 from dpo.runs.output_folder import day_of
-from dpo.sources import Rows
-from dpo.tables import Exact
-from dpo.telling import SEEN, reading_of
-from dpo.tokenization import GIVEN, Tokenization
-from dpo.turns import Fault
 
 BATCH = 1000
 BEST = "row of the best response"  # a column of pairs that several rows were made into
@@ -270,7 +271,7 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    modules = (choosing, cutting, layouts, lint, parsing, parts, tokenization, turns)
+    modules = (choosing, schema, layouts, lint, parsing, parts, tokenize, turns)
     code = [inspect.getsource(part) for part in (*modules, pair_of, lint_batch)]
     code += [trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}

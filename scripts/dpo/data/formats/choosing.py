@@ -6,8 +6,18 @@ import json
 import math
 from typing import Any
 
-from dpo.parts import RANK, SAID, SCORES, SHP, STRENGTHS, Row, first_of, number, side_of
-from dpo.turns import Fault
+from dpo.data.formats.parts import (
+    RANK,
+    SAID,
+    SCORES,
+    SHP,
+    STRENGTHS,
+    Row,
+    first_of,
+    number,
+    side_of,
+)
+from dpo.data.formats.turns import Fault
 
 
 def need(row: Row, *names: str) -> list[Any]:

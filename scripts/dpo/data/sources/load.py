@@ -14,10 +14,9 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants, snapshot_download
 from trl import DatasetMixtureConfig
 
-from dpo import files, tables
-from dpo.files import COMPRESSED, FILES
-from dpo.recipe.parse import Recipe
-from dpo.rows import (
+from dpo.data.sources import files, tables
+from dpo.data.sources.files import COMPRESSED, FILES
+from dpo.data.sources.rows import (
     Rows,
     check_fetched,
     content_cache,
@@ -30,6 +29,7 @@ from dpo.rows import (
     unreadable,
     without_backups,
 )
+from dpo.recipe.parse import Recipe
 
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "

@@ -10,9 +10,9 @@ from typing import Any
 
 from trl import extract_prompt
 
-from dpo.choosing import compared, need, rated
-from dpo.parts import Row, told, whole
-from dpo.turns import (
+from dpo.data.formats.choosing import compared, need, rated
+from dpo.data.formats.parts import Row, told, whole
+from dpo.data.formats.turns import (
     TURN,
     Fault,
     Message,

@@ -8,10 +8,10 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo.columns import instead, not_said, suggested
-from dpo.layouts import LAYOUTS
-from dpo.parsing import is_message
-from dpo.parts import (
+from dpo.data.formats.columns import instead, not_said, suggested
+from dpo.data.formats.layouts import LAYOUTS
+from dpo.data.formats.parsing import is_message
+from dpo.data.formats.parts import (
     BESIDE,
     PREFERENCES,
     STRENGTHS,
@@ -21,10 +21,10 @@ from dpo.parts import (
     signs,
     told,
 )
-from dpo.rows import listed
-from dpo.sources import Rows, one_line
-from dpo.tokenization import GIVEN, Tokenization
-from dpo.turns import Fault, as_messages
+from dpo.data.formats.turns import Fault, as_messages
+from dpo.data.sources.load import Rows, one_line
+from dpo.data.sources.rows import listed
+from dpo.data.tokenize import GIVEN, Tokenization
 
 FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told
