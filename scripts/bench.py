@@ -41,7 +41,7 @@ from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import head_on_completions
 from dpo.recipe.arguments import positive
 from dpo.speed_table import show, write
-from dpo.trainer import FastDPOTrainer
+from dpo.training.trainer import FastDPOTrainer
 from dpo.workload import (
     LENGTHS,
     MAX_LENGTH,

@@ -40,8 +40,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import completions, evaluation, hub, monitors, report, resuming, scoring
-from dpo.building import make_trainer
+from dpo import evaluation, report
 from dpo.core import ranks
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
@@ -49,14 +48,17 @@ from dpo.data import dataset, fits, quarantine
 from dpo.data.quarantine import Linted
 from dpo.data.sources.load import Rows, load_rows
 from dpo.data.tokenize import load_tokenizer
-from dpo.gates import Gates
 from dpo.models import adapters, config_check
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
 from dpo.runs import checkpoints, metrics, output_folder, tracking
 from dpo.runs.shared_folders import check_shared
-from dpo.stopping import Leave, end, run_to_the_end
-from dpo.wandb_run import Describe, add_report
+from dpo.training import held_out_scores, publish, resume
+from dpo.training.build import make_trainer
+from dpo.training.monitoring import alerts, completions
+from dpo.training.monitoring.wandb_run import Describe, add_report
+from dpo.training.preempt import Leave, end, run_to_the_end
+from dpo.training.preflight.checks import Gates
 
 
 def sharding(trainer: DPOTrainer) -> str:
@@ -159,10 +161,10 @@ def train(
         tracking.open_again(trainer)
     else:
         given, others = recipe.training.resume_from_checkpoint, recipe.run.other_processes
-        checkpoint = resuming.to_go_on_from(trainer, folder, given, others)
+        checkpoint = resume.to_go_on_from(trainer, folder, given, others)
         if checkpoint:
             trainer.accelerator.print(f"Continuing from {checkpoint}")
-            trainer.add_callback(resuming.TakeUp(trainer, checkpoint))
+            trainer.add_callback(resume.TakeUp(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if leave.left:
             step = trainer.state.global_step
@@ -176,15 +178,15 @@ def train(
             if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():
                 # No checkpoint is there to score again from: the policy counts as done.
                 output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
-            scored = scoring.score(trainer)
+            scored = held_out_scores.score(trainer)
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
                 output_folder.follow_umask(weights)
             if scored:
-                scoring.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
+                held_out_scores.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
             output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
     if recipe.training.push_to_hub and not leave.left:
-        hub.publish_or_say(trainer)
+        publish.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
     # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
     # engine asks for its rank as it goes.
@@ -255,7 +257,7 @@ def main() -> None:
         "loss_type": recipe.training.loss_type,
         "preference_accuracy": None,
         "curves": report.curves(metrics.read(folder) or trainer_state.log_history),
-        "alerts": monitors.alerts_of(trainer_state),
+        "alerts": alerts.alerts_of(trainer_state),
         "settings": output_folder.settings(recipe),
         "versions": versions(),
         "commit": commit(),
@@ -268,7 +270,7 @@ def main() -> None:
         init = recipe.init | {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
         policies.append(adapters.merge(folder, tokenizer, **init))
     if held_out is not None:
-        scored = scoring.kept(folder, evaluation.digest_of(held_out))
+        scored = held_out_scores.kept(folder, evaluation.digest_of(held_out))
         policy, device = str(policies[-1]), str(state.device)
         results |= evaluation.evaluate(recipe, policy, held_out, device, scored)
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}

@@ -17,8 +17,8 @@ from dpo.evaluation import SEED
 from dpo.judgements import turns
 from dpo.models.sampling import Completion, prompt_token_ids
 from dpo.recipe.parse import parse
-from dpo.reference import digest_of_rows
 from dpo.runs import output_folder
+from dpo.training.reference import digest_of_rows
 
 TEMPLATE = """\
 {%- if tools %}<|im_start|>system

@@ -12,8 +12,8 @@ from conftest import trainer_of
 from safetensors.torch import load_file
 
 from dpo.recipe.parse import parse
-from dpo.resuming import REFERENCE, TakeUp, to_go_on_from
 from dpo.runs import checkpoints
+from dpo.training.resume import REFERENCE, TakeUp, to_go_on_from
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 

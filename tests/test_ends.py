@@ -9,15 +9,15 @@ from conftest import once, random_model, run_flags
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpo.answers import Settings, draw
-from dpo.building import make_trainer
 from dpo.contestants import find
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
-from dpo.drift import Drift
 from dpo.models import adapters, end_tokens
 from dpo.models.sampling import sample, sample_completions
 from dpo.recipe.parse import parse
+from dpo.training.build import make_trainer
+from dpo.training.monitoring.drift import Drift
 
 CHATML = "".join(
     (

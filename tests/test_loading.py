@@ -92,7 +92,7 @@ def test_files_that_are_not_whole(what, how, tmp_path):
             adapters.load(folder)
         else:
             quantised = BitsAndBytesConfig(load_in_4bit=True) if how == "four bits" else None
-            with loading.whole():  # as building.py has TRL load
+            with loading.whole():  # as build.py has TRL load
                 create_model_from_path(
                     folder, quantization_config=quantised, ignore_mismatched_sizes=True
                 )

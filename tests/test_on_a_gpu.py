@@ -13,12 +13,12 @@ from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
 from dpo import evaluation
-from dpo.gates import Gates
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import head_on_completions
 from dpo.recipe.arguments import RunArguments
-from dpo.stopping import Leave
-from dpo.trainer import FastDPOTrainer
+from dpo.training.preempt import Leave
+from dpo.training.preflight.checks import Gates
+from dpo.training.trainer import FastDPOTrainer
 
 FLASH = "on, attention in one call of FlashAttention (varlen)"
 PADDED = "on, attention in one call of SDPA, branches padded"
@@ -138,7 +138,7 @@ def test_norms_of_weights_on_two_devices(tmp_path, monkeypatch):
         trainer = run_of(tmp_path, "llama", eval_strategy="no")
         trained = dict(trainer.model.named_parameters())
         some = {name: p.held if i % 2 else p for i, (name, p) in enumerate(trained.items())}
-        monkeypatch.setattr("dpo.monitors.trainable", lambda model: some)
+        monkeypatch.setattr("dpo.training.monitoring.alerts.trainable", lambda model: some)
         trainer.monitors.check_weights()
         next(iter(some.values())).data.held.fill_(torch.nan)
         with pytest.raises(SystemExit, match="not finite"):

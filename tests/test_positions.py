@@ -12,14 +12,14 @@ from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dpo import contestants, evaluation
-from dpo.building import make_trainer
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
-from dpo.gates import Gates
 from dpo.models import rope as rope_
 from dpo.recipe.arguments import RunArguments
 from dpo.recipe.parse import parse
+from dpo.training.build import make_trainer
+from dpo.training.preflight.checks import Gates
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}

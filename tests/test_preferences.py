@@ -13,14 +13,14 @@ from datasets import Dataset, arrow_dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from dpo.building import make_trainer
 from dpo.data import dataset
 from dpo.data.dataset import prepare
 from dpo.data.reading import IDS, column
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
 from dpo.recipe.parse import parse
-from dpo.resuming import TakeUp, to_go_on_from
+from dpo.training.build import make_trainer
+from dpo.training.resume import TakeUp, to_go_on_from
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 CARD = """---

@@ -16,12 +16,13 @@ from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dpo import answers, reference
+from dpo import answers
 from dpo.contestants import Contestant
 from dpo.core import hashing
 from dpo.models import adapters
 from dpo.recipe.parse import parse
-from dpo.reference import CHECKED_ROWS, COLUMNS
+from dpo.training import reference
+from dpo.training.reference import CHECKED_ROWS, COLUMNS
 from dpo.workload import any_tokenizer
 
 

@@ -22,9 +22,9 @@ from transformers import AutoTokenizer
 
 import audit
 import train
-from dpo import hub
 from dpo.core.terminal import visible
 from dpo.models import trust
+from dpo.training import publish
 
 
 class Evil:
@@ -101,7 +101,7 @@ def test_what_is_published_is_a_model_and_no_pickle(monkeypatch, tmp_path):
     assert not {"report.json", "recipe.yaml", "quarantine.jsonl", ".half.json"} & {*files}
     trainer.args.hub_strategy = trainer.args.hub_strategy.CHECKPOINT
     with pytest.raises(SystemExit, match="hub_strategy checkpoint: choose end"):
-        hub.check(trainer.args)
+        publish.check(trainer.args)
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_an_outage_of_the_hub_costs_no_run(monkeypatch, tmp_path, capsys):
     trainer = trainer_of(tmp_path, "llama", fast=True, max_steps=1, **settings)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     trainer.save_model(_internal_call=True)
-    hub.publish_or_say(trainer)
+    publish.publish_or_say(trainer)
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("Not published (")
     assert said.endswith(f"): hf upload me/policy {trainer.args.output_dir} sends it")

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train
 from dpo.core.signals import SIGNALS
 from dpo.runs import checkpoints
-from dpo.trainer import FastDPOTrainer
+from dpo.training.trainer import FastDPOTrainer
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import launch, make, run, run_flags, running
 
-from dpo import completions
 from dpo.runs import output_folder
+from dpo.training.monitoring import completions
 from sync import waiting
 
 pytestmark = pytest.mark.sight

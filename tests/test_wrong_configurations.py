@@ -15,7 +15,7 @@ from dpo.recipe.arguments import OF_ONE
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import parse, read_yaml
 from dpo.recipe.validate import LOSS_TYPES, check_values
-from dpo.start import START
+from dpo.training.preflight.same_start import START
 
 FLAGS = {
     # values out of range

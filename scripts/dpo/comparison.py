@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from dpo import completions, report
+from dpo import report
 from dpo.contestants import RUNS, known_runs, run_folder
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
 from dpo.runs import metrics, output_folder
+from dpo.training.monitoring import completions
 
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting

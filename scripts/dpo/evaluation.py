@@ -23,8 +23,8 @@ from dpo.models.sampling import Completion, kind_of, sample, vader_score
 from dpo.prefix_sharing import backbone
 from dpo.prefix_sharing.backbone import SharedPrefixes
 from dpo.recipe.parse import Recipe
-from dpo.reference import NATS_PER_TOKEN
-from dpo.scoring import Scored
+from dpo.training.held_out_scores import Scored
+from dpo.training.reference import NATS_PER_TOKEN
 
 # scripts/embedded_data.py samples its pairs with these two as well.
 TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble

@@ -19,8 +19,8 @@ from dpo.data.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.judges import Comparison, Verdicts
 from dpo.models.sampling import Completion, Prompt
 from dpo.prompts import as_trained
-from dpo.reference import NATS_PER_TOKEN
-from dpo.scoring import Scored
+from dpo.training.held_out_scores import Scored
+from dpo.training.reference import NATS_PER_TOKEN
 
 ALIKE = 0.1  # lengths that differ by less are about equal
 MOST_GROUPS = 20  # a column with more values names no categories

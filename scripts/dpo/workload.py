@@ -19,8 +19,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from dpo.batching import deal
 from dpo.data import schema
+from dpo.training.batching import deal
 
 LENGTHS = Path("recipes/data/ultrafeedback-lengths.csv")
 MAX_LENGTH = 1024

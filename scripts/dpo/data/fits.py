@@ -9,9 +9,9 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from dpo import reference
 from dpo.models import adapters, model_files
 from dpo.recipe.parse import Recipe
+from dpo.training import reference
 
 
 def positions(config: PreTrainedConfig) -> float | None:

@@ -36,8 +36,8 @@ from dpo.data.sources.load import Rows
 from dpo.data.sources.tables import Exact
 from dpo.data.tokenize import GIVEN, Tokenization
 from dpo.recipe.parse import Recipe
-from dpo.reference import COLUMNS as SCORED
 from dpo.runs.output_folder import day_of
+from dpo.training.reference import COLUMNS as SCORED
 
 BATCH = 1000
 BEST = "row of the best response"  # a column of pairs that several rows were made into

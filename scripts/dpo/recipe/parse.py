@@ -185,7 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Train a policy with DPO as a recipe says; flags after it win over it.",
     )
-    # hub.py; and the filter would log a mean in place of a loss that is not finite (monitors.py).
+    # publish.py; and the filter would log a mean in place of a loss that is not finite (alerts.py).
     parser.set_defaults(
         precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
     )

@@ -18,7 +18,7 @@ from dpo.data.sources.load import ABROAD
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
 from dpo.runs.checkpoints import MANIFEST, named
-from dpo.start import START
+from dpo.training.preflight.same_start import START
 
 ADAPTED = ("use_rslora", "use_dora")
 LOSS_TYPES = (*START, "sft")

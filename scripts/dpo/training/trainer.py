@@ -19,17 +19,18 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo import dropout, memory, reference, resuming, stock, weighing
-from dpo.batching import COMPOSITION_MATTERS, DealtSampler, innermost
 from dpo.core import ties
 from dpo.data.reading import IDS, column
 from dpo.models import adapters, rope
-from dpo.monitors import Monitors
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.backbone import SharedPrefixCollator
-from dpo.saving import WritesCheckpoints
-from dpo.seen import gathered, per_pair
-from dpo.weighing import WeighsPairs
+from dpo.training import dropout, reference, resume, stock, weighing
+from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, innermost
+from dpo.training.monitoring.alerts import Monitors
+from dpo.training.monitoring.probes import gathered, per_pair
+from dpo.training.preflight import memory
+from dpo.training.save import WritesCheckpoints
+from dpo.training.weighing import WeighsPairs
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
@@ -94,7 +95,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             # check of a kept reference, lose count in training (ZeRO-3).
             self._precompute_engine.destroy()
             self._precompute_engine = None
-        self.monitors, self.settled = Monitors(self), resuming.Settled(self)
+        self.monitors, self.settled = Monitors(self), resume.Settled(self)
         self.add_callback(self.monitors)
         self.add_callback(self.settled)
 

@@ -12,9 +12,9 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
-from dpo import hub, reference, resuming
 from dpo.models import adapters
 from dpo.runs import checkpoints, output_folder
+from dpo.training import publish, reference, resume
 
 
 class WritesCheckpoints:
@@ -48,8 +48,8 @@ class WritesCheckpoints:
             super()._save_checkpoint(model, trial)
             self._saving = False
             if self.args.sync_ref_model and not self.args.save_only_model:
-                resuming.save_reference(self, beside)
-            unlogged = self.settled.unlogged or resuming.unlogged(self)
+                resume.save_reference(self, beside)
+            unlogged = self.settled.unlogged or resume.unlogged(self)
             self.accelerator.wait_for_everyone()
             if state.best_model_checkpoint == str(beside):
                 state.best_model_checkpoint = str(checkpoint)
@@ -97,12 +97,12 @@ class WritesCheckpoints:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            hub.drop_pickle(folder)
+            publish.drop_pickle(folder)
             if is_peft_model(self.model):
                 adapters.save_generation_config(self.model, folder)
 
     def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
-        return hub.publish(self, commit_message, revision)
+        return publish.publish(self, commit_message, revision)
 
     def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
-        super().create_model_card(hub.plain(model_name or ""), *args, **kwargs)
+        super().create_model_card(publish.plain(model_name or ""), *args, **kwargs)

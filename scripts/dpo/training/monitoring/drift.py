@@ -17,13 +17,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import completions, evaluation
+from dpo import evaluation
 from dpo.by_hand import said
 from dpo.data import schema
 from dpo.models import end_tokens
 from dpo.models.sampling import sample
 from dpo.runs import output_folder
-from dpo.seen import own_draws
+from dpo.training.monitoring import completions
+from dpo.training.monitoring.probes import own_draws
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
 PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328

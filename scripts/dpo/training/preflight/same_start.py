@@ -8,9 +8,9 @@ import numpy as np
 from transformers import TrainingArguments
 from trl import DPOTrainer
 
-from dpo import reference
 from dpo.data.reading import column
-from dpo.trial import batch_of
+from dpo.training import reference
+from dpo.training.preflight.longest_batch import batch_of
 
 SCORED = 4  # pairs
 LN2 = math.log(2)

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from trl import DPOTrainer
 
-from dpo import memory, reference
-from dpo.batching import innermost
-from dpo.seen import local, own_draws
+from dpo.training import reference
+from dpo.training.batching import innermost
+from dpo.training.monitoring.probes import local, own_draws
+from dpo.training.preflight import memory
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import IterableDataset
 from torch.utils.data import DataLoader
 
-from dpo.batching import EvenBatches, innermost, layout
+from dpo.training.batching import EvenBatches, innermost, layout
 
 COUNTED = "pairs counted"  # among TRL's metrics: of each batch, to weigh the others by
 

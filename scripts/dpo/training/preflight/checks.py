@@ -20,9 +20,9 @@ from trl import DPOTrainer
 
 from dpo.data import schema
 from dpo.recipe.parse import Recipe
-from dpo.seen import local
-from dpo.start import starts_elsewhere
-from dpo.trial import batch_of, longest_fails, parameters, untouched
+from dpo.training.monitoring.probes import local
+from dpo.training.preflight.longest_batch import batch_of, longest_fails, parameters, untouched
+from dpo.training.preflight.same_start import starts_elsewhere
 
 SAMPLE = 64  # rows whose batch is compared with them
 

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerState
 
 from dpo.data.reading import column
 from dpo.runs import checkpoints, tracking
-from dpo.seen import sampled, trainable
+from dpo.training.monitoring.probes import sampled, trainable
 
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
 # margins below 1, 0.17 nats a token between policy and reference, and over its first 72 pairs a
@@ -154,7 +154,7 @@ class Monitors(TrainerCallback):
 
     def check_weights(self) -> None:
         """At the end of every step, so that whatever is saved after it is finite: one pass over
-        the weights, where the step itself made several. Before the first one, gates.py looks.
+        the weights, where the step itself made several. Before the first one, checks.py looks.
 
         Raises:
             SystemExit: a weight of some process is not finite.

@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_quantization_config
 
-from dpo import hub
 from dpo.data import fits
-from dpo.drift import Drift
 from dpo.models import adapters, end_tokens, loading, trust
 from dpo.recipe.parse import Recipe
 from dpo.runs import tracking
 from dpo.runs.metrics import WriteMetrics
-from dpo.trainer import FastDPOTrainer, stays_live
+from dpo.training import publish
+from dpo.training.monitoring.drift import Drift
+from dpo.training.trainer import FastDPOTrainer, stays_live
 
 
 class StepLines(ProgressCallback):
@@ -92,7 +92,7 @@ def make_trainer(
             and accelerate does not use it, and would train side by side, unsharded.
     """
     model, args = recipe.model, recipe.training
-    hub.check(args)
+    publish.check(args)
     trust.read_as_data()
     if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
         raise SystemExit(

@@ -13,10 +13,11 @@ import numpy as np
 from accelerate.utils import tqdm
 from trl import DPOTrainer
 
-from dpo import memory, reference
 from dpo.core import ties
 from dpo.losses import implicit_reward
 from dpo.runs import output_folder
+from dpo.training import reference
+from dpo.training.preflight import memory
 
 
 @dataclass
