@@ -30,7 +30,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.core.terminal import guarded
-from dpo.evaluation import MAX_NEW_TOKENS, TEMPERATURE
+from dpo.evaluation.evaluation import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
 from dpo.models.sampling import Completion, prompt_token_ids, sample_completions, vader_score
 

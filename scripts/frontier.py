@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dpo import answers, frontier, prompts
-from dpo.contestants import policy_of, reference_of
+from dpo import frontier
 from dpo.core.machine import device_name
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded
-from dpo.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
+from dpo.evaluation import generations, prompts
+from dpo.evaluation.contestants import policy_of, reference_of
+from dpo.evaluation.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
 from dpo.recipe.arguments import positive
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import FOLDER, parse
@@ -70,7 +71,7 @@ def main() -> None:
     runs = sweeps.resolved(RECIPE, sweep, into, flags)
 
     asked = prompts.each_once(prompts.of_pairs(prompts.held_out_pairs(recipe)), args.limit)
-    settings = answers.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
+    settings = generations.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
     path = into / "frontier.json"
     how = {
         "prompts": len(asked),

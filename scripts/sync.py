@@ -11,8 +11,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from dpo.contestants import RUNS, run_folder
 from dpo.core.terminal import guarded
+from dpo.evaluation.contestants import RUNS, run_folder
 from dpo.runs import output_folder, tracking
 
 

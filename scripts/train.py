@@ -40,7 +40,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import evaluation, report
+from dpo import report
 from dpo.core import ranks
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
@@ -48,6 +48,7 @@ from dpo.data import dataset, fits, quarantine
 from dpo.data.quarantine import Linted
 from dpo.data.sources.load import Rows, load_rows
 from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import evaluation
 from dpo.models import adapters, config_check
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values

@@ -13,9 +13,10 @@ from browser import DESKTOP, PHONE, fits, opened, pictures
 from conftest import make
 
 from compare import show
-from dpo import comparison, comparison_page, comparison_table, contestants
+from dpo import comparison, comparison_page, comparison_table
 from dpo.comparison_table import Row, Units
 from dpo.core import stats
+from dpo.evaluation import contestants
 
 EVIL = "<script>alert(1)</script> | \x1b[31m [/bold]"
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import data
-from dpo import evaluation
 from dpo.data import lint
 from dpo.data.dataset import prepare
 from dpo.data.formats.layouts import Fault
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import evaluation
 from dpo.prefix_sharing.backbone import SharedPrefixCollator
 from dpo.recipe.parse import parse
 from dpo.training import held_out_scores, reference

@@ -8,11 +8,11 @@ import torch
 from conftest import once, random_model, run_flags
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from dpo.answers import Settings, draw
-from dpo.contestants import find
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation.contestants import find
+from dpo.evaluation.generations import Settings, draw
 from dpo.models import adapters, end_tokens
 from dpo.models.sampling import sample, sample_completions
 from dpo.recipe.parse import parse
@@ -103,7 +103,7 @@ def test_no_invented_turn_follows_an_answer(own, tiny_model):
 
 
 def test_kept_answers_end_there_too(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo.answers.KEPT", tmp_path / "answers")
+    monkeypatch.setattr("dpo.evaluation.generations.KEPT", tmp_path / "answers")
     tokenizer = tokenizer_of(tiny_model, "<|endoftext|>", "<|im_end|>\n")
     model, chain = chained(tiny_model, tokenizer, "blue", "<|im_end|>", "Ċ")
     model.generation_config.eos_token_id = 0

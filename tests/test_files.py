@@ -14,10 +14,10 @@ from conftest import pair
 from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
 
-from dpo import prompts
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load, load_rows, load_splits
 from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import prompts
 from dpo.recipe.parse import parse
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", "--eval_strategy=no"]

@@ -12,7 +12,7 @@ from test_prefix_sharing import varlen_by_hand
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
-from dpo import evaluation
+from dpo.evaluation import evaluation
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import head_on_completions
 from dpo.recipe.arguments import RunArguments

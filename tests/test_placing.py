@@ -10,10 +10,10 @@ from conftest import once, random_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from dpo.contestants import Contestant
+from dpo.evaluation.contestants import Contestant
+from dpo.evaluation.judges.reward_model import RewardModel
 from dpo.models import adapters, devices
 from dpo.recipe.parse import parse
-from dpo.reward_model import RewardModel
 from dpo.training import build
 
 

@@ -11,10 +11,10 @@ from conftest import SIZES, losses_of, random_ids, trainer_of
 from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from dpo import contestants, evaluation
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import contestants, evaluation
 from dpo.models import rope as rope_
 from dpo.recipe.arguments import RunArguments
 from dpo.recipe.parse import parse

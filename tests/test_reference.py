@@ -16,9 +16,9 @@ from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dpo import answers
-from dpo.contestants import Contestant
 from dpo.core import hashing
+from dpo.evaluation import generations
+from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters
 from dpo.recipe.parse import parse
 from dpo.training import reference
@@ -96,13 +96,13 @@ def test_an_adapter_that_acts_otherwise_is_another_reference(changed, tiny_adapt
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | changed))
     (moved / "adapter_config.json").write_text(json.dumps(config | {"peft_version": "0"}))
-    keys, answers = [], []
+    keys, generations = [], []
     for folder in (tiny_adapter, other, moved):
         policy = adapters.trainable(str(folder), False)
         keys.append(reference.digest_of_weights(policy, folder / "adapter_model.safetensors"))
-        answers.append(Contestant("", str(folder)).digest())
+        generations.append(Contestant("", str(folder)).digest())
     assert keys[0] == keys[2] != keys[1]
-    assert answers[0] == answers[2] != answers[1]
+    assert generations[0] == generations[2] != generations[1]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ def test_answers_are_those_of_a_configuration_too(file, changed, tiny_model, tmp
 
 
 def test_answers_in_either_half_precision_are_kept_apart(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "KEPT", tmp_path)
+    monkeypatch.setattr(generations, "KEPT", tmp_path)
     who = Contestant("", str(tiny_model), dtype="float32")
     model, tokenizer = who.load("cpu"), who.tokenizer()
     for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype):
-            answers.draw(who, model, tokenizer, ["Say"], answers.Settings(1, 0.7, 2, 0))
+            generations.draw(who, model, tokenizer, ["Say"], generations.Settings(1, 0.7, 2, 0))
     assert len([*tmp_path.iterdir()]) == 2
 
 

@@ -6,7 +6,7 @@ import pytest
 from browser import PHONE, fits, opened, pictures
 
 from dpo import report
-from dpo.evaluation import compare
+from dpo.evaluation.evaluation import compare
 from dpo.models.sampling import Completion
 
 

@@ -9,9 +9,9 @@ from conftest import EDGE_PAIRS, MAX_LENGTH, trainer_of
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from dpo import contestants, evaluation
 from dpo.core import ties
-from dpo.evaluation import of_pairs
+from dpo.evaluation import contestants, evaluation
+from dpo.evaluation.evaluation import of_pairs
 from dpo.recipe.parse import parse
 from dpo.training import held_out_scores, reference
 

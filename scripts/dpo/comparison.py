@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from dpo import report
-from dpo.contestants import RUNS, known_runs, run_folder
+from dpo.evaluation.contestants import RUNS, known_runs, run_folder
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
 from dpo.runs import metrics, output_folder

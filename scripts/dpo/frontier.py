@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from dpo import answers, evaluation
-from dpo.contestants import Contestant
 from dpo.core.stats import bootstrap
+from dpo.evaluation import evaluation, generations
+from dpo.evaluation.contestants import Contestant
 from dpo.evaluation_page import said
 from dpo.models.sampling import Completion, Messages, prompt_token_ids, vader_score
 from dpo.page import document, picture, png
@@ -27,14 +27,14 @@ def measure(
     policy: Contestant,
     reference: PreTrainedModel,
     prompts: list[Messages],
-    settings: answers.Settings,
+    settings: generations.Settings,
 ) -> dict:
     """True reward of a policy's answers, and its KL from the reference on them in nats a sequence,
     each with a 95% interval over prompts."""
     tokenizer, device = policy.tokenizer(), str(reference.device)
     with policy.autocast(device):
         model = policy.load(device)
-        drawn = answers.draw(policy, model, tokenizer, prompts, settings)
+        drawn = generations.draw(policy, model, tokenizer, prompts, settings)
         ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
         own = [
             (prompt, answer.token_ids)
@@ -45,7 +45,7 @@ def measure(
         nats = evaluation.score(model, *how) - evaluation.score(reference, *how)
     del model
     gc.collect()
-    found = answers.kl(nats.reshape(len(prompts), -1), answers.lengths(drawn))
+    found = generations.kl(nats.reshape(len(prompts), -1), generations.lengths(drawn))
     return {"reward": reward_of(drawn), "kl": found["nats_per_sequence"]}
 
 
@@ -58,11 +58,11 @@ def start(
     reference: Contestant,
     model: PreTrainedModel,
     prompts: list[Messages],
-    settings: answers.Settings,
+    settings: generations.Settings,
 ) -> dict:
     """The reference itself, which is no nat from itself."""
     with reference.autocast(str(model.device)):
-        drawn = answers.draw(reference, model, reference.tokenizer(), prompts, settings)
+        drawn = generations.draw(reference, model, reference.tokenizer(), prompts, settings)
     nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
     return {"reward": reward_of(drawn), "kl": nothing}
 

@@ -17,9 +17,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from dpo import evaluation
-from dpo.by_hand import said
 from dpo.data import schema
+from dpo.evaluation import evaluation
+from dpo.evaluation.judges.human import said
 from dpo.models import end_tokens
 from dpo.models.sampling import sample
 from dpo.runs import output_folder

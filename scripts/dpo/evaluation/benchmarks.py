@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from dpo.contestants import Contestant
 from dpo.data.sources.load import one_line
+from dpo.evaluation.contestants import Contestant
 from dpo.models import end_tokens
 from dpo.recipe.parse import choices
 from dpo.runs import output_folder
@@ -46,7 +46,7 @@ def check(tasks: list[str], folder: str | None) -> None:
 def import_evaluate() -> None:
     """Import the package `evaluate`, which tasks ask for by name: scripts/evaluate.py lies before
     it on the path."""
-    path, scripts = [*sys.path], Path(__file__).parents[1]
+    path, scripts = [*sys.path], Path(__file__).parents[2]
     sys.path[:] = [place for place in path if Path(place).resolve() != scripts]
     try:
         importlib.import_module("evaluate")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo.core.terminal import visible
-from dpo.judgements import Comparison, Kept, Verdicts, digest, told, turns
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, told, turns
 from dpo.models.sampling import Prompt
 
 FIRST_IS_BETTER = {"1": 1.0, "2": 0.0, "3": 0.5}

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Value
 
-from dpo import answers, evaluation
-from dpo.by_hand import said
-from dpo.contestants import Contestant
 from dpo.core.stats import bootstrap, length_controlled, share, win_rate
 from dpo.core.ties import numerics
 from dpo.data.reading import ABOUT, DIGESTS, IDS, OPTIONS
-from dpo.judges import Comparison, Verdicts
+from dpo.evaluation import evaluation, generations
+from dpo.evaluation.contestants import Contestant
+from dpo.evaluation.judges.human import said
+from dpo.evaluation.judges.judging import Comparison, Verdicts
+from dpo.evaluation.prompts import as_trained
 from dpo.models.sampling import Completion, Prompt
-from dpo.prompts import as_trained
 from dpo.training.held_out_scores import Scored
 from dpo.training.reference import NATS_PER_TOKEN
 
@@ -43,7 +43,7 @@ def measure(
     against: Contestant,
     prompts: list[Prompt],
     held_out: Dataset | None,
-    settings: answers.Settings,
+    settings: generations.Settings,
     device: str,
 ) -> Measured:
     """Measure a policy on held-out pairs and against another model on prompts.
@@ -70,7 +70,7 @@ def measure(
             if draws:
                 words = who.tokenizer()
                 asked = as_trained(prompts, words, held_out, theirs)
-                drawn.append(answers.draw(who, model, words, prompts, settings, asked))
+                drawn.append(generations.draw(who, model, words, prompts, settings, asked))
             if who is policy and comparable and settings.temperature:
                 rows = zip(asked, drawn[0], strict=True)
                 own.extend((prompt, answer.token_ids) for prompt, row in rows for answer in row)
@@ -94,7 +94,7 @@ def measure(
     kl = found = None
     if own:
         nats = (logps[0][1] - logps[1][1]).reshape(len(prompts), -1)
-        kl = {"from": reference.name, **answers.kl(nats, answers.lengths(drawn[0]))}
+        kl = {"from": reference.name, **generations.kl(nats, generations.lengths(drawn[0]))}
     if pairs:
         tokens = np.array([len(completion) for _, completion in pairs]).reshape(2, -1).sum(axis=0)
         halves = (of_pairs.reshape(2, -1) for of_pairs, _ in logps)

@@ -12,8 +12,8 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo.contestants import DECIDES
 from dpo.data.sources.load import check_reachable, looks_local, one_line
+from dpo.evaluation.contestants import DECIDES
 from dpo.models import devices, loading, trust
 from dpo.models.sampling import Messages
 

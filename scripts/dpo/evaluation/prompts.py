@@ -9,7 +9,6 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo.contestants import Contestant
 from dpo.core.terminal import visible
 from dpo.data import dataset, lint
 from dpo.data.formats import parsing
@@ -22,6 +21,7 @@ from dpo.data.sources.files import Broken, lines_of
 from dpo.data.sources.load import load, load_rows
 from dpo.data.sources.rows import Rows
 from dpo.data.tokenize import GIVEN, load_tokenizer, options_of
+from dpo.evaluation.contestants import Contestant
 from dpo.models.sampling import Prompt, parts, prompt_token_ids
 from dpo.recipe.parse import Recipe
 

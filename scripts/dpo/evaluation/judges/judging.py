@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dpo import by_hand, endpoint
-from dpo.judgements import Comparison, Kept, Verdicts, digest, left_out, turns
+from dpo.evaluation.judges import endpoint, human
+from dpo.evaluation.judges.reward_model import RewardModel
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, turns
 from dpo.models.sampling import Messages, vader_score
-from dpo.reward_model import RewardModel
 
 __all__ = ["Comparison", "Verdicts", "check", "judge"]
 KNOWN, HAND = "vader", "hand"
@@ -28,7 +28,7 @@ def check(name: str, model: str | None = None) -> None:
     if endpoint.is_url(name):
         endpoint.check(name, model)
     elif name == HAND:
-        by_hand.check()
+        human.check()
     elif name != KNOWN:
         RewardModel(name)
 
@@ -61,7 +61,7 @@ def judge(
             how = {"parallel": parallel, "price": price, "timeout": timeout}
             verdicts = endpoint.judge(name, model, comparisons, judgements, **how)
         elif name == HAND:
-            verdicts = by_hand.judge(comparisons, judgements)
+            verdicts = human.judge(comparisons, judgements)
         elif name == KNOWN:
             about = {"kind": "reward", "name": KNOWN}
             verdicts = by_reward(about, about, known, comparisons, judgements)

@@ -12,12 +12,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dpo.contestants import reference_of
 from dpo.core.stats import bootstrap, numbered, share
 from dpo.core.ties import accuracy, numerics
 from dpo.data import schema
 from dpo.data.reading import DIGESTS, column
-from dpo.judgements import told
+from dpo.evaluation.contestants import reference_of
+from dpo.evaluation.judges.verdicts import told
 from dpo.losses import completion_logps
 from dpo.models.sampling import Completion, kind_of, sample, vader_score
 from dpo.prefix_sharing import backbone

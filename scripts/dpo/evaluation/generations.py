@@ -18,9 +18,9 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo.contestants import Contestant
 from dpo.core import secrets
 from dpo.core.stats import bootstrap, share
+from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, devices, end_tokens
 from dpo.models.sampling import Completion, Prompt, kind_of, prompt_token_ids, sample
 

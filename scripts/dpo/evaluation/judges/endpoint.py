@@ -18,7 +18,7 @@ import openai
 from tqdm.auto import tqdm
 
 from dpo.data.sources.load import one_line
-from dpo.judgements import Comparison, Kept, Verdicts, digest, left_out, told, turns
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, told, turns
 from dpo.models.sampling import Messages
 
 TEMPLATE = """\
