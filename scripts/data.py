@@ -23,7 +23,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dpo import data_page
 from dpo.core.terminal import guarded, visible
 from dpo.data import characters, dataset, lint, quarantine, schema
 from dpo.data.characters import Piece
@@ -32,6 +31,7 @@ from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import Recipe, parse
+from dpo.reports import data_page
 from dpo.runs.output_folder import DATA_PAGE, unwritable, write_whole
 
 SHOWN = 3  # pairs, token by token

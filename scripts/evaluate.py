@@ -29,7 +29,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dpo import evaluation_page
 from dpo.core.machine import device_name, versions
 from dpo.core.terminal import guarded, visible
 from dpo.evaluation import benchmarks, generations, paired, prompts
@@ -37,6 +36,7 @@ from dpo.evaluation.contestants import RUNS, Contestant, find, reference_of, run
 from dpo.evaluation.evaluation import SEED, TEMPERATURE
 from dpo.evaluation.judges import judging
 from dpo.recipe.arguments import positive
+from dpo.reports import evaluation_page
 from dpo.runs import output_folder
 
 SHOWN = 10  # samples on the page

@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dpo import frontier
 from dpo.core.machine import device_name
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded
@@ -33,6 +32,7 @@ from dpo.evaluation.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
 from dpo.recipe.arguments import positive
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import FOLDER, parse
+from dpo.reports import frontier
 from dpo.runs import checkpoints, output_folder, sweeps
 from dpo.runs.checkpoints import step_of
 from dpo.runs.sweeps import FAILED, LEFT

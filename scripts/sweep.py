@@ -23,10 +23,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from dpo import comparison, comparison_page
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded, visible
 from dpo.recipe.parse import FOLDER, choices, names, share_batch
+from dpo.reports import comparison, comparison_page
 from dpo.runs import output_folder, sweeps
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 from launch import choose, visible_gpus

@@ -40,7 +40,6 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import report
 from dpo.core import ranks
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
@@ -52,6 +51,7 @@ from dpo.evaluation import evaluation
 from dpo.models import adapters, config_check
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
+from dpo.reports import run_report
 from dpo.runs import checkpoints, metrics, output_folder, tracking
 from dpo.runs.shared_folders import check_shared
 from dpo.training import held_out_scores, publish, resume
@@ -199,10 +199,10 @@ def train(
 
 def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     table = Table(title=results["recipe"], title_justify="left", show_header=False)
-    for row in report.tiles(results):
+    for row in run_report.tiles(results):
         table.add_row(*row)
     Console().print(table)
-    for note in report.data_notes(results):
+    for note in run_report.data_notes(results):
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
 
@@ -257,7 +257,7 @@ def main() -> None:
         "beta": recipe.training.beta,
         "loss_type": recipe.training.loss_type,
         "preference_accuracy": None,
-        "curves": report.curves(metrics.read(folder) or trainer_state.log_history),
+        "curves": run_report.curves(metrics.read(folder) or trainer_state.log_history),
         "alerts": alerts.alerts_of(trainer_state),
         "settings": output_folder.settings(recipe),
         "versions": versions(),
@@ -277,7 +277,7 @@ def main() -> None:
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
     results["completions"] = completions.read(folder)
-    written = report.write(results, folder)
+    written = run_report.write(results, folder)
     add_report(folder, recipe.name)
     keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
     tracking.finish({key: results[key] for key in keys if key in results})

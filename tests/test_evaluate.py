@@ -19,11 +19,11 @@ from test_endpoint import MODEL, longer, serving
 from test_judges import save_reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo import evaluation_page
 from dpo.evaluation import benchmarks, contestants, evaluation, generations, paired, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.models.sampling import Completion, prompt_token_ids
 from dpo.recipe.parse import parse
+from dpo.reports import evaluation_page
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the walk?", "And you?")]
 SETTINGS = generations.Settings(samples=2, temperature=0.7, max_new_tokens=6, seed=1)

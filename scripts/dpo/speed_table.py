@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from dpo.page import png
-from dpo.report import AFTER, BEFORE
+from dpo.reports.html import png
+from dpo.reports.run_report import AFTER, BEFORE
 from dpo.runs.output_folder import write_whole
 
 

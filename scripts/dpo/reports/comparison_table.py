@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dpo.comparison import Compared
 from dpo.core import stats
 from dpo.core.stats import Interval
 from dpo.core.ties import accuracy
-from dpo.evaluation_page import with_error
+from dpo.reports.comparison import Compared
+from dpo.reports.evaluation_page import with_error
 from dpo.runs import output_folder
 
 

@@ -6,13 +6,13 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from dpo import comparison_page, comparison_table
+from dpo.reports import comparison_page, comparison_table
 from dpo.runs import tracking
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
 
-    from dpo.comparison import Compared
+    from dpo.reports.comparison import Compared
 
 PANELS = (
     *("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins"),

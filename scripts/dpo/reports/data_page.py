@@ -7,7 +7,7 @@ import html
 from dpo.core.terminal import visible
 from dpo.data import lint, quarantine
 from dpo.data.characters import Piece
-from dpo.page import document
+from dpo.reports.html import document
 
 LEGEND = """<p class="legend"><span><span class="tokens prompt"><i>one token</i><b>the</b><i>next
 </i></span></span><span class="tokens"><i class="many">several tokens, one character</i></span>

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dpo.data.quarantine import said_of_lengths
-from dpo.page import document, facts, picture, png, tile
+from dpo.reports.html import document, facts, picture, png, tile
 from dpo.runs.output_folder import REPORT, write_json, write_whole
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"

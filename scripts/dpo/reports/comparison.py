@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from dpo import report
 from dpo.evaluation.contestants import RUNS, known_runs, run_folder
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
+from dpo.reports import run_report
 from dpo.runs import metrics, output_folder
 from dpo.training.monitoring import completions
 
@@ -37,7 +37,7 @@ class Compared:
 
     folder: Path
     settings: dict[str, Any]
-    report: dict[str, Any]
+    run_report: dict[str, Any]
     entries: list[dict[str, Any]]
     evaluations: dict[str, dict[str, Any]]
     name: str = ""
@@ -46,7 +46,7 @@ class Compared:
     @property
     def curves(self) -> dict[str, list[dict]]:
         if self.entries:
-            return report.curves(self.entries)
+            return run_report.curves(self.entries)
         return self.report.get("curves", {"train": [], "held_out": []})
 
     @property

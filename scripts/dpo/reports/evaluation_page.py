@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dpo.core.terminal import visible
-from dpo.page import document, facts, picture, png, tile
-from dpo.report import AFTER, NEUTRAL, of_pairs
+from dpo.reports.html import document, facts, picture, png, tile
+from dpo.reports.run_report import AFTER, NEUTRAL, of_pairs
 
 Row = tuple[str, str, str]
 

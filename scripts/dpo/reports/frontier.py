@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from dpo.core.stats import bootstrap
 from dpo.evaluation import evaluation, generations
 from dpo.evaluation.contestants import Contestant
-from dpo.evaluation_page import said
 from dpo.models.sampling import Completion, Messages, prompt_token_ids, vader_score
-from dpo.page import document, picture, png
+from dpo.reports.evaluation_page import said
+from dpo.reports.html import document, picture, png
 
 COLORS = plt.get_cmap("viridis")
 LINES = ("-", "--", ":", "-.")
