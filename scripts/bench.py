@@ -40,9 +40,8 @@ from dpo.core.terminal import guarded
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import head_on_completions
 from dpo.recipe.arguments import positive
-from dpo.speed_table import show, write
-from dpo.training.trainer import FastDPOTrainer
-from dpo.workload import (
+from dpo.speed.table import show, write
+from dpo.speed.workload import (
     LENGTHS,
     MAX_LENGTH,
     SHAPES,
@@ -55,6 +54,7 @@ from dpo.workload import (
     typical_lengths,
     useful_flops,
 )
+from dpo.training.trainer import FastDPOTrainer
 from launch import KEPT_MEMORY, visible_gpus
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU

@@ -49,9 +49,9 @@ from dpo.prefix_sharing.backbone import SharedPrefixCollator, stock_head
 from dpo.recipe.flags import name_of
 from dpo.recipe.parse import parse
 from dpo.runs import checkpoints
+from dpo.speed.workload import any_tokenizer
 from dpo.training.build import make_trainer
 from dpo.training.trainer import FastDPOTrainer
-from dpo.workload import any_tokenizer
 
 # A server that has imported train.py, which takes seconds, and whose forks train at once.
 FORKS = multiprocessing.get_context("forkserver")

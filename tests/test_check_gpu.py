@@ -11,9 +11,9 @@ from conftest import make, random_model
 from test_prefix_sharing import varlen_by_hand
 
 import check_gpu
-from dpo import gpu_checks, gpu_parity, gpu_runs
-from dpo.gpu_checks import Job, Row
 from dpo.prefix_sharing import attention
+from dpo.speed import gpu_checks, gpu_parity, gpu_runs
+from dpo.speed.gpu_checks import Job, Row
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from dpo.evaluation import generations
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters
 from dpo.recipe.parse import parse
+from dpo.speed.workload import any_tokenizer
 from dpo.training import reference
 from dpo.training.reference import CHECKED_ROWS, COLUMNS
-from dpo.workload import any_tokenizer
 
 
 @pytest.fixture

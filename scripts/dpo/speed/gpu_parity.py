@@ -28,10 +28,10 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo.gpu_checks import Job, Row, judged
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import SharedPrefixCollator, share_prefixes
-from dpo.workload import LENGTHS, MAX_LENGTH, SHAPES, typical_lengths
+from dpo.speed.gpu_checks import Job, Row, judged
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, typical_lengths
 
 LOGPS, GRADIENTS = 1e-4, 1e-3  # in float32: nats a token; of the norm of the gradient
 FACTOR = 1.5  # in bfloat16: the shared path's error over the plain path's, root mean square

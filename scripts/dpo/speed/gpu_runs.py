@@ -19,9 +19,9 @@ import torch.utils.cpp_extension
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo.gpu_checks import MEMORY, Job, Row, activations, judged, memory, parameters, skipped
 from dpo.runs import checkpoints, metrics
 from dpo.runs.output_folder import REPORT
+from dpo.speed.gpu_checks import MEMORY, Job, Row, activations, judged, memory, parameters, skipped
 
 LN2 = math.log(2)
 START = {"float32": 1e-4, "bfloat16": 0.01}  # loss of step 1 from ln 2
