@@ -1,13 +1,12 @@
 """Prefix sharing on every causal language model of the pinned transformers, made small."""
 
-import pytest
 import torch
-from conftest import EDGE_PAIRS, LOGPS, batch_of, scored
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl.trainer.utils import add_fused_lm_head
 
 from dpo.prefix_sharing.backbone import obstacle, share_prefixes
+from support.tiny import EDGE_PAIRS, LOGPS, batch_of, scored
 
 # Sizes by every name that configurations have for them: small, and apart from each other.
 SMALL = {
@@ -48,7 +47,6 @@ def small_model(kind: str):
     return model
 
 
-@pytest.mark.sweep
 def test_every_architecture_of_transformers_is_exact_or_refused():
     batch = batch_of(EDGE_PAIRS)
     exact, wrong, refused, unknown = [], {}, {}, {}

@@ -6,14 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import launch, pair, run, run_flags
 from huggingface_hub import get_token
-from test_bad_input import edited, refusal
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dpo.core import secrets
 from dpo.core.files import read_lines, write_json, write_lines, write_whole
 from dpo.core.terminal import guarded
+from support.commands import launch, run, run_flags
+from support.refusing import edited, refusal
+from support.tiny import pair
 
 FLAG = "hf_plantedInAFlag0123456789abcdef"
 PLANTED = {

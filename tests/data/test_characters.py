@@ -4,8 +4,6 @@ import io
 from functools import cache
 
 import pytest
-from browser import fits, opened
-from conftest import EMBEDDED_MODEL
 from datasets import Dataset
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, normalizers
@@ -15,6 +13,8 @@ import data
 from dpo.data.characters import pieces, shown
 from dpo.data.quarantine import Linted
 from dpo.reports import data_page
+from support.browser import fits, opened
+from support.place import EMBEDDED_MODEL
 
 PHONE = 360  # pixels wide
 
@@ -156,7 +156,6 @@ def test_the_page_escapes_what_data_say():
     assert "Content-Security-Policy" in page and "width=device-width" in page
 
 
-@pytest.mark.sight
 def test_the_page_fits_a_phone(tmp_path):
     (tmp_path / "data.html").write_text(of_page([*TEXTS.values(), "long" * 200]))
     with opened(f"file://{tmp_path}/data.html", PHONE) as page:

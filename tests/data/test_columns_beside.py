@@ -4,9 +4,7 @@ does not; text that a chat model is trained on without its template is said."""
 import json
 
 import pytest
-from conftest import ROOT
 from datasets import Dataset
-from shelf_rows import said
 from transformers import AutoTokenizer
 
 from dpo.data import dataset, quarantine
@@ -17,6 +15,8 @@ from dpo.data.formats.telling import NAMED, reading_of
 from dpo.data.sources.load import Rows, load_rows
 from dpo.data.tokenize import load_tokenizer
 from dpo.recipe.parse import parse
+from support.place import ROOT
+from support.shelf_rows import said
 
 USER, YES, NO = said("user", "How?"), said("assistant", "So."), said("assistant", "No.")
 SYSTEM = said("system", "In French.")

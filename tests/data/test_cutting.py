@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import EDGE_PAIRS, pair, random_ids, run_flags, trainer_of
 from datasets import Dataset
 from rich.console import Console
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -22,6 +21,8 @@ from dpo.prefix_sharing.backbone import SharedPrefixCollator
 from dpo.recipe.parse import parse
 from dpo.training import held_out_scores, reference
 from dpo.training.preflight.checks import wrong_batch
+from support.commands import run_flags
+from support.tiny import EDGE_PAIRS, pair, random_ids, trainer_of
 
 MODES = ("keep_start", "keep_end")
 LENGTHS = (None, 2, 5, 12, 24)

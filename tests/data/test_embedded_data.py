@@ -5,15 +5,14 @@ import statistics
 
 import pytest
 import torch
-from conftest import EMBEDDED_MODEL, ROOT
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import embedded_data
 from dpo.models.sampling import vader_score
+from support.place import EMBEDDED_MODEL, ROOT
 
 FOLDER = ROOT / "recipes/data/sentiment"
-CPU = torch.cpu.get_capabilities()
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +80,3 @@ def test_the_pairs_are_of_like_length(splits):
 def test_the_card_is_what_the_script_writes(splits):
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
     assert (FOLDER / "README.md").read_text() == embedded_data.card(splits, tokenizer)
-
-
-@pytest.mark.sight  # minutes of sampling
-@pytest.mark.skipif(
-    not CPU.get("avx512_bf16") or CPU.get("amx_bf16"),
-    reason="the committed bytes were drawn with AVX-512 and without AMX; others round otherwise",
-)
-def test_the_seed_gives_the_same_bytes(splits):
-    """The first batch of the test split, drawn again."""
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
-    questions = embedded_data.prompts()["test"][: embedded_data.BATCH_PROMPTS]
-    threads = torch.get_num_threads()
-    pairs = embedded_data.build(model, tokenizer, questions, embedded_data.SEEDS["test"])
-    torch.set_num_threads(threads)
-    assert pairs == splits["test"][: len(pairs)] and len(pairs) > 20

@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 import pytest
 import zstandard
-from conftest import pair
 from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
 
@@ -19,6 +18,7 @@ from dpo.data.sources.load import load, load_rows, load_splits
 from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import prompts
 from dpo.recipe.parse import parse
+from support.tiny import pair
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", "--eval_strategy=no"]
 HEADER = "question,chosen,rejected\n"

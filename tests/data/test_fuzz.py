@@ -1,7 +1,7 @@
 """Whatever stands in a file of data: it is refused in one line, or every row of it is counted once,
 as a pair or set aside with a reason.
 
-    FUZZ=2000 python -m pytest -n 0 tests/test_fuzz.py    # many more files than by default
+    FUZZ=2000 python -m pytest -n 0 tests/data/test_fuzz.py    # many more files than by default
 """
 
 import csv
@@ -12,16 +12,15 @@ import os
 
 import pytest
 import zstandard
-from conftest import ROOT
 from hypothesis import HealthCheck, configuration, given, settings
 from hypothesis import strategies as st
-from place import place
 
 from dpo.data import lint
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows, load_splits
 from dpo.data.tokenize import load_tokenizer
 from dpo.recipe.parse import parse
+from support.place import ROOT, place
 
 configuration.set_hypothesis_home_dir(place() / "hypothesis")  # not the checkout
 examples = settings(

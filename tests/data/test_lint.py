@@ -5,7 +5,6 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, pair, recipe_steps
 from transformers import AutoTokenizer
 
 from dpo.data import dataset, quarantine, reading
@@ -14,6 +13,8 @@ from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import evaluation
 from dpo.recipe.parse import parse
+from support.place import ROOT
+from support.tiny import pair, recipe_steps
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 MAX_LENGTH = 128

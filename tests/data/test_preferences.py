@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from accelerate.utils import set_seed
-from conftest import ROOT, launch, pair, recipe_steps
 from datasets import Dataset, arrow_dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -21,6 +20,9 @@ from dpo.data.tokenize import load_tokenizer
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
 from dpo.training.resume import TakeUp, to_go_on_from
+from support.commands import launch
+from support.place import ROOT
+from support.tiny import pair, recipe_steps
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 CARD = """---

@@ -5,11 +5,11 @@ import json
 
 import pytest
 from datasets import Dataset
-from shelf_rows import said
 
 from dpo.data.formats.layouts import LAYOUTS, to_pair
 from dpo.data.formats.telling import reading_of
 from dpo.data.sources.load import Rows
+from support.shelf_rows import said
 
 Q, GOOD, BAD = "How?", "So.", "No."
 USER, SYSTEM = said("user", Q), said("system", "Be brief.")

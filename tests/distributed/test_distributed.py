@@ -15,21 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    FORKS,
-    ROOT,
-    free_port,
-    launch,
-    run,
-    run_flags,
-    running,
-    train_in_fork,
-)
 from safetensors.torch import load_file, save_file
 
 from dpo.training.resume import REFERENCE
-
-pytestmark = pytest.mark.distributed
+from support.commands import FORKS, free_port, launch, run, run_flags, running, train_in_fork
+from support.place import ROOT
 
 
 def under(config: str, *more: str):
@@ -88,7 +78,10 @@ def ten_steps(model: Path, data: Path, folder: Path) -> list[str]:
     return [*flags, "--max_steps=10", "--eval_steps=10", "--report_to=none", "--reward_prompts=1"]
 
 
-def launch_fsdp(processes: int, *flags: str, PYTHONPATH: str = "tests/fsdp_on_cpu", **changes):
+FSDP = "tests/support/fsdp_on_cpu"
+
+
+def launch_fsdp(processes: int, *flags: str, PYTHONPATH: str = FSDP, **changes):
     """launch.py refuses fsdp2 without a GPU, as accelerate cannot do what a test can."""
     shape = ("--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0")
     return run(
@@ -117,7 +110,7 @@ def train_as_launched(environment: dict[str, str], flags: list[str], log: Path) 
     os.environ.clear()
     os.environ.update(environment)
     if environment.get("ACCELERATE_USE_FSDP"):
-        runpy.run_path(str(ROOT / "tests/fsdp_on_cpu/sitecustomize.py"))
+        runpy.run_path(str(ROOT / FSDP / "sitecustomize.py"))
     train_in_fork(flags, log)
 
 

@@ -4,7 +4,6 @@ import datetime
 import json
 
 import pytest
-from conftest import EMBEDDED_MODEL, pair
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -19,6 +18,8 @@ from dpo.models.sampling import Completion, prompt_token_ids
 from dpo.recipe.parse import parse
 from dpo.runs import output_folder
 from dpo.training.reference import digest_of_rows
+from support.place import EMBEDDED_MODEL
+from support.tiny import pair
 
 TEMPLATE = """\
 {%- if tools %}<|im_start|>system

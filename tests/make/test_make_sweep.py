@@ -1,55 +1,25 @@
-"""A sweep: which points, what starts, what fails, what is left alone."""
+"""make sweep: what starts, what fails, what is left alone, what goes on."""
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import yaml
-from conftest import ROOT, make, once, run
 
-from dpo.runs.sweeps import points
+from dpo.runs import metrics, output_folder, sweeps
+from dpo.runs.sweeps import DONE, FAILED, LEFT, resolved
+from support.commands import make, once, run, run_flags
+from support.place import ROOT
 
 RECIPE = "smollm2-sentiment"
 
 
-def test_the_grid():
-    given = "beta=0.05,0.1 learning_rate=1e-6,5e-7 loss_type=sigmoid"
-    assert points(given) == [
-        {"beta": beta, "learning_rate": rate, "loss_type": "sigmoid"}
-        for beta in ("0.05", "0.1")
-        for rate in ("1e-6", "5e-7")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("sweep", "says_so"),
-    [
-        ("", "nothing to sweep"),
-        ("beta", "'beta' is not key=value"),
-        ("beta=0.1,,0.3", "is not key=value,value"),
-        ("beta=0.1 beta=0.3", "beta stands twice"),
-        ("output_dir=a,b", "output_dir does not change what is learned"),
-        ("bet=0.1", "unknown argument '--bet=0.1'"),
-        ("beta=high", "invalid float value: 'high'"),
-        ("beta=0.1,-1", "beta"),
-    ],
-)
-def test_a_point_that_is_none_is_refused_before_any_starts(sweep, says_so, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    from dpo.runs.sweeps import resolved
-
-    with pytest.raises(SystemExit, match=re.escape(says_so)):
-        resolved(RECIPE, sweep, tmp_path / "sweep", [])
-    assert not (tmp_path / "sweep").exists()
-
-
-@pytest.mark.sight
 def test_every_point_is_run_and_compared(swept):
     folder, _, said = swept
     for beta in ("0.1", "0.3"):
@@ -59,7 +29,6 @@ def test_every_point_is_run_and_compared(swept):
     assert "| held-out accuracy |" in (folder / "comparison.md").read_text()
 
 
-@pytest.mark.sight
 def test_the_reference_is_scored_once_for_all(swept):
     folder, _, _ = swept
     first, second = ((folder / f"beta={beta}.log").read_text() for beta in ("0.1", "0.3"))
@@ -67,7 +36,6 @@ def test_the_reference_is_scored_once_for_all(swept):
     assert "Reference on" not in second.replace("Reference on train pairs: found", "")
 
 
-@pytest.mark.sight
 def test_finished_points_are_left_alone_and_a_failed_one_is_named(swept):
     folder, flags, _ = swept
     taken = folder / "beta=0.5"
@@ -85,7 +53,6 @@ def test_finished_points_are_left_alone_and_a_failed_one_is_named(swept):
     assert (folder / "comparison.md").stat().st_size
 
 
-@pytest.mark.sight
 def test_a_sweep_that_is_asked_to_leave_saves_and_starts_no_other(swept, tmp_path):
     _, flags, _ = swept
     into = tmp_path / "sweep"
@@ -105,7 +72,6 @@ def test_a_sweep_that_is_asked_to_leave_saves_and_starts_no_other(swept, tmp_pat
     assert "the same command goes on from here" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.sight
 def test_a_wandb_sweep_runs_the_same_points_by_agents(swept):
     """What an agent would run for a point of the file, as W&B documents its macros, finds the point
     that is there already."""
@@ -130,3 +96,58 @@ def test_a_wandb_sweep_runs_the_same_points_by_agents(swept):
     result = run(*command, "--", *flags)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "done" in result.stdout and "started" not in result.stdout
+
+
+@pytest.fixture
+def tiny_runs(tiny_model, tiny_data, tmp_path, monkeypatch):
+    """Runs of a sweep and the flags they share; and what is true as each of them starts."""
+    flags = [*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--report_to=none"]
+    started = []
+
+    def start(run, how, gpus, arguments, original=sweeps.start):
+        going = [folder for folder, _ in started if not output_folder.finished(folder)]
+        trains = [(folder / output_folder.METRICS).exists() for folder in going]
+        started.append((run.folder, (gpus, trains)))
+        original(run, how, gpus, arguments)
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as sweep.py reads recipes where no GPU is
+    monkeypatch.setattr(sweeps, "start", start)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda sweep, *more: (
+        resolved(RECIPE, sweep, tmp_path / "sweep", once([*flags, *more])),
+        once([*flags, *more]),
+        started,
+    )
+
+
+def test_side_by_side_the_first_trains_before_others_start(tiny_runs):
+    runs, flags, started = tiny_runs("beta=0.1,1e38,0.3", "--max_steps=12")
+    assert not sweeps.carry_out(runs, ["--gpus", "1"], ["0", "1"], flags)
+    assert [run.state for run in runs] == [DONE, FAILED, DONE]
+    (_, first), (_, second), (_, third) = started
+    assert first == ("0", [])
+    assert second == ("1", [True]) and True in third[1]
+    assert "is not finite on the longest micro-batch" in runs[1].last_line()
+    for other in runs[1:]:
+        log = other.log.read_text()
+        assert "all found in" in log and "Reference on" not in log
+    # Finished ones are not started again, the failed one is.
+    again = resolved(RECIPE, "beta=0.1,0.3", runs[0].folder.parent, flags)
+    assert not sweeps.carry_out(again, ["--gpus", "1"], ["0", "1"], flags)
+    assert [run.state for run in again] == [DONE, DONE] and len(started) == 3
+
+
+def test_a_run_that_was_asked_to_leave_goes_on_from_there(tiny_runs):
+    runs, flags, started = tiny_runs("beta=0.1,0.3", "--max_steps=40", "--save_steps=50")
+
+    def ask():
+        while not metrics.read(runs[0].folder):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert sweeps.carry_out(runs, [], [None], flags)
+    assert [run.state for run in runs] == [LEFT, sweeps.WAITS] and len(started) == 1
+    again = runs[:1]
+    assert not sweeps.carry_out(again, [], [None], flags)
+    assert again[0].state == DONE and "Continuing from" in again[0].log.read_text()

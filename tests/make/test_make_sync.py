@@ -1,19 +1,20 @@
 """What the W&B run of a training holds, read back from its offline files; and how it is sent."""
 
+import http.server
 import json
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import launch, make, run, run_flags, running
 
-from dpo.runs import output_folder
+from dpo.runs import metrics, output_folder
 from dpo.training.monitoring import completions
+from support.commands import launch, make, run, run_flags, running
+from support.wandb_server import Answer
 from sync import waiting
-
-pytestmark = pytest.mark.sight
 
 
 def records(part: Path) -> list[dict]:
@@ -141,8 +142,6 @@ for path in sys.argv[3:]:
 
 def test_what_is_waiting_is_sent_by_run_and_a_failure_ends_no_other(tmp_path, monkeypatch):
     """W&B's own program is a stand-in that notes what it is given, and fails on one."""
-    from test_tracking import Answer, http, threading
-
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/wandb").write_text(
         STAND_IN.format(python=sys.executable, log=f"{tmp_path}/log")
@@ -204,3 +203,14 @@ def test_what_was_sent_is_not_sent_again(swept, tmp_path):
     file.with_suffix(".wandb.synced").touch()
     result = make("sync", f"RUN={tmp_path / 'run'}")
     assert result.returncode == 0 and "Nothing is waiting" in result.stdout
+
+
+def test_a_wandb_that_refuses_the_key_does_not_end_a_run(tiny_model, tiny_data, tmp_path, refusing):
+    folder = tmp_path / "run"
+    flags = run_flags(tiny_model, tiny_data, folder)
+    changes = {"WANDB_MODE": None, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": refusing}
+    result = launch("--config", "cpu", "--", *flags, **changes)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Wandb is off for the rest of the run (" in result.stdout
+    assert (folder / "report.html").is_file()
+    assert sum("loss" in line for line in metrics.read(folder)) == 4

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import EMBEDDED_MODEL, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import embedded_model
 from dpo.models.sampling import sample_completions
+from support.commands import run
+from support.place import EMBEDDED_MODEL
 
 
 def test_install_is_idempotent_and_quick():

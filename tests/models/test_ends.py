@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from conftest import once, random_model, run_flags
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpo.data.dataset import prepare
@@ -18,6 +17,8 @@ from dpo.models.sampling import sample, sample_completions
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
 from dpo.training.monitoring.drift import Drift
+from support.commands import once, run_flags
+from support.tiny import random_model
 
 CHATML = "".join(
     (

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import random_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_bad_input import RECIPE, refusal
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -30,6 +28,8 @@ from dpo.evaluation.contestants import find, policy_of, reference_of
 from dpo.models import adapters, loading
 from dpo.recipe.parse import parse
 from dpo.runs.output_folder import settings
+from support.refusing import RECIPE, refusal
+from support.tiny import random_model
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 

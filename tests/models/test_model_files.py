@@ -8,22 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import once, random_model
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
-from test_bad_input import RECIPE, refusal
 from transformers import AutoModelForCausalLM
 
 from dpo.data.tokenize import load_tokenizer
 from dpo.models import config_check
 from dpo.models.model_files import check_config, check_weights, tokenizer_of
 from dpo.recipe.parse import parse
+from support.commands import once
+from support.models import edit
+from support.refusing import RECIPE, refusal
+from support.tiny import random_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 269060552\n"
-
-
-def edit(file: Path, **changed) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
 
 
 def half(file: Path) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers.training_args
 from accelerate.state import AcceleratorState, PartialState
-from conftest import once, random_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -15,6 +14,8 @@ from dpo.evaluation.judges.reward_model import RewardModel
 from dpo.models import adapters, devices
 from dpo.recipe.parse import parse
 from dpo.training import build
+from support.commands import once
+from support.tiny import random_model
 
 
 class Loaded(Exception):

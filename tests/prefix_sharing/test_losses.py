@@ -5,8 +5,9 @@ import re
 
 import pytest
 import torch
-from conftest import trainer_of
 from trl import DPOTrainer
+
+from support.tiny import trainer_of
 
 
 def loss_types() -> list[str]:

@@ -5,16 +5,6 @@ import inspect
 
 import pytest
 import torch
-from conftest import (
-    ARCHITECTURES,
-    EDGE_PAIRS,
-    GRADIENTS,
-    LOGPS,
-    batch_of,
-    random_model,
-    scored,
-    trainer_of,
-)
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, Gemma2Config, MambaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -35,6 +25,17 @@ from dpo.prefix_sharing.backbone import (
     obstacle,
     share_prefixes,
     stock_head,
+)
+from support.tiny import (
+    ARCHITECTURES,
+    EDGE_PAIRS,
+    GRADIENTS,
+    LOGPS,
+    batch_of,
+    random_model,
+    scored,
+    trainer_of,
+    varlen_by_hand,
 )
 
 
@@ -110,24 +111,6 @@ def test_no_token_is_computed_twice_and_none_is_padding():
     assert plan.positions.tolist() == [[0, 1, 2, 3, 4, 4, 5, 0, 1, 1, 2]]
     mask = batch_of(pairs)["attention_mask"].flatten().bool()
     assert torch.equal(ids[plan.fold][plan.unfold][mask], ids[mask])
-
-
-def varlen_by_hand(query, key, value, queries, keys, *longest, scale, window_size, enable_gqa):
-    """What torch's varlen_attn computes on a GPU, written out: branches apart, causal from the
-    last key, `window_size[0]` keys back at most."""
-    assert longest == (int(queries.diff().max()), int(keys.diff().max()))
-    outputs = []
-    for i in range(len(queries) - 1):
-        q = query[queries[i] : queries[i + 1]].transpose(0, 1)
-        k, v = (x[keys[i] : keys[i + 1]].transpose(0, 1) for x in (key, value))
-        ahead = torch.arange(k.shape[1]) - torch.arange(k.shape[1])[-q.shape[1] :, None]
-        seen = ahead <= window_size[1]
-        if window_size[0] >= 0:
-            seen &= ahead >= -window_size[0]
-        attend = torch.nn.functional.scaled_dot_product_attention
-        output = attend(q[None], k[None], v[None], seen, scale=scale, enable_gqa=enable_gqa)
-        outputs.append(output[0].transpose(0, 1))
-    return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -2,42 +2,16 @@
 
 import os
 import shutil
-import sys
 import time
 
 import pytest
-import torch
-from conftest import ROOT, launch, once
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
-import train
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import parse, share_batch
-
-RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
-
-
-def refusal(monkeypatch, *flags: str, recipe=RECIPE) -> str:
-    """The line with which train.py refuses."""
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(recipe), *once(flags)])
-    monkeypatch.setattr(torch.nn.Module, "train", None)  # nothing may get as far as training
-    monkeypatch.setattr(train.Leave, "listen", lambda self: self)  # signals are for pytest
-    with pytest.raises(SystemExit) as stop:
-        train.main()
-    message = stop.value.code
-    assert isinstance(message, str), message  # so the exit code is 1 and the line is on stderr
-    assert "\n" not in message
-    return message
-
-
-def edited(tmp_path, old: str, new: str):
-    """The default recipe with one line changed."""
-    text = RECIPE.read_text()
-    assert old in text
-    path = tmp_path / "edited.yaml"
-    path.write_text(text.replace(old, new))
-    return path
+from support.commands import launch
+from support.refusing import edited, refusal
 
 
 def test_misspelt_key(monkeypatch, tmp_path):

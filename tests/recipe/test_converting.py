@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, make
 
 import new
 from dpo.recipe.convert.convert import convert
@@ -15,6 +14,7 @@ from dpo.recipe.convert.old_keys import DROPPED, RENAMED
 from dpo.recipe.convert.other_tools import TOOLS
 from dpo.recipe.parse import FOLDER, make_parser, parse, resolve
 from dpo.recipe.validate import check_values
+from support.place import ROOT
 
 TRAINED = """
 model_name_or_path: someone/start-7b
@@ -857,22 +857,6 @@ def test_an_old_flag_is_told_its_new_name():
     flags = ["--config", str(ROOT / "recipes/smollm2-sentiment.yaml"), "--use_cpu"]
     with pytest.raises(SystemExit, match="'warmup_ratio' is now warmup_steps"):
         parse([*flags, "--warmup_ratio=0.1"])
-
-
-@pytest.mark.parametrize(
-    "given, flags",
-    [
-        (["FROM=x y.yaml", "GPUS=4"], ["--recipe ", '--from "x y.yaml" --gpus "4"']),
-        (["FROM=x.yaml", "RECIPE=a"], ['--recipe "a"', '--from "x.yaml"']),
-        (["RECIPE=a", "COLUMNS=prompt=q chosen=c"], ['--columns "prompt=q chosen=c"']),
-        (["MODEL=m", "DATASET=d"], ['--recipe ""', '--model "m"', '--dataset "d"']),
-    ],
-)
-def test_make_hands_on_what_it_is_given(given, flags):
-    """A terminal's width in COLUMNS is no mapping, and make's own RECIPE no answer."""
-    shown = make("-n", "-o", f"{sys.prefix}/ready", "new", *given, COLUMNS="200").stdout
-    assert all(flag in shown for flag in flags), shown
-    assert ("--columns" in shown) == ("COLUMNS" in str(given)) and "smollm2-sentiment" not in shown
 
 
 def test_make_new_brings_a_recipe(tmp_path, monkeypatch, capsys):

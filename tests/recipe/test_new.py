@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, recipe_steps
 from datasets import Dataset, IterableDataset
-from test_model_files import edit
 
 import new
 from dpo.data.dataset import prepare
 from dpo.data.formats.columns import described, mapping_of, renamed, suggested
-from dpo.data.sources.load import load_rows
+from dpo.data.sources.load import load_rows, load_splits
 from dpo.data.sources.rows import Rows
 from dpo.data.tokenize import load_tokenizer
 from dpo.recipe.parse import make_parser, parse, resolve
+from support.models import edit
+from support.place import ROOT
+from support.tiny import recipe_steps
 
 
 @pytest.mark.parametrize(
@@ -262,3 +263,16 @@ def test_a_recipe_of_mapped_columns_trains(tmp_path, tiny_model):
     trainer, _ = recipe_steps(recipe, tmp_path)
     assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 1
     assert "<|im_start|>" in trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"])
+
+
+@pytest.mark.parametrize(
+    "parameters, rate, shards", [(3e8, None, False), (7e9, "5.0e-7", True), (7e10, "2.0e-7", True)]
+)
+def test_make_new_goes_by_the_models_size(monkeypatch, tiny_data, parameters, rate, shards):
+    monkeypatch.setattr(new, "parameters", lambda model: int(parameters))
+    monkeypatch.setattr(new, "has_chat_template", lambda model: True)
+    text = new.recipe("mine", "someone/model", str(tiny_data))
+    assert (f"\nlearning_rate: {rate}" in text) == (rate is not None)
+    assert ("CONFIG=zero3" in text) == shards
+    assert "\ntest_split_size" not in text  # the data have a test split
+    assert {*load_splits(str(tiny_data))} == {"train", "test"}

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, recipe_steps, run
-from shelf_rows import hub_folder, tiny_start
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 from trl.scripts.dpo import make_parser
 
 import shelf
 from dpo.recipe.parse import parse, read_yaml
+from support.commands import run
+from support.place import ROOT
+from support.shelf_rows import hub_folder, tiny_start
+from support.tiny import recipe_steps
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 SECTIONS = ["Model", "Data", "DPO", "Optimisation", "Evaluation and output"]

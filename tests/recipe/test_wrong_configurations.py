@@ -4,8 +4,6 @@ import os
 import sys
 
 import pytest
-from conftest import ROOT
-from test_bad_input import RECIPE, refusal
 from trl import DPOConfig
 from trl.scripts.utils import DatasetConfig
 
@@ -16,6 +14,8 @@ from dpo.recipe.flags import overridden
 from dpo.recipe.parse import parse, read_yaml
 from dpo.recipe.validate import LOSS_TYPES, check_values
 from dpo.training.preflight.same_start import START
+from support.place import ROOT
+from support.refusing import RECIPE, refusal
 
 FLAGS = {
     # values out of range

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from browser import DESKTOP, PHONE, fits, opened, pictures
-from conftest import make
 
 from compare import show
 from dpo.core import stats
 from dpo.evaluation import contestants
 from dpo.reports import comparison, comparison_page, comparison_table
 from dpo.reports.comparison_table import Row, Units
+from support.browser import DESKTOP, PHONE, fits, opened, pictures
 
 EVIL = "<script>alert(1)</script> | \x1b[31m [/bold]"
 
@@ -379,34 +378,3 @@ def test_a_wandb_report_holds_the_table_and_the_runs_curves(tmp_path, monkeypatc
     sent = json.dumps(made._to_model().model_dump(mode="json", by_alias=True))
     assert "held-out accuracy" in sent and "eval/rewards/accuracies" in sent
     assert str(tmp_path / "a") in sent and "output_dir" in sent
-
-
-@pytest.mark.sight
-def test_real_runs_are_compared_through_make(swept, tmp_path):
-    folder, _, _ = swept
-    names = f"RUNS={folder}/beta=0.1 {folder}/beta=0.3"
-    result = make("compare", names, f"AGAINST={folder}/beta=0.3", f"OUTPUT={tmp_path}")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert f"Written: {tmp_path}/comparison.html" in result.stdout
-    assert "Next: who wins? make evaluate RUN=" in result.stdout
-    assert "held-out accuracy: all within noise of the highest, beta=0.3" in result.stdout
-    assert "Not the settings alone" not in result.stdout
-    head = next(line for line in result.stdout.splitlines() if "beta=0.1" in line)
-    assert head.index("beta=0.3") < head.index("beta=0.1")
-    report = json.loads((folder / "beta=0.1/report.json").read_text())
-    assert len(report["held_out_digest"]) == 16
-    for width in (PHONE, DESKTOP):
-        with opened((tmp_path / "comparison.html").as_uri(), width) as page:
-            assert page.errors == []
-            assert fits(page) and len(pictures(page)) == 7 and min(pictures(page)) > 700
-            assert page.get_by_text("against the first").count() == 2
-            assert page.get_by_text("While they trained").is_visible()
-
-
-@pytest.mark.sight
-def test_nothing_to_compare_is_one_line():
-    result = make("compare", "RECIPE=none")
-    assert result.returncode
-    last = result.stderr.strip().splitlines()
-    assert any(line.startswith("no run of RECIPE=none; there are runs of: ") for line in last)
-    assert "Traceback" not in result.stderr

@@ -3,11 +3,11 @@
 from html.parser import HTMLParser
 
 import pytest
-from browser import PHONE, fits, opened, pictures
 
 from dpo.evaluation.evaluation import compare
 from dpo.models.sampling import Completion
 from dpo.reports import run_report
+from support.browser import PHONE, fits, opened, pictures
 
 
 @pytest.fixture

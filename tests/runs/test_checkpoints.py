@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import trainer_of
 from safetensors.torch import load_file
 
 from dpo.recipe.parse import parse
 from dpo.runs import checkpoints
 from dpo.training.resume import REFERENCE, TakeUp, to_go_on_from
+from support.tiny import trainer_of
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 

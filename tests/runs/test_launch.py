@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, launch, run
 
 import launch as launcher
 from dpo.recipe.parse import parse
 from dpo.runs import output_folder
+from dpo.runs.output_folder import claim
+from support.commands import launch, run
+from support.place import ROOT
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
@@ -293,3 +295,12 @@ def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
     assert faults(launched[0]) < 1000
     if platform.libc_ver()[0] == "glibc":
         assert faults(launched[0] | {"GLIBC_TUNABLES": ""}) > 10_000
+
+
+def test_what_make_data_wrote_does_not_keep_a_run_from_starting(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("data.html", "quarantine.jsonl"):
+        (tmp_path / "run" / name).write_text("")
+    recipe = ["--config", str(ROOT / "recipes/smollm2-sentiment.yaml"), "--use_cpu"]
+    claim(parse([*recipe, f"--output_dir={tmp_path}/run"]))
+    assert (tmp_path / "run/recipe.yaml").is_file()

@@ -1,23 +1,16 @@
-"""What a sweep is made of: values in one spelling, GPUs dealt out, runs that are asked to leave."""
+"""What a sweep is made of: points, values in one spelling, GPUs dealt out, runs asked to leave."""
 
-import json
-import os
 import re
-import signal
 import sys
-import threading
-import time
 
-import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT, once, run, run_flags
 
 import sweep
 from dpo.core.signals import EXIT_CODE
-from dpo.runs import checkpoints, metrics, output_folder, sweeps
-from dpo.runs.sweeps import DONE, FAILED, LEFT, resolved
+from dpo.runs import sweeps
+from dpo.runs.sweeps import DONE, LEFT, points, resolved
 from sweep import places, sweep_file
 
 RECIPE = "smollm2-sentiment"
@@ -98,27 +91,6 @@ def test_a_wandb_sweep_has_values_of_their_kind_and_all_that_runs_share(on_cpu, 
     assert run.name == runs[0].name
 
 
-@pytest.fixture
-def tiny_runs(on_cpu, tiny_model, tiny_data, tmp_path, monkeypatch):
-    """Runs of a sweep and the flags they share; and what is true as each of them starts."""
-    flags = [*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--report_to=none"]
-    started = []
-
-    def start(run, how, gpus, arguments, original=sweeps.start):
-        going = [folder for folder, _ in started if not output_folder.finished(folder)]
-        trains = [(folder / output_folder.METRICS).exists() for folder in going]
-        started.append((run.folder, (gpus, trains)))
-        original(run, how, gpus, arguments)
-
-    monkeypatch.setattr(sweeps, "start", start)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return lambda sweep, *more: (
-        resolved(RECIPE, sweep, tmp_path / "sweep", once([*flags, *more])),
-        once([*flags, *more]),
-        started,
-    )
-
-
 def test_a_sweep_with_a_run_that_was_asked_to_leave_is_not_done(monkeypatch, tmp_path):
     """As by a signal to that run's launcher alone."""
 
@@ -134,63 +106,6 @@ def test_a_sweep_with_a_run_that_was_asked_to_leave_is_not_done(monkeypatch, tmp
     assert ended.value.code == EXIT_CODE
 
 
-@pytest.mark.sight
-def test_side_by_side_the_first_trains_before_others_start(tiny_runs):
-    runs, flags, started = tiny_runs("beta=0.1,1e38,0.3", "--max_steps=12")
-    assert not sweeps.carry_out(runs, ["--gpus", "1"], ["0", "1"], flags)
-    assert [run.state for run in runs] == [DONE, FAILED, DONE]
-    (_, first), (_, second), (_, third) = started
-    assert first == ("0", [])
-    assert second == ("1", [True]) and True in third[1]
-    assert "is not finite on the longest micro-batch" in runs[1].last_line()
-    for other in runs[1:]:
-        log = other.log.read_text()
-        assert "all found in" in log and "Reference on" not in log
-    # Finished ones are not started again, the failed one is.
-    again = resolved(RECIPE, "beta=0.1,0.3", runs[0].folder.parent, flags)
-    assert not sweeps.carry_out(again, ["--gpus", "1"], ["0", "1"], flags)
-    assert [run.state for run in again] == [DONE, DONE] and len(started) == 3
-
-
-@pytest.mark.sight
-def test_a_run_that_was_asked_to_leave_goes_on_from_there(tiny_runs):
-    runs, flags, started = tiny_runs("beta=0.1,0.3", "--max_steps=40", "--save_steps=50")
-
-    def ask():
-        while not metrics.read(runs[0].folder):
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=ask, daemon=True).start()
-    assert sweeps.carry_out(runs, [], [None], flags)
-    assert [run.state for run in runs] == [LEFT, sweeps.WAITS] and len(started) == 1
-    again = runs[:1]
-    assert not sweeps.carry_out(again, [], [None], flags)
-    assert again[0].state == DONE and "Continuing from" in again[0].log.read_text()
-
-
-@pytest.mark.sight
-def test_a_frontier_that_is_killed_while_it_trains_goes_on(tiny_model, tiny_data, tmp_path):
-    """Its checkpoints hold weights alone, from which no run goes on: it trains anew."""
-    flags = once([*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--max_steps=8"])
-    command = [sys.executable, "scripts/frontier.py", "--betas=0.1", "--loss_types=sigmoid"]
-    command += ["--every=2", "--limit=2", "--samples=1", f"--output={tmp_path / 'out'}", "--"]
-    first = tmp_path / "out/loss_type=sigmoid,beta=0.1/checkpoint-2" / checkpoints.MANIFEST
-    process = psutil.Popen([*command, *flags, "--report_to=none"], cwd=ROOT)
-    deadline = time.monotonic() + 120
-    while not first.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    for each in (*process.children(recursive=True), process):
-        each.kill()
-    process.wait()
-    assert not output_folder.finished(first.parent.parent)
-    result = run(*command, *flags, "--report_to=none", OMP_NUM_THREADS="1")
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    found = json.loads((tmp_path / "out/frontier.json").read_text())
-    assert [point["step"] for point in found["points"]] == [2, 4, 6, 8]
-
-
 def test_how_runs_are_launched_is_checked_though_all_have_finished(on_cpu, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(sweeps, "finished", lambda run: True)
@@ -204,3 +119,34 @@ def test_how_runs_are_launched_is_checked_though_all_have_finished(on_cpu, tmp_p
         with pytest.raises(SystemExit, match=words):
             sweep.main()
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+def test_the_grid():
+    given = "beta=0.05,0.1 learning_rate=1e-6,5e-7 loss_type=sigmoid"
+    assert points(given) == [
+        {"beta": beta, "learning_rate": rate, "loss_type": "sigmoid"}
+        for beta in ("0.05", "0.1")
+        for rate in ("1e-6", "5e-7")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says_so"),
+    [
+        ("", "nothing to sweep"),
+        ("beta", "'beta' is not key=value"),
+        ("beta=0.1,,0.3", "is not key=value,value"),
+        ("beta=0.1 beta=0.3", "beta stands twice"),
+        ("output_dir=a,b", "output_dir does not change what is learned"),
+        ("bet=0.1", "unknown argument '--bet=0.1'"),
+        ("beta=high", "invalid float value: 'high'"),
+        ("beta=0.1,-1", "beta"),
+    ],
+)
+def test_a_point_that_is_none_is_refused_before_any_starts(sweep, says_so, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    from dpo.runs.sweeps import resolved
+
+    with pytest.raises(SystemExit, match=re.escape(says_so)):
+        resolved(RECIPE, sweep, tmp_path / "sweep", [])
+    assert not (tmp_path / "sweep").exists()

@@ -1,22 +1,19 @@
 """W&B asks nothing: online with a key, offline without."""
 
-import http.server
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from conftest import launch, run_flags
-from test_monitors import easy, trainer_on
 from transformers.integrations import WandbCallback
 
 from dpo.recipe.parse import parse
 from dpo.runs import metrics, tracking
 from dpo.runs.tracking import configure
+from support.monitored import easy, trainer_on
 
 RECIPE = "smollm2-sentiment"
 
@@ -26,28 +23,6 @@ def environment_put_back() -> Iterator[None]:
     """`configure` sets the environment for good; here what it set goes when the test ends."""
     with mock.patch.dict(os.environ):
         yield
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    """A server that is there, and says no to everything."""
-
-    def refuse(self):
-        self.send_response(403)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET = do_POST = refuse
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def refusing() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 @pytest.fixture
@@ -198,15 +173,3 @@ def test_an_alert_and_an_end_that_hang_are_left_behind(monkeypatch, capsys):
     stuck.finish = fail
     tracking.finish({})
     assert "W&B did not take all (gone)" in capsys.readouterr().out
-
-
-@pytest.mark.sight
-def test_a_wandb_that_refuses_the_key_does_not_end_a_run(tiny_model, tiny_data, tmp_path, refusing):
-    folder = tmp_path / "run"
-    flags = run_flags(tiny_model, tiny_data, folder)
-    changes = {"WANDB_MODE": None, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": refusing}
-    result = launch("--config", "cpu", "--", *flags, **changes)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "Wandb is off for the rest of the run (" in result.stdout
-    assert (folder / "report.html").is_file()
-    assert sum("loss" in line for line in metrics.read(folder)) == 4

@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 import bench
 from dpo.speed import table, workload
+from support.place import ROOT
 
 
 @pytest.fixture(scope="module")

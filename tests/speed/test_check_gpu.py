@@ -1,49 +1,22 @@
 """make check-gpu without a GPU: its parts on a CPU, and what it does with one that fails."""
 
-import json
 import os
 import sys
 from dataclasses import asdict, replace
 
 import psutil
 import pytest
-from conftest import make, random_model
-from test_prefix_sharing import varlen_by_hand
 
 import check_gpu
 from dpo.prefix_sharing import attention
 from dpo.speed import gpu_checks, gpu_parity, gpu_runs
 from dpo.speed.gpu_checks import Job, Row
+from support.tiny import random_model, varlen_by_hand
 
 
 @pytest.fixture
 def job(tiny_model, tiny_data, tmp_path) -> Job:
     return Job("cpu", tiny_model, str(tiny_data), tmp_path, small=True)
-
-
-@pytest.mark.sight
-def test_the_whole_check_runs_on_a_cpu(tiny_model, tiny_data, tmp_path):
-    folder = tmp_path / "check"
-    given = f"--small --model {tiny_model} --data {tiny_data} --output {folder} --minutes 60"
-    result = make("check-gpu", "DEVICE=cpu", f"ARGS={given}")
-    logs = "".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
-    assert result.returncode == 0, result.stdout[-5000:] + logs
-    found = json.loads((folder / "check-gpu.json").read_text())
-    rows = {row["name"]: row for row in found["rows"]}
-    assert found["machine"] and found["versions"]["torch"]
-    assert {row["outcome"] for row in rows.values()} == {"passed", "skipped"}
-    assert all(
-        "on a GPU only" in row["measured"] or "compiler" in row["measured"]
-        for row in rows.values()
-        if row["outcome"] == "skipped"
-    )
-    (resumed,) = [row for name, row in rows.items() if name.startswith("killed after checkpoint-")]
-    assert "equal to the bit" in resumed["measured"]
-    for name in ("zero2: losses of cpu", "zero3: losses of cpu", "QLoRA: merged"):
-        assert rows[name]["outcome"] == "passed"
-    assert sum(row["seconds"] for row in rows.values()) < 60 * found["minutes"]
-    table = (folder / "check-gpu.md").read_text()
-    assert all(f"| {name} |" in table for name in rows)
 
 
 def test_shared_prefixes_pass_and_a_wrong_plan_does_not(job, monkeypatch):

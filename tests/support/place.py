@@ -57,13 +57,14 @@ def place() -> Path:
     known = f"PLACE_OF_TESTS_{os.environ.get('PYTEST_XDIST_WORKER', '')}"  # one a worker
     if known not in os.environ:
         folder = Path(tempfile.mkdtemp(prefix="tests-"))
-        lay_out(Path(__file__).resolve().parents[1], folder / "top")
+        lay_out(Path(__file__).resolve().parents[2], folder / "top")
         atexit.register(clear, folder, os.getpid())
         os.environ[known] = str(folder)
     return Path(os.environ[known])
 
 
 ROOT = place() / "top"
+EMBEDDED_MODEL = ROOT / EMBEDDED
 os.environ["HF_HOME"] = str(place() / "huggingface")  # no token and no data of the user's
 os.environ["WANDB_MODE"] = "offline"  # whatever key the machine has, tests send nothing
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny, and workers share the cores

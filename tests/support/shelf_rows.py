@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from conftest import EMBEDDED_MODEL
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +19,8 @@ from transformers import (
     SmolLM3Config,
     set_seed,
 )
+
+from support.place import EMBEDDED_MODEL
 
 SMALL = {
     "hidden_size": 64,  # 4-bit weights come in blocks of 64

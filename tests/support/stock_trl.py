@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 TESTS = "tests/test_dpo_trainer.py"
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 class Outcomes:

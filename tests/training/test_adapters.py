@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import launch, run, run_flags
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +17,7 @@ from dpo.data.tokenize import load_tokenizer
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
+from support.commands import launch, run, run_flags
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -115,7 +115,6 @@ def test_without_save_merged_there_is_the_adapter_alone(tiny_model, tiny_data, t
     assert report["preference_accuracy"]["after"] == pytest.approx(last["accuracy"])
 
 
-@pytest.mark.distributed
 def test_another_adapter_on_that_base_is_scored_anew(trained_on, tiny_adapter, tmp_path):
     folder, flags, _ = trained_on
     other = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES, run_flags
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -31,6 +30,8 @@ from dpo.runs import metrics
 from dpo.training import stock
 from dpo.training.build import make_trainer
 from dpo.training.reference import COLUMNS, ROWS
+from support.commands import run_flags
+from support.tiny import SIZES
 
 
 def with_dropout(kind: str, model: Path, folder: Path) -> tuple[Path, list[str]]:

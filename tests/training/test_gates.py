@@ -1,6 +1,5 @@
 """What is seen before step 1, that seeing it changes nothing, and what a run says out of memory."""
 
-import hashlib
 import itertools
 import random
 import shutil
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, launch, run, run_flags, trainer_of
 from transformers import TrainerCallback
 
 from dpo.recipe.arguments import RunArguments
@@ -20,6 +18,7 @@ from dpo.training.preflight import longest_batch, memory, same_start
 from dpo.training.preflight.checks import Gates
 from dpo.training.preflight.same_start import START
 from dpo.training.resume import TakeUp
+from support.tiny import trainer_of
 
 
 def gated(folder: Path, name: str = "llama", *, on: bool = True, own=None, **arguments):
@@ -417,40 +416,3 @@ def test_what_is_said_of_a_batch():
     ones[2:, 3:] = 0
     said = memory.described({"attention_mask": ones, "completion_mask": completions})
     assert said == ("with 2 pairs of 4 prompt, 8 chosen and 2 rejected tokens, the longest row 6")
-
-
-OFF = """
-import runpy, sys
-sys.path.insert(0, "scripts")
-from dpo.gates import Gates
-del Gates.on_train_begin
-runpy.run_path("scripts/train.py", run_name="__main__")
-"""
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
-def test_several_processes_learn_what_they_would_have(config, tiny_model, tiny_data, tmp_path):
-    """With four micro-batches a step in all, so that a gradient left behind would be added."""
-    (tmp_path / "off.py").write_text(OFF)
-    written = []
-    for on in (True, False):
-        folder = tmp_path / str(on) / "run"
-        flags = run_flags(tiny_model, tiny_data, folder)
-        flags += ["--per_device_train_batch_size=1", "--gradient_accumulation_steps=4"]
-        flags += ["--max_steps=2", "--eval_strategy=no", "--save_strategy=no", "--report_to=none"]
-        if on:
-            result = launch("--config", config, "--gpus", "2", "--", *flags)
-        else:
-            shape = ("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0")
-            result = run(
-                *("accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml"),
-                *(*shape, "--quiet", tmp_path / "off.py"),
-                *("--config", ROOT / "recipes/smollm2-sentiment.yaml", *flags),
-                DS_ACCELERATOR="cpu",
-                OMP_NUM_THREADS="1",
-                ACCELERATE_USE_CPU="true" if config == "ddp" else None,
-            )
-        assert result.returncode == 0, result.stderr[-3000:]
-        written.append(hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
-    assert written[0] == written[1]

@@ -6,9 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, trainer_of
-from gpu_stand_in import GPU, OnGPU, gpu, kernel
-from test_prefix_sharing import varlen_by_hand
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
@@ -19,6 +16,8 @@ from dpo.recipe.arguments import RunArguments
 from dpo.training.preempt import Leave
 from dpo.training.preflight.checks import Gates
 from dpo.training.trainer import FastDPOTrainer
+from support.gpu_stand_in import GPU, OnGPU, gpu, kernel
+from support.tiny import ARCHITECTURES, trainer_of, varlen_by_hand
 
 FLASH = "on, attention in one call of FlashAttention (varlen)"
 PADDED = "on, attention in one call of SDPA, branches padded"

@@ -4,10 +4,8 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import conftest
 import pytest
 import yaml
-from conftest import SIZES, losses_of, random_ids, trainer_of
 from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -20,6 +18,7 @@ from dpo.recipe.arguments import RunArguments
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
 from dpo.training.preflight.checks import Gates
+from support.tiny import ARCHITECTURES, SIZES, losses_of, random_ids, trainer_of
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
@@ -46,7 +45,7 @@ BY_BATCH = {
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     for name, config in BY_BATCH.items():
-        monkeypatch.setitem(conftest.ARCHITECTURES, name, config)
+        monkeypatch.setitem(ARCHITECTURES, name, config)
 
 
 @pytest.mark.parametrize("name", BY_BATCH)
@@ -127,11 +126,10 @@ def test_a_row_that_comes_out_otherwise_beside_a_longer_one(tmp_path, monkeypatc
     monkeypatch.setattr(rope_, "by_batch", lambda *given: None)
     lengths = [3, 4, 3, 5, 4, 3, 12, 12]
     pairs = [tuple(random_ids(n, 9 * n + part) for part in range(3)) for n in lengths]
-    monkeypatch.setattr(conftest, "EDGE_PAIRS", pairs)
     with pytest.raises(SystemExit, match=r"of pair \d, .* It is scored beside pair \d, and the"):
-        gated(tmp_path, "dynamic").train()
+        gated(tmp_path, "dynamic", pairs=pairs).train()
     (tmp_path / "live").mkdir()
-    gated(tmp_path / "live", "dynamic", precompute_ref_log_probs=False).train()
+    gated(tmp_path / "live", "dynamic", pairs=pairs, precompute_ref_log_probs=False).train()
 
 
 def test_numbers_that_are_scaled_by_the_largest_of_the_batch(tmp_path, monkeypatch):

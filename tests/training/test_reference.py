@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +23,9 @@ from dpo.recipe.parse import parse
 from dpo.speed.workload import any_tokenizer
 from dpo.training import reference
 from dpo.training.reference import CHECKED_ROWS, COLUMNS
+from support.commands import run
+from support.place import ROOT
+from support.tiny import losses_of, random_model, trainer_of
 
 
 @pytest.fixture
@@ -318,7 +320,7 @@ SCORE = """
 import sys
 from pathlib import Path
 sys.path[:0] = ["scripts", "tests"]
-from conftest import trainer_of
+from support.tiny import trainer_of
 print(trainer_of(Path(sys.argv[1]), "llama", fast=True, cache=Path(sys.argv[2])).train_dataset[:])
 """
 

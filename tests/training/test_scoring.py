@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import EDGE_PAIRS, MAX_LENGTH, trainer_of
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +13,7 @@ from dpo.evaluation import contestants, evaluation
 from dpo.evaluation.evaluation import of_pairs
 from dpo.recipe.parse import parse
 from dpo.training import held_out_scores, reference
+from support.tiny import EDGE_PAIRS, MAX_LENGTH, trainer_of
 
 PAIRS = 7  # an odd number, so that the last batch is not full
 

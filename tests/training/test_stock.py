@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers.training_args
-from conftest import ARCHITECTURES, losses_of, trainer_of
 from trl.trainer import dpo_trainer
 
 from dpo.recipe.parse import parse
+from support.tiny import ARCHITECTURES, losses_of, trainer_of
 
 EMBEDDED = "recipes/smollm2-sentiment.yaml"
 

@@ -1,16 +1,16 @@
 """What stock DPOTrainer takes, ours takes: streams, several evaluation sets, metrics of one's own.
 
-TRL's own tests say the same at length: make test-trl (stock_trl.py).
+TRL's own tests say the same at length: make test-trl (support/stock_trl.py).
 """
 
 import pytest
-from conftest import EDGE_PAIRS, MAX_LENGTH, SIZES, losses_of, random_model, trainer_of
 from datasets import Dataset, IterableDataset, IterableDatasetDict
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.speed.workload import any_tokenizer
+from support.tiny import EDGE_PAIRS, MAX_LENGTH, SIZES, losses_of, random_model, trainer_of
 
 ROWS = [
     dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True))

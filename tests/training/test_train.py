@@ -1,38 +1,21 @@
 """A whole run as a user starts it, with a tiny model: what it leaves and how it resumes."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch, once, run_flags
-from safetensors.torch import load_file
-from test_bad_input import refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from dpo.core.signals import SIGNALS
-from dpo.runs import checkpoints
 from dpo.training.trainer import FastDPOTrainer
+from support.commands import launch, once, run_flags
+from support.refusing import refusal
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml"]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_model, tiny_data, tmp_path_factory):
-    """A finished run: its folder, its flags and what it printed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    flags = run_flags(tiny_model, tiny_data, folder)
-    no_key = {"WANDB_MODE": None, "WANDB_API_KEY": None, "NETRC": "/nowhere"}
-    result = launch("--config", "cpu", "--", *flags, **no_key)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, flags, result
 
 
 def test_it_says_what_it_is_about_to_do(finished):
@@ -160,36 +143,3 @@ def test_restart_moves_the_run_aside(finished, tmp_path):
     assert (aside / "model.safetensors").read_bytes() == weights
     # The same seed, the same run, to the bit.
     assert (folder / "model.safetensors").read_bytes() == weights
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-@pytest.mark.faults
-def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny_data, tmp_path):
-    folder = tmp_path / "killed"
-    flags = run_flags(tiny_model, tiny_data, folder)
-    command = [sys.executable, "scripts/launch.py", "--config", "cpu", "--", *flags]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
-    )
-    first = folder / "checkpoint-2" / checkpoints.MANIFEST
-    deadline = time.monotonic() + 120
-    while not first.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (folder / "report.json").exists()
-    # What a kill in the middle of a checkpoint leaves: a newer folder without its last file.
-    half = folder / "checkpoint-3"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
-
-    result = launch("--config", "cpu", "--", *flags)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "checkpoint-3 is broken: it has no manifest.json" in result.stdout
-    assert f"Continuing from {folder}/checkpoint-" in result.stdout
-    whole, resumed = weights_of(finished[0]), weights_of(folder)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
