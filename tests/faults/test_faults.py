@@ -25,7 +25,8 @@ import pytest
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import checkpoints, metrics
 from dpo.training.monitoring import completions
-from support.commands import FORKS, free_port, launch, run_flags, running, train_in_fork
+from support.commands import launch, run_flags, running
+from support.launched import FORKS, be_train, fork, free_port
 from support.place import ROOT
 
 FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
@@ -48,7 +49,6 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
             how many seconds later; None for nothing.
         counted: is given the number of file operations.
     """
-    os.environ.update(environment)
     befallen = False
 
     def hook(event: str, args: tuple) -> None:
@@ -64,7 +64,7 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
                     befall(fault[0])
 
     sys.addaudithook(hook)
-    train_in_fork(flags, log)
+    be_train(environment, "", flags, log, log)
 
 
 def drawn(processes: int) -> random.Random:
@@ -92,7 +92,7 @@ class Runs:
         folder.parent.mkdir(exist_ok=True)
         flags = [flag.replace(f"{self.home}/", f"{self.home}/{name}/") for flag in self.flags]
         flags = [*flags, f"--output_dir={folder}", f"--reference_cache={self.home / name}/cache"]
-        environment = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+        environment = os.environ | {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
         if self.processes > 1:
             environment |= {"WORLD_SIZE": str(self.processes), "MASTER_ADDR": "127.0.0.1"}
             environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
@@ -101,14 +101,10 @@ class Runs:
         for this in range(self.processes):
             own = {"RANK": str(this), "LOCAL_RANK": str(this)} if self.processes > 1 else {}
             counted = FORKS.Value("i", 0)
-            process = FORKS.Process(
-                target=run_in_fork,
-                args=(
-                    *(flags, folder, self.home / name / f"log-{this}", environment | own),
-                    *(fault if rank == this else None, counted),
-                ),
+            process = fork(
+                *(run_in_fork, flags, folder, self.home / name / f"log-{this}"),
+                *(environment | own, fault if rank == this else None, counted),
             )
-            process.start()
             process.counted = counted
             started.append(process)
         return started
@@ -148,7 +144,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs_of(forks, tiny_model, tiny_data, tmp_path_factory):
+def runs_of(tiny_model, tiny_data, tmp_path_factory):
     """Runs of one process, and of two."""
     known = {}
 
