@@ -24,6 +24,7 @@ from transformers import (
     set_seed,
 )
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 from dpo.evaluation.judges import judging
 from dpo.evaluation.judges import reward_model as reward_model_file
@@ -343,7 +344,7 @@ def test_two_at_once_do_not_judge_into_one_file(kept):
 
 
 def test_an_unknown_judge_is_refused_with_the_judges_that_there_are(monkeypatch):
-    unknown = SystemExit("cannot get the model 'vadr' from the hub")
+    unknown = Refusal("cannot get the model 'vadr' from the hub")
     monkeypatch.setattr(reward_model_file, "check_reachable", Mock(side_effect=unknown))
     said = refusal(lambda: check("vadr"))
     assert "no judge 'vadr': vader (the known reward), hand" in said and "cannot get" in said

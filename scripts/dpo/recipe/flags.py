@@ -8,6 +8,8 @@ import os
 import re
 from typing import Any
 
+from dpo.core.refusal import Refusal
+
 KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
 
 
@@ -44,7 +46,7 @@ def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
     """The names of the arguments that flags give.
 
     Raises:
-        SystemExit: a flag is given twice, in whichever spelling, or its value begins as JSON and is
+        Refusal: a flag is given twice, in whichever spelling, or its value begins as JSON and is
             none.
     """
     given: dict[str, str] = {}
@@ -58,14 +60,14 @@ def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
         after = after[: next(i for i, each in enumerate(after) if each.startswith("--"))]
         said = " ".join([argument, *after])
         if name in given:
-            raise SystemExit(f"ARGS: {given[name]!r} and {said!r}: {name} stands twice: keep one")
+            raise Refusal(f"ARGS: {given[name]!r} and {said!r}: {name} stands twice: keep one")
         given[name] = said
         value = value if equals else " ".join(after)
         if value.startswith(("{", "[")):
             try:
                 json.loads(value)
             except ValueError as error:
-                raise SystemExit(
+                raise Refusal(
                     f"ARGS: {flag} is {value}, which is no JSON: {error}. A shell takes quotes "
                     f"away and splits at blanks; so they stay: {KEPT.format(flag=flag)}"
                 ) from error

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from dpo.core.files import follow_umask, write_whole
 from dpo.core.hashing import digest_of
+from dpo.core.refusal import Refusal
 from dpo.runs.output_folder import differences
 
 MANIFEST = "manifest.json"
@@ -218,12 +219,12 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
         other_processes: the user allows another number of processes, where no shards forbid it.
 
     Raises:
-        SystemExit: how the checkpoint and this run differ, and the choices.
+        Refusal: how the checkpoint and this run differ, and the choices.
     """
     manifest = read(checkpoint)
 
     def refuse(how: str, choice: str) -> None:
-        raise SystemExit(f"{checkpoint} {how}: {choice}, or train anew with --restart")
+        raise Refusal(f"{checkpoint} {how}: {choice}, or train anew with --restart")
 
     if not manifest["optimizer"]:
         refuse("holds weights alone (save_only_model)", "start from them as a model")

@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
 from dpo.core import files
+from dpo.core.refusal import Refusal
 from dpo.models import adapters
 from dpo.runs import checkpoints
 from dpo.training import publish, reference, resume
@@ -88,7 +89,7 @@ class WritesCheckpoints:
                 raise
             self.save_alone()
             whole = checkpoints.last_whole(Path(self.args.output_dir))
-            raise SystemExit(
+            raise Refusal(
                 f"a data worker was killed after step {self.state.global_step}, often for want of "
                 "memory: give fewer dataloader_num_workers, and the same command goes on from "
                 f"{whole or 'the start'}"

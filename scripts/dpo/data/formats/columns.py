@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from dpo.core.refusal import Refusal
 from dpo.data.formats.layouts import LAYOUTS
 from dpo.data.formats.parts import KNOWN, PREFERENCES, Row, first_of, undecided
 from dpo.data.sources.rows import Rows
@@ -44,7 +45,7 @@ def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
         key: what the user wrote it to, for messages.
 
     Raises:
-        SystemExit: it is no such mapping, or names a column that nothing reads, or one twice.
+        Refusal: it is no such mapping, or names a column that nothing reads, or one twice.
     """
     form = "write prompt=question chosen=good rejected=bad, ours before theirs"
     if not text:
@@ -53,18 +54,18 @@ def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
         try:
             pairs = [*json.loads(text, object_pairs_hook=list)]
         except ValueError as error:
-            raise SystemExit(f"{key}: {error}: {form}") from error
+            raise Refusal(f"{key}: {error}: {form}") from error
     else:
         pairs = [part.split("=", 1) for part in str(text).replace(",", " ").split()]
     if not all(len(pair) == 2 and all(isinstance(n, str) and n for n in pair) for pair in pairs):
-        raise SystemExit(f"{key}: {text}: {form}")
+        raise Refusal(f"{key}: {text}: {form}")
     for ours, _ in pairs:
         if ours not in KNOWN:
-            raise SystemExit(f"{key}: nothing reads a column {ours!r}: one of {', '.join(KNOWN)}")
+            raise Refusal(f"{key}: nothing reads a column {ours!r}: one of {', '.join(KNOWN)}")
     for names in zip(*pairs, strict=True):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
-            raise SystemExit(f"{key}: {twice!r} stands twice: a column has one name")
+            raise Refusal(f"{key}: {twice!r} stands twice: a column has one name")
     return dict(pairs)
 
 
@@ -75,7 +76,7 @@ def renamed(source: Rows, mapping: dict[str, str], *, some: bool = False) -> Row
         some: whether it may have none of these columns, as one of several data sets.
 
     Raises:
-        SystemExit: a column is not there, or another has its name already.
+        Refusal: a column is not there, or another has its name already.
     """
     if not mapping:
         return source
@@ -84,11 +85,11 @@ def renamed(source: Rows, mapping: dict[str, str], *, some: bool = False) -> Row
         return source
     for ours, theirs in mapping.items():
         if theirs not in columns:
-            raise SystemExit(
+            raise Refusal(
                 f"column_mapping: {source.name} has no column {theirs!r}, only {', '.join(columns)}"
             )
         if ours in columns and ours != theirs and ours not in mapping.values():
-            raise SystemExit(
+            raise Refusal(
                 f"column_mapping: {source.name} has a column {ours!r} already, beside {theirs!r}: "
                 "leave the one out, or rename it in the data"
             )
