@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
 from dpo.core.refusal import Refusal
-from dpo.core.strict import load_yaml
 from dpo.recipe.arguments import BATCH, RunArguments, check_data, check_kinds, decides
 from dpo.recipe.convert.old_keys import refuse_unknown, spelling
 from dpo.recipe.flags import at_home
 from dpo.recipe.flags import check as flags_given
+from dpo.recipe.strict import load_yaml
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
