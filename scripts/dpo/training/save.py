@@ -36,11 +36,12 @@ class WritesCheckpoints:
             "micro_batches": self._micro_batches if self.composition_matters else None,
         }
 
-    # transformers would write a checkpoint at its place; there it lies when it is whole.
+    # transformers writes a checkpoint where it will lie: a kill would leave half of one there.
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         return f"{folder}/{checkpoints.BESIDE}" if self._saving else folder
 
+    # Written to a folder beside; `checkpoints.finish` renames it when it is complete.
     def _save_checkpoint(self, model, trial) -> None:
         state, folder = self.state, Path(self.args.output_dir)
         checkpoint = folder / f"checkpoint-{state.global_step}"
@@ -95,6 +96,7 @@ class WritesCheckpoints:
                 f"{whole or 'the start'}"
             ) from error
 
+    # transformers pickles its arguments, a token among them, and of an adapter keeps no ends.
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -103,8 +105,10 @@ class WritesCheckpoints:
             if is_peft_model(self.model):
                 adapters.save_generation_config(self.model, folder)
 
+    # transformers would upload the whole folder: settings, rows set aside, W&B's files.
     def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
         return publish.publish(self, commit_message, revision)
 
+    # The name of a folder may hold what is Markdown or YAML in a card.
     def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
         super().create_model_card(publish.plain(model_name or ""), *args, **kwargs)
