@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
 from dpo.core.files import at_home
+from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import BATCH, RunArguments, check_data, check_kinds, decides
 from dpo.recipe.convert.old_keys import refuse_unknown, spelling
 from dpo.recipe.flags import check as flags_given
@@ -93,21 +94,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a recipe's keys.
 
     Raises:
-        SystemExit: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
+        Refusal: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
             token.
     """
     if not path.is_file():
-        raise SystemExit(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
+        raise Refusal(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
     try:
         keys = load_yaml(path, path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise SystemExit(f"{path}: not YAML: {error}") from error
+        raise Refusal(f"{path}: not YAML: {error}") from error
     if not isinstance(keys, dict):
-        raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
+        raise Refusal(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
     for key, value in keys.items():
         if isinstance(value, str) and (variable := re.search(r"\$(\{[^}]*\}|[A-Za-z_]\w*)", value)):
-            raise SystemExit(
+            raise Refusal(
                 f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "
                 f'for, or give it where a shell does: ARGS="--{key} {value}"'
             )
@@ -146,12 +147,12 @@ def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int
     Returns the per-device batch and the accumulation of each process.
 
     Raises:
-        SystemExit: the processes do not divide the global batch.
+        Refusal: the processes do not divide the global batch.
     """
     batch = per_device * accumulation
     if batch % processes:
         divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
-        raise SystemExit(
+        raise Refusal(
             f"{processes} processes cannot share a global batch of {batch} pairs evenly: run on "
             f"{', '.join(divisors)}, or change per_device_train_batch_size × "
             "gradient_accumulation_steps"
@@ -177,7 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     class Parser(TrlParser):
         def error(self, message: str):
-            raise SystemExit(f"{self.prog}: {message}")
+            raise Refusal(f"{self.prog}: {message}")
 
     parser = Parser(
         (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments),
@@ -196,7 +197,7 @@ def parse(argv: list[str]) -> Recipe:
     """Read `--config recipes/<name>.yaml`, then the flags after it.
 
     Raises:
-        SystemExit: one line that names the file or flag, what is wrong with it and the choices.
+        Refusal: one line that names the file or flag, what is wrong with it and the choices.
     """
     parser = make_parser()
     if "-h" in argv or "--help" in argv or "--config" not in argv[:-1]:
@@ -214,7 +215,7 @@ def resolve(
     """The recipe of `keys`, which stand in the file at `path`, and of the flags after them.
 
     Raises:
-        SystemExit: as `parse`.
+        Refusal: as `parse`.
     """
     known = [action.dest for action in parser._actions if action.dest != "help"]
     refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
@@ -239,9 +240,9 @@ def resolve(
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0]
         if not unknown[0].startswith("-"):
-            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
+            raise Refusal(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
         near = spelling(name.replace("-", "_")) or choices(name, known)
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
+        raise Refusal(f"unknown argument {unknown[0]!r}: {near}")
     chosen = {
         key: value
         for key, value in vars(namespace).items()
@@ -261,7 +262,7 @@ def resolve(
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
             where = "ARGS" if key in given else path
-            raise SystemExit(f"{where}: {key} is {values[key]}: give 1 or more")
+            raise Refusal(f"{where}: {key} is {values[key]}: give 1 or more")
     batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],
@@ -277,7 +278,7 @@ def resolve(
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         said = " ".join(str(error).split())
         where = "ARGS" if any(key in said for key in given) else path
-        raise SystemExit(f"{where}: {said}{hint}") from error
+        raise Refusal(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
     stated = (chosen, defaults, batch)
     recipe = Recipe(name, path, *stated, script, training, model, mixture, run, given)
