@@ -15,12 +15,12 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from dpo.core.hashing import digests_of
-from dpo.core.hub import looks_local
 from dpo.core.refusal import Refusal
 from dpo.data import fits
 from dpo.models import adapters, loading, model_files, rope, trust
 from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_weights
+from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder
 
