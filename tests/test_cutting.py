@@ -18,7 +18,7 @@ from dpo.data.formats.layouts import Fault
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import evaluation
-from dpo.prefix_sharing.backbone import SharedPrefixCollator
+from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.recipe.parse import parse
 from dpo.training import held_out_scores, reference
 from dpo.training.preflight.checks import wrong_batch
