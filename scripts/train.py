@@ -152,7 +152,6 @@ def train(
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
     done = folder / output_folder.TRAINED
-    leave.accelerator = trainer.accelerator
     trainer.add_callback(Gates(trainer, recipe))
     trainer.add_callback(leave)
     trainer.add_callback(Describe(trainer, recipe, data))
@@ -192,7 +191,6 @@ def train(
     # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
     # engine asks for its rank as it goes.
     trainer.accelerator.free_memory()
-    leave.accelerator = None
     trainer.accelerator.end_training()  # no process waits for another from here on
     return trainer.eval_dataset, trainer.state, seconds
 

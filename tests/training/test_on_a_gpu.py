@@ -90,7 +90,6 @@ def test_the_host_waits_no_more_often_than_stock_trl_lets_it(way, tmp_path):
             trainer = run_of(tmp_path, "llama", fast, **how)
             if fast:
                 leave = Leave()
-                leave.accelerator = trainer.accelerator
                 trainer.add_callback(leave)
             counted = Waits(waits)
             trainer.add_callback(counted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def make_trainer(
             numbers; processes do not see each other; or they were launched for DeepSpeed or FSDP,
             and accelerate does not use it, and would train side by side, unsharded.
     """
-    model, args = recipe.model, recipe.training
+    model, args = recipe.model, copy.copy(recipe.training)  # the recipe stays what it was
     publish.check(args)
     trust.read_as_data()
     if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):

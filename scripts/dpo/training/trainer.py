@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from dpo.data.schema import longest_row
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone, head
 from dpo.prefix_sharing.plan import SharedPrefixCollator
-from dpo.training import batching, reference, resume, stock
+from dpo.training import batching, reference, stock
 from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
 from dpo.training.monitoring.probes import gathered, per_pair
@@ -77,28 +77,27 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         **kwargs,
     ):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
-        self.adapter, self.settings = adapter, settings or {}
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
-        self._sharing, self._ready, self._saving = "off", False, False
-        self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
+        self._sharing, self._ready = "off", False
+        self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
-        self.live, config = None, given.get("args")  # why not scored beforehand, though asked for
+        del given["self"]
+        config, data = given.get("args"), (given.get("train_dataset"), given.get("eval_dataset"))
         if config is not None and config.precompute_ref_log_probs:
-            data = (given.get("train_dataset"), given.get("eval_dataset"))
             self.live = stays_live(given["model"], given.get("peft_config"), config, *data)
-            config.precompute_ref_log_probs = self.live is None
+            given["args"] = copy.copy(config)
+            given["args"].precompute_ref_log_probs = self.live is None
         with stock.unhashed():
-            super().__init__(*args, **kwargs)
+            super().__init__(adapter=adapter, settings=settings, **given)
         self._make_ready()
         if self._precompute_engine is not None:
             # Its hooks would go on counting the modules that pass, and after a single batch, the
             # check of a kept reference, lose count in training (ZeRO-3).
             self._precompute_engine.destroy()
             self._precompute_engine = None
-        self.monitors, self.settled = Monitors(self), resume.Settled(self)
+        self.monitors = Monitors(self)
         self.add_callback(self.monitors)
-        self.add_callback(self.settled)
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
