@@ -11,8 +11,9 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, launch, run
 
-import launch as launcher
+import launch as script
 from dpo.recipe.parse import parse
+from dpo.runs import launch as launcher
 from dpo.runs import output_folder
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
@@ -85,7 +86,7 @@ def launched(monkeypatch, gpus_here: int, *arguments: str) -> tuple[list[str], d
     monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given))
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
-        launcher.main()
+        script.main()
     if not ran:
         raise stop.value
     return ran[0]
@@ -287,7 +288,7 @@ def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
         if mine:
             monkeypatch.setenv("GLIBC_TUNABLES", mine)
         with pytest.raises(SystemExit):
-            launcher.main()
+            script.main()
     assert launched[1]["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
     monkeypatch.undo()
     assert faults(launched[0]) < 1000

@@ -9,12 +9,12 @@ from test_bad_input import RECIPE, refusal
 from trl import DPOConfig
 from trl.scripts.utils import DatasetConfig
 
-import launch
 from dpo.core.terminal import guarded
 from dpo.recipe.arguments import OF_ONE
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import parse, read_yaml
 from dpo.recipe.validate import LOSS_TYPES, check_values
+from dpo.runs import launch
 from dpo.training.preflight.same_start import START
 
 FLAGS = {

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
 from dpo.core.strict import load_yaml
-from dpo.recipe.arguments import BATCH, RunArguments, check_data, check_kinds, decides
+from dpo.recipe import known as all_arguments
+from dpo.recipe.arguments import (
+    BATCH,
+    DEFAULTS,
+    RunArguments,
+    check_data,
+    check_kinds,
+    decides,
+)
 from dpo.recipe.convert.old_keys import refuse_unknown, spelling
 from dpo.recipe.flags import at_home
 from dpo.recipe.flags import check as flags_given
@@ -175,9 +183,8 @@ def make_parser() -> argparse.ArgumentParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
-    class Parser(TrlParser):
-        def error(self, message: str):
-            raise SystemExit(f"{self.prog}: {message}")
+    class Parser(all_arguments.OneLine, TrlParser):
+        pass
 
     parser = Parser(
         (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments),
@@ -185,11 +192,29 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Train a policy with DPO as a recipe says; flags after it win over it.",
     )
-    # publish.py; and the filter would log a mean in place of a loss that is not finite (alerts.py).
-    parser.set_defaults(
-        precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
-    )
+    parser.set_defaults(**DEFAULTS)
     return parser
+
+
+def check_names(path: Path, keys: dict[str, Any], argv: list[str]) -> frozenset[str]:
+    """See that all keys of a recipe and all flags after it are arguments, without importing TRL.
+
+    Returns the names of the arguments that the flags give.
+
+    Raises:
+        SystemExit: as `parse`.
+    """
+    parser, known = all_arguments.parser(), [*all_arguments.arguments()]
+    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
+    given = flags_given(parser, argv)
+    _, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0]
+        if not unknown[0].startswith("-"):
+            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
+        near = spelling(name.replace("-", "_")) or choices(name, known)
+        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
+    return given
 
 
 def parse(argv: list[str]) -> Recipe:
@@ -198,14 +223,26 @@ def parse(argv: list[str]) -> Recipe:
     Raises:
         SystemExit: one line that names the file or flag, what is wrong with it and the choices.
     """
-    parser = make_parser()
-    if "-h" in argv or "--help" in argv or "--config" not in argv[:-1]:
-        print("usage: train.py --config recipes/<name>.yaml [--<argument> <value> ...]\n")
-        parser.print_help()
-        raise SystemExit(0 if "-h" in argv or "--help" in argv else 2)
+    path, keys, argv = look(argv)
+    return resolve(make_parser(), path, path.stem, keys, argv)
+
+
+def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The recipe's path, its keys and the flags after it, of which the names are known. Or answer
+    `--help`. All of it at once: nothing heavy is imported.
+
+    Raises:
+        SystemExit: as `parse`.
+    """
+    asked = "-h" in argv or "--help" in argv
+    if asked or "--config" not in argv[:-1]:
+        print(all_arguments.usage())
+        raise SystemExit(0 if asked else 2)
     at = argv.index("--config")
     path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
-    return resolve(parser, path, path.stem, read_yaml(path), argv)
+    keys = read_yaml(path)
+    check_names(path, keys, argv)
+    return path, keys, argv
 
 
 def resolve(
@@ -216,8 +253,7 @@ def resolve(
     Raises:
         SystemExit: as `parse`.
     """
-    known = [action.dest for action in parser._actions if action.dest != "help"]
-    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
+    given = check_names(path, keys, argv)
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
     # would turn DeepSpeed off; without a backend processes would not find each other.
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
@@ -234,14 +270,7 @@ def resolve(
     parser.prog = str(path)
     parser.parse_known_args(flags)
     parser.prog = "ARGS"
-    given = flags_given(parser, argv)
-    namespace, unknown = parser.parse_known_args(flags + argv)
-    if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
-        if not unknown[0].startswith("-"):
-            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
-        near = spelling(name.replace("-", "_")) or choices(name, known)
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
+    namespace = parser.parse_args(flags + argv)
     chosen = {
         key: value
         for key, value in vars(namespace).items()
