@@ -38,7 +38,7 @@ from trl import DPOConfig, DPOTrainer
 from dpo.core.machine import device_name, peak_memory_gb
 from dpo.core.terminal import guarded
 from dpo.prefix_sharing import attention
-from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import positive
 from dpo.runs.launch import KEPT_MEMORY, visible_gpus
 from dpo.speed.table import show, write

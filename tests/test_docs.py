@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, make
 
-from dpo.data.formats.layouts import LAYOUTS
 from dpo.data.lint import REASONS
+from dpo.recipe.arguments import LAYOUTS
 
 README = (ROOT / "README.md").read_text()
 DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))

@@ -20,7 +20,7 @@ from place import place
 from dpo.data import lint
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows, load_splits
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 
 configuration.set_hypothesis_home_dir(place() / "hypothesis")  # not the checkout

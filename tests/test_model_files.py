@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from test_bad_input import RECIPE, refusal
 from transformers import AutoModelForCausalLM
 
-from dpo.data.tokenize import load_tokenizer
 from dpo.models import config_check
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.model_files import check_config, check_weights, tokenizer_of
 from dpo.recipe.parse import parse
 

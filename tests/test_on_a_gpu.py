@@ -14,7 +14,7 @@ from trl import DPOTrainer
 
 from dpo.evaluation import evaluation
 from dpo.prefix_sharing import attention
-from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import RunArguments
 from dpo.training.preempt import Leave
 from dpo.training.preflight.checks import Gates

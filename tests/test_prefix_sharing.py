@@ -27,15 +27,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from dpo.prefix_sharing import attention
-from dpo.prefix_sharing.backbone import (
-    OTHERWISE,
-    STOCK_HEAD,
-    SharedPrefixes,
-    head_on_completions,
-    obstacle,
-    share_prefixes,
-    stock_head,
-)
+from dpo.prefix_sharing.backbone import OTHERWISE, obstacle, share_prefixes
+from dpo.prefix_sharing.head import STOCK_HEAD, head_on_completions, stock_head
+from dpo.prefix_sharing.plan import SharedPrefixes
 
 
 def assert_same(model, batch: dict) -> None:

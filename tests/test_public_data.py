@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset
 from shelf_rows import said
 
-from dpo.data.formats.layouts import LAYOUTS, to_pair
+from dpo.data.formats.layouts import to_pair
 from dpo.data.formats.telling import reading_of
 from dpo.data.sources.load import Rows
+from dpo.recipe.arguments import LAYOUTS
 
 Q, GOOD, BAD = "How?", "So.", "No."
 USER, SYSTEM = said("user", Q), said("system", "Be brief.")

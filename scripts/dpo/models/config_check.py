@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo.data.sources.load import check_reachable, looks_local
+from dpo.core.hub import check_reachable, looks_local
 from dpo.models import adapters, model_files, trust
 from dpo.models.model_files import AGAIN, config_of, one_line
 from dpo.recipe.parse import Recipe

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
-    from dpo.prefix_sharing.backbone import SharedPrefixes
+    from dpo.prefix_sharing.plan import SharedPrefixes
 
 IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
 BENDING = ("softcap", "s_aux", "position_bias")  # options of attention functions that bend it

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from dpo.recipe.flags import mapping_of
+
 if TYPE_CHECKING:
     from dpo.recipe.parse import Recipe
 
@@ -25,6 +27,17 @@ CARRIED_OUT = {
     *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
 }
 CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
+QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")  # columns that ask
+LAYOUTS = {
+    "explicit": "prompt, chosen and rejected: messages, or plain text without a chat template",
+    "implicit": "chosen and rejected, which both begin with the prompt",
+    "dialogue": "chosen and rejected as text with turns that open with Human: and Assistant:",
+    "question": "a question and two answers as plain text, with or without a system prompt",
+    "sharegpt": "conversations with `from` and `value`, then chosen and rejected",
+    "compared": "two responses or conversations, and which of them is better",
+    "rated": "several rated or ranked completions of a prompt: the best against the worst",
+    "scored": "one scored response a row: the best of a prompt's against the worst",
+}
 
 
 def positive(text: str) -> int:
@@ -95,8 +108,6 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         SystemExit: there is no such layout, a mapping is none, or the name of a data set is none.
     """
-    from dpo.data.formats.columns import mapping_of
-    from dpo.data.formats.layouts import LAYOUTS
 
     given, where = recipe.run.preference_layout, recipe.place("preference_layout")
     if given is not None and given not in LAYOUTS:

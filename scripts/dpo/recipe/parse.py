@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
-from dpo.core.strict import load_yaml
+from dpo.core.files import at_home
 from dpo.recipe import known as all_arguments
 from dpo.recipe.arguments import (
     BATCH,
@@ -26,8 +26,8 @@ from dpo.recipe.arguments import (
     decides,
 )
 from dpo.recipe.convert.old_keys import refuse_unknown, spelling
-from dpo.recipe.flags import at_home
 from dpo.recipe.flags import check as flags_given
+from dpo.recipe.strict import load_yaml
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_quantization_config
 
 from dpo.data import fits
-from dpo.models import adapters, end_tokens, loading, trust
+from dpo.models import adapters, chat_template, loading, trust
 from dpo.recipe.parse import Recipe
 from dpo.runs import tracking
 from dpo.runs.metrics import WriteMetrics
@@ -149,7 +149,9 @@ def make_trainer(
             processing_class=tokenizer,
             **start,
         )
-    end_tokens.remember(trainer.model, trainer.processing_class, end_tokens.kind_of(train.features))
+    chat_template.remember_end_tokens(
+        trainer.model, trainer.processing_class, chat_template.prompt_kind(train.features)
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise SystemExit(f"{launched} processes were launched and do not see each other")

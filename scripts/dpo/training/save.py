@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
 from dpo.core import files
+from dpo.data import schema
 from dpo.models import adapters
 from dpo.runs import checkpoints
 from dpo.training import publish, reference, resume
@@ -25,7 +26,7 @@ class WritesCheckpoints:
     def about(self) -> dict[str, Any]:
         """What a run must have in common with the checkpoint that it goes on from."""
         model, rows = self.accelerator.unwrap_model(self.model), self.train_dataset
-        listed = not isinstance(rows, IterableDataset) and {*reference.ROWS} <= {*rows.column_names}
+        listed = not isinstance(rows, IterableDataset) and {*schema.IDS} <= {*rows.column_names}
         return {
             "processes": self.accelerator.num_processes,
             "sharding": checkpoints.sharding(self.accelerator),

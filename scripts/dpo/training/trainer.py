@@ -20,10 +20,12 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.core import stats
+from dpo.data import schema
 from dpo.data.reading import IDS, column
+from dpo.data.schema import longest_row
 from dpo.models import adapters, rope
-from dpo.prefix_sharing import attention, backbone
-from dpo.prefix_sharing.backbone import SharedPrefixCollator
+from dpo.prefix_sharing import attention, backbone, head
+from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.training import batching, reference, resume, stock
 from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
@@ -53,7 +55,7 @@ def stays_live(model: Any, adapter: PeftConfig | None, args: DPOConfig, *data: A
             "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
             "beside the GPUs"
         )
-    return rope.by_batch(model, args, *data)
+    return rope.by_batch(model, args, max(longest_row(each, args.max_length) for each in data))
 
 
 class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
@@ -116,7 +118,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             self._share_prefixes()
 
     def _share_prefixes(self) -> None:
-        backbone.head_on_completions(self.accelerator.device)
+        head.head_on_completions(self.accelerator.device)
         reasons = [backbone.obstacle(model) for model in self._models()]
         if is_peft_model(self.model):
             reasons.append(adapters.obstacle(self.model))
@@ -247,7 +249,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:
             cut = (self.args.max_length, self.args.truncation_mode)
-            lengths = reference.shared_lengths(self.train_dataset, *cut)
+            lengths = schema.shared_lengths(self.train_dataset, *cut)
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         if self._lays_out and self.args.world_size > 1:

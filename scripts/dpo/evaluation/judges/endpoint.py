@@ -17,7 +17,7 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
-from dpo.data.sources.load import one_line
+from dpo.core.hub import one_line
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, told, turns
 from dpo.models.sampling import Messages
 

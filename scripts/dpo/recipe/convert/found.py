@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from dpo.core.strict import load_json, load_yaml
 from dpo.recipe.convert.brought import Brought
 from dpo.recipe.convert.old_keys import DROPPED, RENAMED
 from dpo.recipe.convert.other_tools import TOOLS
 from dpo.recipe.parse import FOLDER
+from dpo.recipe.strict import load_json, load_yaml
 
 # Keys that other trainers have and DPO has not, and words of names.
 OTHER = {
