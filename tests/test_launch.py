@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, launch, run
+from conftest import ROOT, launch
 
 import launch as script
 from dpo.recipe.parse import parse
@@ -205,10 +205,8 @@ def finished(tmp_path) -> Path:
 
 def test_a_finished_run_is_answered_at_once(finished):
     """Nothing heavy is loaded."""
-    result = run("env", "-C", finished, sys.executable, "-X", "importtime", "scripts/launch.py")
-    assert "| yaml" in result.stderr and "torch" not in result.stderr
-    assert result.returncode == 0 and "is trained and evaluated" in result.stdout
-    assert "accelerate launch" not in result.stdout
+    said, code = at_once("launch.py", cwd=finished)
+    assert not code and "is trained and evaluated" in said and "accelerate launch" not in said
 
 
 @pytest.mark.parametrize(

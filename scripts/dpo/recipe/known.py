@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import re
 import shutil
 import textwrap
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo.recipe.arguments import DEFAULTS
+from dpo.recipe.convert.old_keys import refuse_unknown, spelling
+from dpo.recipe.flags import check as flags_given
 
 # Where arguments are defined, and what they are of. A class that comes later gives those that it
 # has in common with an earlier one their default and help.
@@ -35,6 +38,19 @@ TITLES = ("This repository", "Data", "DPO", "Training", "Model", "Several data s
 # How a source heads a group of them.
 HEADING = re.compile(r" {4}# (?:--- (.+) ---|Parameters that control (.+)|(Deprecated) parameters)")
 WIDEST = 98  # characters of a line of help
+
+
+def names(folder: Path) -> list[str]:
+    """The names that may be given for RECIPE or CONFIG: the folder is the list."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def choices(given: str, known: list[str]) -> str:
+    """The known names nearest to what was given, or all of a short list, for an error message."""
+    if len(known) <= 20:
+        return f"one of: {', '.join(known)}"
+    near = difflib.get_close_matches(given, known, 3, 0.4)
+    return f"did you mean: {', '.join(near)}?" if near else "none has a name like it"
 
 
 class Argument(NamedTuple):
@@ -141,7 +157,28 @@ def usage() -> str:
         if default not in (None, []):
             said += f" (default: {default})".replace("%", "%%")
         kind = argument.kind.removesuffix(" | None").replace("bool", "true | false")
-        choices = argument.about.get("choices") or kind.split("|")
-        metavar = "|".join(part.strip() for part in choices)
+        values = argument.about.get("choices") or kind.split(" | ")
+        metavar = "|".join(values)
         groups[title].add_argument(f"--{name}", metavar=metavar, help=said)
     return parser.format_help()
+
+
+def check_names(path: Path, keys: dict[str, Any], argv: list[str]) -> frozenset[str]:
+    """See that all keys of a recipe and all flags after it are arguments, without importing TRL.
+
+    Returns the names of the arguments that the flags give.
+
+    Raises:
+        SystemExit: one of them is none, or a flag is not as a flag should be (flags.py).
+    """
+    flags, known = parser(), [*arguments()]
+    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
+    given = flags_given(flags, argv)
+    _, unknown = flags.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0]
+        if not unknown[0].startswith("-"):
+            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
+        near = spelling(name.replace("-", "_")) or choices(name, known)
+        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
+    return given

@@ -6,7 +6,6 @@ Nothing heavy is imported at the top: the launcher reads recipes too, and answer
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
 from dpo.core.files import at_home
-from dpo.recipe import known as all_arguments
 from dpo.recipe.arguments import (
     BATCH,
     DEFAULTS,
@@ -25,8 +23,7 @@ from dpo.recipe.arguments import (
     check_kinds,
     decides,
 )
-from dpo.recipe.convert.old_keys import refuse_unknown, spelling
-from dpo.recipe.flags import check as flags_given
+from dpo.recipe.known import OneLine, check_names, choices, names, usage
 from dpo.recipe.strict import load_yaml
 
 if TYPE_CHECKING:
@@ -81,20 +78,7 @@ class Recipe:
         }
 
 
-def names(folder: Path) -> list[str]:
-    """The names that may be given for RECIPE or CONFIG: the folder is the list."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
-
-
-def choices(given: str, known: list[str]) -> str:
-    """The known names nearest to what was given, or all of a short list, for an error message."""
-    if len(known) <= 20:
-        return f"one of: {', '.join(known)}"
-    near = difflib.get_close_matches(given, known, 3, 0.4)
-    return f"did you mean: {', '.join(near)}?" if near else "none has a name like it"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -183,7 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
-    class Parser(all_arguments.OneLine, TrlParser):
+    class Parser(OneLine, TrlParser):
         pass
 
     parser = Parser(
@@ -194,27 +178,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(**DEFAULTS)
     return parser
-
-
-def check_names(path: Path, keys: dict[str, Any], argv: list[str]) -> frozenset[str]:
-    """See that all keys of a recipe and all flags after it are arguments, without importing TRL.
-
-    Returns the names of the arguments that the flags give.
-
-    Raises:
-        SystemExit: as `parse`.
-    """
-    parser, known = all_arguments.parser(), [*all_arguments.arguments()]
-    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
-    given = flags_given(parser, argv)
-    _, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
-        if not unknown[0].startswith("-"):
-            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
-        near = spelling(name.replace("-", "_")) or choices(name, known)
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
-    return given
 
 
 def parse(argv: list[str]) -> Recipe:
@@ -236,7 +199,7 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
     """
     asked = "-h" in argv or "--help" in argv
     if asked or "--config" not in argv[:-1]:
-        print(all_arguments.usage())
+        print(usage())
         raise SystemExit(0 if asked else 2)
     at = argv.index("--config")
     path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
