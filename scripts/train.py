@@ -123,7 +123,7 @@ def read_data(recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path)
     Returns the tokenizer and the pairs of each split.
 
     Raises:
-        SystemExit: the rows are no preferences, or too many of them are wrong.
+        Refusal: the rows are no preferences, or too many of them are wrong.
     """
     state, tokenizer = PartialState(), load_tokenizer(recipe)
     data = dataset.prepare(recipe, rows, tokenizer)

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dpo.core.refusal import Refusal
 from dpo.core.secrets import mask, masked
 
 TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
@@ -77,7 +78,7 @@ def written_to(path: Path) -> Iterator[None]:
     """Let a disk that is full, gone or read-only end the run with one line.
 
     Raises:
-        SystemExit: what is written within cannot be: why, and how much room there is.
+        Refusal: what is written within cannot be: why, and how much room there is.
     """
     try:
         yield
@@ -87,7 +88,7 @@ def written_to(path: Path) -> Iterator[None]:
         # What torch says is about its file format.
         why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
         free = shutil.disk_usage(path.parent).free / 1e9
-        raise SystemExit(
+        raise Refusal(
             f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
             "same command goes on from the last whole checkpoint"
         ) from error

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
+from dpo.core.refusal import Refusal
+
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
     "folders with --model_name_or_path and --dataset_name"
@@ -39,7 +41,7 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
     Returns the names of its files, if the hub was asked.
 
     Raises:
-        SystemExit: no answer within HUB_TIMEOUT, or the hub knows no such repository.
+        Refusal: no answer within HUB_TIMEOUT, or the hub knows no such repository.
     """
     if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
         return None
@@ -49,7 +51,7 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
     # Whatever goes wrong in this one call (no network, no such name, no access), the run cannot
     # load it, and the reader needs the same two facts.
     except Exception as error:
-        raise SystemExit(
+        raise Refusal(
             f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {first_line(error)}. "
             f"If it should be there, {LOCAL_INSTEAD}"
         ) from error

@@ -23,6 +23,7 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from dpo.core.refusal import Refusal
 from dpo.data import lint
 from dpo.data.formats import choosing, parsing
 from dpo.data.formats.columns import mapping_of, renamed
@@ -63,7 +64,7 @@ def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
     with. The pair bears the number of its best row."""
     data = source.data
     if "question" not in parts or isinstance(data, IterableDataset):
-        raise SystemExit(
+        raise Refusal(
             f"{source.name}: responses are compared by a prompt and a score, and not in a stream"
         )
     prompt, said = parts["question"], parts["response"]
@@ -183,7 +184,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     """One source as a table of all its rows: pairs, tokens, digests, and the reason of bad ones.
 
     Raises:
-        SystemExit: its columns are no preferences, or the chat template is none to train with.
+        Refusal: its columns are no preferences, or the chat template is none to train with.
     """
     mapping, several = mapping_of(recipe.run.column_mapping), len(recipe.mixture.datasets) > 1
     source = renamed(source, mapping, some=several)
@@ -196,7 +197,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         source, bad = paired(source, parts)
         merged = rows - len(bad) - len(source.data)
         if not len(source.data):
-            raise SystemExit(f"{source.name}: no prompt has two responses with different scores")
+            raise Refusal(f"{source.name}: no prompt has two responses with different scores")
         layout, parts = "question", parts | {"chosen": "chosen", "rejected": "rejected"}
     how_read = {
         "layout": layout,

@@ -14,6 +14,7 @@ import torch
 
 from dpo.core import files as files_
 from dpo.core.hub import one_line
+from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant
 from dpo.models import chat_template
 from dpo.recipe.parse import choices
@@ -28,10 +29,10 @@ def check(tasks: list[str], folder: str | None) -> None:
         folder: of task files of one's own, as lm-eval reads them.
 
     Raises:
-        SystemExit: lm-eval is not installed, or knows no such task.
+        Refusal: lm-eval is not installed, or knows no such task.
     """
     if not importlib.util.find_spec("lm_eval"):
-        raise SystemExit(
+        raise Refusal(
             "SUITE needs lm-eval: `make evaluate SUITE=...` installs it, or "
             "pip install --requirement requirements-suite.txt"
         )
@@ -40,7 +41,7 @@ def check(tasks: list[str], folder: str | None) -> None:
     known = TaskManager(include_path=folder).all_tasks
     for task in tasks:
         if task not in known:
-            raise SystemExit(f"SUITE: lm-eval has no task {task!r}: {choices(task, [*known])}")
+            raise Refusal(f"SUITE: lm-eval has no task {task!r}: {choices(task, [*known])}")
 
 
 def import_evaluate() -> None:
@@ -63,7 +64,7 @@ def run(
     came to is kept by all that decides it: the same reference is asked once for all runs.
 
     Raises:
-        SystemExit: a task's data, or a package that it asks for, is not there.
+        Refusal: a task's data, or a package that it asks for, is not there.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -100,7 +101,7 @@ def run(
                         log_samples=False,
                     )["results"]
                 except (ImportError, OSError) as error:  # a package of its own, or its data
-                    raise SystemExit(f"SUITE={task} cannot be run: {one_line(error)}") from error
+                    raise Refusal(f"SUITE={task} cannot be run: {one_line(error)}") from error
                 metrics = {name: _metrics(values) for name, values in results.items()}
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files_.write_json(path, metrics)

@@ -15,6 +15,7 @@ from datasets import Features, Value
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from dpo.core.refusal import Refusal
 from dpo.models import adapters
 from dpo.models.model_files import tokenizer_of
 from dpo.recipe.parse import Recipe, choices
@@ -36,13 +37,13 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template that the recipe names, if it names one.
 
     Raises:
-        SystemExit: there is no such template, the tokenizer cannot be read, or has no end token.
+        Refusal: there is no such template, the tokenizer cannot be read, or has no end token.
     """
     given, (name, revision) = recipe.run.chat_template_path, adapters.tokenizer_home(recipe.model)
     trusted = recipe.training.trust_remote_code
     tokenizer = tokenizer_of(name, revision, trusted)
     if tokenizer.eos_token is None:
-        raise SystemExit(
+        raise Refusal(
             f"the tokenizer of {name} has no eos_token: a model trained with "
             "it would never stop; set one in its tokenizer_config.json"
         )
@@ -54,12 +55,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = tokenizer_of(given).chat_template
     elif given:
         names = bundled_templates()
-        raise SystemExit(
+        raise Refusal(
             f"chat_template_path: {given} is no file, and no template of TRL: "
             f"{choices(given, names)}"
         )
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
-        raise SystemExit(
+        raise Refusal(
             f"the tokenizer of {name} has several chat templates and none of the name default: "
             f"{', '.join(tokenizer.chat_template)}: save one as a file for chat_template_path"
         )
@@ -135,7 +136,7 @@ class ChatTemplate:
             name: of the model, for messages.
 
         Raises:
-            SystemExit: there is no template; it fails, or does what no template may; it renders
+            Refusal: there is no template; it fails, or does what no template may; it renders
                 the prompt otherwise when an answer follows; the start token comes twice; the answer
                 has no end token, or two.
         """
@@ -146,11 +147,11 @@ class ChatTemplate:
             f"{', '.join(bundled_templates())}"
         )
         if not self.tokenizer.chat_template:
-            raise SystemExit(f"{name} has no chat template, and the data are messages: {choose}")
+            raise Refusal(f"{name} has no chat template, and the data are messages: {choose}")
         try:
             prompt, both = self._ids([self._render(QUESTION, True)])[0], self.rendered
         except TemplateError as error:
-            raise SystemExit(f"the chat template of {name} fails: {error}; {choose}") from error
+            raise Refusal(f"the chat template of {name} fails: {error}; {choose}") from error
         wrong = None
         if both[: len(prompt)] != prompt:
             wrong = (
@@ -166,7 +167,7 @@ class ChatTemplate:
             elif len(tail) > 1 and tail[-2] in self.ends:
                 wrong = "sets the end token twice after an answer"
         if wrong:
-            raise SystemExit(f"the chat template of {name} {wrong}; {choose}")
+            raise Refusal(f"the chat template of {name} {wrong}; {choose}")
 
     def _render(self, messages: list[dict], prompt: bool = False, **options: Any) -> str:
         return self.tokenizer.apply_chat_template(

@@ -15,6 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, modeling_utils
 
+from dpo.core.refusal import Refusal
+
 MASKS = (".attn.masked_bias", ".attention.masked_bias", ".attn.bias", ".attention.bias")
 MASKS += (".attn.causal_mask",)
 HEAD = "If the head is its embedding, state tie_word_embeddings: true in its config.json. "
@@ -26,10 +28,10 @@ def some(names: Iterable[str]) -> str:
 
 
 def refuse(name: str, kind: str, **wrong: Iterable[str]) -> None:
-    """Raises SystemExit if there are names of weights in `wrong`, each list called by its key."""
+    """Raises Refusal if there are names of weights in `wrong`, each list called by its key."""
     if any(wrong.values()):
         parts = "; ".join(f"{key}: {some(names)}" for key, names in wrong.items() if names)
-        raise SystemExit(
+        raise Refusal(
             f"the weights in {name} are not those of {kind}: {parts}. "
             + "Missing ones would be random numbers. " * bool(wrong.get("missing"))
             + HEAD * ("lm_head.weight" in (*wrong.get("missing", ()),))
@@ -46,7 +48,7 @@ def whole() -> Iterator[None]:
     quantised, renamed); peft returns it for an adapter.
 
     Raises:
-        SystemExit: there are such weights, or the model predicts no words.
+        Refusal: there are such weights, or the model predicts no words.
     """
     report, load_adapter = modeling_utils.log_state_dict_report, PeftModel.load_adapter
 
@@ -66,7 +68,7 @@ def whole() -> Iterator[None]:
         )
         head = model.get_output_embeddings()
         if head is None:
-            raise SystemExit(f"{name} is a {type(model).__name__}, which predicts no words")
+            raise Refusal(f"{name} is a {type(model).__name__}, which predicts no words")
         if getattr(head, "weight", None) is not model.get_input_embeddings().weight:
             # As saved the policy would lose its head where a config says that it has none of its
             # own, as those of some merged models do.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from dpo.core.refusal import Refusal
+
 KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
 
 
@@ -28,7 +30,7 @@ def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
     """The names of the arguments that flags give.
 
     Raises:
-        SystemExit: a flag is given twice, in whichever spelling, or its value begins as JSON and is
+        Refusal: a flag is given twice, in whichever spelling, or its value begins as JSON and is
             none.
     """
     given: dict[str, str] = {}
@@ -42,14 +44,14 @@ def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
         after = after[: next(i for i, each in enumerate(after) if each.startswith("--"))]
         said = " ".join([argument, *after])
         if name in given:
-            raise SystemExit(f"ARGS: {given[name]!r} and {said!r}: {name} stands twice: keep one")
+            raise Refusal(f"ARGS: {given[name]!r} and {said!r}: {name} stands twice: keep one")
         given[name] = said
         value = value if equals else " ".join(after)
         if value.startswith(("{", "[")):
             try:
                 json.loads(value)
             except ValueError as error:
-                raise SystemExit(
+                raise Refusal(
                     f"ARGS: {flag} is {value}, which is no JSON: {error}. A shell takes quotes "
                     f"away and splits at blanks; so they stay: {KEPT.format(flag=flag)}"
                 ) from error
@@ -63,7 +65,7 @@ def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
         key: what the user wrote it to, for messages.
 
     Raises:
-        SystemExit: it is no such mapping, or names a column twice.
+        Refusal: it is no such mapping, or names a column twice.
     """
     form = "write prompt=question chosen=good rejected=bad, ours before theirs"
     if not text:
@@ -72,13 +74,13 @@ def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
         try:
             pairs = [*json.loads(text, object_pairs_hook=list)]
         except ValueError as error:
-            raise SystemExit(f"{key}: {error}: {form}") from error
+            raise Refusal(f"{key}: {error}: {form}") from error
     else:
         pairs = [part.split("=", 1) for part in str(text).replace(",", " ").split()]
     if not all(len(pair) == 2 and all(isinstance(n, str) and n for n in pair) for pair in pairs):
-        raise SystemExit(f"{key}: {text}: {form}")
+        raise Refusal(f"{key}: {text}: {form}")
     for names in zip(*pairs, strict=True):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
-            raise SystemExit(f"{key}: {twice!r} stands twice: a column has one name")
+            raise Refusal(f"{key}: {twice!r} stands twice: a column has one name")
     return dict(pairs)

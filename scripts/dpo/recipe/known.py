@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import DEFAULTS
 from dpo.recipe.convert.old_keys import refuse_unknown, spelling
 from dpo.recipe.flags import check as flags_given
@@ -101,7 +102,7 @@ class OneLine:
     """A parser that ends with one line."""
 
     def error(self, message: str):
-        raise SystemExit(f"{self.prog}: {message}")
+        raise Refusal(f"{self.prog}: {message}")
 
 
 class Parser(OneLine, argparse.ArgumentParser):
@@ -169,7 +170,7 @@ def check_names(path: Path, keys: dict[str, Any], argv: list[str]) -> frozenset[
     Returns the names of the arguments that the flags give.
 
     Raises:
-        SystemExit: one of them is none, or a flag is not as a flag should be (flags.py).
+        Refusal: one of them is none, or a flag is not as a flag should be (flags.py).
     """
     flags, known = parser(), [*arguments()]
     refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
@@ -178,7 +179,7 @@ def check_names(path: Path, keys: dict[str, Any], argv: list[str]) -> frozenset[
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0]
         if not unknown[0].startswith("-"):
-            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
+            raise Refusal(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
         near = spelling(name.replace("-", "_")) or choices(name, known)
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
+        raise Refusal(f"unknown argument {unknown[0]!r}: {near}")
     return given

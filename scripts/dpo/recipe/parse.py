@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
 from dpo.core.files import at_home
+from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import (
     BATCH,
     DEFAULTS,
@@ -85,21 +86,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a recipe's keys.
 
     Raises:
-        SystemExit: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
+        Refusal: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
             token.
     """
     if not path.is_file():
-        raise SystemExit(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
+        raise Refusal(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
     try:
         keys = load_yaml(path, path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise SystemExit(f"{path}: not YAML: {error}") from error
+        raise Refusal(f"{path}: not YAML: {error}") from error
     if not isinstance(keys, dict):
-        raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
+        raise Refusal(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
     for key, value in keys.items():
         if isinstance(value, str) and (variable := re.search(r"\$(\{[^}]*\}|[A-Za-z_]\w*)", value)):
-            raise SystemExit(
+            raise Refusal(
                 f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "
                 f'for, or give it where a shell does: ARGS="--{key} {value}"'
             )
@@ -138,12 +139,12 @@ def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int
     Returns the per-device batch and the accumulation of each process.
 
     Raises:
-        SystemExit: the processes do not divide the global batch.
+        Refusal: the processes do not divide the global batch.
     """
     batch = per_device * accumulation
     if batch % processes:
         divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
-        raise SystemExit(
+        raise Refusal(
             f"{processes} processes cannot share a global batch of {batch} pairs evenly: run on "
             f"{', '.join(divisors)}, or change per_device_train_batch_size × "
             "gradient_accumulation_steps"
@@ -184,7 +185,7 @@ def parse(argv: list[str]) -> Recipe:
     """Read `--config recipes/<name>.yaml`, then the flags after it.
 
     Raises:
-        SystemExit: one line that names the file or flag, what is wrong with it and the choices.
+        Refusal: one line that names the file or flag, what is wrong with it and the choices.
     """
     path, keys, argv = look(argv)
     return resolve(make_parser(), path, path.stem, keys, argv)
@@ -195,7 +196,7 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
     `--help`. All of it at once: nothing heavy is imported.
 
     Raises:
-        SystemExit: as `parse`.
+        Refusal: as `parse`.
     """
     asked = "-h" in argv or "--help" in argv
     if asked or "--config" not in argv[:-1]:
@@ -214,7 +215,7 @@ def resolve(
     """The recipe of `keys`, which stand in the file at `path`, and of the flags after them.
 
     Raises:
-        SystemExit: as `parse`.
+        Refusal: as `parse`.
     """
     given = check_names(path, keys, argv)
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
@@ -253,7 +254,7 @@ def resolve(
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
             where = "ARGS" if key in given else path
-            raise SystemExit(f"{where}: {key} is {values[key]}: give 1 or more")
+            raise Refusal(f"{where}: {key} is {values[key]}: give 1 or more")
     batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],
@@ -269,7 +270,7 @@ def resolve(
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         said = " ".join(str(error).split())
         where = "ARGS" if any(key in said for key in given) else path
-        raise SystemExit(f"{where}: {said}{hint}") from error
+        raise Refusal(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
     stated = (chosen, defaults, batch)
     recipe = Recipe(name, path, *stated, script, training, model, mixture, run, given)

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from dpo.core.hub import ABROAD
+from dpo.core.refusal import Refusal
 from dpo.losses import START
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
@@ -222,16 +223,16 @@ def check_values(recipe: Recipe) -> None:
     """Refuse values out of range, or at odds with each other.
 
     Raises:
-        SystemExit: one line with the file, or ARGS, the key, its value, and what to give instead.
+        Refusal: one line with the file, or ARGS, the key, its value, and what to give instead.
     """
     parts = (recipe.script, recipe.training, recipe.model, recipe.mixture, recipe.run)
     values = {key: value for part in parts for key, value in vars(part).items()}
     for key, allowed, words in RANGES:
         if values[key] is not None and not allowed(values[key]):
-            raise SystemExit(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
+            raise Refusal(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
     for key, value in values.items():
         if not all(map(math.isfinite, numbers(value))):
-            raise SystemExit(f"{recipe.place(key)}: {key} is {value}: give a finite number")
+            raise Refusal(f"{recipe.place(key)}: {key} is {value}: give a finite number")
     for key, words in itertools.chain(at_odds(recipe), silently_undone(recipe)):
         shown = getattr(values[key], "value", values[key])  # of a choice its name
-        raise SystemExit(f"{recipe.place(key)}: {key} is {shown}: {words}")
+        raise Refusal(f"{recipe.place(key)}: {key} is {shown}: {words}")

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from dpo.core.files import follow_umask, write_whole
 from dpo.core.hashing import digest_of
+from dpo.core.refusal import Refusal
 from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import differences
 
@@ -219,12 +220,12 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
         other_processes: the user allows another number of processes, where no shards forbid it.
 
     Raises:
-        SystemExit: how the checkpoint and this run differ, and the choices.
+        Refusal: how the checkpoint and this run differ, and the choices.
     """
     manifest = read(checkpoint)
 
     def refuse(how: str, choice: str) -> None:
-        raise SystemExit(f"{checkpoint} {how}: {choice}, or train anew with --restart")
+        raise Refusal(f"{checkpoint} {how}: {choice}, or train anew with --restart")
 
     if not manifest["optimizer"]:
         refuse("holds weights alone (save_only_model)", "start from them as a model")
@@ -258,13 +259,13 @@ def check_given(recipe: Recipe) -> None:
     """Refuse a `resume_from_checkpoint` that a run cannot go on from, as far as a look tells.
 
     Raises:
-        SystemExit: it is no checkpoint of a run here.
+        Refusal: it is no checkpoint of a run here.
     """
     given = recipe.training.resume_from_checkpoint
     if given is None or (Path(given) / MANIFEST).is_file():
         return
     there = ", ".join(path.name for path in named(Path(given))) if Path(given).is_dir() else ""
-    raise SystemExit(
+    raise Refusal(
         f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: "
         + (
             "it is no checkpoint of a run here"

@@ -21,6 +21,7 @@ import psutil
 import yaml
 
 from dpo.core import ranks
+from dpo.core.refusal import Refusal
 from dpo.core.signals import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import choices, look, names
@@ -67,27 +68,27 @@ def choose(config: str, gpus: str) -> tuple[str, int, bool]:
     """Config, number of processes, and whether they run on the CPU.
 
     Raises:
-        SystemExit: the machine cannot run what is asked for.
+        Refusal: the machine cannot run what is asked for.
     """
     if gpus and not (gpus.isdigit() and int(gpus) > 0):
-        raise SystemExit(f"GPUS={gpus} is not a number of processes: give 1 or more")
+        raise Refusal(f"GPUS={gpus} is not a number of processes: give 1 or more")
     here = gpus_here()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     named = [name for name in visible.split(",") if name.strip().isdigit()]
     if 0 < here < len(named):  # CUDA leaves out what it does not know, and all that comes after
         words = f"names {len(named)} GPUs, and {here} of them can be seen: name others, or unset it"
-        raise SystemExit(f"CUDA_VISIBLE_DEVICES={visible} {words}")
+        raise Refusal(f"CUDA_VISIBLE_DEVICES={visible} {words}")
     if not here and visible not in ("", "-1"):
         print(f"CUDA_VISIBLE_DEVICES={visible}, and no GPU is there of that name: on the CPU")
     asked = int(gpus) if gpus else max(here, 1)
     if not config:
         config = "cpu" if not here else "single_gpu" if asked == 1 else "zero2"
     if config in ONE_PROCESS and asked > 1 and gpus:
-        raise SystemExit(f"CONFIG={config} runs one process: for GPUS={gpus} choose zero2 or zero3")
+        raise Refusal(f"CONFIG={config} runs one process: for GPUS={gpus} choose zero2 or zero3")
     if here and asked > here and config != "cpu":
-        raise SystemExit(f"GPUS={gpus}, but this machine has {here}")
+        raise Refusal(f"GPUS={gpus}, but this machine has {here}")
     if not here and config in ("single_gpu", "fsdp2"):  # accelerate knows no FSDP on a CPU
-        raise SystemExit(
+        raise Refusal(
             f"CONFIG={config} needs a GPU and none is here: choose cpu, or ddp or one of the zero "
             "configs, which run several CPU processes"
         )
@@ -98,24 +99,24 @@ def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
     """Number of machines, and the flags by which `accelerate launch` joins this one to the others.
 
     Raises:
-        SystemExit: what is given does not name this machine's place among them.
+        Refusal: what is given does not name this machine's place among them.
     """
     if not nodes.isdigit() or int(nodes) < 1:
-        raise SystemExit(f"NODES={nodes} is not a number of machines: give 1 or more")
+        raise Refusal(f"NODES={nodes} is not a number of machines: give 1 or more")
     if int(nodes) == 1:
         if node_rank not in ("", "0"):  # each machine would train alone
-            raise SystemExit(
+            raise Refusal(
                 f"NODE_RANK={node_rank}, and NODES is 1: give the number of machines with NODES="
             )
         return 1, []
     if not node_rank.isdigit() or int(node_rank) >= int(nodes):
-        raise SystemExit(
+        raise Refusal(
             f"NODE_RANK={node_rank} is not this machine's number: with NODES={nodes} give 0 on the "
             f"first machine, up to {int(nodes) - 1} on the last"
         )
     host, _, port = main.rpartition(":")
     if not host or not port.isdigit():
-        raise SystemExit(
+        raise Refusal(
             f"MAIN={main} is not host:port: give an address of the first machine that all reach, "
             "and a free port on it, such as 10.0.0.1:29500"
         )
@@ -198,12 +199,13 @@ def plan(
     command line of launch.py.
 
     Raises:
-        SystemExit: there is no such recipe or config, or no such argument; the machine cannot run
-            what is asked for; or the run went to its end and nothing asks for another.
+        Refusal: there is no such recipe or config, or no such argument, or the machine cannot run
+            what is asked for.
+        SystemExit: `--help` was asked for, or the run went to its end and nothing asks for another.
     """
     for what, given, folder in (("RECIPE", recipe, RECIPES), ("CONFIG", config, CONFIGS)):
         if given and given not in names(folder):
-            raise SystemExit(f"no {what} {given!r}: {choices(Path(given).stem, names(folder))}")
+            raise Refusal(f"no {what} {given!r}: {choices(Path(given).stem, names(folder))}")
     path, keys, flags = look(["--config", f"{RECIPES}/{recipe}.yaml", *arguments])
     machines, joined = across(nodes, node_rank, main)
     # With flags it takes the whole parser to know whether they ask for the same run: train.py does.
@@ -211,7 +213,7 @@ def plan(
         tell_if_finished(recipe, keys)  # no need to look what the machine has
     config, processes, on_cpu = choose(config, gpus)
     if machines > 1 and config in ONE_PROCESS:
-        raise SystemExit(f"CONFIG={config} runs one process: for NODES={machines} choose another")
+        raise Refusal(f"CONFIG={config} runs one process: for NODES={machines} choose another")
     if machines * processes == 1 and not flags:  # whether more can share the batch, train.py knows
         tell_if_finished(recipe, keys)
 

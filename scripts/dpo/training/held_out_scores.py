@@ -49,7 +49,7 @@ def score(trainer: DPOTrainer) -> Scored | None:
     sums are then no log-probabilities.
 
     Raises:
-        SystemExit: a batch does not fit in memory.
+        Refusal: a batch does not fit in memory.
     """
     dataset, args = trainer.eval_dataset, trainer.args
     if dataset is None or args.ld_alpha is not None or args.sync_ref_model:

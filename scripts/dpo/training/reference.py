@@ -32,6 +32,7 @@ from trl.models import prepare_deepspeed
 
 from dpo.core.files import write_whole
 from dpo.core.hashing import digests_of
+from dpo.core.refusal import Refusal
 from dpo.data.schema import IDS, REFERENCE_LOGPS, shared_lengths
 from dpo.models import adapters
 
@@ -61,7 +62,7 @@ def with_logps(
         rows: row numbers that the run needs; None for all. Others may come out as NaN.
 
     Raises:
-        SystemExit: the model gives no finite numbers.
+        Refusal: the model gives no finite numbers.
     """
     accelerator = trainer.accelerator
     wanted = np.arange(len(dataset)) if rows is None else rows
@@ -88,7 +89,7 @@ def with_logps(
         logps[:, missing] = score(trainer, dataset, missing, split, batch_size)
         lost = np.count_nonzero(~np.isfinite(logps[:, missing]).all(axis=0))
         if lost:
-            raise SystemExit(
+            raise Refusal(
                 f"the reference's log-probabilities of {lost} of {len(missing)} {split} pairs are "
                 "not finite: the model's files are damaged, or of a run that diverged, or float16 "
                 "is too narrow for it: choose another model, or leave fp16 out"

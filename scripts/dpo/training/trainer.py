@@ -185,6 +185,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         with memory.explained(self, "scoring the reference"):
             return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
 
+    # A run that is out of memory while it scores says with which batch.
     def compute_ref_log_probs(self, model, inputs):
         self.batch = inputs
         return super().compute_ref_log_probs(model, inputs)

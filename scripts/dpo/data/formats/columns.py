@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from dpo.core.refusal import Refusal
 from dpo.data.formats.parts import KNOWN, PREFERENCES, Row, first_of, undecided
 from dpo.data.sources.rows import Rows
 from dpo.recipe import flags
@@ -41,12 +42,12 @@ def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
     """Our names to theirs (flags.py), each of ours one that is read.
 
     Raises:
-        SystemExit: it is no mapping, or names a column that nothing reads.
+        Refusal: it is no mapping, or names a column that nothing reads.
     """
     mapping = flags.mapping_of(text, key)
     for ours in mapping:
         if ours not in KNOWN:
-            raise SystemExit(f"{key}: nothing reads a column {ours!r}: one of {', '.join(KNOWN)}")
+            raise Refusal(f"{key}: nothing reads a column {ours!r}: one of {', '.join(KNOWN)}")
     return mapping
 
 
@@ -57,7 +58,7 @@ def renamed(source: Rows, mapping: dict[str, str], *, some: bool = False) -> Row
         some: whether it may have none of these columns, as one of several data sets.
 
     Raises:
-        SystemExit: a column is not there, or another has its name already.
+        Refusal: a column is not there, or another has its name already.
     """
     if not mapping:
         return source
@@ -66,11 +67,11 @@ def renamed(source: Rows, mapping: dict[str, str], *, some: bool = False) -> Row
         return source
     for ours, theirs in mapping.items():
         if theirs not in columns:
-            raise SystemExit(
+            raise Refusal(
                 f"column_mapping: {source.name} has no column {theirs!r}, only {', '.join(columns)}"
             )
         if ours in columns and ours != theirs and ours not in mapping.values():
-            raise SystemExit(
+            raise Refusal(
                 f"column_mapping: {source.name} has a column {ours!r} already, beside {theirs!r}: "
                 "leave the one out, or rename it in the data"
             )

@@ -14,6 +14,7 @@ from huggingface_hub import constants, snapshot_download
 from trl import DatasetMixtureConfig
 
 from dpo.core.hub import check_reachable, looks_local, one_line
+from dpo.core.refusal import Refusal
 from dpo.data.formats.columns import mapping_of
 from dpo.data.sources import files, tables
 from dpo.data.sources.files import COMPRESSED, FILES
@@ -46,23 +47,23 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         how: arguments of load_dataset_builder.
 
     Raises:
-        SystemExit: it cannot be found or read; a broken line is named.
+        Refusal: it cannot be found or read; a broken line is named.
     """
     path, given = Path(dataset), how.get("data_files")
     if path.is_file() and not given:
         kind = files.kind_of(path)
         if not kind:
             known = f"{', '.join(FILES)}, packed as {', '.join(COMPRESSED)} or not"
-            raise SystemExit(f"{key}: {dataset} is not one of {known}")
+            raise Refusal(f"{key}: {dataset} is not one of {known}")
         how["data_files"], dataset = {"train": dataset}, kind
     elif not path.is_dir() and not given:
         if looks_local(dataset, (*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")):
-            raise SystemExit(f"{key}: no data at {dataset}: name others with --dataset_name")
+            raise Refusal(f"{key}: no data at {dataset}: name others with --dataset_name")
         check_reachable(dataset, "dataset")
     try:
         Path(datasets.config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(
+        raise Refusal(
             f"data sets are kept in {datasets.config.HF_DATASETS_CACHE}, which cannot be made "
             f"({error.strerror}): name another folder with HF_HOME or HF_DATASETS_CACHE"
         ) from error
@@ -75,17 +76,17 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             note_unread(path / (how.get("data_dir") or ""), found)
         return found
     except StopIteration as error:
-        raise SystemExit(
+        raise Refusal(
             f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
         ) from error
     except yaml.YAMLError as error:
         said = f"the lines between --- in its README.md are no YAML: {one_line(error)}"
-        raise SystemExit(f"cannot load the data set {path}: {said}") from error
+        raise Refusal(f"cannot load the data set {path}: {said}") from error
     except files.Broken as error:
-        raise SystemExit(f"cannot load the data set {path}: {error}") from error
+        raise Refusal(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         said = unreadable(path, error) or one_line(error)
-        raise SystemExit(f"cannot load the data set {path}: {said}") from error
+        raise Refusal(f"cannot load the data set {path}: {said}") from error
 
 
 def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
@@ -141,7 +142,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     """Every split of a data set, by its name.
 
     Raises:
-        SystemExit: the data set cannot be found or read.
+        Refusal: the data set cannot be found or read.
     """
     return load(name, "dataset_name", name=config, streaming=streaming)
 
@@ -152,7 +153,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
     Apart, since each may have columns of its own.
 
     Raises:
-        SystemExit: one of them cannot be loaded, or only some of them state a share.
+        Refusal: one of them cannot be loaded, or only some of them state a share.
     """
     parts = []
     for entry in mixture.datasets:
@@ -167,7 +168,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
     if not any(share is not None for share in shares):
         return parts
     if None in shares or mixture.streaming:
-        raise SystemExit(
+        raise Refusal(
             "datasets: `fraction` must be stated for all data sets of a mixture or for none, and "
             "not with `streaming`"
         )
@@ -183,7 +184,7 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
     or holds out a share of the former (`test_split_size`).
 
     Raises:
-        SystemExit: the data cannot be loaded, or lacks a split.
+        Refusal: the data cannot be loaded, or lacks a split.
     """
     mapping_of(recipe.run.column_mapping, f"{recipe.place('column_mapping')}: column_mapping")
     script, mixture = recipe.script, recipe.mixture
@@ -191,25 +192,25 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
     if recipe.training.eval_strategy != "no" and mixture.test_split_size is None:
         wanted["dataset_test_split"] = script.dataset_test_split
         if script.dataset_train_split == script.dataset_test_split:
-            raise SystemExit(
+            raise Refusal(
                 f"dataset_test_split: {script.dataset_test_split!r} is what the run trains on: "
                 "held-out pairs must be another split"
             )
     if mixture.test_split_size is not None and (mixture.streaming or script.dataset_streaming):
-        raise SystemExit("test_split_size: a stream cannot be split: name a test split")
+        raise Refusal("test_split_size: a stream cannot be split: name a test split")
     if mixture.datasets:
         if "dataset_test_split" in wanted:
-            raise SystemExit(
+            raise Refusal(
                 "datasets: a mixture has no held-out split: state test_split_size, the share or "
                 'number of pairs to hold out, or eval_strategy: "no"'
             )
         return load_mixture(mixture), []
     if not script.dataset_name:
-        raise SystemExit(f"{recipe.path}: dataset_name is missing")
+        raise Refusal(f"{recipe.path}: dataset_name is missing")
     splits = load_splits(script.dataset_name, script.dataset_config, script.dataset_streaming)
     for key, split in wanted.items():
         if split not in splits:
-            raise SystemExit(
+            raise Refusal(
                 f"{key}: {script.dataset_name} has no split {split!r}, only {', '.join(splits)}"
                 + "".join(f"; {note}" for note in next(iter(splits.values())).notes)
                 + ("; test_split_size holds out a share of the training pairs" * ("test" in key))

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo.core.hub import check_reachable, looks_local, one_line
+from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import DECIDES
 from dpo.models import loading, trust
 from dpo.models.sampling import Messages
@@ -28,7 +29,7 @@ class RewardModel:
     """A sequence classifier with one label, by folder or hub name. Weights load when they score.
 
     Raises:
-        SystemExit: there is none of that name, its weights are pickles, it runs only with code of
+        Refusal: there is none of that name, its weights are pickles, it runs only with code of
             its own, it has more labels than one, or no chat template.
     """
 
@@ -40,16 +41,16 @@ class RewardModel:
             self.config = AutoConfig.from_pretrained(name)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise SystemExit(f"the judge {name} cannot be read: {one_line(error)}") from error
+            raise Refusal(f"the judge {name} cannot be read: {one_line(error)}") from error
         labels = self.config.num_labels
         if labels != 1:
             kinds = ", ".join(self.config.architectures or ["a model"])
-            raise SystemExit(
+            raise Refusal(
                 f"the judge {name} is no reward model, which has one label: it is {kinds} with "
                 f"{labels}"
             )
         if not self.tokenizer.chat_template:
-            raise SystemExit(f"the judge {name} has no chat template: answers cannot be put to it")
+            raise Refusal(f"the judge {name} has no chat template: answers cannot be put to it")
         dtype = str(self.config.dtype).removeprefix("torch.")
         self.about = {"kind": "model", "name": name, "dtype": dtype}
         files = sorted({path for kind in DECIDES for path in Path(name).glob(kind)})
@@ -103,7 +104,7 @@ class RewardModel:
         """In its own dtype, on one GPU where it fits.
 
         Raises:
-            SystemExit: the weights lack a reward head, which transformers would draw at random, or
+            Refusal: the weights lack a reward head, which transformers would draw at random, or
                 have more than the model takes, such as another head.
         """
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -115,7 +116,7 @@ class RewardModel:
         )
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])
-            raise SystemExit(f"the judge {self.name} is no reward model: its weights lack {lacks}")
+            raise Refusal(f"the judge {self.name} is no reward model: its weights lack {lacks}")
         # Left over from the model that it was trained from, and of no use to a judge.
         more = [key for key in found["unexpected_keys"] if not key.startswith("lm_head.")]
         loading.refuse(self.name, type(model).__name__, unexpected=more)
@@ -123,18 +124,18 @@ class RewardModel:
 
 
 def check_files(name: str) -> None:
-    """Raises SystemExit if a model of that name is not here or on the hub, as safetensors."""
+    """Raises Refusal if a model of that name is not here or on the hub, as safetensors."""
     if Path(name).is_dir():
         files = [path.name for path in Path(name).iterdir()]
     elif looks_local(name):
-        raise SystemExit(f"no judge {name!r}: {JUDGES}")
+        raise Refusal(f"no judge {name!r}: {JUDGES}")
     else:
         try:
             files = check_reachable(name, "model")
-        except SystemExit as error:
-            raise SystemExit(f"no judge {name!r}: {JUDGES}; and {error}") from error
+        except Refusal as error:
+            raise Refusal(f"no judge {name!r}: {JUDGES}; and {error}") from error
     if files is not None and not any(file.endswith(".safetensors") for file in files):
-        raise SystemExit(
+        raise Refusal(
             f"the judge {name} has no weights in safetensors, and nothing else is read: a pickle "
             "can run code"
         )

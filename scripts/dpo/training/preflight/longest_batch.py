@@ -79,7 +79,7 @@ def longest_fails(trainer: DPOTrainer) -> str | None:
     DeepSpeed they are there), and room for them is held meanwhile.
 
     Raises:
-        SystemExit: it does not fit in memory.
+        Refusal: it does not fit in memory.
     """
     rows, args, model = longest_micro_batch(trainer), trainer.args, trainer.model_wrapped
     seen: dict[str, Tensor] = {}
