@@ -7,13 +7,13 @@ import pytest
 from trl import DPOConfig
 from trl.scripts.utils import DatasetConfig
 
-import launch
 from dpo.core.terminal import guarded
 from dpo.losses import START
 from dpo.recipe.arguments import OF_ONE
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import parse, read_yaml
 from dpo.recipe.validate import LOSS_TYPES, check_values
+from dpo.runs import launch
 from support.place import ROOT
 from support.refusing import RECIPE, refusal
 

@@ -132,10 +132,19 @@ def decides(key: str) -> bool:
     return key not in CARRIED_OUT and not key.startswith(CARRIED_OUT_PREFIXES)
 
 
+# Other defaults than TRL's.
+DEFAULTS = {
+    "precompute_ref_log_probs": True,
+    "hub_strategy": "end",  # publish.py
+    "logging_nan_inf_filter": False,  # it would log a mean for a loss that is not finite: alerts.py
+}
+
+
 @dataclass
 class RunArguments:
     """This repository's own arguments: how a run is carried out, never what is learned."""
 
+    # --- starting and going on ---
     restart: bool = field(
         default=False,
         metadata={
@@ -144,6 +153,15 @@ class RunArguments:
             "one is left alone."
         },
     )
+    other_processes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
+            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
+            "ZeRO's shards cannot be split otherwise and is refused all the same."
+        },
+    )
+    # --- speed and the reference ---
     share_prefix: bool = field(
         default=True,
         metadata={
@@ -169,6 +187,7 @@ class RunArguments:
             "elsewhere on purpose."
         },
     )
+    # --- data ---
     preference_layout: str | None = field(
         default=None,
         metadata={
@@ -198,19 +217,12 @@ class RunArguments:
             "fault and counts apart."
         },
     )
+    # --- results ---
     save_merged: bool = field(
         default=True,
         metadata={
             "help": "Beside a trained LoRA adapter, write the model that it makes of its base, in "
             "`merged`: it loads without peft, and takes the space of the whole model."
-        },
-    )
-    other_processes: bool = field(
-        default=False,
-        metadata={
-            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
-            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
-            "ZeRO's shards cannot be split otherwise and is refused all the same."
         },
     )
     reward_prompts: int = field(
