@@ -26,7 +26,7 @@ from transformers import (
     set_seed,
 )
 
-from dpo.prefix_sharing.backbone import stock_head
+from dpo.prefix_sharing.head import stock_head
 from support.commands import launch, make, run_flags
 from support.launched import Launched
 from support.tiny import pair

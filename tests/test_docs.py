@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from dpo.data.formats.layouts import LAYOUTS
 from dpo.data.lint import REASONS
+from dpo.recipe.arguments import LAYOUTS
 from support.commands import make
 from support.docs import DOCS, README, blocks
 from support.place import ROOT

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dpo.core import quiet, ranks
+from dpo.core.refusal import Refusal
 from dpo.core.signals import TOLD_IN, has_refused
 from dpo.core.terminal import guarded, without_debug
 from support.place import ROOT
@@ -109,7 +110,7 @@ def test_ctrl_c_is_no_fault(capsys):
 
 def test_of_several_processes_one_says_it(monkeypatch, tmp_path):
     def main():
-        raise SystemExit("beta is -1: give more")
+        raise Refusal("beta is -1: give more")
 
     monkeypatch.setenv(TOLD_IN, str(tmp_path))
     assert not has_refused()

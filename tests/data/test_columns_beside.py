@@ -13,7 +13,7 @@ from dpo.data.formats.layouts import Fault, renders, to_pair
 from dpo.data.formats.parts import told
 from dpo.data.formats.telling import NAMED, reading_of
 from dpo.data.sources.load import Rows, load_rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from support.place import ROOT
 from support.shelf_rows import said

@@ -11,15 +11,15 @@ from rich.console import Console
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import data
-from dpo.data import lint
+from dpo.data import lint, schema
 from dpo.data.dataset import prepare
 from dpo.data.formats.layouts import Fault
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import evaluation
-from dpo.prefix_sharing.backbone import SharedPrefixCollator
+from dpo.models.chat_template import load_tokenizer
+from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.recipe.parse import parse
-from dpo.training import held_out_scores, reference
+from dpo.training import held_out_scores
 from dpo.training.preflight.checks import wrong_batch
 from support.commands import run_flags
 from support.tiny import EDGE_PAIRS, pair, random_ids, trainer_of
@@ -33,7 +33,7 @@ PAIRS = [
     (random_ids(30, 23), random_ids(4, 24), random_ids(4, 25)),
     (random_ids(30, 26), random_ids(40, 27), random_ids(40, 28)),
 ]
-ROWS = [dict(zip(reference.ROWS, row, strict=True)) for row in PAIRS]
+ROWS = [dict(zip(schema.IDS, row, strict=True)) for row in PAIRS]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -48,7 +48,7 @@ def test_rows_and_lengths_are_the_collators(mode, most):
         assert batch["input_ids"][at][real].tolist() == prompt + completion
         counted = [0] * len(prompt) + [1] * len(completion)
         assert batch["completion_mask"][at][real].tolist() == counted
-    prompt, chosen, rejected = reference.cut_lengths(held_out, most, mode)
+    prompt, chosen, rejected = schema.cut_lengths(held_out, most, mode)
     width = batch["attention_mask"].sum(1).view(2, -1).tolist()
     assert [chosen.tolist(), rejected.tolist()] == width
     # What is computed once is the prompt, where both rows have it, and what answers begin with.
@@ -59,7 +59,7 @@ def test_rows_and_lengths_are_the_collators(mode, most):
     for at, (common, *_) in enumerate(plan.lengths):
         assert prompt[at] <= common <= prompt[at] + alike[at]
     computed = np.array([sum(each) for each in plan.lengths])
-    assert (reference.shared_lengths(held_out, most, mode) >= computed).all()
+    assert (schema.shared_lengths(held_out, most, mode) >= computed).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -70,7 +70,7 @@ def test_an_untrained_policy_has_no_margin(mode, most, tmp_path):
     trainer = trainer_of(tmp_path, "llama", fast=True, with_held_out=True, **how)
     rows = evaluation.pair_rows(trainer.eval_dataset, most, mode)
     policy = evaluation.score(trainer.model, rows, 0, pairs=True)
-    known = np.concatenate([trainer.eval_dataset[column] for column in reference.COLUMNS])
+    known = np.concatenate([trainer.eval_dataset[column] for column in schema.REFERENCE_LOGPS])
     assert policy == pytest.approx(known, abs=1e-4)
     assert (held_out_scores.score(trainer).margins(trainer.beta) == 0).all()
     trainer.train_dataset = trainer.train_dataset.select(range(6))  # no prompt fills 12 tokens

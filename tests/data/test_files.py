@@ -15,8 +15,8 @@ from huggingface_hub import constants
 
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load, load_rows, load_splits
-from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import prompts
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from support.tiny import pair
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dpo.data import lint
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows, load_splits
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from support.place import ROOT, place
 

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from dpo.data.formats.layouts import LAYOUTS, Fault, to_pair
+from dpo.data.formats.layouts import Fault, to_pair
 from dpo.data.formats.parts import told
 from dpo.data.sources.load import load_splits
+from dpo.recipe.arguments import LAYOUTS
 from support.shelf_rows import ROWS, said
 
 USER, GOOD, BAD = said("user", "How?"), said("assistant", "So."), said("assistant", "No.")

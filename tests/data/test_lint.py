@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from dpo.data import dataset, quarantine, reading
 from dpo.data.lint import REASONS
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import evaluation
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from support.place import ROOT
 from support.tiny import pair, recipe_steps

@@ -16,7 +16,7 @@ from dpo.data import dataset
 from dpo.data.dataset import prepare
 from dpo.data.reading import IDS, column
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
 from dpo.training.resume import TakeUp, to_go_on_from

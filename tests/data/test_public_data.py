@@ -6,9 +6,10 @@ import json
 import pytest
 from datasets import Dataset
 
-from dpo.data.formats.layouts import LAYOUTS, to_pair
+from dpo.data.formats.layouts import to_pair
 from dpo.data.formats.telling import reading_of
 from dpo.data.sources.load import Rows
+from dpo.recipe.arguments import LAYOUTS
 from support.shelf_rows import said
 
 Q, GOOD, BAD = "How?", "So.", "No."

@@ -9,11 +9,11 @@ from transformers import AutoTokenizer
 
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import evaluation, generations, paired, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.evaluation.evaluation import SEED
 from dpo.evaluation.judges.verdicts import turns
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.sampling import Completion, prompt_token_ids
 from dpo.recipe.parse import parse
 from dpo.runs import output_folder

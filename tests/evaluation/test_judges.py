@@ -21,6 +21,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from dpo.core.refusal import Refusal
 from dpo.evaluation.judges import judging
 from dpo.evaluation.judges import reward_model as reward_model_file
 from dpo.evaluation.judges.judging import Comparison, check, judge
@@ -307,7 +308,7 @@ def test_two_at_once_do_not_judge_into_one_file(kept):
 
 
 def test_an_unknown_judge_is_refused_with_the_judges_that_there_are(monkeypatch):
-    unknown = SystemExit("cannot get the model 'vadr' from the hub")
+    unknown = Refusal("cannot get the model 'vadr' from the hub")
     monkeypatch.setattr(reward_model_file, "check_reachable", Mock(side_effect=unknown))
     said = line_of(lambda: check("vadr"))
     assert "no judge 'vadr': vader (the known reward), hand" in said and "cannot get" in said

@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from dpo.data.tokenize import load_tokenizer
 from dpo.models import config_check
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.model_files import check_config, check_weights, tokenizer_of
 from dpo.recipe.parse import parse
 from support.commands import once

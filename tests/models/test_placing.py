@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from dpo.evaluation.contestants import Contestant
 from dpo.evaluation.judges.reward_model import RewardModel
-from dpo.models import adapters, devices
+from dpo.models import adapters, loading
 from dpo.recipe.parse import parse
 from dpo.training import build
 from support.commands import once
@@ -133,7 +133,7 @@ def test_a_model_is_asked_on_one_gpu_where_it_fits(monkeypatch, tmp_path, tiny_m
 
 
 def test_a_model_that_is_asked_on_a_cpu_is_put_nowhere():
-    assert devices.device_map("cpu", lambda: 1 / 0) is None
+    assert loading.device_map("cpu", lambda: 1 / 0) is None
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_a_model_that_is_asked_on_a_cpu_is_put_nowhere():
 )
 def test_vllm_takes_the_fewest_gpus_that_hold_it(monkeypatch, billions, heads, gpus_here, needed):
     gpus(monkeypatch, gpus_here)
-    assert devices.tensor_parallel(2 * billions * 10**9, heads, 0.45) == needed
+    assert loading.tensor_parallel(2 * billions * 10**9, heads, 0.45) == needed

@@ -15,7 +15,7 @@ from dpo.data.dataset import prepare
 from dpo.data.formats.columns import described, mapping_of, renamed, suggested
 from dpo.data.sources.load import load_rows, load_splits
 from dpo.data.sources.rows import Rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import make_parser, parse, resolve
 from support.models import edit
 from support.place import ROOT

@@ -10,11 +10,12 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-import launch as launcher
+import launch as script
 from dpo.recipe.parse import parse
+from dpo.runs import launch as launcher
 from dpo.runs import output_folder
 from dpo.runs.output_folder import claim
-from support.commands import launch, run
+from support.commands import at_once, launch
 from support.place import ROOT
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
@@ -87,7 +88,7 @@ def launched(monkeypatch, gpus_here: int, *arguments: str) -> tuple[list[str], d
     monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given))
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
-        launcher.main()
+        script.main()
     if not ran:
         raise stop.value
     return ran[0]
@@ -206,10 +207,8 @@ def finished(tmp_path) -> Path:
 
 def test_a_finished_run_is_answered_at_once(finished):
     """Nothing heavy is loaded."""
-    result = run("env", "-C", finished, sys.executable, "-X", "importtime", "scripts/launch.py")
-    assert "| yaml" in result.stderr and "torch" not in result.stderr
-    assert result.returncode == 0 and "is trained and evaluated" in result.stdout
-    assert "accelerate launch" not in result.stdout
+    said, code = at_once("launch.py", cwd=finished)
+    assert not code and "is trained and evaluated" in said and "accelerate launch" not in said
 
 
 @pytest.mark.parametrize(
@@ -289,7 +288,7 @@ def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
         if mine:
             monkeypatch.setenv("GLIBC_TUNABLES", mine)
         with pytest.raises(SystemExit):
-            launcher.main()
+            script.main()
     assert launched[1]["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
     monkeypatch.undo()
     assert faults(launched[0]) < 1000

@@ -55,6 +55,23 @@ def run(*command: str, **changes: str | None) -> subprocess.CompletedProcess:
     )
 
 
+HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "accelerate", "matplotlib", "wandb"}
+
+
+def at_once(script: str, *arguments: str, cwd: Path = ROOT) -> tuple[str, int]:
+    """Run a script that answers before it imports anything heavy.
+
+    Returns what it says and its exit code.
+    """
+    command = (sys.executable, "-X", "importtime", f"scripts/{script}", *arguments)
+    done = run("env", "-C", str(cwd), *command)
+    lines = done.stderr.splitlines(keepends=True)
+    imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
+    assert "argparse" in imported and not imported & HEAVY
+    said = [line for line in lines if not line.startswith("import time:")]
+    return done.stdout + "".join(said), done.returncode
+
+
 def launch(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
     return run(sys.executable, "scripts/launch.py", *arguments, **changes)
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from dpo.data.dataset import prepare
 from dpo.data.quarantine import check_share
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
 from support.commands import once

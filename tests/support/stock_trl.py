@@ -27,7 +27,7 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
-            stopped = "SystemExit: not finite" in report.longreprtext
+            stopped = "Refusal: not finite" in report.longreprtext
             self.of[report.nodeid] = "stopped" if stopped else report.outcome
 
 

@@ -23,9 +23,9 @@ from trl import DPOConfig, DPOTrainer
 from dpo.data.dataset import prepare
 from dpo.data.quarantine import check_share
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_model
-from dpo.prefix_sharing.backbone import SharedPrefixCollator
+from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.recipe.parse import parse
 from dpo.speed.workload import any_tokenizer
 from dpo.training.build import make_trainer

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer

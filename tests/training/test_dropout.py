@@ -21,15 +21,15 @@ from transformers import (
 from trl.trainer.utils import disable_dropout_in_model
 
 from dpo.data.dataset import prepare
+from dpo.data.schema import IDS, REFERENCE_LOGPS
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
 from dpo.losses import completion_logps
 from dpo.models import adapters
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from dpo.runs import metrics
 from dpo.training import stock
 from dpo.training.build import make_trainer
-from dpo.training.reference import COLUMNS, ROWS
 from support.commands import run_flags
 from support.tiny import SIZES
 
@@ -71,11 +71,11 @@ def test_the_reference_has_none(kind, scored, tiny_model, tiny_data, tmp_path):
     trainer = make_trainer(recipe, tokenizer, pairs, None)
 
     rows = [*trainer.train_dataset.select(range(4))]
-    batch = trainer.data_collator([{name: row[name] for name in ROWS} for row in rows])
+    batch = trainer.data_collator([{name: row[name] for name in IDS} for row in rows])
     plain = [batch[name] for name in ("input_ids", "attention_mask", "completion_mask")]
     expected = completion_logps(adapters.load(str(start)).eval(), *plain).detach().numpy()
     if scored == "kept":
-        found = np.concatenate([[row[column] for row in rows] for column in COLUMNS])
+        found = np.concatenate([[row[column] for row in rows] for column in REFERENCE_LOGPS])
         assert found == pytest.approx(expected, abs=1e-3)
         return
     trainer.model.train()

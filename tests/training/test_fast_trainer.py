@@ -1,22 +1,17 @@
 """The whole trainer against stock TRL: the same losses, step for step."""
 
-import inspect
 from pathlib import Path
 
-import accelerate
 import numpy as np
 import pytest
-from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
-from transformers import Trainer
-from trl import DPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.recipe.parse import parse
 from dpo.training.batching import DealtSampler, EvenBatches, deal, innermost, layout
-from dpo.training.trainer import FastDPOTrainer
 from support.tiny import ARCHITECTURES, EDGE_PAIRS, losses_of, trainer_of
 
 
@@ -167,38 +162,3 @@ def test_the_reference_is_live_where_it_moves():
     assert not parse(
         [*always, "--precompute_ref_log_probs=false"]
     ).training.precompute_ref_log_probs
-
-
-def test_the_pinned_versions_are_as_relied_on():
-    """What trainer.py overrides or calls, as TRL, transformers and accelerate have it today."""
-
-    def parameters(function) -> list[str]:
-        return list(inspect.signature(function).parameters)
-
-    stock = DPOTrainer._precompute_ref_logps
-    assert parameters(stock) == ["self", "dataset", "name", "batch_size"]
-    assert parameters(FastDPOTrainer._precompute_ref_logps) == parameters(stock)
-    assert parameters(DPOTrainer.compute_ref_log_probs) == ["self", "model", "inputs"]
-    assert parameters(DPOTrainer.get_train_dataloader) == ["self"]
-    built = inspect.getsource(DPOTrainer.__init__)
-    # Scored when policy, reference and head are ready, and not before.
-    assert built.index("add_fused_lm_head(") < built.index("self._precompute_ref_logps(")
-    assert "if self.precompute_ref_logps:\n" in inspect.getsource(DPOTrainer._compute_loss)
-    # It tells the sampler beneath its own the epoch.
-    assert "batch_sampler.sampler.set_epoch" in inspect.getsource(DataLoaderShard.set_epoch)
-    # Each step's micro-batches are fetched together, and each is weighed by their number.
-    assert parameters(DPOTrainer.get_batch_samples) == [
-        "self",
-        "epoch_iterator",
-        "num_batches",
-        "device",
-    ]
-    stepped = inspect.getsource(Trainer.training_step)
-    assert "loss = loss / self.current_gradient_accumulation_steps" in stepped
-    assert "inputs = self._prepare_inputs(inputs)" in stepped
-    assert "self._prepare_input(inputs)" in inspect.getsource(Trainer._prepare_inputs)
-    # With no batch size it hands out whatever batches it is given, in turn.
-    dealt = inspect.getsource(BatchSamplerShard._iter_with_no_split)
-    assert "self.batch_size is None or len(batch) == self.batch_size" in dealt
-    # It moves whatever knows `to` along with a batch.
-    assert 'hasattr(tensor, "to")' in inspect.getsource(accelerate.utils.send_to_device)

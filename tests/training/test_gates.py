@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from dpo.data import schema
+from dpo.losses import START
 from dpo.recipe.arguments import RunArguments
 from dpo.training import reference
 from dpo.training.preflight import longest_batch, memory, same_start
 from dpo.training.preflight.checks import Gates
-from dpo.training.preflight.same_start import START
 from dpo.training.resume import TakeUp
 from support.tiny import trainer_of
 
@@ -150,7 +151,7 @@ def test_rows_of_another_cache_whose_errors_cancel_on_average(tmp_path):
     """Each pair has the reference of its neighbour: in a batch of both, all means are right."""
     trainer = gated(tmp_path)
     swapped = trainer.train_dataset
-    for column in reference.COLUMNS:
+    for column in schema.REFERENCE_LOGPS:
         values = np.array(swapped[column]).reshape(-1, 2)[:, ::-1].flatten()
         swapped = swapped.remove_columns(column).add_column(column, values)
     trainer.train_dataset = swapped

@@ -11,7 +11,7 @@ from trl import DPOTrainer
 
 from dpo.evaluation import evaluation
 from dpo.prefix_sharing import attention
-from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import RunArguments
 from dpo.training.preempt import Leave
 from dpo.training.preflight.checks import Gates
@@ -90,7 +90,6 @@ def test_the_host_waits_no_more_often_than_stock_trl_lets_it(way, tmp_path):
             trainer = run_of(tmp_path, "llama", fast, **how)
             if fast:
                 leave = Leave()
-                leave.accelerator = trainer.accelerator
                 trainer.add_callback(leave)
             counted = Waits(waits)
             trainer.add_callback(counted)

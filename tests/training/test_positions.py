@@ -11,9 +11,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import contestants, evaluation
 from dpo.models import rope as rope_
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.arguments import RunArguments
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer

@@ -16,13 +16,14 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dpo.core import hashing
+from dpo.data.schema import REFERENCE_LOGPS
 from dpo.evaluation import generations
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters
 from dpo.recipe.parse import parse
 from dpo.speed.workload import any_tokenizer
 from dpo.training import reference
-from dpo.training.reference import CHECKED_ROWS, COLUMNS
+from dpo.training.reference import CHECKED_ROWS
 from support.commands import run
 from support.place import ROOT
 from support.tiny import losses_of, random_model, trainer_of
@@ -52,7 +53,9 @@ def test_log_probabilities_are_those_of_the_live_reference(lora, tmp_path):
     live = trainer_of(tmp_path, "llama", fast=False, lora=lora)
     batch = live.data_collator(list(live.train_dataset))
     model = live.model if lora else live.ref_model
-    for column, values in zip(COLUMNS, live.compute_ref_log_probs(model, batch), strict=True):
+    for column, values in zip(
+        REFERENCE_LOGPS, live.compute_ref_log_probs(model, batch), strict=True
+    ):
         assert cached[column] == pytest.approx(values.tolist(), abs=1e-4)
 
 
@@ -68,7 +71,7 @@ def test_a_sweep_scores_nothing_again(tmp_path, scored):
         scored.clear()
         again = trainer_of(tmp_path, "llama", fast=True, **changed)
         assert scored == [CHECKED_ROWS]  # the check; no batch to fill the columns with
-        for column in COLUMNS:
+        for column in REFERENCE_LOGPS:
             assert again.train_dataset[column] == first.train_dataset[column]
     assert len(entries(tmp_path / "cache")) == 1
 
@@ -98,13 +101,13 @@ def test_an_adapter_that_acts_otherwise_is_another_reference(changed, tiny_adapt
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | changed))
     (moved / "adapter_config.json").write_text(json.dumps(config | {"peft_version": "0"}))
-    keys, generations = [], []
+    keys, answers = [], []
     for folder in (tiny_adapter, other, moved):
         policy = adapters.trainable(str(folder), False)
         keys.append(reference.digest_of_weights(policy, folder / "adapter_model.safetensors"))
-        generations.append(Contestant("", str(folder)).digest())
+        answers.append(Contestant("", str(folder)).digest())
     assert keys[0] == keys[2] != keys[1]
-    assert generations[0] == generations[2] != generations[1]
+    assert answers[0] == answers[2] != answers[1]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,7 @@ def test_other_weights_at_the_same_place_are_noticed(tmp_path):
     before = trainer_of(tmp_path, "llama", fast=True, weights=0).train_dataset
     after = trainer_of(tmp_path, "llama", fast=True, weights=1).train_dataset
     assert len(entries(tmp_path / "cache")) == 2
-    assert before[COLUMNS[0]] != after[COLUMNS[0]]
+    assert before[REFERENCE_LOGPS[0]] != after[REFERENCE_LOGPS[0]]
 
 
 def test_a_hub_model_is_known_by_its_commit():
@@ -238,7 +241,7 @@ def test_a_model_made_in_memory_is_scored_and_not_kept(tmp_path, monkeypatch, ca
     trainer = trainer_of(tmp_path, "llama", fast=True, cache=tmp_path / "its own", objects=made)
     assert "not kept, since the model was made in memory" in capsys.readouterr().out
     assert not (tmp_path / "its own").exists()
-    for column in COLUMNS:
+    for column in REFERENCE_LOGPS:
         assert trainer.train_dataset[column] == rows[column]
 
 
@@ -250,7 +253,7 @@ def test_the_reference_that_is_given_is_the_one_that_is_kept(tmp_path, capsys):
     other = trainer_of(tmp_path, "llama", fast=True, objects=first).train_dataset
     again = trainer_of(tmp_path, "llama", fast=True).train_dataset
     assert "moved to" not in capsys.readouterr().out
-    assert own[COLUMNS[0]] == again[COLUMNS[0]] != other[COLUMNS[0]]
+    assert own[REFERENCE_LOGPS[0]] == again[REFERENCE_LOGPS[0]] != other[REFERENCE_LOGPS[0]]
 
 
 def test_the_same_weights_at_another_place_are_known(tmp_path, scored):
@@ -266,7 +269,7 @@ def cut_off(path: Path) -> None:
 
 
 def of_other_rows(path: Path) -> None:
-    save_file({name: np.zeros(3, np.float32) for name in COLUMNS}, path)
+    save_file({name: np.zeros(3, np.float32) for name in REFERENCE_LOGPS}, path)
 
 
 def of_another_model(path: Path) -> None:
@@ -282,19 +285,19 @@ def test_a_wrong_entry_is_set_aside_and_made_anew(spoil, tmp_path, scored, capsy
     again = trainer_of(tmp_path, "llama", fast=True).train_dataset
     assert "damaged or does not agree" in capsys.readouterr().out
     assert path.with_suffix(".set-aside").read_bytes() == spoiled
-    for column in COLUMNS:
+    for column in REFERENCE_LOGPS:
         assert again[column] == first[column] == load_file(path)[column].tolist()
 
 
 def test_a_run_shorter_than_an_epoch_scores_its_own_pairs(tmp_path, scored):
     short = trainer_of(tmp_path, "llama", fast=True, max_steps=1)
     assert sum(scored) == 4  # 1 step × 2 pairs × 2 accumulated, of 8 rows
-    assert np.isnan(short.train_dataset[COLUMNS[0]]).sum() == 4
+    assert np.isnan(short.train_dataset[REFERENCE_LOGPS[0]]).sum() == 4
     losses_of(short)
     scored.clear()
     longer = trainer_of(tmp_path, "llama", fast=True, max_steps=10)
     assert sum(scored) == CHECKED_ROWS + 4  # the rest joins the same entry
-    assert not np.isnan(longer.train_dataset[COLUMNS[0]]).any()
+    assert not np.isnan(longer.train_dataset[REFERENCE_LOGPS[0]]).any()
     assert len(entries(tmp_path / "cache")) == 1
 
 

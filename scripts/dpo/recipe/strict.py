@@ -8,11 +8,13 @@ from typing import Any, NoReturn
 
 import yaml
 
+from dpo.core.refusal import Refusal
+
 
 def refuse(name: str | Path, key: str, *lines: int) -> NoReturn:
     where = " and ".join(map(str, dict.fromkeys(lines)))
     words = "in lines" if " and " in where else "in line"
-    raise SystemExit(f"{name}: key {key!r} stands twice, {words} {where}: keep one")
+    raise Refusal(f"{name}: key {key!r} stands twice, {words} {where}: keep one")
 
 
 class Strict(yaml.SafeLoader):
@@ -35,7 +37,7 @@ def load_yaml(path: Path, text: str) -> Any:
     """What the text of a file of YAML holds.
 
     Raises:
-        SystemExit: it is not YAML, or repeats a key.
+        Refusal: it is not YAML, or repeats a key.
     """
     try:
         loader = Strict(text)
@@ -43,16 +45,16 @@ def load_yaml(path: Path, text: str) -> Any:
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise SystemExit(f"{path}, line {line}: not YAML: {error.problem}") from error
+        raise Refusal(f"{path}, line {line}: not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise SystemExit(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise Refusal(f"{path}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def load_json(path: Path, text: str) -> Any:
     """What the text of a file of JSON holds.
 
     Raises:
-        SystemExit: it is not JSON, or repeats a key.
+        Refusal: it is not JSON, or repeats a key.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,4 +67,4 @@ def load_json(path: Path, text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
-        raise SystemExit(f"{path}: not JSON: {error}") from error
+        raise Refusal(f"{path}: not JSON: {error}") from error
