@@ -5,6 +5,7 @@ from support.place import EMBEDDED_MODEL, ROOT  # sets the environment that othe
 import dpo  # noqa: F401  before all else, that no library speaks
 # isort: on
 
+import gc
 import http.server
 import json
 import os
@@ -31,6 +32,13 @@ from support.commands import launch, make, run_flags
 from support.launched import Launched
 from support.tiny import pair
 from support.wandb_server import Answer
+
+
+def pytest_collection_finish() -> None:
+    """Millions of objects that imports have made stay to the end: every trainer collects garbage
+    when it starts and ends, and need not look through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 from dpo.runs import metrics, output_folder
 from dpo.training.monitoring import completions
 from support.commands import launch, make, run, run_flags, running
+from support.launched import made
 from support.wandb_server import Answer
 from sync import waiting
 
@@ -192,7 +193,7 @@ def test_without_a_key_nothing_is_sent(swept):
 
 def test_a_server_that_is_not_there_is_said(swept):
     given = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    result = make("sync", f"RUN={swept[0] / 'beta=0.1'}", **given)
+    result = made("sync", f"RUN={swept[0] / 'beta=0.1'}", **given)
     assert "http://127.0.0.1:9 gives no answer: 1 W&B runs still wait" in result.stderr
 
 
@@ -201,7 +202,7 @@ def test_what_was_sent_is_not_sent_again(swept, tmp_path):
     (part,) = (tmp_path / "run").glob("wandb/offline-run-*")
     (file,) = part.glob("*.wandb")
     file.with_suffix(".wandb.synced").touch()
-    result = make("sync", f"RUN={tmp_path / 'run'}")
+    result = made("sync", f"RUN={tmp_path / 'run'}")
     assert result.returncode == 0 and "Nothing is waiting" in result.stdout
 
 

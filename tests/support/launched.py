@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from unittest.mock import patch
 import torch
 from filelock import FileLock
 
-from support.commands import launch, once, run
+from support.commands import launch, make, once, run
 from support.place import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -57,27 +58,54 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def be_train(
-    environment: dict[str, str], first: str, flags: list[str], output: Path, errors: Path
+def be(
+    script: str, arguments: list[str], environment: dict[str, str], *out: Path, first=""
 ) -> None:
-    """In a fork: be train.py, told this by its launcher, until it ends; `first` is Python to run
-    before, as a sitecustomize.py would."""
+    """In a fork: be a script in this environment, until it ends.
+
+    Args:
+        out: the files that what it prints is added to, and its errors.
+        first: Python to run before, as a sitecustomize.py would.
+    """
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    for path, descriptor in ((output, 1), (errors, 2)):
+    for path, descriptor in zip(out, (1, 2), strict=True):
         with path.open("ab") as file:
             os.dup2(file.fileno(), descriptor)
-    sys.argv = ["train.py", "--config", "recipes/smollm2-sentiment.yaml", *once(flags)]
-    if environment.get("ACCELERATE_USE_FSDP"):
-        runpy.run_path(str(ROOT / FSDP / "sitecustomize.py"))
-    exec(first, {})
-
-    import train
-    from dpo.training.preempt import run_to_the_end
-
+    sys.argv = [f"scripts/{script}.py", *arguments]
     torch.set_num_threads(1)
-    run_to_the_end(train.main)
+    exec(first, {})
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def be_train(environment: dict[str, str], first: str, flags: list[str], *out: Path) -> None:
+    """In a fork: be train.py, told this by its launcher."""
+    if environment.get("ACCELERATE_USE_FSDP"):
+        first = f"import runpy; runpy.run_path('{FSDP}/sitecustomize.py')\n{first}"
+    recipe = ["--config", "recipes/smollm2-sentiment.yaml"]
+    be("train", [*recipe, *once(flags)], environment, *out, first=first)
+
+
+def forked(script: str, *arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+    """Run a script in a fork; `changes` are environment variables, None takes one away."""
+    environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        out = [Path(folder, name) for name in ("output", "errors")]
+        process = fork(be, script, [*arguments], environment, *out)
+        process.join(300)
+        process.kill()
+        process.join()
+        said = [path.read_text(errors="replace") for path in out]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+
+
+def made(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+    """What make would run, in a fork."""
+    planned = make("--dry-run", "--old-file", f"{sys.prefix}/ready", *arguments, **changes).stdout
+    python, script, *given = shlex.split(planned.replace("\\\n", " "))
+    assert Path(python).name == "python" and Path(script).parent.name == "scripts", planned
+    return forked(Path(script).stem, *given, **changes, CUDA_VISIBLE_DEVICES="")
 
 
 def launch_fsdp(processes: int, *flags: str, PYTHONPATH: str = FSDP, **changes: str):
