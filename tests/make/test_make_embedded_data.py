@@ -12,7 +12,7 @@ from support.place import EMBEDDED_MODEL, ROOT
 
 FOLDER = ROOT / "recipes/data/sentiment"
 CPU = torch.cpu.get_capabilities()
-FIRST = 12  # tokens of an answer
+FIRST = 6  # tokens of an answer
 
 
 @pytest.fixture
