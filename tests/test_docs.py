@@ -10,8 +10,10 @@ from conftest import ROOT, make
 from dpo.layouts import LAYOUTS
 from dpo.lint import REASONS
 
-README = (ROOT / "README.md").read_text()
-DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob(".github/*.md")]
+README = PAGES[0].read_text()
+DOCS = "".join(path.read_text() for path in PAGES[1:])
+DEVELOPMENT = (ROOT / "docs/development.md").read_text()
 # Run whole by CI, or by another test.
 ELSEWHERE = {
     "make train": ".ci/run, cut short",
@@ -110,7 +112,7 @@ def test_help_lists_every_target():
     output = make().stdout
     for target in phony.split():
         assert f"  make {target} " in output, target
-        assert f"make {target}" in README, target
+        assert re.search(rf"^make {target}\b", DEVELOPMENT, flags=re.MULTILINE), target
 
 
 def test_the_docs_name_every_config():
@@ -136,20 +138,53 @@ def test_every_path_that_the_readme_names_is_there():
             assert (ROOT / name).exists(), name
 
 
-def test_the_layout_of_the_readme_is_the_layout():
-    (tree,) = [text for text in blocks("text") if "recipes/" in text]
-    for line in tree.splitlines():
+def anchors(page: Path) -> set[str]:
+    """What a link into a page can name: its headings, as GitHub spells them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if not path.startswith("http"):
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
+
+
+def tree(text: str) -> list[str]:
+    """The paths of a tree that is drawn by indentation, two blanks a level, a remark after each."""
+    paths: list[str] = []
+    above: list[str] = []
+    for line in text.splitlines():
         name = line.split()[0]
-        places = (ROOT, ROOT / "scripts", ROOT / "scripts/dpo")
-        assert any((place / name).exists() for place in places), name
+        above[(len(line) - len(line.lstrip())) // 2 :] = [name]
+        paths.append("".join(above))
+    return paths
+
+
+def test_the_tree_of_the_docs_is_the_tree():
+    (drawn,) = [text for text in blocks("text") if text.startswith("recipes/")]
+    paths = tree(drawn)
+    assert len(paths) == len({*paths})
+    for path in paths:
+        assert (ROOT / path).exists(), path
     for path in sorted((ROOT / "scripts").rglob("*.py")):
-        if path.name != "__init__.py":
-            assert path.name in tree, path
+        name = str(path.relative_to(ROOT))
+        assert path.name == "__init__.py" or name in paths, f"docs/development.md lacks {name}"
+
+
+def test_the_readme_names_every_room():
+    for room in sorted((ROOT / "scripts/dpo").iterdir()):
+        if room.is_dir() and room.name[0] != "_":
+            assert f"`{room.name}/`" in README, room
 
 
 def test_the_picture_of_the_readme_is_there():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert Path(ROOT, picture).stat().st_size < 300_000
+        assert (ROOT / picture).stat().st_size < 300_000
 
 
 def test_the_tests_that_the_docs_name_are_there():
