@@ -48,7 +48,7 @@ list: $(READY) ## the recipes and the configs there are
 install: $(READY) ## set up .venv and the embedded model, and check the model's hashes
 	$(BIN)/python scripts/embedded_model.py
 
-train: $(READY) $(EMBEDDED) ## train a recipe: RECIPE= CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
+train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" \
 	  --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
 
@@ -72,7 +72,7 @@ new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET= COLUMNS=, or FR
 	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
 
 ##@ Compare
-compare: $(READY) ## runs side by side: RUNS="outputs/a outputs/b", or all of RECIPE=; AGAINST=
+compare: $(READY) ## runs side by side: RUNS="outputs/a outputs/b", or RECIPE= for all of its runs
 	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" \
 	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(WANDB),--wandb) $(ARGS)
 
