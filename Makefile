@@ -67,12 +67,12 @@ data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS=
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)
 
 # RECIPE has a default that is no answer here, and a terminal's width may stand in COLUMNS.
-new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET= COLUMNS=, or FROM=theirs.yaml
+new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET=, or FROM=theirs.yaml
 	@$(BIN)/python scripts/new.py --recipe "$(if $(filter file,$(origin RECIPE)),,$(RECIPE))" --model "$(MODEL)" --dataset "$(DATASET)" \
 	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
 
 ##@ Compare
-compare: $(READY) ## runs side by side: RUNS="outputs/a outputs/b", or RECIPE= for all of its runs
+compare: $(READY) ## runs side by side: RUNS="outputs/a outputs/b", or all runs of RECIPE=
 	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" \
 	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(WANDB),--wandb) $(ARGS)
 
