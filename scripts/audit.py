@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from packaging.version import Version
 
-from dpo.terminal import guarded
+from dpo.core.terminal import guarded
 
 KNOWN = Path(__file__).with_name("advisories.yaml")
 SECONDS = 300  # for the service: it is asked about each package

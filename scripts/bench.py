@@ -35,14 +35,13 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from dpo import shared_attention
-from dpo.arguments import positive
-from dpo.machine import device_name, peak_memory_gb
-from dpo.prefix_sharing import head_on_completions
-from dpo.speed_table import show, write
-from dpo.terminal import guarded
-from dpo.trainer import FastDPOTrainer
-from dpo.workload import (
+from dpo.core.machine import device_name, peak_memory_gb
+from dpo.core.terminal import guarded
+from dpo.prefix_sharing import attention
+from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.recipe.arguments import positive
+from dpo.speed.table import show, write
+from dpo.speed.workload import (
     LENGTHS,
     MAX_LENGTH,
     SHAPES,
@@ -55,6 +54,7 @@ from dpo.workload import (
     typical_lengths,
     useful_flops,
 )
+from dpo.training.trainer import FastDPOTrainer
 from launch import KEPT_MEMORY, visible_gpus
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
@@ -156,7 +156,7 @@ def work(variant: Variant, job: Job) -> dict:
     live = not variant.cached and not large  # with LoRA the reference is the policy without it
     watch = Stopwatch()
     if not variant.flash:
-        shared_attention.uses_flash = lambda device, half: False
+        attention.uses_flash = lambda device, half: False
     if variant.head:
         head_on_completions(torch.device(job.device))
     with tempfile.TemporaryDirectory() as folder:

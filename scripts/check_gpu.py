@@ -37,8 +37,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import bench
-from dpo import gpu_runs
-from dpo.gpu_checks import (
+from dpo.core.machine import PACKAGES, commit, cpu_name
+from dpo.core.terminal import guarded
+from dpo.runs.output_folder import read_lines
+from dpo.speed import gpu_runs
+from dpo.speed.gpu_checks import (
     JSON,
     TABLE,
     Job,
@@ -53,11 +56,8 @@ from dpo.gpu_checks import (
     skipped,
     write,
 )
-from dpo.gpu_parity import parity
-from dpo.machine import PACKAGES, commit, cpu_name
-from dpo.output import read_lines
-from dpo.terminal import guarded
-from dpo.workload import LENGTHS, config_of, matmul_peak
+from dpo.speed.gpu_parity import parity
+from dpo.speed.workload import LENGTHS, config_of, matmul_peak
 
 MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"
 LEAST = 15  # seconds: with less left a part is not begun

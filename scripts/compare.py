@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dpo import comparison, comparison_page, comparison_table, wandb_page
-from dpo.comparison import Compared
-from dpo.comparison_table import Row
-from dpo.terminal import guarded, visible
+from dpo.core.terminal import guarded, visible
+from dpo.reports import comparison, comparison_page, comparison_table, wandb_report
+from dpo.reports.comparison import Compared
+from dpo.reports.comparison_table import Row
 
 TONES = {"best": "bold green", "up": "green", "down": "red"}
 WIDTH, COLUMN = 120, 24  # characters: of what is no terminal, and of a run
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--wandb", action="store_true", help="make a W&B report of them too")
     args = parser.parse_args()
     if args.wandb:
-        wandb_page.check()
+        wandb_report.check()
     names = args.runs.split()
     if bool(names) == bool(args.recipe):
         raise SystemExit('which runs? RUNS="outputs/a outputs/b", or RECIPE=name for all of it')
@@ -72,7 +72,7 @@ def main() -> None:
     written = comparison_page.write(runs, Path(args.output), title)
     print(f"Written: {', '.join(map(str, written))}")
     if args.wandb:
-        print(f"W&B report: {wandb_page.report(runs, title)}")
+        print(f"W&B report: {wandb_report.report(runs, title)}")
     waiting = [run.folder for run in runs if run.report and not run.evaluations]
     if waiting:
         print(f"Next: who wins? make evaluate RUN={waiting[0]} JUDGE=..., and compare again")

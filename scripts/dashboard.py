@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from dpo.following import PROJECT, Followed
-from dpo.terminal import guarded
+from dpo.core.terminal import guarded
+from dpo.runs.dashboard import PROJECT, Followed
 
 EVERY = 2  # seconds between two looks at the files
 

@@ -23,15 +23,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dpo import characters, cutting, data_page, lint, preferences, quarantine
-from dpo.characters import Piece
-from dpo.output import DATA_PAGE, unwritable, write_whole
-from dpo.reading import column
-from dpo.recipe import Recipe, parse
-from dpo.shape import check_model
-from dpo.sources import load_rows
-from dpo.terminal import guarded, visible
-from dpo.tokenization import load_tokenizer
+from dpo.core.terminal import guarded, visible
+from dpo.data import characters, dataset, lint, quarantine, schema
+from dpo.data.characters import Piece
+from dpo.data.reading import column
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.models.config_check import check_model
+from dpo.recipe.parse import Recipe, parse
+from dpo.reports import data_page
+from dpo.runs.output_folder import DATA_PAGE, unwritable, write_whole
 
 SHOWN = 3  # pairs, token by token
 QUANTILES = (0.05, 0.5, 0.95, 1)
@@ -43,10 +44,10 @@ def lengths_of(pairs: Dataset, *cut: int | str | None) -> list[list[str]]:
     """Tokens of prompt, chosen and rejected, not cut, as a table with its head; `cut` is max_length
     and truncation_mode."""
     table = [["", "mean", *(f"{q:.0%}" for q in QUANTILES), "cut by max_length"]]
-    tokens = dict(zip(("prompt", "chosen", "rejected"), cutting.whole(pairs), strict=True))
+    tokens = dict(zip(("prompt", "chosen", "rejected"), schema.whole(pairs), strict=True))
     for name, values in tokens.items():
         total = values + (tokens["prompt"] if name != "prompt" else 0)
-        begin, end = cutting.span(total, *cut)
+        begin, end = schema.span(total, *cut)
         share = "" if cut[0] is None or name == "prompt" else f"{(end - begin < total).mean():.1%}"
         numbers = (values.mean(), *np.quantile(values, QUANTILES))
         table.append([name, *(f"{number:.0f}" for number in numbers), share])
@@ -54,7 +55,7 @@ def lengths_of(pairs: Dataset, *cut: int | str | None) -> list[list[str]]:
 
 
 def remarks_on(split: str, pairs: Dataset) -> list[str]:
-    _, chosen, rejected = cutting.whole(pairs)
+    _, chosen, rejected = schema.whole(pairs)
     longer = f"{split}: chosen is the longer one in {(chosen > rejected).mean():.1%} of the pairs"
     merged = np.count_nonzero(column(pairs, "merged"))
     warning = (
@@ -181,7 +182,7 @@ def main() -> None:
         raise SystemExit("a stream has no length to show: leave streaming out to look at its data")
     check_model(recipe)
     rows, tokenizer = load_rows(recipe), load_tokenizer(recipe)
-    linted = preferences.prepare(recipe, rows, tokenizer)
+    linted = dataset.prepare(recipe, rows, tokenizer)
     folder = Path(recipe.training.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

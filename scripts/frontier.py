@@ -23,17 +23,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dpo import answers, checkpoints, frontier, output, prompts, sweeping
-from dpo.arguments import positive
-from dpo.asking import EXIT_CODE
-from dpo.checkpoints import step_of
-from dpo.contestants import policy_of, reference_of
-from dpo.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
-from dpo.flags import overridden
-from dpo.machine import device_name
-from dpo.recipe import FOLDER, parse
-from dpo.sweeping import FAILED, LEFT
-from dpo.terminal import guarded
+from dpo.core.machine import device_name
+from dpo.core.signals import EXIT_CODE
+from dpo.core.terminal import guarded
+from dpo.evaluation import generations, prompts
+from dpo.evaluation.contestants import policy_of, reference_of
+from dpo.evaluation.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
+from dpo.recipe.arguments import positive
+from dpo.recipe.flags import overridden
+from dpo.recipe.parse import FOLDER, parse
+from dpo.reports import frontier
+from dpo.runs import checkpoints, output_folder, sweeps
+from dpo.runs.checkpoints import step_of
+from dpo.runs.sweeps import FAILED, LEFT
 
 RECIPE = "smollm2-sentiment"
 INTO = Path("outputs/frontier")
@@ -66,10 +68,10 @@ def main() -> None:
     own = [f"--save_steps={args.every}", "--save_total_limit=99", "--save_only_model=true"]
     flags = overridden(args.arguments, [*own, "--eval_strategy=no", "--save_strategy=steps"])
     sweep = f"loss_type={args.loss_types} beta={args.betas}"
-    runs = sweeping.resolved(RECIPE, sweep, into, flags)
+    runs = sweeps.resolved(RECIPE, sweep, into, flags)
 
     asked = prompts.each_once(prompts.of_pairs(prompts.held_out_pairs(recipe)), args.limit)
-    settings = answers.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
+    settings = generations.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
     path = into / "frontier.json"
     how = {
         "prompts": len(asked),
@@ -88,11 +90,13 @@ def main() -> None:
     reference = reference_of(recipe)
     model = None
     for run in runs:
-        if not (run.folder / output.TRAINED).is_file():  # weights alone are nothing to go on from
+        if not (
+            run.folder / output_folder.TRAINED
+        ).is_file():  # weights alone are nothing to go on from
             for checkpoint in checkpoints.named(run.folder):
                 checkpoints.delete(checkpoint)
         # Of several GPUs the first, on which they are measured too: three cannot share the batch.
-        if sweeping.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == LEFT:
+        if sweeps.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == LEFT:
             print("Asked to leave: the same command goes on from here")
             sys.exit(EXIT_CODE)
         if run.state == FAILED:
@@ -108,7 +112,7 @@ def main() -> None:
                 point = {"run": run.name, "step": step, "beta": run.recipe.training.beta}
                 point["loss_type"] = run.recipe.training.loss_type[0]
                 found["points"].append(point | frontier.measure(there, model, asked, settings))
-                output.write_json(path, found)
+                output_folder.write_json(path, found)
             shutil.rmtree(checkpoint)
     failed = [f"{run.name}: {run.last_line()} ({run.log})" for run in runs if run.state == FAILED]
     if not found["points"]:
@@ -119,9 +123,9 @@ def main() -> None:
         f"temperature {TEMPERATURE:g}, cut at {MAX_NEW_TOKENS} tokens; {device_name()}; "
         f"{datetime.datetime.now().astimezone():%Y-%m-%d}",
     }
-    output.write_json(path, found)
+    output_folder.write_json(path, found)
     for name, content in frontier.files(found).items():
-        output.write_whole(into / name, content)
+        output_folder.write_whole(into / name, content)
     print(frontier.markdown(frontier.table(found)))
     print(f"Written: {into}/frontier.html, frontier.png, frontier.md, frontier.json")
     if failed:

@@ -26,11 +26,11 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dpo import ranks
-from dpo.asking import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
-from dpo.recipe import FOLDER as RECIPES
-from dpo.recipe import choices, names, read_yaml
-from dpo.terminal import guarded
+from dpo.core import ranks
+from dpo.core.signals import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
+from dpo.core.terminal import guarded
+from dpo.recipe.parse import FOLDER as RECIPES
+from dpo.recipe.parse import choices, names, read_yaml
 
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")
@@ -139,7 +139,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     with contextlib.nullcontext(told_in) if told_in else tempfile.TemporaryDirectory() as folder:
         asked, left = Path(folder, ASKED), Path(folder, LEFT)
         # `accelerate launch` as it was printed, without a trace of its own where a process refuses.
-        quieter = [sys.executable, "-m", "dpo.launching", *command[1:]]
+        quieter = [sys.executable, "-m", "dpo.runs.accelerate_launch", *command[1:]]
         found = [str(Path(__file__).parent), environment.get("PYTHONPATH")]
         found = {"PYTHONPATH": os.pathsep.join(filter(None, found))}
         run = subprocess.Popen(quieter, env=environment | {TOLD_IN: folder} | found)

@@ -29,22 +29,23 @@ from datasets import IterableDataset
 from peft.utils import CONFIG_NAME
 from transformers import AutoModelForCausalLM
 
-from dpo import foreign, telling
-from dpo.columns import described, mapping_of, renamed
-from dpo.converting import convert
-from dpo.fits import check_rows
-from dpo.layouts import LAYOUTS, renders
-from dpo.model_files import check_config, check_trainable, config_of, tokenizer_of
-from dpo.output import write_whole
-from dpo.parts import told
-from dpo.reading import paired
-from dpo.recipe import FOLDER
-from dpo.recipe_text import line, machine_keys, rounded, stated
-from dpo.shape import check_weights
-from dpo.sources import Rows, load_splits
-from dpo.telling import SEEN, refusal
-from dpo.terminal import guarded, visible
-from dpo.tokenization import bundled_templates
+from dpo.core.terminal import guarded, visible
+from dpo.data.fits import check_rows
+from dpo.data.formats import telling
+from dpo.data.formats.columns import described, mapping_of, renamed
+from dpo.data.formats.layouts import LAYOUTS, renders
+from dpo.data.formats.parts import told
+from dpo.data.formats.telling import SEEN, refusal
+from dpo.data.reading import paired
+from dpo.data.sources.load import Rows, load_splits
+from dpo.data.tokenize import bundled_templates
+from dpo.models import trust
+from dpo.models.config_check import check_weights
+from dpo.models.model_files import check_config, check_trainable, config_of, tokenizer_of
+from dpo.recipe.convert.convert import convert
+from dpo.recipe.parse import FOLDER
+from dpo.recipe.text import line, machine_keys, rounded, stated
+from dpo.runs.output_folder import write_whole
 
 # Parameters up to which, learning rate, pairs a device, and who published that rate for that size.
 SIZES = (
@@ -78,7 +79,7 @@ def parameters(model: str) -> int:
             f"the adapter on with --model_name_or_path {model} --use_peft"
         )
     check_weights(model)
-    foreign.check_code(model, None, trusted=False)
+    trust.check_code(model, None, trusted=False)
     check_config(model)
     check_trainable(model, None, False, adapter=False)
     with torch.device("meta"):

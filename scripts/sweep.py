@@ -23,11 +23,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from dpo import comparison, comparison_page, output, sweeping
-from dpo.asking import EXIT_CODE
-from dpo.recipe import FOLDER, choices, names, share_batch
-from dpo.sweeping import DONE, FAILED, LEFT, Run
-from dpo.terminal import guarded, visible
+from dpo.core.signals import EXIT_CODE
+from dpo.core.terminal import guarded, visible
+from dpo.recipe.parse import FOLDER, choices, names, share_batch
+from dpo.reports import comparison, comparison_page
+from dpo.runs import output_folder, sweeps
+from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 from launch import choose, visible_gpus
 
 CONFIGS = Path("accelerate_configs")
@@ -53,7 +54,7 @@ def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path
         + (["--", *arguments] if arguments else []),
     }
     into.mkdir(parents=True, exist_ok=True)
-    output.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
+    output_folder.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
     return into / "sweep.yaml"
 
 
@@ -81,7 +82,7 @@ def show(runs: list[Run]) -> None:
     for column in ("point", "state", "accuracy", "true reward", "seconds"):
         table.add_column(column, justify="left" if column in ("point", "state") else "right")
     for run in runs:
-        report = run.folder / output.REPORT
+        report = run.folder / output_folder.REPORT
         found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
         accuracy, reward = found.get("preference_accuracy"), found.get("true_reward")
         seconds = sum(found["seconds"].values()) if found else run.seconds
@@ -123,7 +124,7 @@ def main() -> None:
     _, processes, _ = choose(args.config, gpus)
     if not on_gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # to read the recipe as the runs will
-    runs = sweeping.resolved(args.recipe, " ".join(args.sweep), into, args.arguments)
+    runs = sweeps.resolved(args.recipe, " ".join(args.sweep), into, args.arguments)
     if not on_gpus:
         del os.environ["ACCELERATE_USE_CPU"]
     for run in runs:
@@ -133,7 +134,7 @@ def main() -> None:
         print(f"Written: {file}. On one machine: wandb sweep {file}")
         print("On every machine that takes part, as it says then: wandb agent <its id>")
         return
-    asked = sweeping.carry_out(runs, how, at_a_time, args.arguments)
+    asked = sweeps.carry_out(runs, how, at_a_time, args.arguments)
     show(runs)
     for run in runs:
         if run.state == FAILED:

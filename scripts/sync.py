@@ -11,9 +11,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from dpo import output, tracking
-from dpo.contestants import RUNS, run_folder
-from dpo.terminal import guarded
+from dpo.core.terminal import guarded
+from dpo.evaluation.contestants import RUNS, run_folder
+from dpo.runs import output_folder, tracking
 
 
 def waiting(folder: Path) -> dict[str, list[Path]]:
@@ -22,7 +22,7 @@ def waiting(folder: Path) -> dict[str, list[Path]]:
     parts = defaultdict(list)
     for part in sorted(folder.glob("**/wandb/offline-run-*")):
         there = [*part.glob("*.wandb")] and not [*part.glob("*.wandb.synced")]
-        if there and not output.going_on(part.parents[1]):
+        if there and not output_folder.going_on(part.parents[1]):
             parts[part.name.rsplit("-", 1)[-1]].append(part)
     return dict(parts)
 

@@ -40,37 +40,26 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo import (
-    adapters,
-    checkpoints,
-    completions,
-    evaluation,
-    fits,
-    hub,
-    metrics,
-    monitors,
-    output,
-    preferences,
-    quarantine,
-    ranks,
-    report,
-    resuming,
-    scoring,
-    shape,
-    tracking,
-)
-from dpo.building import make_trainer
-from dpo.folders import check_shared
-from dpo.gates import Gates
-from dpo.machine import commit, device_name, peak_memory_gb, versions
-from dpo.quarantine import Linted
-from dpo.recipe import Recipe, parse
-from dpo.sources import Rows, load_rows
-from dpo.stopping import Leave, end, run_to_the_end
-from dpo.terminal import guarded, visible
-from dpo.tokenization import load_tokenizer
-from dpo.values import check_values
-from dpo.wandb_run import Describe, add_report
+from dpo.core import ranks
+from dpo.core.machine import commit, device_name, peak_memory_gb, versions
+from dpo.core.terminal import guarded, visible
+from dpo.data import dataset, fits, quarantine
+from dpo.data.quarantine import Linted
+from dpo.data.sources.load import Rows, load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import evaluation
+from dpo.models import adapters, config_check
+from dpo.recipe.parse import Recipe, parse
+from dpo.recipe.validate import check_values
+from dpo.reports import run_report
+from dpo.runs import checkpoints, metrics, output_folder, tracking
+from dpo.runs.shared_folders import check_shared
+from dpo.training import held_out_scores, publish, resume
+from dpo.training.build import make_trainer
+from dpo.training.monitoring import alerts, completions
+from dpo.training.monitoring.wandb_run import Describe, add_report
+from dpo.training.preempt import Leave, end, run_to_the_end
+from dpo.training.preflight.checks import Gates
 
 
 def sharding(trainer: DPOTrainer) -> str:
@@ -137,7 +126,7 @@ def read_data(recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path)
         SystemExit: the rows are no preferences, or too many of them are wrong.
     """
     state, tokenizer = PartialState(), load_tokenizer(recipe)
-    data = preferences.prepare(recipe, rows, tokenizer)
+    data = dataset.prepare(recipe, rows, tokenizer)
     if state.is_main_process:
         print(*quarantine.said(data, quarantine.set_aside(data, folder)), sep="\n")
     state.wait_for_everyone()
@@ -162,7 +151,7 @@ def train(
     held_out = data["held-out"].pairs if "held-out" in data else None
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
-    done = folder / output.TRAINED
+    done = folder / output_folder.TRAINED
     leave.accelerator = trainer.accelerator
     trainer.add_callback(Gates(trainer, recipe))
     trainer.add_callback(leave)
@@ -173,10 +162,10 @@ def train(
         tracking.open_again(trainer)
     else:
         given, others = recipe.training.resume_from_checkpoint, recipe.run.other_processes
-        checkpoint = resuming.to_go_on_from(trainer, folder, given, others)
+        checkpoint = resume.to_go_on_from(trainer, folder, given, others)
         if checkpoint:
             trainer.accelerator.print(f"Continuing from {checkpoint}")
-            trainer.add_callback(resuming.TakeUp(trainer, checkpoint))
+            trainer.add_callback(resume.TakeUp(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if leave.left:
             step = trainer.state.global_step
@@ -185,20 +174,20 @@ def train(
                 f"{folder}/checkpoint-{step}; the same command goes on from there"
             )
         else:
-            with output.written_to(folder / "model.safetensors"):
+            with output_folder.written_to(folder / "model.safetensors"):
                 trainer.save_model(_internal_call=True)  # not published before it counts as done
             if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():
                 # No checkpoint is there to score again from: the policy counts as done.
-                output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
-            scored = scoring.score(trainer)
+                output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+            scored = held_out_scores.score(trainer)
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
-                output.follow_umask(weights)
+                output_folder.follow_umask(weights)
             if scored:
-                scoring.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
-            output.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+                held_out_scores.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
+            output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
     if recipe.training.push_to_hub and not leave.left:
-        hub.publish_or_say(trainer)
+        publish.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
     # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
     # engine asks for its rank as it goes.
@@ -210,10 +199,10 @@ def train(
 
 def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     table = Table(title=results["recipe"], title_justify="left", show_header=False)
-    for row in report.tiles(results):
+    for row in run_report.tiles(results):
         table.add_row(*row)
     Console().print(table)
-    for note in report.data_notes(results):
+    for note in run_report.data_notes(results):
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
 
@@ -225,18 +214,18 @@ def main() -> None:
     ranks.check()
     recipe = parse(sys.argv[1:])
     check_values(recipe)
-    shape.check_model(recipe)
-    shape.check(recipe)
+    config_check.check_model(recipe)
+    config_check.check(recipe)
     rows = load_rows(recipe)
     state = PartialState()
     folder = Path(recipe.training.output_dir)
     if state.is_main_process:
-        lock = output.claim(recipe)  # noqa: F841  held as long as the process lives
+        lock = output_folder.claim(recipe)  # noqa: F841  held as long as the process lives
         checkpoints.sweep(folder)
     state.wait_for_everyone()
     cache = [Path(recipe.run.reference_cache)] * recipe.training.precompute_ref_log_probs
     check_shared([folder, *cache])
-    if output.finished(folder):
+    if output_folder.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
         return
     tokenizer, data = read_data(recipe, rows, folder)
@@ -268,9 +257,9 @@ def main() -> None:
         "beta": recipe.training.beta,
         "loss_type": recipe.training.loss_type,
         "preference_accuracy": None,
-        "curves": report.curves(metrics.read(folder) or trainer_state.log_history),
-        "alerts": monitors.alerts_of(trainer_state),
-        "settings": output.settings(recipe),
+        "curves": run_report.curves(metrics.read(folder) or trainer_state.log_history),
+        "alerts": alerts.alerts_of(trainer_state),
+        "settings": output_folder.settings(recipe),
         "versions": versions(),
         "commit": commit(),
         "machine": device_name(),
@@ -282,13 +271,13 @@ def main() -> None:
         init = recipe.init | {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
         policies.append(adapters.merge(folder, tokenizer, **init))
     if held_out is not None:
-        scored = scoring.kept(folder, evaluation.digest_of(held_out))
+        scored = held_out_scores.kept(folder, evaluation.digest_of(held_out))
         policy, device = str(policies[-1]), str(state.device)
         results |= evaluation.evaluate(recipe, policy, held_out, device, scored)
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
     results["completions"] = completions.read(folder)
-    written = report.write(results, folder)
+    written = run_report.write(results, folder)
     add_report(folder, recipe.name)
     keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
     tracking.finish({key: results[key] for key in keys if key in results})

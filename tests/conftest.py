@@ -40,18 +40,18 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
-from dpo import checkpoints
-from dpo.building import make_trainer
-from dpo.flags import name_of
-from dpo.preferences import prepare
-from dpo.prefix_sharing import SharedPrefixCollator, stock_head
-from dpo.quarantine import check_share
-from dpo.recipe import parse
-from dpo.shape import check_model
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
-from dpo.trainer import FastDPOTrainer
-from dpo.workload import any_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.quarantine import check_share
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.models.config_check import check_model
+from dpo.prefix_sharing.backbone import SharedPrefixCollator, stock_head
+from dpo.recipe.flags import name_of
+from dpo.recipe.parse import parse
+from dpo.runs import checkpoints
+from dpo.speed.workload import any_tokenizer
+from dpo.training.build import make_trainer
+from dpo.training.trainer import FastDPOTrainer
 
 # A server that has imported train.py, which takes seconds, and whose forks train at once.
 FORKS = multiprocessing.get_context("forkserver")
@@ -411,7 +411,7 @@ def train_in_fork(flags: list[str], log: Path) -> None:
     sys.argv = ["train.py", "--config", "recipes/smollm2-sentiment.yaml", *once(flags)]
 
     import train
-    from dpo.stopping import run_to_the_end
+    from dpo.training.preempt import run_to_the_end
 
     torch.set_num_threads(1)
     run_to_the_end(train.main)

@@ -20,7 +20,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 class Outcomes:
     """What became of every test, by its name: passed, failed, skipped; or stopped, by the monitors,
-    where stock goes on with numbers that are none (monitors.py)."""
+    where stock goes on with numbers that are none (alerts.py)."""
 
     def __init__(self):
         self.of: dict[str, str] = {}
@@ -37,7 +37,7 @@ def run(trainer: str, told: str, more: list[str]) -> None:
 
     if trainer == "ours":
         sys.path.insert(0, str(SCRIPTS))
-        from dpo.trainer import FastDPOTrainer
+        from dpo.training.trainer import FastDPOTrainer
 
         class DPOTrainer(FastDPOTrainer):
             def __init__(self, *args, **kwargs):

@@ -12,12 +12,12 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.building import make_trainer
-from dpo.preferences import prepare
-from dpo.recipe import parse
-from dpo.shape import check_model
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.models.config_check import check_model
+from dpo.recipe.parse import parse
+from dpo.training.build import make_trainer
 
 ADAPTER = "adapter_model.safetensors"
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo.prefix_sharing import obstacle, share_prefixes
+from dpo.prefix_sharing.backbone import obstacle, share_prefixes
 
 # Sizes by every name that configurations have for them: small, and apart from each other.
 SMALL = {

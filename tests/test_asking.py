@@ -8,16 +8,17 @@ from conftest import EMBEDDED_MODEL, pair
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from dpo import answers, evaluation, output, paired, prompts
-from dpo.contestants import Contestant, find, reference_of
-from dpo.evaluation import SEED
-from dpo.judgements import turns
-from dpo.preferences import prepare
-from dpo.recipe import parse
-from dpo.reference import digest_of_rows
-from dpo.sampling import Completion, prompt_token_ids
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import evaluation, generations, paired, prompts
+from dpo.evaluation.contestants import Contestant, find, reference_of
+from dpo.evaluation.evaluation import SEED
+from dpo.evaluation.judges.verdicts import turns
+from dpo.models.sampling import Completion, prompt_token_ids
+from dpo.recipe.parse import parse
+from dpo.runs import output_folder
+from dpo.training.reference import digest_of_rows
 
 TEMPLATE = """\
 {%- if tools %}<|im_start|>system
@@ -80,8 +81,8 @@ def asked(monkeypatch, tmp_path):
         return [Completion("a", [5], True)] * len(rows)
 
     monkeypatch.setattr(evaluation, "sample", note)
-    monkeypatch.setattr(answers, "sample", note)
-    monkeypatch.setattr(answers, "KEPT", tmp_path / "answers")
+    monkeypatch.setattr(generations, "sample", note)
+    monkeypatch.setattr(generations, "KEPT", tmp_path / "answers")
     return seen
 
 
@@ -116,7 +117,7 @@ def test_a_model_is_asked_as_it_was_trained(form, tiny_model, tmp_path, asked):
     theirs.save_pretrained(other)
     given = prompts.each_once(prompts.of_pairs(held_out), 200)
     policy, settings = Contestant("policy", str(folder), recipe=recipe), (1, 0.7, 4, SEED)
-    how = (reference_of(recipe), find(str(other)), given, held_out, answers.Settings(*settings))
+    how = (reference_of(recipe), find(str(other)), given, held_out, generations.Settings(*settings))
     found = paired.measure(policy, *how, "cpu")
     own = [prompt_token_ids(theirs, prompt) for prompt in given]
     assert asked == [(trained, list), (own, list)]
@@ -150,7 +151,7 @@ def test_plain_text_is_asked_as_it_was_trained(tiny_model, tmp_path, asked):
     given = prompts.of_pairs(held_out)
     assert all(isinstance(prompt, str) for prompt in given)
     policy = Contestant("policy", str(folder), recipe=recipe)
-    how = (given, held_out, answers.Settings(1, 0.7, 4, SEED), "cpu")
+    how = (given, held_out, generations.Settings(1, 0.7, 4, SEED), "cpu")
     paired.measure(policy, reference_of(recipe), reference_of(recipe), *how)
     assert asked == [(trained, str)] * 2
 
@@ -232,7 +233,9 @@ def test_a_judge_is_told_of_tools_and_not_of_switches():
     calls = [{"function": {"name": "add"}}]
     asked = [*said, {"role": "assistant", "tool_calls": calls}, {"role": "tool", "content": "3"}]
     (line,) = paired.lines(
-        [asked], paired.Measured(None, None, *[[[answers.Completion("a", [1], True)]]] * 2), None
+        [asked],
+        paired.Measured(None, None, *[[[generations.Completion("a", [1], True)]]] * 2),
+        None,
     )
     assert line["prompt"].splitlines()[1] == f"assistant: {json.dumps(calls)}"
 
@@ -253,10 +256,10 @@ def test_a_run_that_goes_on_another_day_has_the_prompts_of_its_first(tiny_flags,
     )
     more = ["--use_cpu", f"--chat_template_path={tmp_path / 'dated.jinja'}"]
     recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *tiny_flags, *more])
-    settings, words = tmp_path / "run" / output.SETTINGS, load_tokenizer(recipe)
+    settings, words = tmp_path / "run" / output_folder.SETTINGS, load_tokenizer(recipe)
 
     def read() -> tuple[str, Dataset]:
-        output.claim(recipe).close()
+        output_folder.claim(recipe).close()
         pairs = prepare(recipe, load_rows(recipe), words)["train"].pairs
         return words.decode(pairs[0]["prompt_ids"]), pairs
 
@@ -267,4 +270,4 @@ def test_a_run_that_goes_on_another_day_has_the_prompts_of_its_first(tiny_flags,
     earlier, others = read()
     assert earlier == prompt.replace(f"{today:%d %B %Y}", "29 February 2024")
     assert digest_of_rows(others) != digest_of_rows(pairs)
-    assert output.recipe_of(tmp_path / "run").chosen == recipe.chosen
+    assert output_folder.recipe_of(tmp_path / "run").chosen == recipe.chosen

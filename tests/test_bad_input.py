@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 import train
-from dpo.recipe import parse, share_batch
-from dpo.shape import check_model
+from dpo.models.config_check import check_model
+from dpo.recipe.parse import parse, share_batch
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 

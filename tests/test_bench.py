@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 import bench
-from dpo import speed_table, workload
+from dpo.speed import table, workload
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_what_did_not_fit_is_a_row_as_well(results, tmp_path):
     lost = dict.fromkeys(found["rows"][1]) | {"name": "too large", "model": "m", "lengths": "l"}
     lost |= {"pairs_per_micro_batch": 2, "stock_tokens_per_token": 2.0}
     rows = [found["rows"][0], lost]
-    speed_table.write(found | {"rows": rows}, tmp_path)
+    table.write(found | {"rows": rows}, tmp_path)
     assert "| too large | – | – | out of memory | – | – |" in (tmp_path / "bench.md").read_text()
 
 

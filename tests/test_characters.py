@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import data
-from dpo import data_page
-from dpo.characters import pieces, shown
-from dpo.quarantine import Linted
+from dpo.data.characters import pieces, shown
+from dpo.data.quarantine import Linted
+from dpo.reports import data_page
 
 PHONE = 360  # pixels wide
 

@@ -11,8 +11,9 @@ from conftest import make, random_model
 from test_prefix_sharing import varlen_by_hand
 
 import check_gpu
-from dpo import gpu_checks, gpu_parity, gpu_runs, shared_attention
-from dpo.gpu_checks import Job, Row
+from dpo.prefix_sharing import attention
+from dpo.speed import gpu_checks, gpu_parity, gpu_runs
+from dpo.speed.gpu_checks import Job, Row
 
 
 @pytest.fixture
@@ -62,8 +63,8 @@ def test_shared_prefixes_pass_and_a_wrong_plan_does_not(job, monkeypatch):
 
 def test_both_kernels_of_a_gpu_are_tried(job, tmp_path, monkeypatch):
     """With FlashAttention's call written out, and for a model from a folder at real lengths."""
-    monkeypatch.setattr(shared_attention, "uses_flash", lambda device, half: half)
-    monkeypatch.setattr(shared_attention, "varlen_attn", varlen_by_hand)
+    monkeypatch.setattr(attention, "uses_flash", lambda device, half: half)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_by_hand)
     monkeypatch.setattr(gpu_parity, "SMALL", {})
     random_model("mistral").save_pretrained(tmp_path / "mistral")
     rows = [*gpu_parity.parity(replace(job, model=tmp_path / "mistral", small=False))]

@@ -11,9 +11,9 @@ import torch
 from conftest import trainer_of
 from safetensors.torch import load_file
 
-from dpo import checkpoints
-from dpo.recipe import parse
-from dpo.resuming import REFERENCE, TakeUp, to_go_on_from
+from dpo.recipe.parse import parse
+from dpo.runs import checkpoints
+from dpo.training.resume import REFERENCE, TakeUp, to_go_on_from
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 

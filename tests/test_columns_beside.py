@@ -9,14 +9,14 @@ from datasets import Dataset
 from shelf_rows import said
 from transformers import AutoTokenizer
 
-from dpo import preferences, quarantine
-from dpo.columns import renamed
-from dpo.layouts import Fault, renders, to_pair
-from dpo.parts import told
-from dpo.recipe import parse
-from dpo.sources import Rows, load_rows
-from dpo.telling import NAMED, reading_of
-from dpo.tokenization import load_tokenizer
+from dpo.data import dataset, quarantine
+from dpo.data.formats.columns import renamed
+from dpo.data.formats.layouts import Fault, renders, to_pair
+from dpo.data.formats.parts import told
+from dpo.data.formats.telling import NAMED, reading_of
+from dpo.data.sources.load import Rows, load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.recipe.parse import parse
 
 USER, YES, NO = said("user", "How?"), said("assistant", "So."), said("assistant", "No.")
 SYSTEM = said("system", "In French.")
@@ -552,7 +552,7 @@ def test_the_lines_about_the_data_are_printed(tmp_path):
 
     def read(*flags):
         recipe = parse(["--config", f"{ROOT}/recipes/smollm2-sentiment.yaml", *data, *flags])
-        found = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+        found = dataset.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
         return found["train"].pairs[0], "\n".join(quarantine.said(found, None))
 
     pair, said = read()

@@ -13,8 +13,10 @@ from browser import DESKTOP, PHONE, fits, opened, pictures
 from conftest import make
 
 from compare import show
-from dpo import comparison, comparison_page, comparison_table, contestants, intervals
-from dpo.comparison_table import Row, Units
+from dpo.core import stats
+from dpo.evaluation import contestants
+from dpo.reports import comparison, comparison_page, comparison_table
+from dpo.reports.comparison_table import Row, Units
 
 EVIL = "<script>alert(1)</script> | \x1b[31m [/bold]"
 
@@ -206,7 +208,7 @@ def test_as_few_runs_as_chance_allows_differ_beyond_noise():
     rng, beyond = np.random.default_rng(2), 0
     for _ in range(200):
         right = (rng.normal(size=(2, 150)) + rng.normal(size=150) > -0.7).astype(float)
-        difference = intervals.paired(right, resamples=1000)[1][0]
+        difference = stats.paired(right, resamples=1000)[1][0]
         beyond += not comparison_table.within_noise(difference)
     assert 3 <= beyond <= 20
 
@@ -349,22 +351,23 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path, monkeypatch):
 
 
 def test_a_wandb_report_needs_a_login_and_an_answer(monkeypatch):
-    from dpo import tracking, wandb_page
+    from dpo.reports import wandb_report
+    from dpo.runs import tracking
 
     monkeypatch.setattr(tracking, "has_key", lambda: False)
     with pytest.raises(SystemExit, match="a W&B report needs a login: wandb login"):
-        wandb_page.check()
+        wandb_report.check()
     monkeypatch.setattr(tracking, "has_key", lambda: True)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(SystemExit, match=re.escape("http://127.0.0.1:9 gives no answer")):
-        wandb_page.check()
+        wandb_report.check()
 
 
 def test_a_wandb_report_holds_the_table_and_the_runs_curves(tmp_path, monkeypatch):
     """As it would be sent; the server is not asked."""
     from wandb_workspaces.reports.v2 import interface
 
-    from dpo import wandb_page
+    from dpo.reports import wandb_report
 
     monkeypatch.setattr(interface, "_get_api", lambda: SimpleNamespace(default_entity="me"))
     monkeypatch.setattr(
@@ -372,7 +375,7 @@ def test_a_wandb_report_holds_the_table_and_the_runs_curves(tmp_path, monkeypatc
     )
 
     given = [a_run(tmp_path / "a", [1], beta=1), a_run(tmp_path / "b", [1], beta=2)]
-    made = wandb_page.of(comparison.collect(given), "two", project="p", entity="me")
+    made = wandb_report.of(comparison.collect(given), "two", project="p", entity="me")
     sent = json.dumps(made._to_model().model_dump(mode="json", by_alias=True))
     assert "held-out accuracy" in sent and "eval/rewards/accuracies" in sent
     assert str(tmp_path / "a") in sent and "output_dir" in sent

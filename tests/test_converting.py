@@ -10,11 +10,11 @@ import yaml
 from conftest import ROOT, make
 
 import new
-from dpo.converting import convert
-from dpo.old_keys import DROPPED, RENAMED
-from dpo.other_tools import TOOLS
-from dpo.recipe import FOLDER, make_parser, parse, resolve
-from dpo.values import check_values
+from dpo.recipe.convert.convert import convert
+from dpo.recipe.convert.old_keys import DROPPED, RENAMED
+from dpo.recipe.convert.other_tools import TOOLS
+from dpo.recipe.parse import FOLDER, make_parser, parse, resolve
+from dpo.recipe.validate import check_values
 
 TRAINED = """
 model_name_or_path: someone/start-7b

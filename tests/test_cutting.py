@@ -12,14 +12,16 @@ from rich.console import Console
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import data
-from dpo import evaluation, lint, reference, scoring
-from dpo.gates import wrong_batch
-from dpo.layouts import Fault
-from dpo.preferences import prepare
-from dpo.prefix_sharing import SharedPrefixCollator
-from dpo.recipe import parse
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data import lint
+from dpo.data.dataset import prepare
+from dpo.data.formats.layouts import Fault
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import evaluation
+from dpo.prefix_sharing.backbone import SharedPrefixCollator
+from dpo.recipe.parse import parse
+from dpo.training import held_out_scores, reference
+from dpo.training.preflight.checks import wrong_batch
 
 MODES = ("keep_start", "keep_end")
 LENGTHS = (None, 2, 5, 12, 24)
@@ -69,7 +71,7 @@ def test_an_untrained_policy_has_no_margin(mode, most, tmp_path):
     policy = evaluation.score(trainer.model, rows, 0, pairs=True)
     known = np.concatenate([trainer.eval_dataset[column] for column in reference.COLUMNS])
     assert policy == pytest.approx(known, abs=1e-4)
-    assert (scoring.score(trainer).margins(trainer.beta) == 0).all()
+    assert (held_out_scores.score(trainer).margins(trainer.beta) == 0).all()
     trainer.train_dataset = trainer.train_dataset.select(range(6))  # no prompt fills 12 tokens
     assert wrong_batch(trainer) is None
     if most and mode == "keep_end":

@@ -19,8 +19,9 @@ from browser import opened
 from conftest import ROOT, make
 from playwright.sync_api import Error
 
-from dpo import completions, metrics
-from dpo.following import Followed
+from dpo.runs import metrics
+from dpo.runs.dashboard import Followed
+from dpo.training.monitoring import completions
 
 pytestmark = pytest.mark.sight
 

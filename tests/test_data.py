@@ -7,9 +7,9 @@ import pytest
 from conftest import ROOT, make, pair, recipe_steps
 
 import new
-from dpo.output import claim
-from dpo.recipe import FOLDER, parse
-from dpo.sources import load_splits
+from dpo.data.sources.load import load_splits
+from dpo.recipe.parse import FOLDER, parse
+from dpo.runs.output_folder import claim
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from conftest import (
 )
 from safetensors.torch import load_file, save_file
 
-from dpo.resuming import REFERENCE
+from dpo.training.resume import REFERENCE
 
 pytestmark = pytest.mark.distributed
 
@@ -369,7 +369,7 @@ if "RANK" in os.environ:
         sums[name] = sums.get(name, 0) + gradient.float()
     def new_init(self, *args, **kwargs):
         init(self, *args, **kwargs)
-        trial = sys.modules["dpo.trial"]
+        trial = sys.modules["dpo.training.preflight.longest_batch"]
         forget = trial.forget_gradients
         trial.forget_gradients = lambda trainer: (forget(trainer), sums.clear())
         for name, parameter in self.module.named_parameters():

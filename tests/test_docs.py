@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, make
 
-from dpo.layouts import LAYOUTS
-from dpo.lint import REASONS
+from dpo.data.formats.layouts import LAYOUTS
+from dpo.data.lint import REASONS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob(".github/*.md")]
 README = PAGES[0].read_text()

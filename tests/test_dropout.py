@@ -21,14 +21,16 @@ from transformers import (
 )
 from trl.trainer.utils import disable_dropout_in_model
 
-from dpo import adapters, dropout, metrics
-from dpo.building import make_trainer
-from dpo.preferences import prepare
-from dpo.recipe import parse
-from dpo.reference import COLUMNS, ROWS
-from dpo.rewards import completion_logps
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.losses import completion_logps
+from dpo.models import adapters
+from dpo.recipe.parse import parse
+from dpo.runs import metrics
+from dpo.training import dropout
+from dpo.training.build import make_trainer
+from dpo.training.reference import COLUMNS, ROWS
 
 
 def with_dropout(kind: str, model: Path, folder: Path) -> tuple[Path, list[str]]:

@@ -10,7 +10,7 @@ from conftest import EMBEDDED_MODEL, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import embedded_model
-from dpo.sampling import sample_completions
+from dpo.models.sampling import sample_completions
 
 
 def test_install_is_idempotent_and_quick():

@@ -19,8 +19,8 @@ import pytest
 from conftest import ROOT
 from test_judges import lines, refusal, user
 
-from dpo import endpoint
-from dpo.judges import Comparison, check, judge
+from dpo.evaluation.judges import endpoint
+from dpo.evaluation.judges.judging import Comparison, check, judge
 
 MODEL = "fake-judge"
 KEY = "sk-a-key-that-nobody-may-see"

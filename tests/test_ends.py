@@ -8,16 +8,16 @@ import torch
 from conftest import once, random_model, run_flags
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from dpo import adapters, ends
-from dpo.answers import Settings, draw
-from dpo.building import make_trainer
-from dpo.contestants import find
-from dpo.drift import Drift
-from dpo.preferences import prepare
-from dpo.recipe import parse
-from dpo.sampling import sample, sample_completions
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation.contestants import find
+from dpo.evaluation.generations import Settings, draw
+from dpo.models import adapters, end_tokens
+from dpo.models.sampling import sample, sample_completions
+from dpo.recipe.parse import parse
+from dpo.training.build import make_trainer
+from dpo.training.monitoring.drift import Drift
 
 CHATML = "".join(
     (
@@ -50,12 +50,14 @@ def test_the_ends_of_an_answer(name, tiny_model):
     tokenizer = tokenizer_of(tiny_model, end, turn)
     ids = tokenizer.convert_tokens_to_ids(expected)
     alone = [tokenizer.convert_tokens_to_ids(end)]
-    assert sorted(ends.of(None, tokenizer)) == sorted(ids)
-    assert ends.of(None, tokenizer, str) == alone  # the template is nothing to plain text
+    assert sorted(end_tokens.of(None, tokenizer)) == sorted(ids)
+    assert end_tokens.of(None, tokenizer, str) == alone  # the template is nothing to plain text
     own = GenerationConfig(eos_token_id=[7, 8, 9])  # what the model brings stays, and comes first
-    assert ends.of(own, tokenizer)[:3] == [7, 8, 9] and {*ids} < {*ends.of(own, tokenizer)}
+    assert end_tokens.of(own, tokenizer)[:3] == [7, 8, 9] and {*ids} < {
+        *end_tokens.of(own, tokenizer)
+    }
     tokenizer.chat_template = None
-    assert ends.of(None, tokenizer) == alone
+    assert end_tokens.of(None, tokenizer) == alone
 
 
 def chained(folder, tokenizer, *words: str):
@@ -101,7 +103,7 @@ def test_no_invented_turn_follows_an_answer(own, tiny_model):
 
 
 def test_kept_answers_end_there_too(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo.answers.KEPT", tmp_path / "answers")
+    monkeypatch.setattr("dpo.evaluation.generations.KEPT", tmp_path / "answers")
     tokenizer = tokenizer_of(tiny_model, "<|endoftext|>", "<|im_end|>\n")
     model, chain = chained(tiny_model, tokenizer, "blue", "<|im_end|>", "Ċ")
     model.generation_config.eos_token_id = 0
@@ -150,7 +152,7 @@ def test_a_config_that_knows_its_end_is_left_as_it_is(tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     before = model.generation_config.to_dict()
-    ends.remember(model, tokenizer, list)
+    end_tokens.remember(model, tokenizer, list)
     assert model.generation_config.to_dict() == before and before["eos_token_id"] == 2
 
 
@@ -159,7 +161,7 @@ def test_a_template_that_takes_no_bare_question_has_the_tokenizers_end(tiny_mode
     tokenizer.chat_template = (
         "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     )
-    assert ends.of(None, tokenizer) == [tokenizer.eos_token_id]
+    assert end_tokens.of(None, tokenizer) == [tokenizer.eos_token_id]
 
 
 # As models are published: values that `generate` ignores, which transformers saves unchanged alone.
@@ -178,7 +180,7 @@ def test_a_changed_config_is_saved_without_what_is_ignored(what, tiny_model, tmp
     published = {"eos_token_id": 5, "max_length": 50, **IGNORED[what]}
     (tmp_path / "generation_config.json").write_text(json.dumps(published))
     model.generation_config = GenerationConfig.from_pretrained(tmp_path)
-    ends.remember(model, tokenizer, list)
+    end_tokens.remember(model, tokenizer, list)
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [5, 2] and saved["max_length"] == 50
@@ -188,6 +190,6 @@ def test_a_changed_config_is_saved_without_what_is_ignored(what, tiny_model, tmp
 def test_a_changed_config_that_samples_goes_on_doing_so(tiny_model, tmp_path):
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), random_model("llama")
     model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, eos_token_id=5)
-    ends.remember(model, tokenizer, list)
+    end_tokens.remember(model, tokenizer, list)
     model.save_pretrained(tmp_path)
     assert GenerationConfig.from_pretrained(tmp_path).temperature == 0.7

@@ -19,18 +19,19 @@ from test_endpoint import MODEL, longer, serving
 from test_judges import save_reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo import answers, contestants, evaluation, evaluation_page, paired, prompts, suites
-from dpo.contestants import Contestant, find, reference_of
-from dpo.recipe import parse
-from dpo.sampling import Completion, prompt_token_ids
+from dpo.evaluation import benchmarks, contestants, evaluation, generations, paired, prompts
+from dpo.evaluation.contestants import Contestant, find, reference_of
+from dpo.models.sampling import Completion, prompt_token_ids
+from dpo.recipe.parse import parse
+from dpo.reports import evaluation_page
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the walk?", "And you?")]
-SETTINGS = answers.Settings(samples=2, temperature=0.7, max_new_tokens=6, seed=1)
+SETTINGS = generations.Settings(samples=2, temperature=0.7, max_new_tokens=6, seed=1)
 
 
 @pytest.fixture
 def kept_here(monkeypatch, tmp_path):
-    monkeypatch.setattr(answers, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(generations, "KEPT", tmp_path / "kept")
 
 
 def other_model(tiny_model, folder, noise: float = 0.05):
@@ -59,7 +60,7 @@ def test_answers_are_drawn_once_for_equal_weights_alone(tiny_model, kept_here, t
     def draw(folder) -> list:
         who = find(str(folder))
         model, tokenizer = who.load("cpu"), who.tokenizer()
-        return answers.draw(who, model, tokenizer, PROMPTS, SETTINGS)
+        return generations.draw(who, model, tokenizer, PROMPTS, SETTINGS)
 
     shutil.copytree(tiny_model, tmp_path / "copy")
     first = draw(tiny_model)
@@ -107,21 +108,21 @@ def test_a_reference_is_asked_as_its_policy_is(tiny_model, tmp_path):
 
 def test_after_a_kill_only_what_is_missing_is_generated(tiny_model, kept_here, monkeypatch):
     """One batch is kept whole, the next one was cut off in the middle of a line."""
-    monkeypatch.setattr(answers, "BATCH", 2)
+    monkeypatch.setattr(generations, "BATCH", 2)
     who = find(str(tiny_model))
     model, tokenizer = who.load("cpu"), who.tokenizer()
-    whole = answers.draw(who, model, tokenizer, PROMPTS, SETTINGS)
-    (path,) = answers.KEPT.iterdir()
+    whole = generations.draw(who, model, tokenizer, PROMPTS, SETTINGS)
+    (path,) = generations.KEPT.iterdir()
     lines = [line for line in path.read_text().splitlines() if line]
     path.write_text("\n".join(["", *lines[:2], lines[2][:20]]))
     asked = []
-    sample = answers.sample
+    sample = generations.sample
     monkeypatch.setattr(
-        answers, "sample", lambda *given, **how: asked.append(given[2]) or sample(*given, **how)
+        generations, "sample", lambda *given, **how: asked.append(given[2]) or sample(*given, **how)
     )
-    assert answers.draw(who, model, tokenizer, PROMPTS, SETTINGS) == whole
+    assert generations.draw(who, model, tokenizer, PROMPTS, SETTINGS) == whole
     assert [len(rows) for rows in asked] == [2, 2]
-    assert answers.read(path).keys() == set(range(6))
+    assert generations.read(path).keys() == set(range(6))
 
 
 def test_fewer_are_drawn_at_a_time_where_memory_runs_out(tiny_model, kept_here, monkeypatch):
@@ -133,10 +134,10 @@ def test_fewer_are_drawn_at_a_time_where_memory_runs_out(tiny_model, kept_here, 
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return [Completion("a", [1], True)] * len(rows)
 
-    monkeypatch.setattr(answers, "sample", short_of_memory)
+    monkeypatch.setattr(generations, "sample", short_of_memory)
     who = find(str(tiny_model))
     many = replace(SETTINGS, samples=20)
-    drawn = answers.draw(who, who.load("cpu"), who.tokenizer(), PROMPTS, many)
+    drawn = generations.draw(who, who.load("cpu"), who.tokenizer(), PROMPTS, many)
     assert [len(row) for row in drawn] == [20, 20, 20]
     first = next(at for at, size in enumerate(sizes) if size <= 16)
     assert sizes[0] == 60 and max(sizes[first:]) <= 16  # too many are not tried again
@@ -257,7 +258,7 @@ def test_pairs_of_one_prompt_count_together():
 def test_what_is_counted_of_answers():
     long = [[Completion("a b a b", [1] * 6, True), Completion("a b c d", [1] * 8, False)]] * 3
     short = [[Completion("a a", [1, 1], True)] * 2] * 3
-    found = answers.measure(long, short)
+    found = generations.measure(long, short)
     assert found["mean_tokens"]["difference"]["mean"] == 5
     assert found["finished"]["policy"]["mean"] == 0.5 and found["finished"]["against"]["mean"] == 1
     assert found["distinct"]["policy"] == {"1": 4 / 24, "2": 4 / 18}
@@ -310,7 +311,7 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     tokenizer = who.tokenizer()
     tokenizer.eos_token = "<|endoftext|>"  # and the template ends a turn with <|im_end|>
     how = {"temperature": 0.7, "max_new_tokens": 9, "seed": 3}
-    drawn = answers.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, **how)
+    drawn = generations.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, **how)
     assert given["rows"] == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3]}]
     for sampling in given["how"]:
         assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 1.0, -1)
@@ -326,14 +327,16 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
 def test_vllm_is_asked_only_where_it_has_room(free, by, monkeypatch, tiny_model):
     """On every GPU: it ends with an error where less is free than it is given."""
     who = Contestant("tiny", str(tiny_model))
-    monkeypatch.setattr(answers.importlib.util, "find_spec", lambda name: name == "vllm" or None)
+    monkeypatch.setattr(
+        generations.importlib.util, "find_spec", lambda name: name == "vllm" or None
+    )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: ((80, free * 80)[gpu], 80))
-    monkeypatch.setattr(answers, "by_vllm", lambda *_, **__: {0: "vllm"})
-    monkeypatch.setattr(answers, "sample", lambda *_, **__: ["transformers"])
+    monkeypatch.setattr(generations, "by_vllm", lambda *_, **__: {0: "vllm"})
+    monkeypatch.setattr(generations, "sample", lambda *_, **__: ["transformers"])
     model = SimpleNamespace(device=torch.device("cuda", 0), generation_config=None)
-    settings = answers.Settings(1, 1.0, 9, 0)
-    (part,) = answers.generated(who, model, who.tokenizer(), {0: [1]}, settings)
+    settings = generations.Settings(1, 1.0, 9, 0)
+    (part,) = generations.generated(who, model, who.tokenizer(), {0: [1]}, settings)
     assert part == {0: by}
 
 
@@ -507,28 +510,28 @@ def tasks(tmp_path) -> Path:
 
 @pytest.mark.sight
 def test_a_benchmark_of_lm_eval_before_and_after(tasks, tiny_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(suites, "KEPT", tmp_path / "kept")
-    suites.check(["tiny_choice"], str(tasks))
+    monkeypatch.setattr(benchmarks, "KEPT", tmp_path / "kept")
+    benchmarks.check(["tiny_choice"], str(tasks))
     with pytest.raises(SystemExit, match=r"no task 'tiny_chance': did you mean: .*tiny_choice"):
-        suites.check(["tiny_chance"], str(tasks))
+        benchmarks.check(["tiny_chance"], str(tasks))
     mine, other = find(str(tiny_model)), find(str(other_model(tiny_model, tmp_path / "other", 0.5)))
     of = (["tiny_choice"], "cpu", str(tasks), None)
-    found = suites.beside(mine, other, *of)
+    found = benchmarks.beside(mine, other, *of)
     assert "found, not run again" not in capsys.readouterr().out
-    assert suites.beside(mine, other, *of) == found
+    assert benchmarks.beside(mine, other, *of) == found
     assert capsys.readouterr().out.count("found, not run again") == 2
     acc = found["tiny_choice"]["acc"]
     assert 0 <= acc["policy"] <= 1 and acc["stderr_policy"] > 0
     assert {acc["policy"] * 12 % 1, acc["against"] * 12 % 1} <= {0.0}
     (tasks / "own.py").write_text("import no_such_package")
     with pytest.raises(SystemExit, match=r"SUITE=tiny_choice cannot be run: .*no_such_package"):
-        suites.beside(mine, other, *of)
+        benchmarks.beside(mine, other, *of)
 
 
 @pytest.mark.sight
 def test_a_benchmark_computes_as_the_run_did(tasks, tiny_model, tmp_path, monkeypatch):
     """lm-eval switches off an autocast that it is not told of."""
-    monkeypatch.setattr(suites, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(benchmarks, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(Contestant, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
     seen, load = set(), Contestant.load
 
@@ -538,7 +541,7 @@ def test_a_benchmark_computes_as_the_run_did(tasks, tiny_model, tmp_path, monkey
         return model
 
     monkeypatch.setattr(Contestant, "load", watched)
-    suites.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
+    benchmarks.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
     assert seen == {True}
 
 
@@ -553,6 +556,6 @@ def test_a_benchmark_through_make(tasks, swept):
 
 
 def test_without_lm_eval_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmarks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"SUITE needs lm-eval: .*requirements-suite.txt"):
-        suites.check(["ifeval"], None)
+        benchmarks.check(["ifeval"], None)

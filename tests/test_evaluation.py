@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo import evaluation
-from dpo.evaluation import accuracy, compare, pair_rows, score
-from dpo.sampling import Completion, prompt_token_ids, sample_completions
+from dpo.evaluation import evaluation
+from dpo.evaluation.evaluation import accuracy, compare, pair_rows, score
+from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the long walk home?")]
 

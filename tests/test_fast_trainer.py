@@ -18,9 +18,9 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo.batching import DealtSampler, EvenBatches, deal, innermost, layout
-from dpo.recipe import parse
-from dpo.trainer import FastDPOTrainer
+from dpo.recipe.parse import parse
+from dpo.training.batching import DealtSampler, EvenBatches, deal, innermost, layout
+from dpo.training.trainer import FastDPOTrainer
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

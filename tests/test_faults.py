@@ -23,8 +23,9 @@ import psutil
 import pytest
 from conftest import FORKS, ROOT, free_port, launch, run_flags, running, train_in_fork
 
-from dpo import checkpoints, completions, metrics
-from dpo.asking import EXIT_CODE
+from dpo.core.signals import EXIT_CODE
+from dpo.runs import checkpoints, metrics
+from dpo.training.monitoring import completions
 
 pytestmark = pytest.mark.faults
 

@@ -14,11 +14,11 @@ from conftest import pair
 from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
 
-from dpo import prompts
-from dpo.preferences import prepare
-from dpo.recipe import parse
-from dpo.sources import load, load_rows, load_splits
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load, load_rows, load_splits
+from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import prompts
+from dpo.recipe.parse import parse
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", "--eval_strategy=no"]
 HEADER = "question,chosen,rejected\n"

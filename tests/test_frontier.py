@@ -9,7 +9,7 @@ from browser import PHONE, fits, opened, pictures
 from conftest import make
 
 import frontier as command
-from dpo import frontier
+from dpo.reports import frontier
 
 
 def point(loss: str, beta: float, step: int, reward: float, kl: float) -> dict:

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, configuration, given, settings
 from hypothesis import strategies as st
 from place import place
 
-from dpo import lint
-from dpo.preferences import prepare
-from dpo.recipe import parse
-from dpo.sources import load_rows, load_splits
-from dpo.tokenization import load_tokenizer
+from dpo.data import lint
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows, load_splits
+from dpo.data.tokenize import load_tokenizer
+from dpo.recipe.parse import parse
 
 configuration.set_hypothesis_home_dir(place() / "hypothesis")  # not the checkout
 examples = settings(

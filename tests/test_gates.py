@@ -14,11 +14,12 @@ import torch
 from conftest import ROOT, launch, run, run_flags, trainer_of
 from transformers import TrainerCallback
 
-from dpo import memory, reference, start, trial
-from dpo.arguments import RunArguments
-from dpo.gates import Gates
-from dpo.resuming import TakeUp
-from dpo.start import START
+from dpo.recipe.arguments import RunArguments
+from dpo.training import reference
+from dpo.training.preflight import longest_batch, memory, same_start
+from dpo.training.preflight.checks import Gates
+from dpo.training.preflight.same_start import START
+from dpo.training.resume import TakeUp
 
 
 def gated(folder: Path, name: str = "llama", *, on: bool = True, own=None, **arguments):
@@ -108,11 +109,11 @@ def test_every_loss_starts_at_its_constant(tmp_path, monkeypatch):
             setattr(trainer.args, key, value)
             setattr(trainer, "loss_types" if key == "loss_type" else key, value)
         trainer.loss_weights = trainer.args.loss_weights or [1.0]
-        assert start.starts_elsewhere(trainer) is None, (name, beta)
-        loss, slope = start.start_loss(trainer.args)
+        assert same_start.starts_elsewhere(trainer) is None, (name, beta)
+        loss, slope = same_start.start_loss(trainer.args)
         with monkeypatch.context() as patch:
-            patch.setattr(start, "start_loss", lambda args: (loss * 1.01 + 0.01, slope))  # noqa: B023
-            assert "TRL computes another loss" in start.starts_elsewhere(trainer), (name, beta)
+            patch.setattr(same_start, "start_loss", lambda args: (loss * 1.01 + 0.01, slope))  # noqa: B023
+            assert "TRL computes another loss" in same_start.starts_elsewhere(trainer), (name, beta)
 
 
 def test_a_wrong_loss_is_noticed(tmp_path, monkeypatch):
@@ -367,7 +368,7 @@ def test_out_of_memory_in_the_trial(tmp_path):
 def test_the_trial_holds_what_the_optimizer_will(optimizer, expected, tmp_path, monkeypatch):
     """Two moments of every trained weight, in float32, while the longest micro-batch is tried."""
     trainer, seen, alive = gated(tmp_path, optim=optimizer), [], []
-    room, stepped = trial.room_for_states, trainer.training_step
+    room, stepped = longest_batch.room_for_states, trainer.training_step
 
     def noted(trainer):
         held = Held(room(trainer))
@@ -378,7 +379,7 @@ def test_the_trial_holds_what_the_optimizer_will(optimizer, expected, tmp_path, 
         alive.append(seen[0][0]() is not None)
         return stepped(*args)
 
-    monkeypatch.setattr(trial, "room_for_states", noted)
+    monkeypatch.setattr(longest_batch, "room_for_states", noted)
     trainer.training_step = step
     trainer.train()
     assert seen[0][1] == expected * sum(p.numel() for p in trainer.model.parameters())

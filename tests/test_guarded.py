@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, launch
 
-from dpo import quiet, ranks
-from dpo.asking import TOLD_IN, has_refused
-from dpo.terminal import guarded, without_debug
+from dpo.core import quiet, ranks
+from dpo.core.signals import TOLD_IN, has_refused
+from dpo.core.terminal import guarded, without_debug
 
 
 def fails_in_a_library():

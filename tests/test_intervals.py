@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpo.intervals import bootstrap, length_controlled, paired, share, win_rate
+from dpo.core.stats import bootstrap, length_controlled, paired, share, win_rate
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():

@@ -24,12 +24,12 @@ from transformers import (
     set_seed,
 )
 
-from dpo import judges
-from dpo import reward_model as reward_model_file
-from dpo.judgements import Kept
-from dpo.judges import Comparison, check, judge
-from dpo.reward_model import RewardModel
-from dpo.terminal import guarded
+from dpo.core.terminal import guarded
+from dpo.evaluation.judges import judging
+from dpo.evaluation.judges import reward_model as reward_model_file
+from dpo.evaluation.judges.judging import Comparison, check, judge
+from dpo.evaluation.judges.reward_model import RewardModel
+from dpo.evaluation.judges.verdicts import Kept
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -66,7 +66,7 @@ def test_the_known_reward_prefers_by_its_sign_and_keeps_what_it_said(kept, monke
         verdicts.rewards.shape == (2, 3) and verdicts.rewards[0, 0] > 0.5 > verdicts.rewards[1, 0]
     )
     assert not verdicts.left_out and verdicts.cost is None
-    monkeypatch.setattr(judges, "vader_score", lambda text: pytest.fail("it was kept"))
+    monkeypatch.setattr(judging, "vader_score", lambda text: pytest.fail("it was kept"))
     again = judge("vader", compared, kept)
     assert np.array_equal(again.rewards, verdicts.rewards)
     assert len(lines(kept)) == 1 + 4  # who judged, and every answer once

@@ -12,8 +12,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, launch, run
 
 import launch as launcher
-from dpo import output
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
+from dpo.runs import output_folder
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
@@ -196,7 +196,7 @@ def finished(tmp_path) -> Path:
     folder = tmp_path / "outputs/smollm2-sentiment"
     folder.mkdir(parents=True)
     recipe = parse(["--config", "recipes/smollm2-sentiment.yaml"])
-    settings = {"recipe": recipe.name, **output.settings(recipe)}
+    settings = {"recipe": recipe.name, **output_folder.settings(recipe)}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     (folder / "report.json").write_text("{}")
     return tmp_path
@@ -254,10 +254,10 @@ def test_a_finished_run_is_answered_if_it_could_have_been_run(monkeypatch, finis
 
 
 def test_list_shows_every_recipe_and_config():
-    output = launch("--list").stdout
+    output_folder = launch("--list").stdout
     for folder in ("recipes", "accelerate_configs"):
         for path in (ROOT / folder).glob("*.yaml"):
-            assert f"  {path.stem} " in output
+            assert f"  {path.stem} " in output_folder
 
 
 def faults(environment: dict) -> int:

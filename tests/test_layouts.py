@@ -5,9 +5,9 @@ import json
 import pytest
 from shelf_rows import ROWS, said
 
-from dpo.layouts import LAYOUTS, Fault, to_pair
-from dpo.parts import told
-from dpo.sources import load_splits
+from dpo.data.formats.layouts import LAYOUTS, Fault, to_pair
+from dpo.data.formats.parts import told
+from dpo.data.sources.load import load_splits
 
 USER, GOOD, BAD = said("user", "How?"), said("assistant", "So."), said("assistant", "No.")
 PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}

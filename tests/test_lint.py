@@ -8,11 +8,12 @@ import pytest
 from conftest import ROOT, pair, recipe_steps
 from transformers import AutoTokenizer
 
-from dpo import evaluation, preferences, quarantine, reading
-from dpo.lint import REASONS
-from dpo.recipe import parse
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data import dataset, quarantine, reading
+from dpo.data.lint import REASONS
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import evaluation
+from dpo.recipe.parse import parse
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 MAX_LENGTH = 128
@@ -243,7 +244,7 @@ def lint(model, data, folder, *flags: str) -> dict[str, quarantine.Linted]:
     length = [] if "--max_length" in " ".join(flags) else [f"--max_length={MAX_LENGTH}"]
     argv = ["--config", str(RECIPE), "--use_cpu", *length, *flags]
     recipe = parse([*argv, f"--model_name_or_path={model}", f"--dataset_name={data}"])
-    linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    linted = dataset.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     quarantine.set_aside(linted, folder)
     quarantine.check_share(linted, recipe.run.quarantine_limit, folder)
     return linted
@@ -554,7 +555,7 @@ def test_a_long_source_of_a_mixture_is_named(tmp_path, tiny_model):
     flags = ["--eval_strategy=no"]
     flags += [f"--max_length={MAX_LENGTH}", f"--model_name_or_path={tiny_model}", "--use_cpu"]
     recipe = parse(["--config", str(mixture), *flags])
-    linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    linted = dataset.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     quarantine.check_share(linted, 0.05, tmp_path)
     lines = "\n".join(quarantine.said(linted, None))
     assert re.search(r"max_length 128: 0 of 24 pairs are cut, 4 left out", lines)
@@ -588,7 +589,7 @@ def test_a_source_that_is_lost_stops_a_mixture(tmp_path, tiny_model, kind, bad, 
     (tmp_path / "mixture.yaml").write_text(f"{text}\ndatasets:\n{entries}")
     flags = ["--eval_strategy=no", f"--model_name_or_path={tiny_model}", "--use_cpu"]
     recipe = parse(["--config", f"{tmp_path}/mixture.yaml", *flags])
-    linted = preferences.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    linted = dataset.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     assert linted["train"].faulty < 0.05
     if not stops:
         quarantine.check_share(linted, 0.05, tmp_path)

@@ -24,10 +24,11 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
-from dpo import adapters, fits, loading
-from dpo.contestants import find, policy_of, reference_of
-from dpo.output import settings, write_whole
-from dpo.recipe import parse
+from dpo.data import fits
+from dpo.evaluation.contestants import find, policy_of, reference_of
+from dpo.models import adapters, loading
+from dpo.recipe.parse import parse
+from dpo.runs.output_folder import settings, write_whole
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -91,7 +92,7 @@ def test_files_that_are_not_whole(what, how, tmp_path):
             adapters.load(folder)
         else:
             quantised = BitsAndBytesConfig(load_in_4bit=True) if how == "four bits" else None
-            with loading.whole():  # as building.py has TRL load
+            with loading.whole():  # as build.py has TRL load
                 create_model_from_path(
                     folder, quantization_config=quantised, ignore_mismatched_sizes=True
                 )

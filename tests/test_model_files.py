@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from test_bad_input import RECIPE, refusal
 from transformers import AutoModelForCausalLM
 
-from dpo import shape
-from dpo.model_files import check_config, check_weights, tokenizer_of
-from dpo.recipe import parse
-from dpo.tokenization import load_tokenizer
+from dpo.data.tokenize import load_tokenizer
+from dpo.models import config_check
+from dpo.models.model_files import check_config, check_weights, tokenizer_of
+from dpo.recipe.parse import parse
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 269060552\n"
 
@@ -265,7 +265,7 @@ def test_a_saved_adapter_that_does_not_fit(monkeypatch, tiny_model, tmp_path, ti
     lora = LoraConfig(r=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora).save_pretrained(folder)
     flags = once([*tiny_flags, f"--model_name_or_path={folder}", "--use_peft", "--use_cpu"])
-    shape.check(parse(["--config", str(RECIPE), *flags]))  # as it is it fits
+    config_check.check(parse(["--config", str(RECIPE), *flags]))  # as it is it fits
     changed, words = SAVED[what]
     base = {"base_model_name_or_path": str(folder)} if what == "itself" else {}
     edit(folder / "adapter_config.json", **changed | base)
@@ -299,7 +299,7 @@ FIT = (
 
 def checked(tiny_model, flags: str) -> None:
     model = f"--model_name_or_path={tiny_model}"
-    shape.check(parse(["--config", str(RECIPE), "--use_cpu", model, *flags.split()]))
+    config_check.check(parse(["--config", str(RECIPE), "--use_cpu", model, *flags.split()]))
 
 
 @pytest.mark.parametrize("flags", ADAPTERS)

@@ -13,14 +13,16 @@ from conftest import losses_of, once, pair, run, trainer_of
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
-from dpo import drift, metrics, monitors
-from dpo.building import make_trainer
-from dpo.preferences import prepare
-from dpo.quarantine import check_share
-from dpo.recipe import parse
-from dpo.resuming import TakeUp
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.quarantine import check_share
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.recipe.parse import parse
+from dpo.runs import metrics
+from dpo.training.build import make_trainer
+from dpo.training.monitoring import alerts as alerts_
+from dpo.training.monitoring import drift
+from dpo.training.resume import TakeUp
 
 WORDS = [*"abcdefghijklmnop"]
 
@@ -68,7 +70,7 @@ def healthy(tiny_model, tmp_path) -> DPOTrainer:
 
 
 def kinds(trainer: DPOTrainer) -> list[str]:
-    return [alert["kind"] for alert in monitors.alerts_of(trainer.state)]
+    return [alert["kind"] for alert in alerts_.alerts_of(trainer.state)]
 
 
 def weights(trainer: DPOTrainer) -> list[torch.Tensor]:
@@ -195,7 +197,7 @@ def test_a_loss_that_falls_when_an_epoch_ends_is_told(tiny_model, tmp_path):
     flags = ("--learning_rate=3e-3", "--max_steps=20", "--lr_scheduler_type=constant")
     trainer = trainer_on(tmp_path, tiny_model, *rows, *flags, "--eval_strategy=epoch")
     trainer.train()
-    (told,) = (a for a in monitors.alerts_of(trainer.state) if a["kind"] == "memorisation")
+    (told,) = (a for a in alerts_.alerts_of(trainer.state) if a["kind"] == "memorisation")
     assert "when the epoch ended" in told["says"] and told["step"] == 20
 
 
@@ -233,7 +235,7 @@ def test_every_pair_is_recorded_as_trl_counts_it(kind, share_prefix, tiny_model,
     )
     trainer.train()
     second = [entry for entry in trainer.state.log_history if "loss" in entry][1]
-    kept = trainer.state.stateful_callbacks[monitors.NAME]
+    kept = trainer.state.stateful_callbacks[alerts_.NAME]
     chosen, rejected, *lengths = np.array(kept["pairs"]).T
     assert len(chosen) == 16 and np.abs(chosen[:8]).max() < 1e-5  # policy = reference at first
     now = slice(8, 16)
@@ -313,7 +315,7 @@ def test_answers_that_grow_are_told(tiny_model, tmp_path):
 
     trainer.add_callback(Brief)
     trainer.train()
-    (told,) = monitors.alerts_of(trainer.state)
+    (told,) = alerts_.alerts_of(trainer.state)
     assert told["kind"] == "length exploitation" and "grown from 4 to 64 tokens" in told["says"]
 
 
@@ -341,7 +343,7 @@ def test_a_resumed_run_has_the_metrics_and_alerts_of_one_that_was_not(tiny_model
     trainer = trainer_on(tmp_path, tiny_model, *rows, *flags)
     trainer.train()
     run = tmp_path / "run"
-    whole, alerts = metrics.read(run), trainer.state.stateful_callbacks[monitors.NAME]
+    whole, alerts = metrics.read(run), trainer.state.stateful_callbacks[alerts_.NAME]
     assert whole[-1]["step"] == 8 and "eval_loss" in whole[-2]
     assert sum("loss" in line for line in whole) == 8
     assert sum("eval_drift_tokens" in line for line in whole) == 2
@@ -360,7 +362,7 @@ def test_a_resumed_run_has_the_metrics_and_alerts_of_one_that_was_not(tiny_model
     again.add_callback(TakeUp(again, run / "checkpoint-4"))
     again.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     assert without_times(metrics.read(run)) == without_times(whole)
-    assert again.state.stateful_callbacks[monitors.NAME] == alerts
+    assert again.state.stateful_callbacks[alerts_.NAME] == alerts
 
 
 def test_counting_input_tokens_leaves_no_step_out(tiny_model, tmp_path):

@@ -13,12 +13,12 @@ from datasets import Dataset, IterableDataset
 from test_model_files import edit
 
 import new
-from dpo.columns import described, mapping_of, renamed, suggested
-from dpo.preferences import prepare
-from dpo.recipe import make_parser, parse, resolve
-from dpo.rows import Rows
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.formats.columns import described, mapping_of, renamed, suggested
+from dpo.data.sources.load import load_rows
+from dpo.data.sources.rows import Rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.recipe.parse import make_parser, parse, resolve
 
 
 @pytest.mark.parametrize(

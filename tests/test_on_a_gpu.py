@@ -12,12 +12,13 @@ from test_prefix_sharing import varlen_by_hand
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
-from dpo import evaluation, shared_attention
-from dpo.arguments import RunArguments
-from dpo.gates import Gates
-from dpo.prefix_sharing import head_on_completions
-from dpo.stopping import Leave
-from dpo.trainer import FastDPOTrainer
+from dpo.evaluation import evaluation
+from dpo.prefix_sharing import attention
+from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.recipe.arguments import RunArguments
+from dpo.training.preempt import Leave
+from dpo.training.preflight.checks import Gates
+from dpo.training.trainer import FastDPOTrainer
 
 FLASH = "on, attention in one call of FlashAttention (varlen)"
 PADDED = "on, attention in one call of SDPA, branches padded"
@@ -33,7 +34,7 @@ WAYS = {
 
 @pytest.fixture(autouse=True)
 def flash(monkeypatch):
-    monkeypatch.setattr(shared_attention, "varlen_attn", kernel(varlen_by_hand))
+    monkeypatch.setattr(attention, "varlen_attn", kernel(varlen_by_hand))
 
 
 def run_of(folder, name: str, fast: bool = True, **arguments) -> DPOTrainer:
@@ -137,7 +138,7 @@ def test_norms_of_weights_on_two_devices(tmp_path, monkeypatch):
         trainer = run_of(tmp_path, "llama", eval_strategy="no")
         trained = dict(trainer.model.named_parameters())
         some = {name: p.held if i % 2 else p for i, (name, p) in enumerate(trained.items())}
-        monkeypatch.setattr("dpo.monitors.trainable", lambda model: some)
+        monkeypatch.setattr("dpo.training.monitoring.alerts.trainable", lambda model: some)
         trainer.monitors.check_weights()
         next(iter(some.values())).data.held.fill_(torch.nan)
         with pytest.raises(SystemExit, match="not finite"):

@@ -10,10 +10,11 @@ from conftest import once, random_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from dpo import adapters, building, placing
-from dpo.contestants import Contestant
-from dpo.recipe import parse
-from dpo.reward_model import RewardModel
+from dpo.evaluation.contestants import Contestant
+from dpo.evaluation.judges.reward_model import RewardModel
+from dpo.models import adapters, devices
+from dpo.recipe.parse import parse
+from dpo.training import build
 
 
 class Loaded(Exception):
@@ -59,9 +60,9 @@ def test_one_process_trains_on_the_first_gpu_alone(
     if start == "adapter":
         loaded(monkeypatch, adapters, "trainable")
     else:
-        loaded(monkeypatch, building.FastDPOTrainer, "__init__")
+        loaded(monkeypatch, build.FastDPOTrainer, "__init__")
     with pytest.raises(Loaded) as how:
-        building.make_trainer(recipe, None, None, None)
+        build.make_trainer(recipe, None, None, None)
     how = how.value.args[0]
     init = how if start == "adapter" else how["args"].model_init_kwargs
     assert init["device_map"] == {"": "cuda:0"}
@@ -75,18 +76,18 @@ def test_what_is_dealt_out_is_loaded_to_no_gpu(monkeypatch, kind):
     """Several processes, and one under FSDP or on a CPU."""
     cuda = kind != "NO"
     args = SimpleNamespace(n_gpu=1, device=torch.device("cuda:1" if cuda else "cpu"))
-    args.distributed_state = SimpleNamespace(distributed_type=building.DistributedType(kind))
-    assert building.own_device(args) is None
-    args.distributed_state.distributed_type = building.DistributedType.NO
+    args.distributed_state = SimpleNamespace(distributed_type=build.DistributedType(kind))
+    assert build.own_device(args) is None
+    args.distributed_state.distributed_type = build.DistributedType.NO
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert building.own_device(args) is None
+    assert build.own_device(args) is None
 
 
 def test_a_device_map_in_a_recipe_is_refused(tiny_flags):
     stated = '--model_init_kwargs={"device_map": "auto"}'
     recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *tiny_flags, "--use_cpu", stated])
     with pytest.raises(SystemExit, match="device_map would spread the model that is trained"):
-        building.make_trainer(recipe, None, None, None)
+        build.make_trainer(recipe, None, None, None)
 
 
 def test_the_size_of_weights_is_known_from_their_shape(tmp_path, tiny_adapter):
@@ -131,7 +132,7 @@ def test_a_model_is_asked_on_one_gpu_where_it_fits(monkeypatch, tmp_path, tiny_m
 
 
 def test_a_model_that_is_asked_on_a_cpu_is_put_nowhere():
-    assert placing.device_map("cpu", lambda: 1 / 0) is None
+    assert devices.device_map("cpu", lambda: 1 / 0) is None
 
 
 @pytest.mark.parametrize(
@@ -140,4 +141,4 @@ def test_a_model_that_is_asked_on_a_cpu_is_put_nowhere():
 )
 def test_vllm_takes_the_fewest_gpus_that_hold_it(monkeypatch, billions, heads, gpus_here, needed):
     gpus(monkeypatch, gpus_here)
-    assert placing.tensor_parallel(2 * billions * 10**9, heads, 0.45) == needed
+    assert devices.tensor_parallel(2 * billions * 10**9, heads, 0.45) == needed

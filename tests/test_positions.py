@@ -11,14 +11,15 @@ from conftest import SIZES, losses_of, random_ids, trainer_of
 from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from dpo import contestants, evaluation, positions
-from dpo.arguments import RunArguments
-from dpo.building import make_trainer
-from dpo.gates import Gates
-from dpo.preferences import prepare
-from dpo.recipe import parse
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.evaluation import contestants, evaluation
+from dpo.models import rope as rope_
+from dpo.recipe.arguments import RunArguments
+from dpo.recipe.parse import parse
+from dpo.training.build import make_trainer
+from dpo.training.preflight.checks import Gates
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
@@ -88,8 +89,8 @@ def test_a_model_that_is_loaded_again_forgets_longer_batches_too(tmp_path):
 
 def test_models_whose_positions_stand_are_kept_whatever_their_length():
     for rope in (PLAIN, {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}):
-        assert not [*positions.limits(LlamaConfig(**SHORT, rope_parameters=rope))]
-    assert not [*positions.limits(LlamaConfig(**SHORT))]
+        assert not [*rope_.limits(LlamaConfig(**SHORT, rope_parameters=rope))]
+    assert not [*rope_.limits(LlamaConfig(**SHORT))]
 
 
 def test_a_reference_that_is_stated_to_be_kept_is_refused(tiny_model, tiny_data, tmp_path):
@@ -123,7 +124,7 @@ def gated(folder, name, **arguments):
 
 def test_a_row_that_comes_out_otherwise_beside_a_longer_one(tmp_path, monkeypatch):
     """In a way that is not known: the first pairs are right alone, and scored among their like."""
-    monkeypatch.setattr(positions, "by_batch", lambda *given: None)
+    monkeypatch.setattr(rope_, "by_batch", lambda *given: None)
     lengths = [3, 4, 3, 5, 4, 3, 12, 12]
     pairs = [tuple(random_ids(n, 9 * n + part) for part in range(3)) for n in lengths]
     monkeypatch.setattr(conftest, "EDGE_PAIRS", pairs)

@@ -13,14 +13,14 @@ from datasets import Dataset, arrow_dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from dpo import preferences
-from dpo.building import make_trainer
-from dpo.preferences import prepare
-from dpo.reading import IDS, column
-from dpo.recipe import parse
-from dpo.resuming import TakeUp, to_go_on_from
-from dpo.sources import load_rows
-from dpo.tokenization import load_tokenizer
+from dpo.data import dataset
+from dpo.data.dataset import prepare
+from dpo.data.reading import IDS, column
+from dpo.data.sources.load import load_rows
+from dpo.data.tokenize import load_tokenizer
+from dpo.recipe.parse import parse
+from dpo.training.build import make_trainer
+from dpo.training.resume import TakeUp, to_go_on_from
 
 RECIPE = ROOT / "recipes/smollm2-sentiment.yaml"
 CARD = """---
@@ -80,7 +80,7 @@ def test_pairs_are_a_table_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "train.jsonl").write_text("\n".join([lines[3], *lines]) + "\n")
     flags = [f"--dataset_name={tmp_path / 'train.jsonl'}", "--test_split_size=0.3"]
     flags += ["--quarantine_limit=0.5"]
-    monkeypatch.setattr(preferences, "flat", lambda pairs: pairs)
+    monkeypatch.setattr(dataset, "flat", lambda pairs: pairs)
     listed = {split: found.pairs for split, found in load(*flags).items()}
     monkeypatch.undo()
     own = {split: found.pairs for split, found in load(*flags).items()}
@@ -125,7 +125,7 @@ ROWS = {
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_the_tokens_are_those_of_trl(tmp_path, tiny_model, kind):
-    """Fails when TRL tokenises otherwise: then tokenization.py must follow."""
+    """Fails when TRL tokenises otherwise: then tokenize.py must follow."""
     rows = ROWS[kind]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ours = load(

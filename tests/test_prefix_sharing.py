@@ -26,8 +26,8 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo import shared_attention
-from dpo.prefix_sharing import (
+from dpo.prefix_sharing import attention
+from dpo.prefix_sharing.backbone import (
     OTHERWISE,
     STOCK_HEAD,
     SharedPrefixes,
@@ -133,8 +133,8 @@ def varlen_by_hand(query, key, value, queries, keys, *longest, scale, window_siz
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_is_handed_to_flash_attention_is_the_same_attention(name, monkeypatch):
     """FlashAttention itself needs a GPU; how keys are gathered and cut for it does not."""
-    monkeypatch.setattr(shared_attention, "uses_flash", lambda device, half: True)
-    monkeypatch.setattr(shared_attention, "varlen_attn", varlen_by_hand)
+    monkeypatch.setattr(attention, "uses_flash", lambda device, half: True)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_by_hand)
     model = random_model(name)
     add_fused_lm_head(model)
     share_prefixes(model)
@@ -144,7 +144,7 @@ def test_what_is_handed_to_flash_attention_is_the_same_attention(name, monkeypat
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_branches_side_by_side_are_the_same_attention(name, monkeypatch):
     """The way of GPUs without FlashAttention for bfloat16; the CPU goes branch by branch."""
-    monkeypatch.setattr(shared_attention, "_segments", shared_attention._padded)
+    monkeypatch.setattr(attention, "_segments", attention._padded)
     model = random_model(name)
     add_fused_lm_head(model)
     share_prefixes(model)

@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset
 from shelf_rows import said
 
-from dpo.layouts import LAYOUTS, to_pair
-from dpo.sources import Rows
-from dpo.telling import reading_of
+from dpo.data.formats.layouts import LAYOUTS, to_pair
+from dpo.data.formats.telling import reading_of
+from dpo.data.sources.load import Rows
 
 Q, GOOD, BAD = "How?", "So.", "No."
 USER, SYSTEM = said("user", Q), said("system", "Be brief.")

@@ -14,7 +14,7 @@ from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 from trl.scripts.dpo import make_parser
 
 import shelf
-from dpo.recipe import parse, read_yaml
+from dpo.recipe.parse import parse, read_yaml
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 SECTIONS = ["Model", "Data", "DPO", "Optimisation", "Evaluation and output"]

@@ -16,11 +16,14 @@ from conftest import ROOT, losses_of, random_model, run, trainer_of
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dpo import adapters, answers, digests, reference
-from dpo.contestants import Contestant
-from dpo.recipe import parse
-from dpo.reference import CHECKED_ROWS, COLUMNS
-from dpo.workload import any_tokenizer
+from dpo.core import hashing
+from dpo.evaluation import generations
+from dpo.evaluation.contestants import Contestant
+from dpo.models import adapters
+from dpo.recipe.parse import parse
+from dpo.speed.workload import any_tokenizer
+from dpo.training import reference
+from dpo.training.reference import CHECKED_ROWS, COLUMNS
 
 
 @pytest.fixture
@@ -93,13 +96,13 @@ def test_an_adapter_that_acts_otherwise_is_another_reference(changed, tiny_adapt
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | changed))
     (moved / "adapter_config.json").write_text(json.dumps(config | {"peft_version": "0"}))
-    keys, answers = [], []
+    keys, generations = [], []
     for folder in (tiny_adapter, other, moved):
         policy = adapters.trainable(str(folder), False)
         keys.append(reference.digest_of_weights(policy, folder / "adapter_model.safetensors"))
-        answers.append(Contestant("", str(folder)).digest())
+        generations.append(Contestant("", str(folder)).digest())
     assert keys[0] == keys[2] != keys[1]
-    assert answers[0] == answers[2] != answers[1]
+    assert generations[0] == generations[2] != generations[1]
 
 
 @pytest.mark.parametrize(
@@ -122,12 +125,12 @@ def test_answers_are_those_of_a_configuration_too(file, changed, tiny_model, tmp
 
 
 def test_answers_in_either_half_precision_are_kept_apart(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "KEPT", tmp_path)
+    monkeypatch.setattr(generations, "KEPT", tmp_path)
     who = Contestant("", str(tiny_model), dtype="float32")
     model, tokenizer = who.load("cpu"), who.tokenizer()
     for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype):
-            answers.draw(who, model, tokenizer, ["Say"], answers.Settings(1, 0.7, 2, 0))
+            generations.draw(who, model, tokenizer, ["Say"], generations.Settings(1, 0.7, 2, 0))
     assert len([*tmp_path.iterdir()]) == 2
 
 
@@ -172,18 +175,18 @@ def test_code_beside_the_weights_makes_another_entry(tiny_model, tmp_path):
 def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, monkeypatch):
     """Each change keeps the size, as a run that is trained anew does."""
     hashed = []
-    plain = digests.digest_of
-    monkeypatch.setattr(digests, "digest_of", lambda path: hashed.append(path) or plain(path))
-    monkeypatch.setattr(digests.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(digests, "LARGE", 1000)
-    monkeypatch.setattr(digests, "SETTLED", 50_000_000)
+    plain = hashing.digest_of
+    monkeypatch.setattr(hashing, "digest_of", lambda path: hashed.append(path) or plain(path))
+    monkeypatch.setattr(hashing.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hashing, "LARGE", 1000)
+    monkeypatch.setattr(hashing, "SETTLED", 50_000_000)
     file, small = tmp_path / "model.safetensors", tmp_path / "config.json"
     file.write_bytes(b"1" * 1000)
     small.write_bytes(b"1")
 
     def found() -> str:
         hashed.clear()
-        (digest, _) = digests.digests_of([file, small])
+        (digest, _) = hashing.digests_of([file, small])
         assert digest == plain(file)
         return "anew" if file in hashed else "kept"
 
@@ -201,9 +204,9 @@ def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, mo
     assert found() == "anew"
     time.sleep(0.06)
     found()
-    digests.kept_in().write_text("half of a")
+    hashing.kept_in().write_text("half of a")
     assert [found(), found()] == ["anew", "kept"]
-    digests.kept_in().unlink()
+    hashing.kept_in().unlink()
     (tmp_path / "cache").rmdir()
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert found() == "anew"

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 import pytest
 from browser import PHONE, fits, opened, pictures
 
-from dpo import report
-from dpo.evaluation import compare
-from dpo.sampling import Completion
+from dpo.evaluation.evaluation import compare
+from dpo.models.sampling import Completion
+from dpo.reports import run_report
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def results() -> dict:
         "steps": 2,
         "beta": 0.1,
         "loss_type": ["sigmoid"],
-        "curves": report.curves(log),
+        "curves": run_report.curves(log),
         "alerts": [{"kind": "drift", "step": 2, "says": "<script>alert(3)</script> far"}],
         "settings": {"note": "<img src=x onerror=alert(2)>"},
         "versions": {"trl": "1"},
@@ -64,7 +64,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_self_contained_and_escaped(results, tmp_path):
-    report.write(results, tmp_path)
+    run_report.write(results, tmp_path)
     page = Tags()
     page.feed((tmp_path / "report.html").read_text())
     tags = [tag for tag, _ in page.seen]
@@ -81,7 +81,7 @@ def test_the_page_is_self_contained_and_escaped(results, tmp_path):
 
 
 def test_the_page_opens_on_a_phone_without_network(results, tmp_path):
-    report.write(results, tmp_path)
+    run_report.write(results, tmp_path)
     with opened((tmp_path / "report.html").as_uri(), PHONE) as page:
         assert page.errors == []
         assert fits(page)
@@ -96,7 +96,7 @@ def test_a_run_without_known_reward_or_held_out_pairs_has_a_page_too(results, tm
     results["preference_accuracy"] = None
     results["curves"]["held_out"] = []
     del results["data"]["notes"]  # as in an older run's
-    report.write(results, tmp_path)
+    run_report.write(results, tmp_path)
     assert "<small>True reward</small>" not in (tmp_path / "report.html").read_text()
 
 
@@ -121,7 +121,7 @@ def test_curves_are_what_was_logged():
     """A mean margin of zero may be of two pairs that are right and one that is very wrong."""
     entry = {f"rewards/{key}": 0.0 for key in ("margins", "chosen", "rejected")}
     entry["rewards/accuracies"] = 2 / 3
-    (point,) = report.curves([{"step": 1, "loss": 0.6931, **entry}])["train"]
+    (point,) = run_report.curves([{"step": 1, "loss": 0.6931, **entry}])["train"]
     assert point["accuracy"] == 2 / 3
 
 
@@ -147,4 +147,4 @@ SAID = {
 @pytest.mark.parametrize("more, said", SAID.values(), ids=SAID)
 def test_a_report_says_what_max_length_did(results, more, said):
     results["data"] |= more
-    assert said in report.summary(results)
+    assert said in run_report.summary(results)

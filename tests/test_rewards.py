@@ -8,7 +8,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from dpo.rewards import bradley_terry, completion_logps, dpo_loss, implicit_reward
+from dpo.losses import bradley_terry, completion_logps, dpo_loss, implicit_reward
 
 BETA = 0.3
 

@@ -9,9 +9,11 @@ from conftest import EDGE_PAIRS, MAX_LENGTH, trainer_of
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from dpo import contestants, evaluation, reference, scoring, ties
-from dpo.evaluation import of_pairs
-from dpo.recipe import parse
+from dpo.core import ties
+from dpo.evaluation import contestants, evaluation
+from dpo.evaluation.evaluation import of_pairs
+from dpo.recipe.parse import parse
+from dpo.training import held_out_scores, reference
 
 PAIRS = 7  # an odd number, so that the last batch is not full
 
@@ -51,7 +53,7 @@ def trained(folder, name="llama", **settings):
 def test_the_trainer_scores_what_its_models_say(settings, tmp_path):
     """Pair by pair, in the order of the data, policy and reference."""
     trainer = trained(tmp_path, **settings)
-    found = scoring.score(trainer)
+    found = held_out_scores.score(trainer)
     models = [trainer.model, AutoModelForCausalLM.from_pretrained(tmp_path / "model")]
     models[0].eval()
     pairs = evaluation.pair_rows(rows(), MAX_LENGTH, "keep_start")
@@ -63,9 +65,9 @@ def test_the_trainer_scores_what_its_models_say(settings, tmp_path):
     # The identical pair is a tie; training has moved the others, by far more than rounding.
     assert (found.margins(0.1) == 0).tolist() == [at == 5 for at in range(PAIRS)]
 
-    scoring.keep(tmp_path, found, "these")
-    assert scoring.kept(tmp_path, "others") is None
-    for name, value in vars(scoring.kept(tmp_path, "these")).items():
+    held_out_scores.keep(tmp_path, found, "these")
+    assert held_out_scores.kept(tmp_path, "others") is None
+    for name, value in vars(held_out_scores.kept(tmp_path, "these")).items():
         assert np.array_equal(value, getattr(found, name)), name
 
 
@@ -78,7 +80,7 @@ def test_the_trainer_scores_what_its_models_say(settings, tmp_path):
     ids=str,
 )
 def test_what_the_trainer_has_no_reference_for_is_left_to_one_process(settings, tmp_path):
-    assert scoring.score(trained(tmp_path, max_steps=1, **settings)) is None
+    assert held_out_scores.score(trained(tmp_path, max_steps=1, **settings)) is None
 
 
 def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):
@@ -87,7 +89,7 @@ def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):
         ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", f"--output_dir={tmp_path}"]
     )
     draw = np.random.default_rng(0)
-    scored = scoring.Scored(
+    scored = held_out_scores.Scored(
         draw.normal(-50, 9, (2, PAIRS)), draw.normal(-50, 9, (2, PAIRS)), np.full(PAIRS, 20), 1e-4
     )
 
@@ -122,7 +124,7 @@ def test_a_step_that_moves_nothing_is_a_tie_everywhere(dtype, precompute, tmp_pa
     )
     logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     assert logged["rewards/accuracies"] == logged["eval_rewards/accuracies"] == 0.5
-    found = scoring.score(trainer)
+    found = held_out_scores.score(trainer)
     assert found.nats_per_token == reference.NATS_PER_TOKEN[dtype]
     rounded = found.policy + found.nats_per_token * np.random.default_rng(1).normal(
         0, 0.1, found.policy.shape
@@ -145,7 +147,7 @@ def test_one_rule_says_what_a_tie_is():
 def test_a_small_beta_leaves_no_tie_in_what_is_kept():
     """`make compare` counts the margins of the report, in which 1e-7 is no tie."""
     one, two = np.array([[-3.0] * PAIRS, [-4.0] * PAIRS]), np.full((2, PAIRS), -3.5)
-    scored = scoring.Scored(one, two, np.full(PAIRS, 9), 1e-4)
+    scored = held_out_scores.Scored(one, two, np.full(PAIRS, 9), 1e-4)
     found = of_pairs(scored, rows(), beta=1e-7)
     assert found["preference_accuracy"]["after"] == 1.0
     assert ties.accuracy(np.array(found["margins"])).tolist() == [1.0] * PAIRS

@@ -11,9 +11,9 @@ from huggingface_hub import get_token
 from test_bad_input import edited, refusal
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from dpo import secrets
-from dpo.output import read_lines, write_json, write_lines, write_whole
-from dpo.terminal import guarded
+from dpo.core import secrets
+from dpo.core.terminal import guarded
+from dpo.runs.output_folder import read_lines, write_json, write_lines, write_whole
 
 FLAG = "hf_plantedInAFlag0123456789abcdef"
 PLANTED = {

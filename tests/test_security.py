@@ -22,8 +22,9 @@ from transformers import AutoTokenizer
 
 import audit
 import train
-from dpo import foreign, hub
-from dpo.terminal import visible
+from dpo.core.terminal import visible
+from dpo.models import trust
+from dpo.training import publish
 
 
 class Evil:
@@ -66,7 +67,7 @@ def test_no_shard_of_deepspeed_runs(monkeypatch, tmp_path):
     marker.unlink()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")  # put back when the test ends
-    foreign.read_as_data()
+    trust.read_as_data()
     with pytest.raises(pickle.UnpicklingError):
         engine.load(str(tmp_path / "shard.pt"))
     assert not marker.exists()
@@ -100,7 +101,7 @@ def test_what_is_published_is_a_model_and_no_pickle(monkeypatch, tmp_path):
     assert not {"report.json", "recipe.yaml", "quarantine.jsonl", ".half.json"} & {*files}
     trainer.args.hub_strategy = trainer.args.hub_strategy.CHECKPOINT
     with pytest.raises(SystemExit, match="hub_strategy checkpoint: choose end"):
-        hub.check(trainer.args)
+        publish.check(trainer.args)
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_code_of_a_model_runs_only_if_asked(monkeypatch, with_code, tmp_path, ca
     assert f"{with_code} runs only with code of its own (own_code.py)" in message
     assert "trust_remote_code: true" in message
     assert not (tmp_path / "ran").exists()
-    foreign.check_code(str(with_code), None, trusted=True)
+    trust.check_code(str(with_code), None, trusted=True)
     assert not (tmp_path / "ran").exists()  # it is announced before it runs
     said = capsys.readouterr().out
     assert said.startswith(f"trust_remote_code: {with_code} brings code of its own")
@@ -152,7 +153,7 @@ def test_a_model_with_code_is_announced_once_and_nobody_is_asked(
 
 
 def test_a_model_that_brings_no_code_is_not_announced(tiny_model, capsys):
-    foreign.check_code(str(tiny_model), None, trusted=True)
+    trust.check_code(str(tiny_model), None, trusted=True)
     assert not capsys.readouterr().out
 
 
@@ -278,7 +279,7 @@ def test_an_outage_of_the_hub_costs_no_run(monkeypatch, tmp_path, capsys):
     trainer = trainer_of(tmp_path, "llama", fast=True, max_steps=1, **settings)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     trainer.save_model(_internal_call=True)
-    hub.publish_or_say(trainer)
+    publish.publish_or_say(trainer)
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("Not published (")
     assert said.endswith(f"): hf upload me/policy {trainer.args.output_dir} sends it")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run, run_flags
 
-from dpo import checkpoints
+from dpo.runs import checkpoints
 
 COMMANDS = {
     "sbatch": 'echo "sbatch $*"',

@@ -6,7 +6,7 @@ import transformers.training_args
 from conftest import ARCHITECTURES, losses_of, trainer_of
 from trl.trainer import dpo_trainer
 
-from dpo.recipe import parse
+from dpo.recipe.parse import parse
 
 EMBEDDED = "recipes/smollm2-sentiment.yaml"
 

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo.workload import any_tokenizer
+from dpo.speed.workload import any_tokenizer
 
 ROWS = [
     dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT, make, once, run
 
-from dpo.sweeping import points
+from dpo.runs.sweeps import points
 
 RECIPE = "smollm2-sentiment"
 
@@ -42,7 +42,7 @@ def test_the_grid():
 )
 def test_a_point_that_is_none_is_refused_before_any_starts(sweep, says_so, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    from dpo.sweeping import resolved
+    from dpo.runs.sweeps import resolved
 
     with pytest.raises(SystemExit, match=re.escape(says_so)):
         resolved(RECIPE, sweep, tmp_path / "sweep", [])

@@ -15,9 +15,9 @@ import yaml
 from conftest import ROOT, once, run, run_flags
 
 import sweep
-from dpo import checkpoints, metrics, output, sweeping
-from dpo.asking import EXIT_CODE
-from dpo.sweeping import DONE, FAILED, LEFT, resolved
+from dpo.core.signals import EXIT_CODE
+from dpo.runs import checkpoints, metrics, output_folder, sweeps
+from dpo.runs.sweeps import DONE, FAILED, LEFT, resolved
 from sweep import places, sweep_file
 
 RECIPE = "smollm2-sentiment"
@@ -104,13 +104,13 @@ def tiny_runs(on_cpu, tiny_model, tiny_data, tmp_path, monkeypatch):
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--report_to=none"]
     started = []
 
-    def start(run, how, gpus, arguments, original=sweeping.start):
-        going = [folder for folder, _ in started if not output.finished(folder)]
-        trains = [(folder / output.METRICS).exists() for folder in going]
+    def start(run, how, gpus, arguments, original=sweeps.start):
+        going = [folder for folder, _ in started if not output_folder.finished(folder)]
+        trains = [(folder / output_folder.METRICS).exists() for folder in going]
         started.append((run.folder, (gpus, trains)))
         original(run, how, gpus, arguments)
 
-    monkeypatch.setattr(sweeping, "start", start)
+    monkeypatch.setattr(sweeps, "start", start)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return lambda sweep, *more: (
         resolved(RECIPE, sweep, tmp_path / "sweep", once([*flags, *more])),
@@ -126,7 +126,7 @@ def test_a_sweep_with_a_run_that_was_asked_to_leave_is_not_done(monkeypatch, tmp
         runs[0].state, runs[1].state = LEFT, DONE
         return False
 
-    monkeypatch.setattr(sweeping, "carry_out", left)
+    monkeypatch.setattr(sweeps, "carry_out", left)
     given = ["--recipe", RECIPE, "--sweep", "beta=0.1,0.3", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["sweep.py", *given])
     with pytest.raises(SystemExit) as ended:
@@ -137,7 +137,7 @@ def test_a_sweep_with_a_run_that_was_asked_to_leave_is_not_done(monkeypatch, tmp
 @pytest.mark.sight
 def test_side_by_side_the_first_trains_before_others_start(tiny_runs):
     runs, flags, started = tiny_runs("beta=0.1,1e38,0.3", "--max_steps=12")
-    assert not sweeping.carry_out(runs, ["--gpus", "1"], ["0", "1"], flags)
+    assert not sweeps.carry_out(runs, ["--gpus", "1"], ["0", "1"], flags)
     assert [run.state for run in runs] == [DONE, FAILED, DONE]
     (_, first), (_, second), (_, third) = started
     assert first == ("0", [])
@@ -148,7 +148,7 @@ def test_side_by_side_the_first_trains_before_others_start(tiny_runs):
         assert "all found in" in log and "Reference on" not in log
     # Finished ones are not started again, the failed one is.
     again = resolved(RECIPE, "beta=0.1,0.3", runs[0].folder.parent, flags)
-    assert not sweeping.carry_out(again, ["--gpus", "1"], ["0", "1"], flags)
+    assert not sweeps.carry_out(again, ["--gpus", "1"], ["0", "1"], flags)
     assert [run.state for run in again] == [DONE, DONE] and len(started) == 3
 
 
@@ -162,10 +162,10 @@ def test_a_run_that_was_asked_to_leave_goes_on_from_there(tiny_runs):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
-    assert sweeping.carry_out(runs, [], [None], flags)
-    assert [run.state for run in runs] == [LEFT, sweeping.WAITS] and len(started) == 1
+    assert sweeps.carry_out(runs, [], [None], flags)
+    assert [run.state for run in runs] == [LEFT, sweeps.WAITS] and len(started) == 1
     again = runs[:1]
-    assert not sweeping.carry_out(again, [], [None], flags)
+    assert not sweeps.carry_out(again, [], [None], flags)
     assert again[0].state == DONE and "Continuing from" in again[0].log.read_text()
 
 
@@ -184,7 +184,7 @@ def test_a_frontier_that_is_killed_while_it_trains_goes_on(tiny_model, tiny_data
     for each in (*process.children(recursive=True), process):
         each.kill()
     process.wait()
-    assert not output.finished(first.parent.parent)
+    assert not output_folder.finished(first.parent.parent)
     result = run(*command, *flags, "--report_to=none", OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     found = json.loads((tmp_path / "out/frontier.json").read_text())
@@ -193,7 +193,7 @@ def test_a_frontier_that_is_killed_while_it_trains_goes_on(tiny_model, tiny_data
 
 def test_how_runs_are_launched_is_checked_though_all_have_finished(on_cpu, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(sweeping, "finished", lambda run: True)
+    monkeypatch.setattr(sweeps, "finished", lambda run: True)
     for how, words in (
         (["--config=single_gpu", "--gpus=2"], "CONFIG=single_gpu runs one process: for GPUS=2"),
         (["--config=cpu", "--gpus=2"], "CONFIG=cpu runs one process: for GPUS=2"),

@@ -21,9 +21,9 @@ from transformers import (
     set_seed,
 )
 
-from dpo.building import make_trainer
-from dpo.recipe import parse
-from dpo.rewards import completion_logps
+from dpo.losses import completion_logps
+from dpo.recipe.parse import parse
+from dpo.training.build import make_trainer
 
 BETA = 1.0
 PROMPTS = ["x0", "x1", "x2"]

@@ -14,9 +14,9 @@ from conftest import launch, run_flags
 from test_monitors import easy, trainer_on
 from transformers.integrations import WandbCallback
 
-from dpo import metrics, tracking
-from dpo.recipe import parse
-from dpo.tracking import configure
+from dpo.recipe.parse import parse
+from dpo.runs import metrics, tracking
+from dpo.runs.tracking import configure
 
 RECIPE = "smollm2-sentiment"
 

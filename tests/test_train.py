@@ -17,9 +17,9 @@ from test_bad_input import refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
-from dpo import checkpoints
-from dpo.asking import SIGNALS
-from dpo.trainer import FastDPOTrainer
+from dpo.core.signals import SIGNALS
+from dpo.runs import checkpoints
+from dpo.training.trainer import FastDPOTrainer
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import launch, make, run, run_flags, running
 
-from dpo import completions, output
+from dpo.runs import output_folder
+from dpo.training.monitoring import completions
 from sync import waiting
 
 pytestmark = pytest.mark.sight
@@ -91,7 +92,7 @@ def test_a_killed_run_goes_on_in_wandb_too(tiny_model, tiny_data, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     parts = sorted(folder.glob("wandb/offline-run-*"))
     ids = {part.name.rsplit("-", 1)[1] for part in parts}
-    assert len(parts) == 2 and ids == {(folder / output.WANDB_ID).read_text()}
+    assert len(parts) == 2 and ids == {(folder / output_folder.WANDB_ID).read_text()}
     steps = [row["step"] for row in completions.read(folder)]
     assert steps == [20] * 6 + [40] * 6
     assert [*folder.glob("wandb/artifacts/staging/*")]  # of tables and report, to be sent from here
@@ -99,7 +100,7 @@ def test_a_killed_run_goes_on_in_wandb_too(tiny_model, tiny_data, tmp_path):
     (folder / "report.json").unlink()  # as a kill in the evaluation leaves it
     assert "Trained already" in launch("--config", "cpu", "--", *flags).stdout
     third = sorted(folder.glob("wandb/offline-run-*"))[2]
-    assert third.name.endswith((folder / output.WANDB_ID).read_text())
+    assert third.name.endswith((folder / output_folder.WANDB_ID).read_text())
     assert "report-smollm2-sentiment" in json.dumps(records(third))
     assert config_of(third)["beta"] == 0.1
 
@@ -180,7 +181,7 @@ def test_a_run_that_goes_on_is_not_sent_yet(tmp_path):
     part = tmp_path / "run/wandb/offline-run-20260101_000000-id1"
     part.mkdir(parents=True)
     (part / "run-id1.wandb").write_bytes(b"x")
-    with output.lock(tmp_path / "run"):
+    with output_folder.lock(tmp_path / "run"):
         assert waiting(tmp_path) == {}
     assert waiting(tmp_path) == {"id1": [part]}
 

@@ -10,12 +10,12 @@ from trl import DPOConfig
 from trl.scripts.utils import DatasetConfig
 
 import launch
-from dpo.arguments import OF_ONE
-from dpo.flags import overridden
-from dpo.recipe import parse, read_yaml
-from dpo.start import START
-from dpo.terminal import guarded
-from dpo.values import LOSS_TYPES, check_values
+from dpo.core.terminal import guarded
+from dpo.recipe.arguments import OF_ONE
+from dpo.recipe.flags import overridden
+from dpo.recipe.parse import parse, read_yaml
+from dpo.recipe.validate import LOSS_TYPES, check_values
+from dpo.training.preflight.same_start import START
 
 FLAGS = {
     # values out of range

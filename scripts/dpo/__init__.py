@@ -3,6 +3,6 @@
 Imported by each of them before any library that would speak as it is imported.
 """
 
-from dpo.quiet import hush
+from dpo.core.quiet import hush
 
 hush()

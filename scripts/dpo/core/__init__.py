@@ -1,0 +1,1 @@
+"""What every room stands on: whole files, secrets, the terminal, the machine, statistics."""

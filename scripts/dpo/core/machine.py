@@ -1,0 +1,60 @@
+"""The machine of a run: its name, its software, and how much of its memory was used."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def commit() -> str | None:
+    """The commit of this repository that runs, and whether files differ from it; None where it is
+    no git checkout."""
+
+    def git(*words: str) -> str:
+        top = Path(__file__).parents[3]
+        done = subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ", changed" * bool(
+            git("status", "--porcelain", "--untracked-files=no")
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's own name where Linux tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return named[1] if named else platform.machine()
+
+
+def device_name() -> str:
+    state = PartialState()
+    if state.device.type == "cuda":
+        return f"{state.num_processes} × {torch.cuda.get_device_name()}"
+    threads = torch.get_num_threads()
+    return f"CPU ({cpu_name()}), {state.num_processes} × {threads} threads"
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process held: of the GPU if it has one, else of the machine."""
+    if torch.cuda.is_available() and PartialState().device.type == "cuda":
+        return torch.cuda.max_memory_reserved() / 1e9
+    kilobyte = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte / 1e9

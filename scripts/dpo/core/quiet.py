@@ -1,0 +1,49 @@
+"""What libraries say of themselves, and nobody who runs a command can change, is not shown."""
+
+import builtins
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+# Calls of one library by another that the next version will have otherwise.
+OF_VERSIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
+MESSAGES = (
+    "'pin_memory' argument is set as true",  # without a GPU
+)
+# Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
+# weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too; a
+# head that is the embedding is in no checkpoint; long rows are tokenised to be counted, and then
+# cut; and the ends of a turn are set on purpose (end_tokens.py).
+LOGGED = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "DeepSpeed": "Setting accelerator to CPU",
+    "transformers.trainer": "There were missing keys in the checkpoint model loaded: "
+    "['lm_head.weight'].",
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer than",
+    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens that differ from",
+}
+# What is printed as a module is imported: by transformers, where W&B is kept offline.
+PRINTED = ("[INFO] Running in WANDB offline mode",)
+
+
+def printed(*values: Any, to: Callable[..., None] = builtins.print, **how: Any) -> None:
+    """`print`, without the lines that are named above."""
+    if not (values and isinstance(values[0], str) and values[0] in PRINTED):
+        to(*values, **how)
+
+
+def hush() -> None:
+    """Leave out what is named above, unless Python is asked for warnings (-W, PYTHONWARNINGS)."""
+    if sys.warnoptions:
+        return
+    for category in OF_VERSIONS:
+        warnings.simplefilter("ignore", category)
+    for message in MESSAGES:
+        warnings.filterwarnings("ignore", message=message)
+    for name, beginning in LOGGED.items():
+        logging.getLogger(name).addFilter(
+            lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
+        )
+    builtins.print = printed

@@ -1,0 +1,134 @@
+"""What leaves a program by its terminal: no secret, no text that steers the terminal, and of an
+error one line."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from dpo.core import ranks, secrets, signals
+from dpo.recipe.flags import at_home
+
+# Control characters but tab and newline, and those that turn the direction of writing.
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+SCRIPTS = Path(__file__).resolve().parents[2]
+DEBUG = "DPO_DEBUG"  # set by --debug, for the processes that are started too
+LONGEST = 600  # characters of what a library says
+BUGS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError)
+
+
+def visible(text: str) -> str:
+    """Text of data, models and file names as text: an escape sequence shows as `\\x1b[31m`."""
+    return STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def mask_output() -> None:
+    """Mask secrets in all that this process writes to stdout and stderr.
+
+    The streams themselves are changed: a logger or progress bar may hold one already. W&B does the
+    same when it is imported, and keeps what goes through; ours comes first if it is put on later.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        write = stream.write
+        if not hasattr(write, "masks"):
+
+            def masked(text: str, write: Callable[[str], int] = write) -> int:
+                write(secrets.mask(text))
+                return len(text)
+
+            masked.masks = True
+            stream.write = masked
+
+
+def without_debug(argv: list[str]) -> list[str]:
+    """The arguments without a bare `--debug`, which shows the traceback of an error here and in all
+    processes that are started. transformers has an argument of this name that takes a value."""
+    kept = []
+    for argument, after in itertools.pairwise([*argv, "--"]):
+        if argument == "--debug" and after.startswith("--"):
+            os.environ[DEBUG] = "1"
+        else:
+            kept.append(argument)
+    return kept
+
+
+def line_of(error: Exception) -> str:
+    """One line for an error that no check foresaw: what was raised, by whom, and where its
+    traceback is, masked: in a file, or on the terminal with --debug."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [f.f_code for f in frames if SCRIPTS in Path(f.f_code.co_filename).parents]
+    here = bool(ours) and frames[-1].f_code is ours[-1]
+    who = type(error).__module__.partition(".")[0]  # some libraries raise errors of their own
+    if who == "builtins":
+        who = "a library" if here else frames[-1].f_globals.get("__name__", "").partition(".")[0]
+    said = " ".join(str(error).split()) or "no reason is given"
+    said = said if len(said) < LONGEST else f"{said[:LONGEST]} …"
+    trace = secrets.mask("".join(traceback.format_exception(error)))
+    if os.environ.get(DEBUG):
+        print(visible(trace), file=sys.stderr, flush=True)
+        where = "its traceback is above"
+    else:
+        kept = {"mode": "w", "encoding": "utf-8", "delete": False}
+        with tempfile.NamedTemporaryFile(prefix="traceback-", suffix=".txt", **kept) as file:
+            file.write(trace)
+        where = f"its traceback is in {file.name}, or here with --debug"
+    what = f"{type(error).__name__}: {said}"
+    if isinstance(error, AssertionError) or (here and isinstance(error, BUGS)):
+        return f"{what}. That is a fault of this repository, and not of what you gave it; {where}"
+    at = f" as {Path(ours[-1].co_filename).name} asked it to {ours[-1].co_name}" if ours else ""
+    return (
+        f"{what}. {who} says so{at}: change what you gave it, or, if nothing is wrong with that, "
+        f"it is a fault of {who} or of this repository; {where}"
+    )
+
+
+def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
+    """An entry point of which no secret leaves by arguments, output, error or error file, and that
+    ends with one line, whatever is raised in it. Of several processes the first to end says it.
+
+    The line of a SystemExit shows what data and file names say as text. An error that no check
+    foresaw leaves its traceback in a file. Where it runs `alone`, as one process, it does so
+    whatever ranks are left over in the environment.
+    """
+
+    @functools.wraps(main)
+    def run() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack characters
+                stream.reconfigure(errors="backslashreplace")
+        mask_output()
+        try:
+            sys.argv[1:] = at_home(secrets.take_out(without_debug(sys.argv[1:])))
+            if alone:
+                ranks.forget()
+            main()
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                stop.code = once(stop.code)
+            raise
+        except Exception as error:
+            # torchrun shows what torch's `record` has written there, in another process.
+            errors = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+            if os.path.isfile(errors):
+                Path(errors).write_text(secrets.mask(Path(errors).read_text()))
+            raise SystemExit(once(error)) from error
+
+    return run
+
+
+def once(error: Exception | str) -> str | int:
+    """The line to end with, if no other process of the run has said one, else the exit code."""
+    if not signals.first_to_end():
+        return 1
+    line = error if isinstance(error, str) else line_of(error)
+    return visible(secrets.mask(line)).replace("\n", r"\n")

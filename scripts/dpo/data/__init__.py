@@ -1,0 +1,1 @@
+"""Preference data: rows as they were found, formatted, tokenised, linted, and set aside if faulty."""

@@ -1,0 +1,1 @@
+"""Where rows come from: the hub, folders, CSV and JSON files."""

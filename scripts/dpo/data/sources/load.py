@@ -1,0 +1,271 @@
+"""The model and the rows of data that a recipe names, found before anything heavy starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from datasets import Dataset, DatasetBuilder, IterableDataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi, constants, snapshot_download
+from trl import DatasetMixtureConfig
+
+from dpo.data.sources import files, tables
+from dpo.data.sources.files import COMPRESSED, FILES
+from dpo.data.sources.rows import (
+    Rows,
+    check_fetched,
+    content_cache,
+    exact_names,
+    listed,
+    name_of,
+    note_unread,
+    part_of,
+    saved,
+    unreadable,
+    without_backups,
+)
+from dpo.recipe.parse import Recipe
+
+LOCAL_INSTEAD = (
+    "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
+    "folders with --model_name_or_path and --dataset_name"
+)
+SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
+ABROAD = re.compile(r"^[A-Za-z]:|://|\\")  # a drive, a server, folders as Windows has them
+HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, its cause first, on one line of bounded length."""
+    said = " ".join(str(error.__cause__ or error).split())
+    return said if len(said) < 400 else f"{said[:400]} …"
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
+    begins = name.startswith((".", "/", "~", "models/", "recipes/"))
+    ends = name.endswith((*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")) or " " in name
+    return begins or ends or name.count("/") > 1 or bool(ABROAD.search(name))
+
+
+def check_reachable(name: str, repo_type: str) -> list[str] | None:
+    """Ask the hub for `name` once, unless it is a folder here or the hub is switched off.
+
+    Returns the names of its files, if the hub was asked.
+
+    Raises:
+        SystemExit: no answer within HUB_TIMEOUT, or the hub knows no such repository.
+    """
+    if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        found = HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
+        return [file.rfilename for file in found.siblings or ()]
+    # Whatever goes wrong in this one call (no network, no such name, no access), the run cannot
+    # load it, and the reader needs the same two facts.
+    except Exception as error:
+        raise SystemExit(
+            f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {first_line(error)}. "
+            f"If it should be there, {LOCAL_INSTEAD}"
+        ) from error
+
+
+@exact_names()
+def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict[str, Rows]:
+    """Every split of a data set of the hub, a folder in hub layout or of save_to_disk, or a file.
+
+    Each is read by itself: they may differ in their columns.
+
+    Args:
+        key: the recipe's key that named it, for messages.
+        how: arguments of load_dataset_builder.
+
+    Raises:
+        SystemExit: it cannot be found or read; a broken line is named.
+    """
+    path, given = Path(dataset), how.get("data_files")
+    if path.is_file() and not given:
+        kind = files.kind_of(path)
+        if not kind:
+            known = f"{', '.join(FILES)}, packed as {', '.join(COMPRESSED)} or not"
+            raise SystemExit(f"{key}: {dataset} is not one of {known}")
+        how["data_files"], dataset = {"train": dataset}, kind
+    elif not path.is_dir() and not given:
+        if looks_local(dataset):
+            raise SystemExit(f"{key}: no data at {dataset}: name others with --dataset_name")
+        check_reachable(dataset, "dataset")
+    try:
+        Path(datasets.config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"data sets are kept in {datasets.config.HF_DATASETS_CACHE}, which cannot be made "
+            f"({error.strerror}): name another folder with HF_HOME or HF_DATASETS_CACHE"
+        ) from error
+    try:
+        if any((path / name).is_file() for name in SAVED):
+            found = saved(dataset, streaming)
+        else:
+            found = _splits(str(path), _builder(dataset, how), streaming)
+        if path.is_dir() and not given:
+            note_unread(path / (how.get("data_dir") or ""), found)
+        return found
+    except StopIteration as error:
+        raise SystemExit(
+            f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
+        ) from error
+    except yaml.YAMLError as error:
+        said = f"the lines between --- in its README.md are no YAML: {one_line(error)}"
+        raise SystemExit(f"cannot load the data set {path}: {said}") from error
+    except files.Broken as error:
+        raise SystemExit(f"cannot load the data set {path}: {error}") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        said = unreadable(path, error) or one_line(error)
+        raise SystemExit(f"cannot load the data set {path}: {said}") from error
+
+
+def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
+    try:
+        return datasets.load_dataset_builder(dataset, **how)
+    except (OSError, DatasetsError):
+        if not constants.HF_HUB_OFFLINE or Path(dataset).exists():
+            raise
+        # Files of the hub that were read here, by no builder: `datasets` does not know of them.
+        folder = snapshot_download(dataset, repo_type="dataset", local_files_only=True)
+        return datasets.load_dataset_builder(folder, **how)
+
+
+def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Rows]:
+    """
+    Raises:
+        StopIteration: a split's files have no rows.
+    """
+    parts = {str(split): [*paths] for split, paths in (builder.config.data_files or {}).items()}
+    kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
+    if kind in files.FILES.values():
+        parts = {split: without_backups(paths) for split, paths in parts.items()}
+    if kind in ("csv", "json") and not streaming:  # of the hub, brought here
+        parts = {split: datasets.DownloadManager().download(parts[split]) for split in parts}
+    if not parts or not all(Path(path).is_file() for paths in parts.values() for path in paths):
+        if not streaming:
+            builder.download_and_prepare()
+        found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
+        return {
+            str(split): Rows(f"{name} ({split})", data, parts.get(str(split), []))
+            for split, data in found.items()
+        }
+    for split, paths in parts.items():
+        for path in paths:
+            check_fetched(path)
+        cache = content_cache([*map(Path, paths)])
+        if kind in ("csv", "json"):
+            named = {"sep": config.sep} if kind == "csv" else {"name": config.field}
+            named = {key: None if value == "," else value for key, value in named.items()}
+            named["encoding"] = config.encoding
+            data = tables.table(kind, paths, named, cache, streaming)
+            if data is None:
+                which = ", ".join(map(os.path.basename, paths[:3]))
+                raise StopIteration(f"{which} has")
+        else:
+            how = {"data_files": {split: paths}, "split": split, "streaming": streaming}
+            data = datasets.load_dataset(kind, cache_dir=cache, **how)
+        splits[split] = Rows(name_of(name, split, paths), data, paths)
+    return splits
+
+
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Rows]:
+    """Every split of a data set, by its name.
+
+    Raises:
+        SystemExit: the data set cannot be found or read.
+    """
+    return load(name, "dataset_name", name=config, streaming=streaming)
+
+
+def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
+    """Each data set of a mixture, cut to its share as TRL cuts it: no data set is oversampled.
+
+    Apart, since each may have columns of its own.
+
+    Raises:
+        SystemExit: one of them cannot be loaded, or only some of them state a share.
+    """
+    parts = []
+    for entry in mixture.datasets:
+        how = {key: getattr(entry, key) for key in ("name", "data_dir", "data_files")}
+        splits = load(entry.path, "datasets", mixture.streaming, **how)
+        name = entry.data_files if isinstance(entry.data_files, str) else entry.path
+        data = part_of(splits, entry.split, name)
+        data = data.select_columns(entry.columns) if entry.columns else data
+        notes = next(iter(splits.values())).notes
+        parts.append(Rows(f"{name} ({entry.split})", data, notes=notes))
+    shares = [entry.fraction for entry in mixture.datasets]
+    if not any(share is not None for share in shares):
+        return parts
+    if None in shares or mixture.streaming:
+        raise SystemExit(
+            "datasets: `fraction` must be stated for all data sets of a mixture or for none, and "
+            "not with `streaming`"
+        )
+    stated = [(part, share) for part, share in zip(parts, shares, strict=True) if share]
+    total = min(len(part.data) * sum(shares) / share for part, share in stated)
+    for part, share in zip(parts, shares, strict=True):
+        part.data = part.data.select(range(round(share / sum(shares) * total)))
+    return parts
+
+
+def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
+    """The rows to train on and the held-out ones, the latter empty if the recipe does not evaluate
+    or holds out a share of the former (`test_split_size`).
+
+    Raises:
+        SystemExit: the data cannot be loaded, or lacks a split.
+    """
+    script, mixture = recipe.script, recipe.mixture
+    wanted = {"dataset_train_split": script.dataset_train_split}
+    if recipe.training.eval_strategy != "no" and mixture.test_split_size is None:
+        wanted["dataset_test_split"] = script.dataset_test_split
+        if script.dataset_train_split == script.dataset_test_split:
+            raise SystemExit(
+                f"dataset_test_split: {script.dataset_test_split!r} is what the run trains on: "
+                "held-out pairs must be another split"
+            )
+    if mixture.test_split_size is not None and (mixture.streaming or script.dataset_streaming):
+        raise SystemExit("test_split_size: a stream cannot be split: name a test split")
+    if mixture.datasets:
+        if "dataset_test_split" in wanted:
+            raise SystemExit(
+                "datasets: a mixture has no held-out split: state test_split_size, the share or "
+                'number of pairs to hold out, or eval_strategy: "no"'
+            )
+        return load_mixture(mixture), []
+    if not script.dataset_name:
+        raise SystemExit(f"{recipe.path}: dataset_name is missing")
+    splits = load_splits(script.dataset_name, script.dataset_config, script.dataset_streaming)
+    for key, split in wanted.items():
+        if split not in splits:
+            raise SystemExit(
+                f"{key}: {script.dataset_name} has no split {split!r}, only {', '.join(splits)}"
+                + "".join(f"; {note}" for note in next(iter(splits.values())).notes)
+                + ("; test_split_size holds out a share of the training pairs" * ("test" in key))
+            )
+    train = [splits[script.dataset_train_split]]
+    # Without evaluation a test split is not missed.
+    known = {*wanted.values(), mixture.test_split_size is None and script.dataset_test_split}
+    if left := [split for split in splits if split not in known]:
+        note = f"splits that are not read: {listed(left, 8)} (dataset_train_split names what is)"
+        train[0].notes.append(note)
+    if "dataset_test_split" not in wanted:
+        return train, []
+    held_out = splits[script.dataset_test_split]
+    if isinstance(held_out.data, IterableDataset):  # every evaluation goes through all of it
+        held_out.data = Dataset.from_list([*held_out.data], on_mixed_types="use_json")
+    return train, [held_out]

@@ -1,0 +1,1 @@
+"""Did the model get better? Contestants, prompts, generations, measures, benchmarks."""

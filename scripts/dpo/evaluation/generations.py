@@ -1,0 +1,234 @@
+"""The same prompts answered by two models: drawn once and kept, and what can be counted of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import find_executable_batch_size
+from tqdm.auto import tqdm
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from dpo.core import secrets
+from dpo.core.stats import bootstrap, share
+from dpo.evaluation.contestants import Contestant
+from dpo.models import adapters, devices, end_tokens
+from dpo.models.sampling import Completion, Prompt, kind_of, prompt_token_ids, sample
+
+KEPT = Path("cache/answers")
+BATCH = 64  # answers at a time, and kept together; memory may take fewer
+FOR_VLLM = 0.45  # of the GPUs' memory, beside the model that scores
+
+
+@dataclass
+class Settings:
+    """How answers are drawn: `samples` for each prompt from softmax(logits / temperature) itself,
+    no top-k or top-p, so that their log-probabilities are the model's."""
+
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+
+def draw(
+    who: Contestant,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    asked: list[list[int]] | None = None,
+) -> list[list[Completion]]:
+    """The answers of a model to each prompt, with the random numbers that every model gets.
+    `asked` are the prompts as it sees them, where its tokenizer and template need not say.
+
+    They are kept, batch by batch, by all that decides them: whoever asks again, after a crash, with
+    another judge, or for another run's sake of the same reference, finds them.
+    """
+    asked, kind = asked or [prompt_token_ids(tokenizer, p) for p in prompts], kind_of(prompts)
+    device = model.device.type
+    half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    about = [who.digest(), who.dtype, who.attention, device, half, asked, asdict(settings)]
+    about = json.dumps([*about, end_tokens.of(model.generation_config, tokenizer, kind)])
+    path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
+    ids = [row for row in asked for _ in range(settings.samples)]
+    found = read(path)
+    if found:
+        print(f"Answers of {who.name}: {len(found)} of {len(ids)} found, not generated again")
+    missing = {at: row for at, row in enumerate(ids) if at not in found}
+    for part in generated(who, model, tokenizer, missing, settings, kind):
+        keep(path, part)
+        found |= part
+    rows = [found[at] for at in range(len(ids))]
+    return [rows[at : at + settings.samples] for at in range(0, len(rows), settings.samples)]
+
+
+def keep(path: Path, part: dict[int, Completion]) -> None:
+    """Add answers to a file, in one write: another run may ask the same model the same."""
+    lines = [json.dumps(secrets.masked({"at": at, **asdict(row)})) for at, row in part.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n".join(["", *lines, ""]))
+
+
+def read(path: Path) -> dict[int, Completion]:
+    """Answers by their number. A line that a kill has cut off is left out."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            at = row.pop("at")
+            found[at] = Completion(**row)
+    return found
+
+
+def generated(
+    who: Contestant,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[int, list[int]],
+    settings: Settings,
+    kind: type = list,
+) -> Iterator[dict[int, Completion]]:
+    """Answers to prompts, both by their number, a batch at a time: by vLLM on a GPU where it is
+    installed and the model that scores leaves it room, else by transformers, fewer at a time where
+    memory runs out."""
+    how = dataclasses.asdict(settings)
+    del how["samples"]
+    adapter = adapters.config_of(who.path, who.revision)
+    installed = model.device.type == "cuda" and importlib.util.find_spec("vllm")
+    if installed and not adapter and devices.room_beside(FOR_VLLM):
+        if rows:
+            stops = end_tokens.of(model.generation_config, tokenizer, kind)
+            yield by_vllm(who, tokenizer, rows, stops=stops, **how)
+        return
+    seed = how.pop("seed")
+
+    @find_executable_batch_size(starting_batch_size=BATCH)
+    def next_batch(batch_size: int) -> dict[int, Completion]:
+        part = dict(islice(rows.items(), batch_size))
+        begin = next(iter(part))
+        drawn = sample(model, tokenizer, [*part.values()], seed=seed + begin, kind=kind, **how)
+        return dict(zip(part, drawn, strict=True))
+
+    desc = f"Answers of {who.name}"
+    with tqdm(total=len(rows), desc=desc, unit="answer", disable=not rows) as progress:
+        while rows:
+            part = next_batch()
+            rows = {at: row for at, row in rows.items() if at not in part}
+            yield part
+            progress.update(len(part))
+
+
+def by_vllm(
+    who: Contestant,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[int, list[int]],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    stops: list[int] | None = None,
+) -> dict[int, Completion]:
+    """The same distribution, drawn by vLLM beside the model that scores, in FOR_VLLM of the GPUs'
+    memory. Every answer has a seed of its own, by its number. `stops` are the tokens at which
+    it ends, without them those of the tokenizer and its chat template."""
+    from vllm import LLM, SamplingParams
+
+    stops = stops or end_tokens.of(None, tokenizer)
+    config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()
+    # Autocast computes with weights in half precision; vLLM has none, but can load them so.
+    half = torch.is_autocast_enabled("cuda")
+    dtype = str(torch.get_autocast_dtype("cuda")).removeprefix("torch.") if half else who.dtype
+    engine = LLM(
+        model=who.path,
+        revision=who.revision,
+        hf_overrides=who.init,
+        dtype=dtype,
+        trust_remote_code=who.trusted,
+        tensor_parallel_size=devices.tensor_parallel(
+            devices.weight_bytes(config, dtype), config.num_attention_heads, FOR_VLLM
+        ),
+        gpu_memory_utilization=FOR_VLLM,
+        generation_config="vllm",  # not the model's own, as in sampling.py
+        seed=seed,
+    )
+    how = [
+        SamplingParams(
+            temperature=temperature,
+            top_p=1.0,
+            top_k=-1,
+            max_tokens=max_new_tokens,
+            seed=seed + at,
+            stop_token_ids=stops,
+        )
+        for at in rows
+    ]
+    drawn = engine.generate([{"prompt_token_ids": ids} for ids in rows.values()], how)
+    completions = {}
+    for at, given in zip(rows, drawn, strict=True):
+        completions[at] = Completion.of(list(given.outputs[0].token_ids), stops, tokenizer)
+    return completions
+
+
+def distinct(texts: list[str], n: int) -> float:
+    """Distinct n-grams of words as a share of all (Li et al. 2016, arXiv 1510.03055)."""
+    grams = [
+        tuple(words[at : at + n])
+        for words in (text.split() for text in texts)
+        for at in range(len(words) - n + 1)
+    ]
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def lengths(rows: list[list[Completion]]) -> np.ndarray:
+    """Tokens of each answer, the end token counted, shape (prompts, samples)."""
+    return np.array([[len(answer.token_ids) for answer in row] for row in rows])
+
+
+def measure(policy: list[list[Completion]], against: list[list[Completion]]) -> dict:
+    """Length, ending and variety of two models' answers, with intervals over prompts."""
+    sides = {"policy": policy, "against": against}
+    tokens = {name: lengths(rows).mean(axis=1) for name, rows in sides.items()}
+    difference = tokens["policy"] - tokens["against"]
+    found = {
+        "mean_tokens": {name: asdict(bootstrap(values)) for name, values in tokens.items()},
+        "finished": {
+            name: asdict(share(np.array([[a.finished for a in row] for row in rows]).mean(1)))
+            for name, rows in sides.items()
+        },
+        "distinct": {
+            name: {
+                str(n): distinct([answer.text for row in rows for answer in row], n) for n in (1, 2)
+            }
+            for name, rows in sides.items()
+        },
+    }
+    found["mean_tokens"]["difference"] = asdict(bootstrap(difference))
+    return found
+
+
+def kl(nats: np.ndarray, tokens: np.ndarray) -> dict:
+    """KL(policy ‖ reference), estimated on the policy's own answers.
+
+    Args:
+        nats: log π(y | x) - log π_ref(y | x) at the temperature of sampling, (prompts, samples).
+        tokens: of each answer, same shape.
+
+    Returns:
+        Nats a sequence and nats a token, each with its interval over prompts.
+    """
+    a_token = bootstrap(nats.mean(axis=1), weights=tokens.mean(axis=1))
+    return {
+        "nats_per_sequence": asdict(bootstrap(nats.mean(axis=1))),
+        "nats_per_token": asdict(a_token),
+    }

@@ -1,0 +1,110 @@
+"""Which of two answers is better: by the known reward, a reward model, another model, a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo.evaluation.judges import endpoint, human
+from dpo.evaluation.judges.reward_model import RewardModel
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, turns
+from dpo.models.sampling import Messages, vader_score
+
+__all__ = ["Comparison", "Verdicts", "check", "judge"]
+KNOWN, HAND = "vader", "hand"
+# How a judge scores answers: key → prompt and answer in; key, reward, or why there is none, out.
+Score = Callable[[dict[str, tuple[Messages, str]]], Iterator[tuple[str, float | None, str | None]]]
+
+
+def check(name: str, model: str | None = None) -> None:
+    """See that there is such a judge, before anything is generated for it.
+
+    Raises:
+        SystemExit: there is none, or it does not answer.
+    """
+    if endpoint.is_url(name):
+        endpoint.check(name, model)
+    elif name == HAND:
+        human.check()
+    elif name != KNOWN:
+        RewardModel(name)
+
+
+def judge(
+    name: str,
+    comparisons: list[Comparison],
+    kept: Path,
+    *,
+    model: str | None = None,
+    price: tuple[float, float] | None = None,
+    parallel: int = 4,
+    timeout: float = 60,
+    device: str = "cpu",
+) -> Verdicts:
+    """Ask a judge, and keep each judgement in the file `kept` as it comes: when it is asked again,
+    it is asked only for those that are missing.
+
+    Args:
+        name: `vader`, `hand`, the URL of an endpoint, or a reward model.
+        model, price, parallel, timeout: of an endpoint: the model's name, dollars for a million
+            tokens in and out, requests at a time, seconds for each.
+        device: of a reward model.
+
+    Raises:
+        SystemExit: the judge gives no verdict at all, or refuses to.
+    """
+    with Kept(kept) as judgements:
+        if endpoint.is_url(name):
+            how = {"parallel": parallel, "price": price, "timeout": timeout}
+            verdicts = endpoint.judge(name, model, comparisons, judgements, **how)
+        elif name == HAND:
+            verdicts = human.judge(comparisons, judgements)
+        elif name == KNOWN:
+            about = {"kind": "reward", "name": KNOWN}
+            verdicts = by_reward(about, about, known, comparisons, judgements)
+        else:
+            scorer = RewardModel(name, device)
+            how = (scorer.about, scorer.identity, scorer.score)
+            verdicts = by_reward(*how, comparisons, judgements)
+    if np.isnan(verdicts.preferred).all():
+        why = ", ".join(f"{reason} ({count})" for reason, count in verdicts.left_out.items())
+        raise SystemExit(f"the judge {name} gave no verdict: {why or 'it was asked nothing'}")
+    return verdicts
+
+
+def known(answers: dict[str, tuple[Messages, str]]) -> Iterator[tuple[str, float, None]]:
+    for key, (_, answer) in answers.items():
+        yield key, vader_score(answer), None
+
+
+def by_reward(
+    about: dict[str, Any],
+    identity: dict[str, Any],
+    score: Score,
+    comparisons: list[Comparison],
+    kept: Kept,
+) -> Verdicts:
+    """Verdicts of a judge that scores each answer alone. The same answer to the same prompt is
+    scored once, so that it is exactly as good as itself.
+
+    Args:
+        identity: all that the scores depend on.
+    """
+    kept.introduce(about)
+    answers: dict[str, tuple[Messages, str]] = {}
+    keys = []
+    for compared in comparisons:
+        pair = [(turns(compared.prompt), text) for text in (compared.policy, compared.against)]
+        keys.append(tuple(digest(identity, *asked) for asked in pair))
+        answers |= zip(keys[-1], pair, strict=True)
+    missing = {key: asked for key, asked in answers.items() if key not in kept.entries}
+    for key, reward, reason in score(missing):
+        kept.append({"key": key, "reward": reward} | ({"reason": reason} if reason else {}))
+    found = [[kept.entries[key]["reward"] for key in pair] for pair in keys]
+    rewards = np.array(found, dtype=float).reshape(-1, 2).T
+    preferred = (np.sign(rewards[0] - rewards[1]) + 1) / 2  # NaN stays NaN
+    rewards[:, np.isnan(preferred)] = np.nan
+    return Verdicts(preferred, rewards, left_out(keys, kept.entries, {}, "reward"), about)

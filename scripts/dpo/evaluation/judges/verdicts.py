@@ -1,0 +1,133 @@
+"""What a judge says of pairs of answers, kept line by line so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo.core.secrets import masked
+from dpo.models.sampling import Messages, Prompt, parts
+
+
+@dataclass
+class Comparison:
+    """Two answers to one prompt."""
+
+    prompt: Prompt
+    policy: str
+    against: str
+
+
+@dataclass
+class Verdicts:
+    """What a judge says of n comparisons.
+
+    Attributes:
+        preferred: shape (n,): 1 the policy's answer, 0 the other, ½ a tie, NaN where it is left
+            out.
+        rewards: shape (2, n), the policy's and the other's, of a judge that scores; NaN likewise.
+        left_out: why, and how many.
+        about: the judge's kind and name, and what it was asked with; no key.
+        cost: what asking took, this time and before, of a judge that says so.
+    """
+
+    preferred: np.ndarray
+    rewards: np.ndarray | None
+    left_out: dict[str, int]
+    about: dict[str, Any]
+    cost: dict[str, Any] | None = None
+
+
+def turns(prompt: Prompt) -> Messages:
+    """Plain text is what a user says. Tools, and what else of the template's options are words and
+    not switches, are told first."""
+    said, options = parts(prompt)
+    said = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    words = {name: value for name, value in options.items() if value and value is not True}
+    before = {"role": "system", "content": json.dumps(words, ensure_ascii=False)}
+    if words and said[0]["role"] == "system":  # chat templates take one such turn
+        first = {"role": "system", "content": f"{before['content']}\n\n{told(said[0])}"}
+        return [first, *said[1:]]
+    return [before, *said] if words else said
+
+
+def told(message: dict[str, Any]) -> str:
+    """What a message says; of an assistant that calls tools without a word, the calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    return json.dumps(calls) if calls and not content else content or ""
+
+
+def digest(*parts: Any) -> str:
+    """The name of a judgement: a hash of the judge and all that it was shown."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+class Kept:
+    """judgements.jsonl: one JSON object a line, appended and flushed as each judgement comes.
+
+    `entries` has those of earlier runs too, by their `key`. Lines without one say who judged.
+
+    Raises:
+        SystemExit: another process is judging into the file, or a line of it is no JSON.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"{path}: another process is judging into it: wait for it") from None
+        whole, newline, _ = path.read_bytes().rpartition(b"\n")
+        os.truncate(path, len(whole + newline))  # a kill in the middle of a write cuts a line off
+        self.lines: list[dict] = []
+        for number, line in enumerate(filter(None, whole.split(b"\n")), start=1):
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError as error:
+                raise SystemExit(f"{path}, line {number}: {error}: take the line out") from error
+        self.entries = {line["key"]: line for line in self.lines if "key" in line}
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def introduce(self, about: dict[str, Any]) -> None:
+        """Write who judges, unless an earlier run has."""
+        if {"about": about} not in self.lines:
+            self.append({"about": about})
+
+    def append(self, entry: dict[str, Any]) -> None:
+        entry = masked(entry)
+        self.file.write(json.dumps(entry) + "\n")
+        self.file.flush()
+        self.lines.append(entry)
+        if "key" in entry:
+            self.entries[entry["key"]] = entry
+
+
+def left_out(
+    keys: list[tuple[str, str]], entries: dict[str, dict], failed: dict[str, str], field: str
+) -> dict[str, int]:
+    """Why comparisons are left out, the most frequent reason first.
+
+    Args:
+        keys: of the two judgements that each comparison is made of.
+        failed: key → reason, of judgements that were not made.
+        field: what is None in one that was made and does not count; its `reason` says why.
+    """
+    reasons: Counter[str] = Counter()
+    for pair in keys:
+        made = [entries.get(key, {"reason": failed.get(key)}) for key in pair]
+        reasons.update([e["reason"] for e in made if e.get(field) is None][:1])
+    return dict(reasons.most_common())

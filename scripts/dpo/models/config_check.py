@@ -1,0 +1,226 @@
+"""A model before its weights are read: its files are looked for, and its configuration says whether
+there is the attention that is asked for, and whether an adapter fits."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
+
+from dpo.data.sources.load import check_reachable, looks_local
+from dpo.models import adapters, model_files, trust
+from dpo.models.model_files import AGAIN, config_of, one_line
+from dpo.recipe.parse import Recipe
+
+ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "
+ATTENTIONS += "hub (kernels-community/...) with their package, on a GPU"
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse an attention or an adapter that the model cannot have, before its weights are read.
+
+    Raises:
+        SystemExit: the attention is unknown or not installed; a name of the adapter's is none of
+            the model's modules; or peft refuses it.
+    """
+    args, model = recipe.training, recipe.model
+    name, revision = model.model_name_or_path, model.model_revision
+    adapter = adapters.config_of(name, revision)
+    if adapter:
+        name, revision = adapter.base_model_name_or_path, adapter.revision
+    attention, trusted = model.attn_implementation, args.trust_remote_code
+    config = config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+    where = recipe.place("attn_implementation")
+    if attention == "flex_attention" and args.device.type == "cpu":
+        raise SystemExit(f"{where}: attn_implementation is {attention}: it trains on GPUs alone")
+    try:
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(
+                config,
+                attn_implementation=attention,
+                dtype=torch.bfloat16,  # FlashAttention computes in it
+                trust_remote_code=trusted,
+            )
+    except Exception as error:  # there are models that cannot be made so; loading will say more
+        check_init(recipe, name, revision, error)
+        if attention is None or not isinstance(error, ImportError | ValueError):
+            return
+        raise SystemExit(
+            f"{where}: attn_implementation is {attention}: {one_line(error)}. Leave it out, or "
+            f"choose one that is here: {ATTENTIONS}"
+        ) from error
+    if adapter and Path(model.model_name_or_path).is_dir():
+        check_saved(adapter, Path(model.model_name_or_path), shape)
+    elif model.use_peft and not adapter:
+        check_adapter(recipe, shape)
+
+
+def check_init(recipe: Recipe, name: str, revision: str | None, error: Exception) -> None:
+    """Raises SystemExit where a model can be made without the recipe's model_init_kwargs alone."""
+    trusted = recipe.training.trust_remote_code
+    if not recipe.init:
+        return
+    with contextlib.suppress(Exception), torch.device("meta"):
+        config = config_of(name, revision, trust_remote_code=trusted)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        given = ", ".join(recipe.init)
+        where = recipe.place("model_init_kwargs")
+        raise SystemExit(f"{where}: model_init_kwargs, {given}: {one_line(error)}") from error
+
+
+def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> None:
+    """Raises SystemExit where a saved adapter would not go on its base."""
+    file = folder / ADAPTER_SAFE_WEIGHTS_NAME
+    base, kind = adapter.base_model_name_or_path, type(shape).__name__
+    try:
+        made = get_peft_model(shape, copy.deepcopy(adapter))
+    except (NotImplementedError, RuntimeError):
+        return  # what needs weights
+    except (ImportError, TypeError, ValueError) as error:
+        raise SystemExit(
+            f"{folder / CONFIG_NAME} does not fit its base {base}, a {kind}: {one_line(error)}: "
+            "state there the base that it was trained on"
+        ) from error
+    needed = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(made).items()}
+    with safe_open(file, "pt") as weights:
+        found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    for name in sorted(needed.keys() & found.keys()):
+        if needed[name] != found[name]:
+            raise SystemExit(
+                f"{file} does not fit {CONFIG_NAME} and its base {base}, a {kind}: {name} is "
+                f"{found[name]} there, and would be {needed[name]}: {AGAIN}"
+            )
+
+
+def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
+    """Raises SystemExit where a new adapter would not go on a model as the recipe says."""
+    planned, modules = adapters.planned(recipe.model), dict(shape.named_modules())
+    linear = {
+        n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)
+    }
+    there = ", ".join(sorted(linear - {"lm_head"}))
+    parameters = [name for name, _ in shape.named_parameters()]
+    experts = {
+        ".".join(n.split(".")[-2:]) for n in parameters if not n.endswith(("weight", "bias"))
+    }
+    experts = ", ".join(sorted(experts)) or "none: lora_target_modules takes its linear layers"
+    for key, wanted, names, choices in (
+        ("lora_target_modules", planned.target_modules, modules, f"{there}, or all-linear"),
+        (
+            "lora_modules_to_save",
+            planned.modules_to_save,
+            modules,
+            f"lm_head, embed_tokens, {there}",
+        ),
+        ("lora_target_parameters", planned.target_parameters, parameters, experts),
+    ):
+        if lost := missing(wanted, names):
+            raise SystemExit(
+                f"{recipe.place(key)}: {key} is {lost}: {type(shape).__name__} has none of that "
+                f"name: give some, with blanks between them, of {choices}"
+            )
+    try:
+        get_peft_model(shape, copy.deepcopy(planned))
+    except (NotImplementedError, RuntimeError):
+        return  # what needs weights
+    except (ImportError, TypeError, ValueError) as error:
+        key = "lora_target_parameters" if planned.target_parameters else "lora_target_modules"
+        key = "lora_dropout" if "lora_dropout" in str(error) else key
+        given = getattr(planned, key if key == "lora_dropout" else key.removeprefix("lora_"))
+        given = ", ".join(sorted(given)) if isinstance(given, set | list) else given
+        raise SystemExit(
+            f"{recipe.place(key)}: {key} is {given}: {one_line(error)}. The model's linear layers: "
+            f"{there}, or all-linear"
+        ) from error
+
+
+def missing(wanted: Iterable[str] | str | None, names: Iterable[str]) -> str | None:
+    """The first name wanted that ends none of `names`; a string is a pattern of whole ones."""
+    if wanted is None or wanted == "all-linear":
+        return None
+    if isinstance(wanted, str):
+        try:
+            return None if any(re.fullmatch(wanted, name) for name in names) else wanted
+        except re.error:
+            return wanted
+    return next(
+        (w for w in sorted(wanted) if not any(f".{n}".endswith(f".{w}") for n in names)), None
+    )
+
+
+def check_model(recipe: Recipe) -> None:
+    """Find the model before the data is prepared.
+
+    Raises:
+        SystemExit: no name is given, the folder is missing or has no weights, the hub does not
+            answer, the recipe has other plans for an adapter than to train it on, or the weights
+            would hardly learn in the dtype asked for.
+    """
+    name = recipe.model.model_name_or_path
+    if not name:
+        raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
+    check_weights(name)
+    base, trusted = adapters.checked_base(recipe), recipe.training.trust_remote_code
+    trust.check_code(name, recipe.model.model_revision, trusted)
+    if base:
+        check_weights(base)
+        trust.check_code(base, None, trusted)
+    which = (base, None) if base else (name, recipe.model.model_revision)
+    model_files.check_config(*which, trusted, **recipe.init)
+    model_files.check_trainable(*which, trusted, recipe.model.use_peft)
+    check_master_weights(recipe)
+
+
+def check_weights(name: str) -> None:
+    folder = Path(name)
+    if folder.is_dir():
+        trust.check_weights(name, (path.name for path in folder.iterdir()))
+        model_files.check_weights(folder)
+    elif folder.is_file():
+        gguf = "GGUF is for inference alone: " if folder.suffix == ".gguf" else ""
+        raise SystemExit(
+            f"model {name} is a file: {gguf}name a folder with config.json, *.safetensors and a "
+            "tokenizer, or a model of the hub"
+        )
+    elif "://" in name:
+        known = "/".join(name.split("://")[1].split("/")[1:3])
+        raise SystemExit(f"model {name} is an address: name it as the hub does: {known}")
+    elif looks_local(name):
+        raise SystemExit(
+            f"no model folder {name}: `make install` makes the embedded one; name another folder "
+            "or a hub model with --model_name_or_path"
+        )
+    elif files := check_reachable(name, "model"):
+        trust.check_weights(name, files)
+
+
+def check_master_weights(recipe: Recipe) -> None:
+    """Full fine-tuning needs weights in float32: at a learning rate of 5e-7 an update is smaller
+    than bfloat16 can tell from nothing. DeepSpeed keeps float32 copies of its own.
+
+    Raises:
+        SystemExit: the recipe trains half-precision weights, and nothing keeps better ones.
+    """
+    model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    dtype = model.dtype
+    if dtype == "auto":
+        how = {"revision": model.model_revision}
+        how["trust_remote_code"] = recipe.training.trust_remote_code
+        dtype = model_files.config_of(model.model_name_or_path, **how).dtype
+    if not kept and not model.use_peft and str(dtype).endswith("float16"):
+        raise SystemExit(
+            f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
+            "dtype out: bf16 computes in half precision and keeps float32 weights; or choose "
+            "--use_peft, or CONFIG=zero2, which keeps float32 weights itself"
+        )

@@ -1,0 +1,89 @@
+"""Positions that go by the batch: RoPE whose frequencies hang on the longest row beside a row.
+
+`longrope` has one set of frequencies up to the length that the model was pretrained with, and
+another for every row of a batch that has a longer one; `dynamic` stretches them to the longest row.
+A row's log-probability then depends on what it is batched with. Policy and reference agree where
+both see the same batch, and not where the reference was scored beforehand, in batches of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedConfig
+from trl import DPOConfig
+
+from dpo.data import schema
+
+
+def limits(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
+    """The kinds of RoPE in a model that go by the batch, and the tokens from which they do."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):  # one for all layers, or one for each type of layer
+        kind = each.get("rope_type") if isinstance(each, dict) else None
+        if kind not in ("longrope", "dynamic"):
+            continue
+        known = (each, vars(text))
+        lengths = [where.get("original_max_position_embeddings") for where in known]
+        lengths = [length for length in lengths if length] or [text.max_position_embeddings]
+        if kind == "dynamic":
+            lengths.append(text.max_position_embeddings)
+        yield kind, min(lengths)
+
+
+def forget_longer_batches(model: torch.nn.Module) -> None:
+    """Have `dynamic` frequencies go by the batch at hand. In transformers they stay stretched to
+    the longest row so far: a run that goes on would compute otherwise than one that was not
+    stopped, and a policy that has answered prompts otherwise than its reference."""
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            module.register_forward_pre_hook(_as_at_the_start)
+
+
+def _as_at_the_start(module: torch.nn.Module, _: Any) -> None:
+    for name in [*vars(module), *module._buffers]:
+        if name.endswith("original_inv_freq"):  # of all layers, or of one type of layer
+            kind = name.removesuffix("original_inv_freq")
+            old, new = getattr(module, f"{kind}inv_freq"), getattr(module, name)
+            module.register_buffer(f"{kind}inv_freq", new.to(old.device), persistent=False)
+            setattr(module, f"{kind}max_seq_len_cached", module.original_max_seq_len)
+
+
+def longest_row(data: Any, max_length: int | None) -> float:
+    """Tokens of the longest row of prompt and completion, as cut in training; as long as they may
+    be where rows are no tokens yet, or a stream."""
+    most = np.inf if max_length is None else max_length
+    if isinstance(data, dict):
+        return max((longest_row(each, max_length) for each in data.values()), default=0)
+    if data is None or (isinstance(data, Dataset) and not len(data)):
+        return 0
+    if not isinstance(data, Dataset) or not {*schema.IDS} <= {*data.column_names}:
+        return most
+    return min(schema.needed(data).max(), most)
+
+
+def by_batch(model: Any, args: DPOConfig, *data: Any) -> str | None:
+    """Why the log-probabilities of rows depend on those beside them; None if they do not.
+
+    Args:
+        model: a name that TRL would load with `args`, or the model.
+        data: the rows that will be trained on and held out.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        how = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+        config = AutoConfig.from_pretrained(model, **how)
+    longest = max((longest_row(each, args.max_length) for each in data), default=0)
+    for kind, limit in limits(config):
+        if longest > limit:
+            rows = f"up to {longest:g} tokens" if np.isfinite(longest) else "any length"
+            return (
+                f"beyond {limit} tokens this model's RoPE (type {kind}) goes by the longest row of "
+                f"a batch, and rows are of {rows}"
+            )
+    return None

@@ -1,0 +1,1 @@
+"""The prompt of a pair computed once and nothing padded: the plan, the attention, the hook."""

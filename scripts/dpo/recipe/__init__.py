@@ -1,0 +1,1 @@
+"""A recipe: parsed strictly, with our own arguments, and refused where it could not train."""

@@ -1,0 +1,214 @@
+"""This repository's own arguments, and which of all arguments decide what is learned."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from dpo.recipe.parse import Recipe
+
+BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+# Arguments that say how a run is carried out, and what it shows. All others decide what is learned.
+CARRIED_OUT = {
+    *("output_dir", "resume_from_checkpoint", "restart", "other_processes", "use_cpu"),
+    *("share_prefix", "reference_cache", "quarantine_limit", "save_merged"),
+    "policy_is_reference",
+    *("precompute_ref_log_probs", "precompute_ref_batch_size", "dataset_num_proc"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps"),
+    *("per_device_eval_batch_size", "reward_prompts", "reward_samples"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "report_to", "run_name", "project", "push_to_hub"),
+    *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
+}
+CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
+
+
+def positive(text: str) -> int:
+    """A number on the command line that has to be 1 or more."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+NAMES = ("model_name_or_path", "dataset_name")
+# Keys of one of `datasets`, and what each may be.
+OF_ONE = {
+    **dict.fromkeys(("path", "name", "data_dir", "split"), (str,)),
+    **{"data_files": (str, list, dict), "columns": (list,), "fraction": (int, float)},
+}
+
+
+def check_kinds(path: Path, keys: dict[str, Any], parser: argparse.ArgumentParser) -> None:
+    """See that values of a file are of a kind that its keys can have, where no flag would tell.
+
+    Raises:
+        SystemExit: a key that takes one value has a list or a mapping, one that needs a value has
+            none, or one of `datasets` is no data set.
+    """
+    several = {action.dest for action in parser._actions if action.nargs}
+    kinds = [kind for group in parser.dataclass_types for kind in get_type_hints(group).items()]
+    mappings = {key for key, kind in kinds if "dict" in str(kind)} | {"column_mapping", "datasets"}
+    for key, value in keys.items():
+        if isinstance(value, list) and key not in {*several, "report_to", "debug", "fsdp"}:
+            raise SystemExit(f"{path}: {key} is {value}: it takes one value, and no list")
+        if isinstance(value, dict) and key not in mappings:
+            raise SystemExit(f"{path}: {key} is {value}: it takes one value, and no mapping")
+        if key in NAMES and isinstance(value, (bool, int, float)):
+            raise SystemExit(f"{path}: {key} is {value}: give a name or a folder, 7 as ./7")
+        default = parser.get_default(key)
+        if value is None and default is not None and key not in ("max_length", "dtype"):
+            raise SystemExit(f"{path}: {key} is empty: give a value, or leave it out")
+    if keys.get("datasets") is not None:
+        check_entries(path, keys["datasets"])
+
+
+def check_entries(path: Path, entries: Any) -> None:
+    """
+    Raises:
+        SystemExit: it is no list of data sets, each with keys of its own.
+    """
+    form = f"give a list of data sets, each a mapping of {', '.join(OF_ONE)}: - path: owner/name"
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise SystemExit(f"{path}: datasets is {entries}: {form}")
+    for number, entry in enumerate(entries or [{}], start=1):
+        where = f"{path}: datasets, entry {number}"
+        if unknown := [str(key) for key in entry if key not in OF_ONE]:
+            raise SystemExit(f"{where}: no key {', '.join(unknown)}: one of {', '.join(OF_ONE)}")
+        if not entry.get("path"):
+            raise SystemExit(f"{where} has no path: {form}")
+        for key, value in entry.items():
+            wrong = isinstance(value, bool) or not isinstance(value, (*OF_ONE[key], type(None)))
+            if key == "columns" and not wrong:
+                wrong = not all(isinstance(name, str) for name in value or ())
+            if wrong or (key == "fraction" and value is not None and not 0 < value < float("inf")):
+                words = {"columns": "a list of names", "fraction": "a number above 0"}
+                raise SystemExit(f"{where}: {key} is {value}: give {words.get(key, 'a name')}")
+
+
+def check_data(recipe: Recipe) -> None:
+    """See that what a recipe says of its data can be.
+
+    Raises:
+        SystemExit: there is no such layout, a mapping is none, or the name of a data set is none.
+    """
+    from dpo.data.formats.columns import mapping_of
+    from dpo.data.formats.layouts import LAYOUTS
+
+    given, where = recipe.run.preference_layout, recipe.place("preference_layout")
+    if given is not None and given not in LAYOUTS:
+        choices = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
+        raise SystemExit(f"{where}: preference_layout: no layout {given!r}: one of {choices}")
+    where = recipe.place("column_mapping")
+    mapping_of(recipe.run.column_mapping, f"{where}: column_mapping")
+    for key, name in (
+        ("dataset_name", recipe.script.dataset_name),
+        *(("datasets", entry.path) for entry in recipe.mixture.datasets),
+    ):
+        if name is not None and (not name.strip() or name.lstrip().startswith(("{", "["))):
+            raise SystemExit(
+                f"{recipe.place(key)}: {key} is {name!r}: give the name of a data set, a folder or "
+                "a file; several stand in the recipe, as datasets: [{path: …}, {path: …}]"
+            )
+
+
+def decides(key: str) -> bool:
+    """Whether an argument decides what is learned."""
+    return key not in CARRIED_OUT and not key.startswith(CARRIED_OUT_PREFIXES)
+
+
+@dataclass
+class RunArguments:
+    """This repository's own arguments: how a run is carried out, never what is learned."""
+
+    restart: bool = field(
+        default=False,
+        metadata={
+            "help": "Start over: an output folder that holds an earlier run is moved aside, never "
+            "deleted. Without it a run continues from its last whole checkpoint, and a finished "
+            "one is left alone."
+        },
+    )
+    share_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the prompt of a pair once and no padding, score completion tokens "
+            "only, and deal the pairs of a batch to processes by length: the same losses, sooner. "
+            "With false, and precompute_ref_log_probs false, the run is stock TRL, but for its "
+            "faults (docs/speed.md)."
+        },
+    )
+    reference_cache: str = field(
+        default="cache/reference",
+        metadata={
+            "help": "Folder that keeps the reference's log-probabilities for later runs; "
+            "`make clean-cache` empties it. --precompute_ref_log_probs false keeps the reference "
+            "in memory and scores as it trains."
+        },
+    )
+    policy_is_reference: bool = field(
+        default=True,
+        metadata={
+            "help": "The policy starts as its reference: before step 1 its log-ratios are seen to "
+            "be zero and the loss to be the constant of its type. Say false for one that starts "
+            "elsewhere on purpose."
+        },
+    )
+    preference_layout: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the data's rows hold preferences: explicit, implicit, dialogue, question, "
+            "sharegpt, compared, rated or scored (docs/data.md). By default their columns tell."
+        },
+    )
+    column_mapping: str | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of other names, ours before theirs: {prompt: question, chosen: good} "
+            'in a recipe, "prompt=question chosen=good" on the command line.'
+        },
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template for a model that brings none, or a wrong one: a .jinja file, or "
+            "the name of one that TRL brings along. It is saved with the policy."
+        },
+    )
+    quarantine_limit: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of a split's rows that may be wrong. Each is set aside and named; with "
+            "more than this share of them a run does not start. What max_length leaves out is no "
+            "fault and counts apart."
+        },
+    )
+    save_merged: bool = field(
+        default=True,
+        metadata={
+            "help": "Beside a trained LoRA adapter, write the model that it makes of its base, in "
+            "`merged`: it loads without peft, and takes the space of the whole model."
+        },
+    )
+    other_processes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
+            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
+            "ZeRO's shards cannot be split otherwise and is refused all the same."
+        },
+    )
+    reward_prompts: int = field(
+        default=128,
+        metadata={
+            "help": "Held-out prompts that the reference and the trained policy answer after "
+            "training, where the data names its true reward. Fewer is faster, and the interval "
+            "around the result wider."
+        },
+    )
+    reward_samples: int = field(
+        default=2, metadata={"help": "Answers that each of the two gives to each of them."}
+    )

@@ -1,0 +1,1 @@
+"""Recipes of other tools, from alignment-handbook to ms-swift, as ours."""

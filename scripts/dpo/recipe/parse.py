@@ -1,0 +1,285 @@
+"""A recipe: one flat YAML file of TRL's own argument names, read strictly.
+
+Nothing heavy is imported at the top: the launcher reads recipes too, and answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo.core import secrets
+from dpo.core.strict import load_yaml
+from dpo.recipe.arguments import BATCH, RunArguments, check_data, check_kinds, decides
+from dpo.recipe.convert.old_keys import refuse_unknown, spelling
+from dpo.recipe.flags import at_home
+from dpo.recipe.flags import check as flags_given
+
+if TYPE_CHECKING:
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+
+FOLDER = Path("recipes")
+
+
+@dataclass
+class Recipe:
+    """A recipe and the flags given after it, parsed, checked and resolved.
+
+    `chosen` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
+    `flags` are the names of the latter, which win over the recipe.
+    `global_batch` is the number of pairs of one optimizer step, over all processes.
+    """
+
+    name: str
+    path: Path
+    chosen: dict[str, Any]
+    defaults: dict[str, Any]
+    global_batch: int
+    script: ScriptArguments
+    training: DPOConfig
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+    run: RunArguments
+    flags: frozenset[str] = frozenset()
+
+    def place(self, *keys: str) -> str:
+        """Where one of the keys was stated, for a message: with the flags, or in the file."""
+        return "ARGS" if self.flags & {*keys} else str(self.path)
+
+    @property
+    def init(self) -> dict[str, Any]:
+        """What the model is loaded with beside keys of their own (`model_init_kwargs`), which may
+        be another configuration than its files have: also where it is loaded again."""
+        stated = self.chosen.get("model_init_kwargs") or {}
+        return json.loads(stated) if isinstance(stated, str) else stated
+
+    def learned(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Of a run's settings those that decide what is learned, where they are no defaults."""
+        stated = self.defaults | settings
+        batch = [stated[key] for key in BATCH]
+        return {
+            **{
+                key: value
+                for key, value in settings.items()
+                if decides(key) and key not in BATCH and value != self.defaults.get(key)
+            },
+            "global_batch": batch[0] * batch[1],
+        }
+
+
+def names(folder: Path) -> list[str]:
+    """The names that may be given for RECIPE or CONFIG: the folder is the list."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
+
+
+def choices(given: str, known: list[str]) -> str:
+    """The known names nearest to what was given, or all of a short list, for an error message."""
+    if len(known) <= 20:
+        return f"one of: {', '.join(known)}"
+    near = difflib.get_close_matches(given, known, 3, 0.4)
+    return f"did you mean: {', '.join(near)}?" if near else "none has a name like it"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe's keys.
+
+    Raises:
+        SystemExit: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
+            token.
+    """
+    if not path.is_file():
+        raise SystemExit(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
+    try:
+        keys = load_yaml(path, path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{path}: not YAML: {error}") from error
+    if not isinstance(keys, dict):
+        raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
+    secrets.refuse_in_recipe(path, keys)
+    for key, value in keys.items():
+        if isinstance(value, str) and (variable := re.search(r"\$(\{[^}]*\}|[A-Za-z_]\w*)", value)):
+            raise SystemExit(
+                f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "
+                f'for, or give it where a shell does: ARGS="--{key} {value}"'
+            )
+        if value is False and key in STRATEGIES:  # YAML's own reading of a plain `no`
+            keys[key] = "no"
+    return at_home(keys)
+
+
+def _as_flags(keys: dict[str, Any], several: set[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split YAML keys into command-line flags and values that no flag can express.
+
+    Flags go through argparse's own type checks, so that `beta: high` in a file is refused just as
+    `--beta high` is. `several` are the keys whose flag takes more than one value.
+    """
+    flags: list[str] = []
+    rest: dict[str, Any] = {}
+    for key, value in keys.items():
+        listed = isinstance(value, list)
+        plain = not listed or (key in several and not any(isinstance(v, dict) for v in value))
+        if value is None or not plain:
+            rest[key] = value
+        elif listed:
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags, rest
+
+
+def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int, int]:
+    """Keep a global batch on any number of processes.
+
+    As a recipe is written, per-device batch × accumulation is the batch of one optimizer step.
+    Several processes share it: they accumulate less, and where that is not enough take fewer pairs
+    at a time, so that what is learned stays the same.
+
+    Returns the per-device batch and the accumulation of each process.
+
+    Raises:
+        SystemExit: the processes do not divide the global batch.
+    """
+    batch = per_device * accumulation
+    if batch % processes:
+        divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
+        raise SystemExit(
+            f"{processes} processes cannot share a global batch of {batch} pairs evenly: run on "
+            f"{', '.join(divisors)}, or change per_device_train_batch_size × "
+            "gradient_accumulation_steps"
+        )
+    share = batch // processes
+    micro = max(n for n in range(1, min(per_device, share) + 1) if share % n == 0)
+    return micro, share // micro
+
+
+def data_workers(values: dict[str, Any]) -> int:
+    """Processes that make the next batches while a GPU computes. On a CPU they would take what
+    computes, and a stream comes in another order through several."""
+    import torch
+
+    on_cpu = values["use_cpu"] or os.environ.get("DS_ACCELERATOR") == "cpu"
+    streams = values["dataset_streaming"] or values["streaming"]
+    return 0 if on_cpu or streams or not torch.cuda.is_available() else 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message: str):
+            raise SystemExit(f"{self.prog}: {message}")
+
+    parser = Parser(
+        (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments),
+        prog="train.py",
+        allow_abbrev=False,
+        description="Train a policy with DPO as a recipe says; flags after it win over it.",
+    )
+    # publish.py; and the filter would log a mean in place of a loss that is not finite (alerts.py).
+    parser.set_defaults(
+        precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
+    )
+    return parser
+
+
+def parse(argv: list[str]) -> Recipe:
+    """Read `--config recipes/<name>.yaml`, then the flags after it.
+
+    Raises:
+        SystemExit: one line that names the file or flag, what is wrong with it and the choices.
+    """
+    parser = make_parser()
+    if "-h" in argv or "--help" in argv or "--config" not in argv[:-1]:
+        print("usage: train.py --config recipes/<name>.yaml [--<argument> <value> ...]\n")
+        parser.print_help()
+        raise SystemExit(0 if "-h" in argv or "--help" in argv else 2)
+    at = argv.index("--config")
+    path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
+    return resolve(parser, path, path.stem, read_yaml(path), argv)
+
+
+def resolve(
+    parser: argparse.ArgumentParser, path: Path, name: str, keys: dict[str, Any], argv: list[str]
+) -> Recipe:
+    """The recipe of `keys`, which stand in the file at `path`, and of the flags after them.
+
+    Raises:
+        SystemExit: as `parse`.
+    """
+    known = [action.dest for action in parser._actions if action.dest != "help"]
+    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
+    # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
+    # would turn DeepSpeed off; without a backend processes would not find each other.
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        parser.set_defaults(use_cpu=True)
+    if os.environ.get("DS_ACCELERATOR") == "cpu" and "WORLD_SIZE" in os.environ:
+        parser.set_defaults(ddp_backend="gloo")
+    parser.set_defaults(dataloader_num_workers=None)  # until all else is known
+    defaults = vars(parser.parse_known_args([])[0])
+    several = {action.dest for action in parser._actions if action.nargs}
+    check_kinds(path, keys, parser)
+    flags, rest = _as_flags(keys, several)
+    parser.set_defaults(**rest)
+    # Once alone, so that an error names the file; flags on the command line are checked below.
+    parser.prog = str(path)
+    parser.parse_known_args(flags)
+    parser.prog = "ARGS"
+    given = flags_given(parser, argv)
+    namespace, unknown = parser.parse_known_args(flags + argv)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0]
+        if not unknown[0].startswith("-"):
+            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
+        near = spelling(name.replace("-", "_")) or choices(name, known)
+        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
+    chosen = {
+        key: value
+        for key, value in vars(namespace).items()
+        if key in keys or value != defaults[key]
+    }
+    values = vars(namespace)
+    # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
+    moves = values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]
+    if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # validate.py refuses it
+        values["precompute_ref_log_probs"] = False
+    if values["dataloader_num_workers"] is None:
+        values["dataloader_num_workers"] = data_workers(values)
+        if not values["dataloader_num_workers"]:  # and what torch takes beside workers alone
+            beside = ("prefetch_factor", "multiprocessing_context")
+            values |= {f"dataloader_{key}": None for key in beside}
+            values["dataloader_persistent_workers"] = False
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if values[key] < 1:  # before it is divided by
+            where = "ARGS" if key in given else path
+            raise SystemExit(f"{where}: {key} is {values[key]}: give 1 or more")
+    batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
+    values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
+        values["per_device_train_batch_size"],
+        values["gradient_accumulation_steps"],
+        int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    for stated in (values, chosen):  # a run that was killed is the same with a slash at its end
+        if "://" not in (stated.get("output_dir") or "://"):
+            stated["output_dir"] = os.path.normpath(stated["output_dir"])
+    try:
+        parts = parser.parse_dict(values)
+    except (ValueError, TypeError) as error:
+        hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
+        said = " ".join(str(error).split())
+        where = "ARGS" if any(key in said for key in given) else path
+        raise SystemExit(f"{where}: {said}{hint}") from error
+    script, training, model, mixture, run = parts
+    stated = (chosen, defaults, batch)
+    recipe = Recipe(name, path, *stated, script, training, model, mixture, run, given)
+    check_data(recipe)
+    return recipe

@@ -1,0 +1,1 @@
+"""Pages and tables of what was measured; none of them measures."""

@@ -1,0 +1,281 @@
+"""Runs beside each other, from what their folders hold: which ones, what differs between them, and
+what they said to the same prompts."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpo.evaluation.contestants import RUNS, known_runs, run_folder
+from dpo.recipe.arguments import decides
+from dpo.recipe.parse import make_parser
+from dpo.reports import run_report
+from dpo.runs import metrics, output_folder
+from dpo.training.monitoring import completions
+
+MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
+PLACES = {"output_dir", "run_name", "recipe"}  # no setting
+LONGEST_NAME = 60  # characters
+SHOWN = 10  # prompts
+
+
+@dataclass
+class Compared:
+    """A run as it is compared.
+
+    `name` says what differs from the others, and `differs` holds it by key. `report` and
+    `evaluations` are empty for a run that has not come so far; `entries` are its lines of
+    metrics.jsonl.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    run_report: dict[str, Any]
+    entries: list[dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]
+    name: str = ""
+    differs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def curves(self) -> dict[str, list[dict]]:
+        if self.entries:
+            return run_report.curves(self.entries)
+        return self.report.get("curves", {"train": [], "held_out": []})
+
+    @property
+    def state(self) -> str:
+        """How far it came. A run that failed and one that was killed leave the same behind."""
+        if self.report:
+            return "finished"
+        step = f"step {self.entries[-1]['step']}" if self.entries else "step 0"
+        if output_folder.going_on(self.folder):
+            return f"going on, {step}"
+        if (self.folder / output_folder.TRAINED).is_file():
+            return "trained, not evaluated"
+        log = self.folder.with_name(f"{self.folder.name}.log")  # a sweep's
+        return f"not finished, {step}" + (f": see {log}" if log.is_file() else "")
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` states.
+
+    Raises:
+        SystemExit: its recipe.yaml is none.
+    """
+    path = folder / output_folder.SETTINGS
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise SystemExit(f"{path} holds no settings of a run: move that folder, or name others")
+    return settings
+
+
+def runs_of(recipe: str) -> list[Path]:
+    """The folders of a recipe's runs, those of its sweep too; not those moved aside.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    found, others = [], set()
+    for pattern in ("*", f"{recipe}-sweep/*"):
+        for path in sorted(RUNS.glob(f"{pattern}/{output_folder.SETTINGS}"), key=_by_number):
+            name = settings_of(path.parent).get("recipe")
+            if name != recipe:
+                others.add(str(name))
+            elif not MOVED_ASIDE.search(path.parent.name):
+                found.append(path.parent)
+    if not found:
+        known = ", ".join(sorted(others)) or "none yet"
+        raise SystemExit(f"no run of RECIPE={recipe}; there are runs of: {known}")
+    return found
+
+
+def _by_number(path: Path) -> list[str | float]:
+    """What a sweep's folders are sorted by: beta=0.5 before beta=5, and that before beta=10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(path))
+    return [float(part) if at % 2 else part for at, part in enumerate(parts)]
+
+
+def folders(names: list[str]) -> list[Path]:
+    """The folders of runs, by path or by name under outputs/, each once.
+
+    Raises:
+        SystemExit: one of them is no run.
+    """
+    found = []
+    for name in names:
+        folder = run_folder(name)
+        if not folder:
+            raise SystemExit(f"no run at {name}; {known_runs()}")
+        found.append(folder)
+    return [*dict.fromkeys(found)]
+
+
+def read(folder: Path) -> Compared:
+    def loaded(path: Path) -> dict:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    evaluations = {
+        path.parent.name: loaded(path)
+        for path in sorted(folder.glob("evaluations/*/evaluation.json"))
+    }
+    finished = loaded(folder / output_folder.REPORT)
+    return Compared(folder, settings_of(folder), finished, metrics.read(folder), evaluations)
+
+
+def collect(given: list[Path]) -> list[Compared]:
+    """The runs, each named by the settings in which it differs from the others."""
+    runs = [read(folder) for folder in given]
+    keys = differing([run.settings for run in runs])
+    for run in runs:
+        run.differs = {key: plain(stated(run.settings, key)) for key in keys}
+        parts = [f"{key}={value}" for key, value in run.differs.items() if decides(key)]
+        said = " ".join(parts)
+        run.name = said if 0 < len(said) <= LONGEST_NAME else folder_name(run)
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:  # the same settings twice
+            run.name = folder_name(run)
+    return runs
+
+
+def folder_name(run: Compared) -> str:
+    return str(run.folder).removeprefix(f"{RUNS}/")
+
+
+def differing(settings: list[dict[str, Any]]) -> list[str]:
+    """The keys in which settings differ: those that decide what is learned, then the others."""
+    keys = dict.fromkeys(key for each in settings for key in each if key not in PLACES)
+    found = [k for k in keys if any(stated(s, k) != stated(settings[0], k) for s in settings)]
+    return sorted(found, key=lambda key: not decides(key))
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return vars(make_parser().parse_known_args([])[0])
+
+
+def stated(settings: dict[str, Any], key: str) -> Any:
+    return settings.get(key, _defaults().get(key))
+
+
+def plain(value: Any) -> str:
+    """A value as a recipe would state it: `12`, `2e-05`, `sigmoid`."""
+    if value is None:
+        return "default"
+    if isinstance(value, list):
+        return "+".join(map(plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def surroundings(runs: list[Compared]) -> dict[str, list[str]]:
+    """What else differs between finished runs, and could be the reason of a difference: versions,
+    machine, data, code. By name, the value of each run; "" for one that has not finished."""
+    facts = [_facts(run) if run.report else None for run in runs]
+    known = [fact for fact in facts if fact is not None]
+    keys = dict.fromkeys(key for fact in known for key in fact)
+    return {
+        key: ["" if fact is None else str(fact.get(key, "none")) for fact in facts]
+        for key in keys
+        if any(fact.get(key) != known[0].get(key) for fact in known)
+    }
+
+
+def _facts(run: Compared) -> dict[str, Any]:
+    data = run.report.get("data", {})
+    rows, aside, left_out = (data.get(key, {}) for key in ("rows", "set_aside", "left_out"))
+    return {
+        **run.report.get("versions", {}),
+        "machine": run.report.get("machine"),
+        "code": run.report.get("commit") or "not known",
+        "recipe": run.settings.get("recipe"),
+        "data": data.get("name"),
+        "held-out pairs": run.report.get("held_out_digest") or "not known",
+        **{f"rows, {split}": count for split, count in rows.items()},
+        **{f"set aside, {split}": sum(of.values()) for split, of in aside.items()},
+        **{f"left out, {split}": sum(of.values()) for split, of in left_out.items()},
+    }
+
+
+def warnings(runs: list[Compared]) -> list[str]:
+    """`surroundings` in words: the runs of each value by name, those of the commonest last."""
+    lines = []
+    for key, values in surroundings(runs).items():
+        by_value: dict[str, list[str]] = {}
+        for run, value in zip(runs, values, strict=True):
+            by_value.setdefault(value, []).append(run.name)
+        by_value.pop("", None)
+        *few, (most, names) = sorted(by_value.items(), key=lambda item: len(item[1]))
+        others = [(most, ["the others"] if len(names) > 1 else names)]
+        said = "; ".join(f"{value} ({', '.join(names)})" for value, names in [*few, *others])
+        lines.append(f"{key}: {said}")
+    return lines
+
+
+def samples(runs: list[Compared]) -> dict[str, list[dict[str, Any]]]:
+    """Prompts that all have answered which have answered any, by where the answers are from: each
+    with what the references said and what the runs said, (name, text, reward)."""
+    found = {"After training": [_finals(run) for run in runs]}
+    for name in dict.fromkeys(name for run in runs for name in run.evaluations):
+        found[f"make evaluate, {name}"] = [_evaluated(run, name) for run in runs]
+    found["While they trained, at the last evaluation"] = [_along(run) for run in runs]
+    return {where: rows for where, of in found.items() if (rows := _aligned(runs, of))}
+
+
+Said = tuple[str, float | None]
+
+
+def _finals(run: Compared) -> dict[str, tuple[Said, Said]]:
+    """By prompt, what the reference said and what the run said."""
+    return {
+        row["prompt"]: ((row["before"], row["reward_before"]), (row["after"], row["reward_after"]))
+        for row in run.report.get("samples", [])
+    }
+
+
+def _evaluated(run: Compared, name: str) -> dict[str, tuple[Said, Said]]:
+    return {
+        row["prompt"]: (
+            (row["against"], row["reward_against"]),
+            (row["policy"], row["reward_policy"]),
+        )
+        for row in run.evaluations.get(name, {}).get("samples", [])
+    }
+
+
+def _along(run: Compared) -> dict[str, tuple[Said, Said]]:
+    return {
+        f"{row['prompt']} ({row['decoding']})": ((row["reference"], None), (row["policy"], None))
+        for row in completions.read(run.folder)
+    }
+
+
+def _aligned(
+    runs: list[Compared], answered: list[dict[str, tuple[Said, Said]]]
+) -> list[dict[str, Any]]:
+    of = {run.name: rows for run, rows in zip(runs, answered, strict=True) if rows}
+    shared = [p for p in next(iter(of.values()), ()) if all(p in rows for rows in of.values())]
+    aligned = []
+    for prompt in shared[:SHOWN]:
+        first = dict.fromkeys(rows[prompt][0] for rows in of.values())
+        whose = {said: [name for name in of if of[name][prompt][0] == said] for said in first}
+        references = [
+            ("reference" if len(first) == 1 else f"what {', '.join(names)} is held against", *said)
+            for said, names in whose.items()
+        ]
+        answers = [(name, *rows[prompt][1]) for name, rows in of.items()]
+        aligned.append({"prompt": prompt, "references": references, "answers": answers})
+    return aligned
+
+
+def today() -> str:
+    return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

@@ -1,0 +1,215 @@
+"""A comparison of runs as a table in Markdown, and as a page with their curves overlaid."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dpo.core.stats import Interval
+from dpo.core.terminal import visible
+from dpo.reports import comparison, comparison_table
+from dpo.reports.comparison import Compared
+from dpo.reports.comparison_table import Row, against, verdicts, within_noise
+from dpo.reports.html import document, picture, png
+from dpo.runs.output_folder import write_whole
+
+# Okabe and Ito's colours, told apart by the colour-blind too; then once more, dashed and dotted.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # of matplotlib, and of CSS
+PANELS = {
+    "loss": "loss",
+    "accuracy": "preference accuracy",
+    "margin": "implicit reward, chosen less rejected",
+    "chosen": "implicit reward, chosen",
+    "rejected": "implicit reward, rejected",
+    "eval_drift_nats_per_token": "KL(reference ‖ policy), nats a token",
+    "eval_drift_tokens": "the policy's own answers, tokens",
+}
+NOTE = (
+    "Intervals are of 95%. Differences between runs are paired, over the same held-out pairs or "
+    "prompts; within noise is one whose interval holds zero. Another seed of training would add "
+    "noise that no interval here knows of."
+)
+AGAINST = "— against the first"
+MANY = "Of twenty differences that are none, one is beyond noise by chance."
+
+
+def note(runs: list[Compared]) -> str:
+    return f"{NOTE} {MANY}" if len(runs) > 3 else NOTE
+
+
+def style(at: int) -> tuple[str, tuple[str, str]]:
+    """The colour and the line of the run at a place."""
+    return COLORS[at % len(COLORS)], STYLES[at // len(COLORS) % len(STYLES)]
+
+
+def draw(runs: list[Compared], name: str) -> Figure | None:
+    """One metric of all runs by step: held-out pairs strong, training batches pale, and strong
+    where there is nothing else. None if no run has it."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure, axis = plt.subplots(figsize=(4.8, 3), layout="tight")
+    drawn = False
+    for at, run in enumerate(runs):
+        color, (line, _) = style(at)
+        how = {"color": color, "linestyle": line}
+        held_out, train = run.curves["held_out"], run.curves["train"]
+        if name.startswith("eval_"):
+            held_out, train = [entry for entry in run.entries if name in entry], []
+        if held_out and train:
+            axis.plot(*_xy(train, name), **how, alpha=0.3, linewidth=1)
+        axis.plot(*_xy(held_out or train, name), **how, marker="o" * bool(held_out), markersize=3)
+        drawn = drawn or bool(held_out or train)
+    axis.set(title=PANELS[name], xlabel="step")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not drawn:
+        plt.close(figure)
+        return None
+    return figure
+
+
+def _xy(points: list[dict], name: str) -> tuple[list, np.ndarray]:
+    values = np.array([point[name] for point in points], dtype=float)  # None is not finite
+    return [point["step"] for point in points], values
+
+
+def lines(runs: list[Compared], rows: list[Row]) -> list[tuple[str, list[str], list[str]]]:
+    """The table's lines: a name, a cell for each run, and the cells' tones, "best", "up", "down",
+    "dim" or none. The settings that differ, then the metrics, each with how the runs differ from
+    the first."""
+    plain = [""] * len(runs)
+    body = [(key, [run.differs[key] for run in runs], plain) for key in runs[0].differs]
+    for row in rows:
+        best = row.best()
+        body.append((row.name, row.values, ["best" * (at == best) for at in range(len(runs))]))
+        if differences := row.differences():
+            body.append((AGAINST, [*map(against, differences)], [*map(_tone, differences)]))
+    return body
+
+
+def _tone(difference: Interval | None) -> str:
+    if difference is None or within_noise(difference):
+        return "dim"
+    return "up" if difference.mean > 0 else "down"
+
+
+def markdown(runs: list[Compared], rows: list[Row], title: str) -> str:
+    def text(said: str) -> str:
+        said = html.escape(visible(said).replace("\n", " "), quote=False)
+        for sign in "\\|*`[]":  # not the underscores of names, which are no emphasis
+            said = said.replace(sign, f"\\{sign}")
+        return said
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    table = [line(["", *(text(run.name) for run in runs)]), "|---" * (len(runs) + 1) + "|"]
+    for name, cells, tones in lines(runs, rows):
+        parts = zip(cells, tones, strict=True)
+        said = [f"**{text(cell)}**" if tone == "best" else text(cell) for cell, tone in parts]
+        table.append(line([text(name), *said]))
+    warned = [f"- not the settings alone: {text(said)}" for said in comparison.warnings(runs)]
+    found = [f"- **{text(name)}**: {text(said)}" for name, said in verdicts(runs, rows).items()]
+    parts = (f"# {text(title)}", "\n".join(found), "\n".join(table), "\n".join(warned), note(runs))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _text(said: str) -> str:
+    return html.escape(visible(said))
+
+
+def _cell(said: str) -> str:
+    """With lines broken before an interval, and not within."""
+    return re.sub(r"\([^()]*\)", lambda part: part[0].replace(" ", "&nbsp;"), _text(said))
+
+
+def _head(at: int, name: str) -> str:
+    parts = (
+        f'<span class="whole">{_text(part)}</span>' if "=" in part else _text(part)
+        for part in name.split(" ")
+    )
+    return f"<th>{_key(at)}<br>{' '.join(parts)}</th>"
+
+
+def _key(at: int) -> str:
+    color, (_, line) = style(at)
+    return f'<i class="key"><i style="border-top: 3px {line} {color}"></i></i>'
+
+
+def _legend(runs: list[Compared]) -> str:
+    names = "".join(f"<span>{_key(at)} {_text(run.name)}</span>" for at, run in enumerate(runs))
+    return f'<p class="legend">{names}</p>'
+
+
+def _table(runs: list[Compared], rows: list[Row]) -> str:
+    heads = "".join(_head(at, run.name) for at, run in enumerate(runs))
+    body = []
+    for name, cells, tones in lines(runs, rows):
+        parts = zip(cells, tones, strict=True)
+        said = "".join(f'<td class="{tone}">{_cell(cell)}</td>' for cell, tone in parts)
+        body.append(f'<tr><td class="dim">{_text(name)}</td>{said}</tr>')
+    return f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(body)}</table></div>'
+
+
+def _panels(runs: list[Compared]) -> str:
+    figures = {name: draw(runs, name) for name in PANELS}
+    return "".join(
+        picture(png(figure), f"{PANELS[name]} of all runs, by step")
+        for name, figure in figures.items()
+        if figure
+    )
+
+
+def _side_by_side(sample: dict) -> str:
+    def side(name: str, said: str, reward: float | None) -> str:
+        score = "" if reward is None else f" {reward:+.2f}"
+        return f"<div><small>{_text(name)}{score}</small>{_text(said)}</div>"
+
+    said = "".join(side(*each) for each in (*sample["references"], *sample["answers"]))
+    head = f"<h3>{_text(sample['prompt'])}</h3>"
+    return f'<div class="sample">{head}<div class="pair many">{said}</div></div>'
+
+
+def page(runs: list[Compared], rows: list[Row], title: str) -> str:
+    found = "".join(
+        f"<li><b>{_text(name)}</b>: {_text(said)}</li>"
+        for name, said in verdicts(runs, rows).items()
+    )
+    warned = "".join(
+        f'<p class="alert">Not the settings alone: {_text(said)}</p>'
+        for said in comparison.warnings(runs)
+    )
+    panels = _panels(runs)
+    shown = "".join(
+        f"<details{' open' * (at == 0)}><summary>{_text(where)}</summary>"
+        f"{''.join(map(_side_by_side, samples))}</details>"
+        for at, (where, samples) in enumerate(comparison.samples(runs).items())
+    )
+    along = f"""<h2>Along the runs</h2><p class="dim">Strong, on held-out pairs; pale, on training
+batches.</p>{_legend(runs)}<div class="panels">{panels}</div>"""
+    return document(
+        visible(title),
+        f"""<p class="dim">{comparison.today()}. {html.escape(note(runs))}</p>{warned}
+{f"<h2>What it comes to</h2><ul>{found}</ul>" if found else ""}
+<h2>Settings that differ, and results</h2>{_table(runs, rows)}
+{along if panels else ""}
+{f"<h2>The same prompts</h2>{shown}" if shown else ""}""",
+    )
+
+
+def write(runs: list[Compared], into: Path, title: str) -> list[Path]:
+    """Write comparison.html and comparison.md; returns their paths."""
+    rows = comparison_table.table(runs)
+    into.mkdir(parents=True, exist_ok=True)
+    written = {
+        into / "comparison.html": page(runs, rows, title),
+        into / "comparison.md": markdown(runs, rows, title),
+    }
+    for path, text in written.items():
+        write_whole(path, text)
+    return [*written]

@@ -1,0 +1,186 @@
+"""An evaluation as rows of (name, value, note), and as a page."""
+
+from __future__ import annotations
+
+import html
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from dpo.core.terminal import visible
+from dpo.reports.html import document, facts, picture, png, tile
+from dpo.reports.run_report import AFTER, NEUTRAL, of_pairs
+
+Row = tuple[str, str, str]
+
+
+def said(interval: dict, form: str = ".2f") -> str:
+    """A mean and its 95% interval: `0.62 (0.55 to 0.69)`."""
+    mean, low, high = (format(interval[key], form) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def rows(found: dict) -> list[Row]:
+    """What was measured, for the terminal and the page; intervals are of 95%."""
+    return [*_judged(found["judge"]), *_pairs(found["pairs"]), *_answers(found), *_suite(found)]
+
+
+def _judged(judge: dict | None) -> list[Row]:
+    if not judge:
+        return []
+    left_out = ", ".join(f"{count} left out: {why}" for why, count in judge["left_out"].items())
+    counts = f"{judge['wins']} won, {judge['ties']} tied, {judge['losses']} lost"
+    table = [("Win rate", said(judge["win_rate"]), "; ".join(filter(None, (counts, left_out))))]
+    if controlled := judge["length_controlled_win_rate"]:
+        note = "what it would be if both answered at one length"
+        table.append(("Win rate, length-controlled", said(controlled), note))
+    if reward := judge["reward"]:
+        note = f"{reward['policy']['mean']:.2f} against {reward['against']['mean']:.2f}"
+        table.append(("Reward, difference", said(reward["difference"], "+.3f"), note))
+    if cost := judge["cost"]:
+        money = f", ${cost['dollars']:.2f}" if "dollars" in cost else ""
+        note = f"on {cost['orders_disagree']:.0%} of the pairs it went by the place: ties"
+        table.append(("Judge", f"{cost['tokens_in'] + cost['tokens_out']:,} tokens{money}", note))
+    return table
+
+
+def _pairs(pairs: dict | None) -> list[Row]:
+    if not pairs:
+        return []
+    table = [
+        ("Preference accuracy", said(pairs["accuracy"]), of_pairs(pairs["count"], pairs)),
+        ("Margin", said(pairs["margin"], "+.3f"), "implicit reward, chosen less rejected"),
+    ]
+    groups = {"": pairs["by_length"], **pairs["by_category"]}
+    for column, group in groups.items():
+        for part in group:
+            name = f"{column}: {part['name']}" if column else part["name"]
+            table.append((f"— {name}", said(part["accuracy"]), f"accuracy, {part['count']} pairs"))
+    return table
+
+
+def _answers(found: dict) -> list[Row]:
+    of = found["answers"]
+    tokens, finished, distinct = of["mean_tokens"], of["finished"], of["distinct"]
+
+    table = [
+        (
+            "Answer, tokens",
+            said(tokens["policy"], ".1f"),
+            f"against {said(tokens['against'], '.1f')}; "
+            f"difference {said(tokens['difference'], '+.1f')}",
+        ),
+        (
+            "Ended by themselves",
+            said(finished["policy"], ".0%"),
+            f"against {said(finished['against'], '.0%')}; the others were cut",
+        ),
+        *(
+            (
+                f"Distinct {n}-grams",
+                f"{distinct['policy'][n]:.2f}",
+                f"against {distinct['against'][n]:.2f}; share of all",
+            )
+            for n in ("1", "2")
+        ),
+    ]
+    if of["kl"]:
+        sequence, token = of["kl"]["nats_per_sequence"], of["kl"]["nats_per_token"]
+        note = f"from {of['kl']['from']}, nats a sequence; a token {said(token, '.3f')}"
+        table.append(("KL of the policy", said(sequence), note))
+    return table
+
+
+def with_error(of: dict, side: str) -> str:
+    """What one side reached on a benchmark, with a 95% interval where lm-eval knows the error."""
+    error = of.get(f"stderr_{side}")
+    return f"{of[side]:.4f}" + (f" ± {1.96 * error:.4f}" if error is not None else "")
+
+
+def _suite(found: dict) -> list[Row]:
+    return [
+        (f"{task}, {metric}", with_error(of, "policy"), f"against {with_error(of, 'against')}")
+        for task, metrics in (found["suite"] or {}).items()
+        for metric, of in metrics.items()
+    ]
+
+
+def shares(found: dict) -> dict[str, dict]:
+    """Every share with its interval, by name: win rates, and accuracy on all pairs and on parts."""
+    judge, pairs, named = found["judge"], found["pairs"], {}
+    if judge:
+        named["win rate"] = judge["win_rate"]
+        if judge["length_controlled_win_rate"]:
+            named["win rate, length-controlled"] = judge["length_controlled_win_rate"]
+    if pairs:
+        named["accuracy"] = pairs["accuracy"]
+        groups = {"": pairs["by_length"], **pairs["by_category"]}
+        for column, group in groups.items():
+            for part in group:
+                name = f"{column}: {part['name']}" if column else part["name"]
+                named[f"accuracy, {name}"] = part["accuracy"]
+    return named
+
+
+def draw(named: dict[str, dict]) -> Figure:
+    """Shares with their 95% intervals, one under another, and where neither side has more."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        size = (7.6, 0.9 + 0.28 * len(named))
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+    for at, interval in enumerate(named.values()):
+        axis.plot([interval["low"], interval["high"]], [at, at], color=AFTER)
+        axis.plot(interval["mean"], at, "o", color=AFTER)
+    axis.axvline(0.5, color=NEUTRAL, zorder=0)
+    # A dollar sign would begin a formula.
+    labels = [visible(name)[:48].replace("$", r"\$") for name in named]
+    axis.set_yticks(range(len(named)), labels)
+    axis.set(xlim=(-0.02, 1.02), ylim=(len(named) - 0.5, -0.5), xlabel="share, 95% interval")
+    return figure
+
+
+def _sample(sample: dict) -> str:
+    won = {1: "policy", 0: "against"}.get(sample["preferred"])
+
+    def side(name: str, title: str) -> str:
+        reward = sample[f"reward_{name}"]
+        said = f"{title} {reward:+.2f}" if reward is not None else title
+        tone = "up" if won == name else ""
+        return (
+            f'<div><small class="{tone}">{html.escape(said)}{" ✓" if tone else ""}</small>'
+            f"{html.escape(sample[name])}</div>"
+        )
+
+    return (
+        f'<div class="sample"><h3>{html.escape(sample["prompt"])}</h3><div class="pair">'
+        f"{side('against', 'against')}{side('policy', 'policy')}</div></div>"
+    )
+
+
+def _tile(row: Row) -> str:
+    """The number alone is large; what stands behind it would not fit."""
+    name, value, note = row
+    number, _, rest = value.partition(" ")
+    return tile(name, number, "; ".join(filter(None, (rest, note))))
+
+
+def page(found: dict) -> str:
+    """The evaluation as one page."""
+    asked = found["prompts"]
+    about = (
+        f"{asked['count']} prompts of {asked['source']}, {asked['samples']} answers each at "
+        f"temperature {asked['temperature']:g}, cut at {asked['max_new_tokens']} tokens. "
+        f"{found['finished']}"
+    )
+    judge = found["judge"]["about"] if found["judge"] else {}
+    named = shares(found)
+    drawn = picture(png(draw(named)), "Win rates and accuracy with intervals") if named else ""
+    return document(
+        f"{found['policy']} against {found['against']}",
+        f"""<p class="dim">{html.escape(about)}</p>
+<div class="tiles">{"".join(_tile(row) for row in rows(found) if row[0][0] != "—")}</div>
+{drawn}
+<h2>All that was measured</h2>
+{facts({name: f"{value}; {note}" for name, value, note in rows(found)})}
+<h2>The same prompts</h2>{"".join(map(_sample, found["samples"]))}
+<h2>With what</h2>{facts({**judge, **found["versions"], "machine": found["machine"]})}""",
+    )

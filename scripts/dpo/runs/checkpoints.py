@@ -1,0 +1,252 @@
+"""Checkpoints: written beside, hashed, renamed; taken by runs that they fit.
+
+A checkpoint is a folder `checkpoint-<step>`. transformers writes it file by file, so that a kill
+leaves half of one under its final name. Here all processes write into a folder beside; then a
+manifest lists every file with its size and hash, and the folder gets its name, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from dpo.core.hashing import digest_of
+from dpo.runs.output_folder import differences, follow_umask, write_whole
+
+MANIFEST = "manifest.json"
+BESIDE, DELETED, BROKEN = ".writing", ".deleted-", "broken-"
+
+
+def sharding(accelerator: Accelerator) -> str:
+    """How a checkpoint of this run lies on disk, in words.
+
+    ZeRO writes one shard a process, in another form at each stage. FSDP gathers all; its files have
+    other names than those of a run that shards nothing.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin:
+        return f"ZeRO-{plugin.zero_stage} on {accelerator.num_processes} processes"
+    return "FSDP" if accelerator.is_fsdp2 else "no shards"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def named(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest first, whether whole or not."""
+    return sorted(folder.glob("checkpoint-*[0-9]"), key=step_of, reverse=True)
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that was written to its end; its files are not read."""
+    return next((path for path in named(folder) if (path / MANIFEST).is_file()), None)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+
+
+def _flushed(path: Path) -> dict[str, Any]:
+    """The digest of a file that was just written, on the disk then."""
+    follow_umask(path)
+    _sync(path)
+    return _digest(path)
+
+
+def _digests(
+    files: list[Path], folder: Path, of: Callable[[Path], dict[str, Any]] = _digest
+) -> dict[str, dict[str, Any]]:
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        digests = [*pool.map(of, files)]
+    return {str(path.relative_to(folder)): d for path, d in zip(files, digests, strict=True)}
+
+
+def share_of(sizes: list[int], process: int, processes: int) -> list[int]:
+    """The files, by their number, that are a process's to flush and to hash: the largest first,
+    each to the process that has the least."""
+    loads, owner = [0] * processes, {}
+    for at in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
+        owner[at] = min(range(processes), key=loads.__getitem__)
+        loads[owner[at]] += sizes[at]
+    return [at for at, whose in owner.items() if whose == process]
+
+
+def flushed(beside: Path) -> dict[str, dict[str, Any]]:
+    """The digests of the files in `beside`, all on the disk. Every process takes a share of them,
+    side by side: one alone would take minutes over a large model, while the others wait."""
+    state, found = PartialState(), [None]
+    if state.is_main_process:  # another machine's view of a shared folder may be seconds old
+        files = _files(beside)
+        found = [([str(path) for path in files], [path.stat().st_size for path in files])]
+    broadcast_object_list(found)
+    names, sizes = found[0]
+    mine = [Path(names[at]) for at in share_of(sizes, state.process_index, state.num_processes)]
+    parts = [_digests(mine, beside, _flushed)]
+    if state.num_processes > 1:
+        parts = gather_object(parts)
+    return {name: digest for part in parts for name, digest in part.items()}
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk and not only in memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def finish(beside: Path, checkpoint: Path, about: dict[str, Any]) -> None:
+    """Give a checkpoint that lies in `beside`, written by every process, its manifest and its name.
+    Called by every process; the first one does what comes after the hashing.
+
+    Args:
+        about: what a run must agree with to go on from it, and what only this moment knows; of the
+            first process.
+    """
+    digests = flushed(beside)
+    if not PartialState().is_main_process:
+        return
+    content = about | {"step": step_of(checkpoint), "files": dict(sorted(digests.items()))}
+    write_whole(beside / MANIFEST, json.dumps({"sha256": _seal(content), **content}, indent=1))
+    if checkpoint.exists():  # of a run that went on from an earlier one
+        delete(checkpoint)
+    os.replace(beside, checkpoint)
+    beside.parent.rmdir()
+    _sync(checkpoint.parent)
+
+
+def delete(checkpoint: Path) -> None:
+    """Take the name away first: what is half deleted is no checkpoint."""
+    nameless = checkpoint.with_name(f"{DELETED}{checkpoint.name}")
+    shutil.rmtree(nameless, ignore_errors=True)
+    os.replace(checkpoint, nameless)
+    shutil.rmtree(nameless)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left of a checkpoint that was being written or deleted."""
+    for left in (*folder.glob(BESIDE), *folder.glob(f"{DELETED}*")):
+        shutil.rmtree(left)
+
+
+def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    """Keep the newest `limit` checkpoints, as transformers counts them: the newest and the best
+    always. Called when the newest is whole."""
+    if not limit or limit < 0:
+        return
+    whole = [path for path in named(folder) if (path / MANIFEST).is_file()]
+    kept = {path.name for path in whole[:1]} | ({Path(best).name} if best else set())
+    spare = [path for path in whole if path.name not in kept]
+    for checkpoint in spare[max(limit - len(kept), 0) :]:
+        delete(checkpoint)
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: it is not there or is damaged, in a few words.
+    """
+    try:
+        content = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        seal = content.pop("sha256")
+    except FileNotFoundError:
+        raise ValueError(f"it has no {MANIFEST}, its writing was cut off") from None
+    except (ValueError, AttributeError, KeyError):
+        raise ValueError(f"{MANIFEST} cannot be read") from None
+    if seal != _seal(content):
+        raise ValueError(f"{MANIFEST} is not as it was written")
+    return content
+
+
+def checked(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    manifest = read(checkpoint)
+    written, there = manifest["files"], {str(p.relative_to(checkpoint)) for p in _files(checkpoint)}
+    if missing := sorted(written.keys() - there):
+        raise ValueError(f"{missing[0]} is missing")
+    for name, digest in _digests(_files(checkpoint), checkpoint).items():
+        if name in written and digest != written[name]:
+            raise ValueError(f"{name} is not as it was written")
+    return manifest
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` whose every file is as it was written. Newer ones that are
+    broken are named, and set aside."""
+    for checkpoint in named(folder):
+        try:
+            checked(checkpoint)
+        except ValueError as wrong:
+            aside = checkpoint.with_name(f"{BROKEN}{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(checkpoint, aside)
+            print(f"{checkpoint} is broken: {wrong}. Set aside as {aside.name}")
+        else:
+            return checkpoint
+    return None
+
+
+def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -> None:
+    """Refuse a checkpoint that this run cannot go on from as if it had not been interrupted.
+
+    Args:
+        about: this run's `processes`, `sharding`, `model`, `data`, `settings` and, where it
+            matters to the loss, `micro_batches`.
+        other_processes: the user allows another number of processes, where no shards forbid it.
+
+    Raises:
+        SystemExit: how the checkpoint and this run differ, and the choices.
+    """
+    manifest = read(checkpoint)
+
+    def refuse(how: str, choice: str) -> None:
+        raise SystemExit(f"{checkpoint} {how}: {choice}, or train anew with --restart")
+
+    if not manifest["optimizer"]:
+        refuse("holds weights alone (save_only_model)", "start from them as a model")
+    if changed := differences(manifest["settings"], about["settings"]):
+        refuse(f"was written with other settings: {changed}", "give those again")
+    for key in ("model", "data"):
+        if manifest[key] != about[key]:
+            refuse(f"was written with other {key} than this run reads", "bring them back")
+    if manifest["sharding"] != about["sharding"]:
+        refuse(
+            f"was written with {manifest['sharding']}, and this run has {about['sharding']}",
+            "go on as it was written",
+        )
+    before, now = manifest.get("micro_batches"), about["micro_batches"]
+    if before is not None and before != now:
+        refuse(
+            f"was written with {before} pairs a micro-batch, micro-batches and processes, and "
+            f"this run has {now}: its loss depends on them",
+            "give those again",
+        )
+    before, now = manifest["processes"], about["processes"]
+    if before != now and not other_processes:
+        refuse(
+            f"was written by {before} processes, and this run has {now}",
+            f"run on {before}, or allow it with --other_processes (the batch stays the recipe's; "
+            "sums are rounded and dropout is drawn otherwise)",
+        )

@@ -1,0 +1,241 @@
+"""A run's output folder: whose it is, how far it got, files written whole."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+from safetensors import SafetensorError
+
+from dpo.core.secrets import mask, masked
+from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
+
+SETTINGS = "recipe.yaml"
+BEGAN = "# begun on "  # its first line
+REPORT = "report.json"
+TRAINED = "trainer_state.json"  # beside the policy: training went to its end
+LOCK = ".lock"
+TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
+QUARANTINE = "quarantine.jsonl"
+DATA_PAGE = "data.html"
+METRICS = "metrics.jsonl"
+COMPLETIONS = "completions.jsonl"  # of the policy, at every evaluation
+WANDB_ID = "wandb-run"
+HELD_OUT = "held_out.json"  # log-probabilities of the held-out pairs when training had ended
+DRIFT = "drift.json"  # answers of the reference that the policy is held against
+# For pages that show what data and models say. It is escaped; were it not, it still could not run.
+NO_SCRIPTS = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write beside `path`, then rename: a reader finds the old file or the new one, never half.
+    Secrets in text are masked."""
+    data = mask(content).encode() if isinstance(content, str) else content
+    beside = {"dir": path.parent, "prefix": f".{path.name}-", "delete": False}
+    with tempfile.NamedTemporaryFile(**beside) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    follow_umask(Path(file.name))
+    os.replace(file.name, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a value as JSON, secrets in its texts masked."""
+    text = json.dumps(masked(value), indent=1, ensure_ascii=False)
+    write_whole(path, text.encode())
+
+
+def _text(value: Any) -> str:
+    """What JSON does not know, such as a time or bytes."""
+    return mask(str(value))
+
+
+def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    """`write_json`, one object a line."""
+    lines = (json.dumps(masked(each), ensure_ascii=False, default=_text) for each in entries)
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none without the file. A line that was cut off is left
+    out: of a file that is appended to, only the last can be, by a kill in the middle of a write."""
+    entries = []
+    # Not splitlines(), to which U+2028 in an answer ends a line as well.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the mode it would have had from open(): temporary files and safetensors are
+    readable by their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in `folder` went to its end: the report is what a run writes last."""
+    return (folder / REPORT).is_file()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The keys that two runs state differently, for a message: `beta (0.1, now 0.05)`."""
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    default = "its default"
+    said = (f"{key} ({before.get(key, default)}, now {now.get(key, default)})" for key in keys)
+    return ", ".join(said)
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of the run in `folder`, as it was stated there.
+
+    Raises:
+        SystemExit: the folder holds no run.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise SystemExit(f"{folder} holds no run of this repository: it has no {SETTINGS}")
+    keys = read_yaml(path)
+    return resolve(make_parser(), path, keys.pop("recipe"), keys, [])
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """What the run's folder remembers of the recipe: everything stated, but how to restart."""
+    return {key: value for key, value in recipe.chosen.items() if key != "restart"}
+
+
+def day_of(folder: Path) -> datetime.date:
+    """The day on which the run in `folder` began; today, where there is none. Some chat templates
+    write it into every prompt (Llama 3.2's), and a run that goes on must have the same ones."""
+    path = folder / SETTINGS
+    first = path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
+    if first.startswith(BEGAN):
+        return datetime.date.fromisoformat(first.removeprefix(BEGAN))
+    return datetime.date.today()
+
+
+@contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """Let a disk that is full, gone or read-only end the run with one line.
+
+    Raises:
+        SystemExit: what is written within cannot be: why, and how much room there is.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(TORCH_CANNOT_WRITE, str(error)):
+            raise
+        # What torch says is about its file format.
+        why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise SystemExit(
+            f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
+            "same command goes on from the last whole checkpoint"
+        ) from error
+
+
+def unwritable(folder: Path, error: OSError) -> SystemExit:
+    """The line for an output folder that cannot be made, or written to."""
+    why = "it is a file" if folder.is_file() else error.strerror
+    return SystemExit(f"cannot write the output folder {folder}: {why}: give another --output_dir")
+
+
+def lock(folder: Path) -> TextIO:
+    """Take an output folder for this process, until the file that is returned is closed.
+
+    Raises:
+        SystemExit: a run that is still going on has it.
+    """
+    file = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise SystemExit(
+            f"{folder} belongs to a run that is going on (process {file.read().strip()}): wait for "
+            "its end, or give another --output_dir"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def going_on(folder: Path) -> bool:
+    """Whether a run that is still going on has the folder."""
+    if not (folder / LOCK).is_file():
+        return False
+    with (folder / LOCK).open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def claim(recipe: Recipe) -> TextIO | None:
+    """Make the output folder this recipe's own, and write the resolved recipe into it.
+
+    With `restart`, an earlier run that is there is moved aside first. Returns the folder's lock,
+    None for a finished run, which is left as it is.
+
+    Raises:
+        SystemExit: the folder cannot be written, belongs to a run that is going on, or holds the
+            run of another recipe, a run with other settings, or files of no run.
+    """
+    folder = Path(recipe.training.output_dir)
+    stated = ours = {"recipe": recipe.name, **settings(recipe)}
+    try:
+        if recipe.run.restart and (folder / SETTINGS).is_file():
+            lock(folder).close()
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            aside = folder.with_name(f"{folder.name}.{stamp}")
+            folder.rename(aside)
+            print(f"Moved the earlier run aside: {aside}")
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = {path.name for path in folder.iterdir()} - {QUARANTINE, DATA_PAGE, LOCK}
+        if foreign and not (folder / SETTINGS).is_file():
+            raise SystemExit(
+                f"{folder} holds files that are no run of this repository: give another "
+                "--output_dir, or move them"
+            )
+        held = None if finished(folder) else lock(folder)
+        if (folder / SETTINGS).is_file():
+            theirs = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+            # Until it has ended, a run may be carried out otherwise: less at a time where memory
+            # ran out. One that made nothing worth keeping may be set right altogether.
+            if not finished(folder):
+                theirs, ours = recipe.learned(theirs), recipe.learned(ours)
+            changed = differences(theirs, ours)
+            if changed and (finished(folder) or [*folder.glob("**/*.safetensors")]):
+                raise SystemExit(
+                    f"{folder} holds a run with other settings: {changed}. "
+                    "Give another --output_dir, or --restart to move that run aside"
+                )
+        if not finished(folder):
+            text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
+            write_whole(folder / SETTINGS, f"{BEGAN}{day_of(folder)}\n{text}")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return held

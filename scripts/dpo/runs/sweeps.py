@@ -1,0 +1,221 @@
+"""Many runs of one recipe: which ones, and one after another or side by side on the GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from dpo.core.signals import EXIT_CODE, SIGNALS
+from dpo.core.terminal import visible
+from dpo.recipe.arguments import decides
+from dpo.recipe.flags import overridden
+from dpo.recipe.parse import FOLDER, Recipe, parse
+from dpo.recipe.validate import check_values
+from dpo.runs import output_folder
+
+BAR = re.compile(r"[^\r\n]*?\d+%\|[^|\r\n]*\|[^\[\r\n]*\[[^\]\r\n]*\]")  # of tqdm; redrawn at exit
+DONE, FAILED, LEFT, WAITS = "done", "failed", "left", "waits"
+
+
+@dataclass
+class Run:
+    """One point of a sweep: what it sets, its recipe with that, and what became of it.
+
+    `values` holds what its flags are parsed as.
+    """
+
+    point: dict[str, str]
+    values: dict[str, Any]
+    recipe: Recipe
+    folder: Path
+    state: str = WAITS
+    seconds: float = 0
+    process: subprocess.Popen | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.name}.log")
+
+    def last_line(self) -> str:
+        """What a run that failed said last."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        lines = [line.strip() for line in BAR.sub("", text).splitlines()]
+        return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+def points(sweep: str) -> list[dict[str, str]]:
+    """The grid of `key=value,value key=value`, the last key changing fastest.
+
+    Raises:
+        SystemExit: it is not written so.
+    """
+    grid: dict[str, list[str]] = {}
+    for part in sweep.split():
+        key, equals, values = part.partition("=")
+        if not equals or "" in values.split(","):
+            raise SystemExit(f'SWEEP: {part!r} is not key=value,value: SWEEP="beta=0.05,0.1"')
+        if key in grid:
+            raise SystemExit(f"SWEEP: {key} stands twice: name it once, with all its values")
+        if len({*values.split(",")}) < len(values.split(",")):
+            raise SystemExit(f"SWEEP: {part}: a value stands twice: name each once")
+        if key == "config" or not decides(key):
+            raise SystemExit(
+                f"SWEEP: {key} does not change what is learned: what all runs share goes in ARGS"
+            )
+        grid[key] = values.split(",")
+    if not grid:
+        raise SystemExit('nothing to sweep: SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"')
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def plain(value: Any) -> str:
+    """A value in one spelling, so that 1e-6 and 0.000001 are one point, in one folder."""
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[Run]:
+    """The runs of a sweep, each parsed and checked as train.py does it, before any starts.
+
+    Raises:
+        SystemExit: a point is no run that can start.
+    """
+    runs: dict[Path, Run] = {}
+    for point in points(sweep):
+        flags = overridden(arguments, [f"--{key}={value}" for key, value in point.items()])
+        config = ["--config", str(FOLDER / f"{recipe}.yaml")]
+        try:
+            parsed = parse([*config, *flags])
+        except SystemExit as stop:
+            said = str(stop.code).removeprefix("ARGS: ")
+            if not any(key in said for key in point):
+                raise
+            raise SystemExit(f"SWEEP: {said}") from stop
+        stated = parsed.defaults | parsed.chosen
+        values = {key: stated[key] for key in point}
+        name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
+        folder = into / re.sub(r"[^\w.=,+-]", "_", name)
+        parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])])
+        check_values(parsed)
+        runs.setdefault(folder, Run(point, values, parsed, folder))
+    return [*runs.values()]
+
+
+def finished(run: Run) -> bool:
+    """Whether the run has been made, with the same settings, and is not asked for again."""
+    settings = run.folder / output_folder.SETTINGS
+    made = output_folder.finished(run.folder) and settings.is_file()
+    if not made or run.recipe.run.restart:
+        return False
+    stated = {"recipe": run.recipe.name, **output_folder.settings(run.recipe)}
+    return yaml.safe_load(settings.read_text(encoding="utf-8")) == stated
+
+
+def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> None:
+    """Launch a run on these GPUs, as CUDA_VISIBLE_DEVICES names them; None for those there are."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "scripts/launch.py", "--recipe", run.recipe.name, *how, "--"]
+    own = [f"--{key}={value}" for key, value in run.point.items()]
+    command += overridden(arguments, [*own, f"--output_dir={run.folder}"])
+    environment = dict(os.environ)
+    environment.setdefault("WANDB_RUN_GROUP", run.folder.parent.name)
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    # The launcher inherits the signals blocked, so that none ends it before it listens. It is in a
+    # group of its own, so that the terminal's Ctrl-C comes by us, and once.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    with run.log.open("a", encoding="utf-8") as log:
+        run.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    run.seconds = -time.monotonic()
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[deque[int]]:
+    """The signals that ask this process to leave, as they come. They no longer end it."""
+    came: deque[int] = deque()
+
+    def hear(number: int, frame) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def carry_out(
+    runs: list[Run], how: list[str], places: list[str | None], arguments: list[str]
+) -> bool:
+    """Run them all, one in each place at a time; what fails does not end the others.
+
+    Until one trains, it is alone: the others then find the reference scored. Returns whether the
+    sweep was asked to leave: then the runs that went on have saved, and the same command goes on
+    from there.
+
+    Args:
+        how: flags for launch.py.
+        places: the GPUs of each run that goes on at a time; `[None]` for one at a time.
+        arguments: flags for train.py, the same for all.
+    """
+    waiting = deque(run for run in runs if not finished(run))
+    free, going, asked = deque(places), {}, False
+    bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="Sweep", unit="run")
+    with heard() as came, bar:
+        for run in runs:
+            if run not in waiting:
+                run.state = DONE
+                bar.write(f"{run.name}: trained and evaluated already")
+        while going or (waiting and not asked):
+            while came:
+                asked, number = True, came.popleft()
+                for run, _ in going.values():
+                    run.process.send_signal(number)
+            alone = not any(
+                (run.folder / output_folder.METRICS).exists() for run, _ in going.values()
+            )
+            while waiting and free and not asked and not (going and alone):
+                run = waiting.popleft()
+                going[run.name] = (run, free.popleft())
+                start(run, how, going[run.name][1], arguments)
+                bar.write(f"{run.name}: started, {run.log}")
+            for run, place in list(going.values()):
+                code = run.process.poll()
+                if code is None:
+                    continue
+                del going[run.name]
+                free.append(place)
+                run.seconds += time.monotonic()
+                run.state = DONE if code == 0 else LEFT if code == EXIT_CODE else FAILED
+                why = f": {visible(run.last_line())}" if run.state == FAILED else ""
+                bar.write(f"{run.name}: {run.state} after {run.seconds:.0f} s{why}")
+                bar.update()
+            time.sleep(0.3)
+    return asked

@@ -1,0 +1,210 @@
+"""Shared prefixes against the plain path on the kernels that a device has (make check-gpu).
+
+In float32 the two agree to rounding. In bfloat16 neither is right: both are held against the plain
+path in float32 with the same weights, and the shared one may not be further off than the plain one
+by more than a factor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    set_seed,
+)
+from trl.trainer.utils import add_fused_lm_head
+
+from dpo.prefix_sharing import attention
+from dpo.prefix_sharing.backbone import SharedPrefixCollator, share_prefixes
+from dpo.speed.gpu_checks import Job, Row, judged
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, typical_lengths
+
+LOGPS, GRADIENTS = 1e-4, 1e-3  # in float32: nats a token; of the norm of the gradient
+FACTOR = 1.5  # in bfloat16: the shared path's error over the plain path's, root mean square
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.07,  # wide, so that attention matters
+    "pad_token_id": 0,
+}
+KINDS = ["sliding_attention", "full_attention"]
+# Heads of the sizes that kernels are chosen by, and windows shorter than the rows.
+SMALL: dict[str, PreTrainedConfig] = {
+    "llama, heads of 64": LlamaConfig(**SIZES),
+    "qwen3, heads of 128": Qwen3Config(**SIZES, head_dim=128),
+    "mistral, window of 32": MistralConfig(**SIZES, head_dim=128, sliding_window=32),
+    "gemma3, heads of 256, window of 32 in every other layer": Gemma3TextConfig(
+        **SIZES, head_dim=256, sliding_window=32, layer_types=KINDS * 2
+    ),
+}
+NUMERICS = ("float32", "bfloat16 autocast", "bfloat16 weights")
+
+
+def ids(draw: np.random.Generator, words: int, count: int) -> list[int]:
+    return draw.integers(2, words, count).tolist()
+
+
+def edge_pairs(words: int, shorter: int = 1) -> list[tuple[list[int], list[int], list[int]]]:
+    """(prompt, chosen, rejected) whose rows differ in every way that matters to a plan."""
+    draw = np.random.default_rng(0)
+    alike = ids(draw, words, 40)
+    sizes = [(90, 60, 100), (1, 30, 80), (150, 5, 3), (7, 200, 12), (240, 40, 90)]
+    pairs = [tuple(ids(draw, words, -(-size // shorter)) for size in each) for each in sizes]
+    for chosen, rejected in (([*alike, 5], [*alike, 6, 7]), (alike, alike[:9]), (alike, alike)):
+        pairs.append((ids(draw, words, 20), chosen, rejected))
+    return pairs
+
+
+def real_pairs(words: int) -> list[tuple[list[int], list[int], list[int]]]:
+    """A micro-batch of four, as long as UltraFeedback's."""
+    draw = np.random.default_rng(0)
+    lengths = typical_lengths(str(LENGTHS), 4, 4)
+    return [tuple(ids(draw, words, size) for size in each) for each in lengths]
+
+
+def batch_of(pairs: list, max_length: int, device: str) -> dict:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    batch = SharedPrefixCollator(pad_token_id=0, max_length=max_length)(rows)
+    return send_to_device(batch, torch.device(device))
+
+
+def scored(
+    model: PreTrainedModel, batch: dict, share: bool, autocast: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the completion tokens in nats, and the gradient of a sum in which every
+    row weighs differently, both flat and in float32."""
+    model.zero_grad()
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if share:
+        inputs["shared_prefixes"] = batch["shared_prefixes"]
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+        outputs = model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
+    logps = outputs.log_probs.float()
+    weights = torch.linspace(-1, 2, len(labels), device=logps.device)
+    (logps.sum(1) * weights).sum().backward()
+    gradient = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
+    return logps.detach()[labels[:, 1:] != -100], torch.cat(gradient)
+
+
+@contextlib.contextmanager
+def kernels(flash: bool) -> Iterator[None]:
+    """Leave FlashAttention out, or take it where the device and the dtype allow it."""
+    stock = attention.uses_flash
+    if not flash:
+        attention.uses_flash = lambda *args, **kwargs: False
+    try:
+        yield
+    finally:
+        attention.uses_flash = stock
+
+
+def ready(model: PreTrainedModel) -> PreTrainedModel:
+    """With weights that bfloat16 can tell apart, so that they are the same in every dtype."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).float()
+    add_fused_lm_head(model)
+    share_prefixes(model)
+    return model
+
+
+def within(name: str, numerics: str, plain: tuple, shared: tuple, truth: tuple) -> Row:
+    """One comparison: (log-probabilities, gradient) of both paths and of the plain in float32."""
+
+    def off(found: Tensor, right: Tensor) -> float:
+        return float((found - right).double().norm())
+
+    if numerics == "float32":
+        nats = float((shared[0] - plain[0]).abs().max())
+        part = off(shared[1], plain[1]) / float(plain[1].double().norm())
+        return judged(
+            name,
+            nats <= LOGPS and part <= GRADIENTS,
+            f"{nats:.1e} nats a token, {part:.1e} of the gradient",
+            f"{LOGPS:.0e}, {GRADIENTS:.0e}",
+            nats=nats,
+            gradient=part,
+        )
+    tokens, norm = len(truth[0]) ** 0.5, float(truth[1].double().norm())
+    nats = [off(path[0], truth[0]) / tokens for path in (shared, plain)]
+    part = [off(path[1], truth[1]) / norm for path in (shared, plain)]
+    # Below what the bounds of float32 allow, a ratio says nothing.
+    good = nats[0] <= max(FACTOR * nats[1], LOGPS) and part[0] <= max(FACTOR * part[1], GRADIENTS)
+    return judged(
+        name,
+        good,
+        f"{nats[0]:.1e} nats a token, {part[0]:.1e} of the gradient",
+        f"{FACTOR} × the plain path's {nats[1]:.1e}, {part[1]:.1e}",
+        nats=nats[0],
+        gradient=part[0],
+        plain_nats=nats[1],
+        plain_gradient=part[1],
+    )
+
+
+def compared(name: str, make: Callable[[], PreTrainedModel], pairs, most: int, device: str):
+    """Rows of one model: every numerics, with every kernel that computes it."""
+    set_seed(0)
+    model = ready(make().to(device))
+    batch = batch_of(pairs(model.config.vocab_size), most, device)
+    truth = scored(model, batch, share=False)
+    for numerics in NUMERICS:
+        autocast = numerics == "bfloat16 autocast"
+        model = model.to(torch.bfloat16 if numerics == "bfloat16 weights" else torch.float32)
+        plain = scored(model, batch, False, autocast)
+        has_flash = attention.uses_flash(model.device, numerics != "float32")
+        for flash in [True, False] if has_flash else [False]:
+            says = f"{name}: {numerics}, {'FlashAttention' if flash else 'SDPA'}"
+            try:
+                with kernels(flash):
+                    shared = scored(model, batch, True, autocast)
+                yield within(says, numerics, plain, shared, truth)
+            except Exception as error:  # a row of its own, whatever the kernel says
+                yield judged(says, False, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def parity(job: Job) -> Iterator[Row]:
+    """Every small model, the model of the check at UltraFeedback's lengths, and on a GPU the shape
+    of Qwen3-0.6B as well."""
+
+    def of(config: PreTrainedConfig) -> Callable[[], PreTrainedModel]:
+        def make() -> PreTrainedModel:
+            with torch.device(job.device):
+                return AutoModelForCausalLM.from_config(
+                    config, dtype=torch.float32, attn_implementation="sdpa"
+                )
+
+        return make
+
+    def loaded() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
+            job.model, dtype="float32", attn_implementation="sdpa"
+        )
+
+    edges = partial(edge_pairs, shorter=4 if job.small else 1)
+    small = [compared(name, of(SMALL[name]), edges, 256, job.device) for name in SMALL]
+    real = compared(job.model.name, loaded, real_pairs, MAX_LENGTH, job.device)
+    shape = "Qwen3-0.6B"
+    large = compared(shape, of(SHAPES[shape]), real_pairs, MAX_LENGTH, job.device)
+    others = [] if job.small else [real, large] if job.device == "cuda" else [real]
+    yield from itertools.chain(*small, *others)

@@ -1,0 +1,166 @@
+"""From a recipe to TRL's DPOTrainer: the one way in which every run here is trained."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import DistributedType
+from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, ProgressCallback
+from trl import DPOConfig, DPOTrainer, get_quantization_config
+
+from dpo.data import fits
+from dpo.models import adapters, end_tokens, loading, trust
+from dpo.recipe.parse import Recipe
+from dpo.runs import tracking
+from dpo.runs.metrics import WriteMetrics
+from dpo.training import publish
+from dpo.training.monitoring.drift import Drift
+from dpo.training.trainer import FastDPOTrainer, stays_live
+
+
+class StepLines(ProgressCallback):
+    """The progress bar with its ETA, and one short line a log instead of a dictionary."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        prefix = "eval_" if "eval_loss" in logs else ""
+        if f"{prefix}loss" not in logs or f"{prefix}rewards/margins" not in logs:
+            return
+        tqdm.write(
+            f"{'held-out' if prefix else 'train':>8}  step {state.global_step}/{state.max_steps}  "
+            f"loss {float(logs[f'{prefix}loss']):.4f}  "
+            f"margin {float(logs[f'{prefix}rewards/margins']):+.3f}  "
+            f"accuracy {float(logs[f'{prefix}rewards/accuracies']):.2f}"
+        )
+
+
+def own_device(args: DPOConfig) -> dict[str, str] | None:
+    """Where a model is loaded to, as `from_pretrained` takes it: whole to the GPU of the only
+    process, else to the CPU, from where it is dealt out.
+
+    A process started by hand may see several GPUs. It takes the first: Trainer would copy the model
+    to all of them (DataParallel), and TRL spread it over them (device_map="auto").
+    """
+    if args.n_gpu > 1:
+        print(
+            f"One process, and {args.n_gpu} GPUs that it sees: it trains on {args.device} alone. "
+            "For all of them start it with scripts/launch.py"
+        )
+        args._n_gpu = 1  # as Trainer sets it for a model that it must not copy
+    alone = args.distributed_state.distributed_type == DistributedType.NO
+    alone = alone and os.environ.get("ACCELERATE_USE_FSDP") != "true"
+    return {"": str(args.device)} if alone and args.device.type == "cuda" else None
+
+
+@contextmanager
+def known_arguments(recipe: Recipe) -> Iterator[None]:
+    """Name `model_init_kwargs` where a model does not take what stands there."""
+    try:
+        yield
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in recipe.init:
+            raise
+        raise SystemExit(
+            f"{recipe.place('model_init_kwargs')}: model_init_kwargs has {unknown[1]}, which is "
+            f"neither of the model's configuration nor an argument of from_pretrained: {error}"
+        ) from error
+
+
+def make_trainer(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None,
+    train: Dataset | IterableDataset,
+    held_out: Dataset | None,
+) -> DPOTrainer:
+    """TRL's DPOTrainer with the recipe's model, reference and adapter.
+
+    Policy and reference are loaded alike: same weights, same dtype, same attention.
+
+    Raises:
+        SystemExit: the model's files are not whole, or do not fit the tokenizer and the data; the
+            recipe would publish checkpoints, spread the model over GPUs, load it with arguments
+            that it does not take, or have the reference scored beforehand where that gives other
+            numbers; processes do not see each other; or they were launched for DeepSpeed or FSDP,
+            and accelerate does not use it, and would train side by side, unsharded.
+    """
+    model, args = recipe.model, recipe.training
+    publish.check(args)
+    trust.read_as_data()
+    if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
+        raise SystemExit(
+            "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
+            "and shard a model that is too large for one GPU with CONFIG=zero3"
+        )
+    if tokenizer is not None:  # else TRL finds it, and makes tokens of the rows
+        fits.check(recipe, tokenizer, train, held_out)
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+        "use_safetensors": True,  # never a pickle
+        "device_map": own_device(args),
+    }
+    start: dict[str, Any] = {
+        "model": model.model_name_or_path,
+        "peft_config": adapters.planned(model),
+        "quantization_config": get_quantization_config(model),
+    }
+    if start["peft_config"]:  # so that the adapter is put on this base again, and on no newer one
+        start["peft_config"].revision = model.model_revision
+    if adapters.config_of(start["model"], model.model_revision):
+        init = args.model_init_kwargs | {
+            "quantization_config": start["quantization_config"],
+            "trust_remote_code": args.trust_remote_code,
+        }
+        args.model_init_kwargs = None  # they were for a model that TRL loads
+        zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+        start = {
+            "model": adapters.trainable(start["model"], zero3, **init),
+            "adapter": adapters.weights_file(model),
+        }
+    stated = "precompute_ref_log_probs" in {*recipe.chosen, *recipe.flags}
+    if (
+        stated
+        and args.precompute_ref_log_probs
+        and (reason := stays_live(start["model"], start.get("peft_config"), args, train, held_out))
+    ):
+        where = recipe.place("precompute_ref_log_probs")
+        raise SystemExit(
+            f"{where}: precompute_ref_log_probs is True: {reason}: leave it out, and the "
+            "reference is scored as it goes"
+        )
+    with loading.whole(), known_arguments(recipe):
+        trainer = FastDPOTrainer(
+            share_prefix=recipe.run.share_prefix,
+            reference_cache=recipe.run.reference_cache,
+            settings=recipe.learned(recipe.chosen),
+            args=args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            **start,
+        )
+    end_tokens.remember(trainer.model, trainer.processing_class, end_tokens.kind_of(train.features))
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != launched:
+        raise SystemExit(f"{launched} processes were launched and do not see each other")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not trainer.is_deepspeed_enabled:
+        raise SystemExit("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
+        raise SystemExit("FSDP was asked for and shards nothing on a CPU: choose a zero config")
+    trainer.remove_callback(ProgressCallback)
+    if not args.disable_tqdm:
+        trainer.add_callback(StepLines)
+    trainer.add_callback(WriteMetrics())
+    trainer.add_callback(Drift(trainer))
+    tracking.bound(trainer)
+    return trainer

@@ -1,0 +1,93 @@
+"""Held-out pairs under the trained policy and under its reference, scored by the trainer itself: by
+all its processes, sharded as it trained, and in the numerics in which it scored the reference. One
+process that loads the models again may have no room for them, and rounds otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate.utils import tqdm
+from trl import DPOTrainer
+
+from dpo.core import ties
+from dpo.losses import implicit_reward
+from dpo.runs import output_folder
+from dpo.training import reference
+from dpo.training.preflight import memory
+
+
+@dataclass
+class Scored:
+    """Log-probabilities in nats, chosen and rejected, each of shape (2, pairs).
+
+    `tokens`: of both answers of each pair, as cut in training, shape (pairs,). `nats_per_token`:
+    what rounding may make of one token's.
+    """
+
+    policy: np.ndarray
+    reference: np.ndarray
+    tokens: np.ndarray
+    nats_per_token: float
+
+    def margins(self, beta: float) -> np.ndarray:
+        """Implicit reward of the chosen answer less that of the rejected, shape (pairs,); 0 where
+        it is no more than rounding."""
+        chosen, rejected = implicit_reward(self.policy, self.reference, beta)
+        return ties.settled(chosen - rejected, ties.width(beta, self.nats_per_token, self.tokens))
+
+
+def score(trainer: DPOTrainer) -> Scored | None:
+    """The held-out pairs under the model as training has left it; every process takes part.
+
+    What TRL computes in an evaluation, pair by pair. None without held-out pairs, where the
+    reference has moved (`sync_ref_model`), and where tokens weigh differently (`ld_alpha`): the
+    sums are then no log-probabilities.
+
+    Raises:
+        SystemExit: a batch does not fit in memory.
+    """
+    dataset, args = trainer.eval_dataset, trainer.args
+    if dataset is None or args.ld_alpha is not None or args.sync_ref_model:
+        return None
+    columns = [name for name in reference.ROWS + reference.COLUMNS if name in dataset.column_names]
+    order, loader = reference.longest_first(
+        trainer, dataset.select_columns(columns), args.per_device_eval_batch_size
+    )
+    pairs: list[list[float]] = []
+    trainer.model_wrapped.eval()
+    with memory.explained(trainer, "scoring the held-out pairs"):
+        for batch in tqdm(loader, desc="Held-out pairs", unit="batch"):
+            trainer.prediction_step(trainer.model_wrapped, batch, prediction_loss_only=True)
+            pairs += trainer.pairs
+    trainer._metrics["eval"].clear()
+    found = np.empty((len(dataset), len(pairs[0])))
+    found[order] = pairs[: len(dataset)]  # those that come twice come last
+    rewards, tokens, policy = found[:, 0:2].T, found[:, 2:4].sum(axis=1), found[:, 5:7].T
+    first = policy - rewards / trainer.beta
+    return Scored(policy, first, tokens, reference.nats_per_token(trainer))
+
+
+def keep(folder: Path, scored: Scored, digest: str) -> None:
+    """Write them beside the policy: a run that is killed before its report needs them again.
+
+    Args:
+        digest: of the pairs (evaluation.digest_of).
+    """
+    said = {name: np.asarray(value).tolist() for name, value in asdict(scored).items()}
+    output_folder.write_whole(
+        folder / output_folder.HELD_OUT, json.dumps({"pairs": digest, **said})
+    )
+
+
+def kept(folder: Path, digest: str) -> Scored | None:
+    """What `keep` has written of these pairs; None if it has not."""
+    path = folder / output_folder.HELD_OUT
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.pop("pairs", None) != digest:
+        return None
+    arrays = {name: np.array(found.pop(name)) for name in ("policy", "reference", "tokens")}
+    return Scored(**arrays, **found)

@@ -1,0 +1,45 @@
+"""What the policy says while it trains: the same few prompts at every evaluation, beside what it
+said at the start, when it was the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from dpo.core.terminal import visible
+from dpo.runs import output_folder, tracking
+
+COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]
+SHOWN = 160  # characters of a line in the terminal
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's completions.jsonl, each with COLUMNS; none without it."""
+    return output_folder.read_lines(folder / output_folder.COMPLETIONS)
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    output_folder.write_lines(folder / output_folder.COMPLETIONS, rows)
+
+
+def add(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Keep the answers of an evaluation: in completions.jsonl, a line in the terminal, and in the
+    W&B run a table of all so far, under one name: what is logged last is what its page shows."""
+    write(folder, [*read(folder), *rows])
+    every, row = read(folder), rows[0]  # secrets in the file are masked
+    said = " ".join(f"{row['prompt']} → {row['policy']}".split())
+    tqdm.write(visible(f"{'says':>8}  step {row['step']}  {said}")[:SHOWN])
+
+    def log(wandb) -> None:
+        table = wandb.Table(COLUMNS, [[row[name] for name in COLUMNS] for row in every])
+        wandb.log({"completions": table, "train/global_step": row["step"]})
+
+    tracking.to_wandb(log)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Take away what lies past the checkpoint that a run goes on from."""
+    if (folder / output_folder.COMPLETIONS).is_file():
+        write(folder, [row for row in read(folder) if row["step"] <= step and step])

@@ -1,0 +1,166 @@
+"""How far the policy has gone from where it began, measured at every evaluation.
+
+No reference is in memory while a policy with a cached reference trains. So answers to a few
+held-out prompts are drawn at the start, when the policy is its reference, and kept with their
+log-probabilities: what the policy makes of them later is an estimate of the KL divergence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+
+from dpo.data import schema
+from dpo.evaluation import evaluation
+from dpo.evaluation.judges.human import said
+from dpo.models import end_tokens
+from dpo.models.sampling import sample
+from dpo.runs import output_folder
+from dpo.training.monitoring import completions
+from dpo.training.monitoring.probes import own_draws
+
+# What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
+PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328
+SHOWN = 3  # of them in completions.jsonl, as they were drawn and greedy
+
+# Gao et al. 2022 (arXiv 2210.10760) and, for DPO, Rafailov et al. 2024 (arXiv 2406.02900): as KL
+# grows, answers get worse by the true reward again while the learned one still rises. Where that is
+# depends on the data. The embedded default ends at 0.2 nats a token; this is more than twice that.
+DRIFTED = 0.5  # nats a token
+
+# Park et al. 2024 (arXiv 2403.19159): where DPO learns length, answers double. Half as long again,
+# and by three standard errors over the prompts: the mean of eight answers is noisy.
+LONGER, ERRORS = 1.5, 3
+
+
+class Drift(TrainerCallback):
+    """Logs `eval_drift_nats_per_token`, an estimate of KL(reference ‖ policy) a token, and
+    `eval_drift_tokens`, the mean length of the policy's own answers, and tells when either is far
+    from the start. The first process does it alone.
+
+    Not where weights are sharded (ZeRO-3, FSDP): to generate there gathers the whole model, which
+    was sharded because there is no room for it. Nor without evaluation.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.start = trainer, None
+
+    def applies(self) -> bool:
+        trainer = self.trainer
+        plugin = trainer.accelerator.state.deepspeed_plugin
+        sharded = trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        data = trainer.eval_dataset
+        tokens = isinstance(data, Dataset) and "prompt_ids" in data.column_names
+        return trainer.is_world_process_zero() and tokens and not sharded
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        path = Path(args.output_dir, output_folder.DRIFT)
+        if args.eval_strategy == "no" or not self.applies():
+            return
+        data = self.trainer.eval_dataset
+        first: dict[tuple[int, ...], int] = {}  # one that several pairs share is asked once
+        for at in (schema.whole(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
+            first.setdefault(tuple(data[at]["prompt_ids"]), at)
+            if len(first) == PROMPTS:
+                break
+        rows = [*first.values()]
+        prompts = [data["prompt_ids"][at] for at in rows]
+        if state.global_step == 0 and prompts:
+            with self.optional():
+                answers = self.answers(prompts)
+                start = {"prompts": prompts, "answers": answers}
+                start["asked"] = [said(data["prompt"][at]) for at in rows[:SHOWN]]
+                start["greedy"] = self.answers(prompts[:SHOWN], temperature=0)
+                start["logps"] = self.logps(prompts, answers).tolist()
+                output_folder.write_json(path, start)
+        completions.forget_after(path.parent, state.global_step)
+        self.start = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @contextmanager
+    def optional(self) -> Iterator[None]:
+        """What is measured here is no reason to end a run: most of all where memory is short."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.start = None
+            reason = str(error).strip().splitlines()[0]
+            tqdm.write(f"Drift from the reference is not measured from here on: {reason}")
+
+    def answers(self, prompts: list[list[int]], temperature: float = 1.0) -> list[list[int]]:
+        """The policy's own answers, as token ids; greedy at temperature 0."""
+        trainer = self.trainer
+        model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
+        given = {"temperature": temperature, "max_new_tokens": TOKENS, "seed": SEED}
+        given["kind"] = end_tokens.kind_of(trainer.eval_dataset.features)
+        with own_draws(trainer.args.device), accelerator.autocast():
+            drawn = sample(model, trainer.processing_class, prompts, **given)
+        return [answer.token_ids for answer in drawn]
+
+    def logps(self, prompts: list[list[int]], answers: list[list[int]]) -> np.ndarray:
+        """log π(y | x) in nats under the policy of now, shape (prompts,)."""
+        trainer = self.trainer
+        model, pad = trainer.model, trainer.processing_class.pad_token_id
+        was_training = model.training
+        model.eval()
+        with trainer.accelerator.autocast():
+            rows = [*zip(prompts, answers, strict=True)]
+            logps = evaluation.score(trainer.accelerator.unwrap_model(model), rows, pad)
+        model.train(was_training)
+        return logps
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.start is not None:
+            with self.optional():
+                self.measure()
+
+    def rows(self, decoding: str, before: list, now: list) -> list[dict]:
+        """The first few answers as completions.jsonl holds them, beside those of the start."""
+        step, text = self.trainer.state.global_step, self.trainer.processing_class.decode
+        asked = self.start["asked"]
+        return [
+            {"step": step, "prompt": prompt, "decoding": decoding}
+            | {
+                "reference": text(first, skip_special_tokens=True).strip(),
+                "policy": text(last, skip_special_tokens=True).strip(),
+            }
+            for prompt, first, last in zip(asked, before, now, strict=False)
+        ]
+
+    def measure(self) -> None:
+        prompts, answers = self.start["prompts"], self.start["answers"]
+        before = np.array([len(ids) for ids in answers])
+        nats = (self.start["logps"] - self.logps(prompts, answers)).sum() / before.sum()
+        if not np.isfinite(nats):  # a GPU does not survive drawing from what is no distribution
+            raise RuntimeError(f"the log-probabilities of the reference's answers are {nats}")
+        drawn = self.answers(prompts)
+        now = np.array([len(ids) for ids in drawn])
+        found = {"eval_drift_nats_per_token": float(nats), "eval_drift_tokens": float(now.mean())}
+        Trainer.log(self.trainer, found)  # TRL's own would add what it has counted so far
+        greedy = self.answers(prompts[:SHOWN], temperature=0)
+        rows = [
+            *self.rows("greedy", self.start["greedy"], greedy),
+            *self.rows("sampled", self.start["answers"], drawn),
+        ]
+        completions.add(Path(self.trainer.args.output_dir), rows)
+        tell = self.trainer.monitors.tell
+        if nats > DRIFTED:
+            tell(
+                "drift",
+                f"the reference's own answers are {nats:.2f} nats a token less likely than at the "
+                "start: raise β, lower the learning rate, or take an earlier checkpoint",
+            )
+        longer = now - before
+        error = longer.std(ddof=1) / len(longer) ** 0.5 if len(longer) > 1 else np.inf
+        if now.mean() > LONGER * before.mean() and longer.mean() > ERRORS * error:
+            tell(
+                "length exploitation",
+                f"answers to held-out prompts have grown from {before.mean():.0f} to "
+                f"{now.mean():.0f} tokens (they are cut at {TOKENS})",
+            )

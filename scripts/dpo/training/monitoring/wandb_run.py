@@ -1,0 +1,80 @@
+"""What the W&B run of a training holds beside its curves: who it is, what it was made of, what its
+policy says, and the report that it ended with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from dpo.core.machine import commit, versions
+from dpo.core.signals import CONFIG
+from dpo.data import quarantine
+from dpo.recipe.parse import Recipe
+from dpo.runs import checkpoints, output_folder, tracking
+
+LONGEST_TAG = 64  # characters, W&B's own bound
+
+
+class Describe(TrainerCallback):
+    """Tells W&B, as training begins, what the run is made of. After the tracker, which opens the
+    run."""
+
+    def __init__(self, trainer: Trainer, recipe: Recipe, data: dict[str, quarantine.Linted]):
+        self.trainer, self.recipe, self.data = trainer, recipe, data
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        tags, config = self.tags(), self.config()
+
+        def tell(wandb) -> None:
+            wandb.run.tags = tuple(dict.fromkeys((*(wandb.run.tags or ()), *tags)))
+            wandb.config.update(config, allow_val_change=True)
+
+        tracking.to_wandb(tell)
+
+    def tags(self) -> list[str]:
+        """Model, data, loss, and the config that the launcher took, without one how the run is
+        sharded."""
+        recipe = self.recipe
+        data = recipe.script.dataset_name or "mixture"
+        config = os.environ.get(CONFIG) or checkpoints.sharding(self.trainer.accelerator)
+        named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, config]
+        return [Path(tag).name[:LONGEST_TAG] for tag in named]
+
+    def config(self) -> dict[str, Any]:
+        """The resolved recipe, the data as they were found, and the code."""
+        return {
+            "recipe": {"name": self.recipe.name, **output_folder.settings(self.recipe)},
+            "global_batch": self.recipe.global_batch,
+            "versions": versions(),
+            "commit": commit(),
+            "data": {
+                "fingerprint": self.trainer.about["data"],
+                "rows": {split: linted.rows for split, linted in self.data.items()},
+                "set_aside": {split: linted.set_aside for split, linted in self.data.items()},
+                "left_out": {split: linted.left_out for split, linted in self.data.items()},
+                "lengths": {split: linted.lengths() for split, linted in self.data.items()},
+            },
+        }
+
+
+def add_report(folder: Path, recipe: str) -> None:
+    """Give the W&B run, if there is one, the page that the run ended with, as an artifact."""
+
+    def add(wandb) -> None:
+        artifact = wandb.Artifact(f"report-{recipe}", type="report")
+        for name in (
+            "report.html",
+            output_folder.REPORT,
+            output_folder.METRICS,
+            output_folder.COMPLETIONS,
+        ):
+            if (folder / name).is_file():
+                artifact.add_file(str(folder / name))
+        wandb.run.log_artifact(artifact)
+
+    tracking.to_wandb(add)

@@ -1,0 +1,98 @@
+"""A run that is asked to leave saves a checkpoint first; the same command goes on from there.
+
+Schedulers, service managers and people ask with SIGTERM, SIGUSR1 or Ctrl-C. While it trains, a run
+goes on to the end of its step, saves, and ends; before and after that there is nothing to save,
+and it ends at once. Either way it ends with EXIT_CODE, on which a launcher starts it again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback
+
+from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
+from dpo.runs import tracking
+
+
+def end(agreed: bool) -> None:
+    """End this process since it was asked to leave, without waiting for any other.
+
+    Args:
+        agreed: the others end as well. torchrun then need not report a failure and end them.
+    """
+    if told_in := os.environ.get(TOLD_IN):
+        Path(told_in, LEFT).touch()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if agreed and told_in else EXIT_CODE)
+
+
+def run_to_the_end(main: Callable[[], None]) -> NoReturn:
+    """Run an entry point, and end this process before Python shuts down.
+
+    DeepSpeed holds on to gloo's threads. One that gives back a tensor while Python shuts down
+    aborts its process, and torchrun then ends the others, which may still be evaluating.
+    """
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr, flush=True)
+        if code:
+            tracking.finish({}, code)  # what W&B has not written yet
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Leave(TrainerCallback):
+    """Saves and stops at the end of the first step by which any process has been asked to leave.
+
+    The processes tell each other at every step: where one alone stopped, the others would wait for
+    it. Outside of training, and on a second Ctrl-C, a process that is asked ends at once.
+
+    Attributes:
+        asked: whether this process was asked.
+        left: whether training was stopped before its end, the same in all processes.
+    """
+
+    def __init__(self):
+        self.asked = self.left = self._training = self._interrupted = False
+        self.accelerator: Accelerator | None = None
+
+    def listen(self) -> Leave:
+        """Hear the signals, also those that launch.py had held back until now."""
+        for number in SIGNALS:
+            signal.signal(number, self._hear)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if TOLD_IN in os.environ and Path(os.environ[TOLD_IN], ASKED).exists():
+            end(agreed=False)
+        return self
+
+    def _hear(self, number: int, frame) -> None:
+        self.asked = True
+        if not self._training or (self._interrupted and number == signal.SIGINT):
+            end(agreed=False)
+        self._interrupted |= number == signal.SIGINT
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._training = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        asked = torch.tensor(float(self.asked), device=self.accelerator.device)
+        asked = self.accelerator.reduce(asked, reduction="sum").item() > 0
+        if asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = self.left = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._training = False

@@ -1,0 +1,109 @@
+"""Out of memory: which batch did it, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import clear_frames
+from typing import Any
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from dpo.runs import checkpoints
+
+# What cuBLAS, the driver and NCCL say, beside torch's own allocator, where a GPU is full.
+FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "Cuda failure 2 'out of memory'")
+
+
+@contextmanager
+def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
+    """Say which batch of `trainer` ran out of memory, and what to change, with a whole checkpoint
+    behind it where one can be written.
+
+    Of several processes only those that ran out know; torchrun ends the others.
+
+    Args:
+        doing: what is going on, for the message; by default the step that is trained.
+
+    Raises:
+        SystemExit: the device's memory, or the machine's, was not enough.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        out |= any(words in str(error) for words in FULL)
+        if not out and not should_reduce_batch_size(error):
+            raise
+        if doing is None and trainer.settled.unlogged:
+            clear_frames(error.__traceback__)  # they hold the activations
+            trainer.save_alone()
+        doing = doing or f"step {trainer.state.global_step + 1}"
+        batch = f", {described(trainer.batch)}" if trainer.batch else ""
+        had = f"{trainer.accelerator.device} has {total_memory(trainer) / 1e9:.1f} GB"
+        ways = smaller_scoring(trainer.args, doing) or same_run(trainer.args)
+        same, other = "; or ".join(ways), "; or ".join(another_run(trainer.args, trainer.model))
+        whole = checkpoints.last_whole(Path(trainer.args.output_dir))
+        if same:
+            same = f" Change {same}, and the same command goes on from {whole or 'the start'}."
+        raise SystemExit(
+            f"out of memory, {doing}{batch}; {had}.{same} Or change {other}, and train anew with "
+            "--restart"
+        ) from None
+
+
+def total_memory(trainer: DPOTrainer) -> int:
+    device = trainer.accelerator.device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return psutil.virtual_memory().total
+
+
+def described(batch: dict[str, Any]) -> str:
+    """The size of a batch of TRL's collator: (2B, L), chosen rows first."""
+    tokens, completions = (batch[key].sum(1) for key in ("attention_mask", "completion_mask"))
+    pairs = len(tokens) // 2
+    prompt, chosen, rejected = (
+        int(part.sum())
+        for part in ((tokens - completions)[:pairs], completions[:pairs], completions[pairs:])
+    )
+    return (
+        f"with {pairs} pairs of {prompt} prompt, {chosen} chosen and {rejected} rejected tokens, "
+        f"the longest row {int(tokens.max())}"
+    )
+
+
+def smaller_scoring(args: DPOConfig, doing: str) -> list[str]:
+    """Which batch to lower where pairs are scored and nothing is trained; [] elsewhere."""
+    if not doing.startswith("scoring"):
+        return []
+    key = "precompute_ref_batch_size" if "reference" in doing else "per_device_eval_batch_size"
+    batch = getattr(args, key) or args.per_device_train_batch_size
+    return [f"{key} to {batch // 2}"] if batch > 1 else []
+
+
+def same_run(args: TrainingArguments) -> Iterator[str]:
+    """What needs less memory and changes nothing that is learned."""
+    micro, share = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    batch = micro * share * args.world_size
+    fewer = max((n for n in range(1, micro) if micro * share % n == 0), default=None)
+    if fewer:
+        yield (
+            f"per_device_train_batch_size to {fewer} and gradient_accumulation_steps to "
+            f"{batch // fewer}, the same {batch} pairs a step"
+        )
+    if not args.gradient_checkpointing:
+        yield "gradient_checkpointing to true"
+
+
+def another_run(args: TrainingArguments, model: torch.nn.Module) -> Iterator[str]:
+    """What needs less memory and does not fit the checkpoints that there are."""
+    yield "CONFIG to zero2, zero3 or zero3_offload"
+    if not hasattr(model, "peft_config"):
+        yield "use_peft to true"
+    yield f"max_length to less than {args.max_length or 'the longest row'}"

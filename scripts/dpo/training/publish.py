@@ -1,0 +1,73 @@
+"""Publishing: what a model is made of goes to the hub once it is trained, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers.trainer import TRAINING_ARGS_NAME
+from trl import DPOConfig, DPOTrainer
+
+from dpo.runs.output_folder import DRIFT, HELD_OUT, REPORT, TRAINED
+
+KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # .py: a model's own code
+OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)
+
+
+def check(training: DPOConfig) -> None:
+    """Raises SystemExit if the recipe would publish checkpoints: optimizer states are pickles."""
+    if training.push_to_hub and training.hub_strategy != "end":
+        raise SystemExit(
+            f"hub_strategy {training.hub_strategy.value}: choose end: the trained policy is "
+            "published, and no checkpoint, which holds pickles"
+        )
+
+
+def drop_pickle(folder: str) -> None:
+    """transformers saves its arguments, a token among them, as a pickle that nothing here reads."""
+    Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def plain(name: str) -> str:
+    """The name of a model as its card takes it: neither Markdown nor YAML, a folder's may be."""
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def published(folder: Path) -> list[str]:
+    """The files that make the model: weights, configuration, tokenizer, card."""
+    files = (path.name for path in folder.iterdir() if path.is_file() and path.name not in OURS)
+    return sorted(
+        file for file in files if file == "README.md" or (file.endswith(KINDS) and file[0] != ".")
+    )
+
+
+def publish_or_say(trainer: DPOTrainer) -> None:
+    """Publish the trained policy, and say how that went."""
+    name, folder = trainer.hub_model_id, trainer.args.output_dir
+    try:
+        trainer.push_to_hub()
+        said = f"Published: {name}"
+    except Exception as error:  # whatever an outage looks like, the policy is saved
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = f"Not published ({why}): hf upload {name} {folder} sends it"
+    trainer.accelerator.print(said)
+
+
+def publish(trainer: DPOTrainer, message: str, revision: str | None) -> CommitInfo | None:
+    """Upload the policy that the output folder holds. The token is the one that huggingface_hub
+    finds: in HF_TOKEN, or kept by `hf auth login`.
+
+    transformers would send the whole folder: settings, rows set aside, W&B's files.
+    """
+    if not trainer.is_world_process_zero():
+        return None
+    trainer.create_model_card(model_name=trainer.hub_model_id.split("/")[-1])
+    folder = Path(trainer.args.output_dir)
+    return HfApi().upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=folder,
+        commit_message=message,
+        revision=revision,
+        allow_patterns=published(folder),
+    )

@@ -1,0 +1,156 @@
+"""Going on from a checkpoint as if there had been no interruption.
+
+transformers restores weights, optimizer, schedule, random draws and the place in the data. What it
+forgets is the part of the log that was not written yet: losses and metrics since the last logged
+step, and the tokens seen so far; and with `sync_ref_model` the reference, which has moved.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainerCallback
+from trl import DPOTrainer
+
+from dpo.runs import checkpoints
+
+# In a checkpoint, where the reference moves. Apart from the policy's weights: vLLM and SGLang load
+# all that lies beside a configuration.
+REFERENCE = "reference/weights.safetensors"
+
+
+def to_go_on_from(
+    trainer: DPOTrainer, folder: Path, given: str | None, other_processes: bool
+) -> Path | None:
+    """The checkpoint that a run goes on from: the one `given`, or the newest in its `folder` that
+    is as it was written; None if there is none. All processes get the first one's answer.
+
+    Raises:
+        SystemExit: the run does not fit it, or the one given is no checkpoint or is broken.
+    """
+    answer: list[Any] = [None, None]
+    if trainer.is_world_process_zero():
+        try:
+            if given:
+                answer[0] = Path(given)
+                checkpoints.checked(answer[0])
+            else:
+                answer[0] = checkpoints.newest(folder)
+            if answer[0]:
+                checkpoints.check_fits(answer[0], trainer.about, other_processes)
+                if trainer.args.sync_ref_model and not (answer[0] / REFERENCE).is_file():
+                    raise SystemExit(
+                        f"{answer[0]} was written without {REFERENCE}, the reference as it had "
+                        "moved by then (sync_ref_model): train anew with --restart"
+                    )
+        except ValueError as wrong:
+            answer[1] = (
+                f"--resume_from_checkpoint {given} cannot be gone on from: {wrong}. Leave the flag "
+                "out to go on from the newest whole checkpoint of the output folder"
+            )
+        except SystemExit as refusal:
+            answer[1] = refusal.code
+    broadcast_object_list(answer)
+    if answer[1]:
+        raise SystemExit(answer[1])
+    return answer[0]
+
+
+def unlogged(trainer: DPOTrainer) -> dict[str, Any]:
+    """What a trainer will log with the next steps, and has not yet. Called by all processes."""
+    losses = trainer.accelerator.gather(trainer._tr_loss.reshape(1)).tolist()
+    return {
+        "losses": losses,  # since the last logged step, summed, by process
+        "last_logged_step": trainer._globalstep_last_logged,
+        "metrics": {name: [*values] for name, values in trainer._metrics["train"].items()},
+        "tokens": trainer._total_train_tokens,
+    }
+
+
+def moving(trainer: DPOTrainer) -> dict[str, torch.nn.Parameter]:
+    """The weights of a reference that follows the policy; each process has the same order."""
+    return dict(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
+
+
+def gathered(parameter: torch.nn.Parameter, written: bool = False):
+    """The whole of a parameter that ZeRO-3 shards, within; what the first process has `written`
+    into it then goes to the others."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if written else None)
+
+
+@torch.no_grad()
+def save_reference(trainer: DPOTrainer, folder: Path) -> None:
+    """Write the reference as it is now, whole, whatever shards it. Called by all processes."""
+    weights = {}
+    for name, parameter in moving(trainer).items():
+        with gathered(parameter):
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if trainer.is_world_process_zero():
+                weights[name] = whole.detach().cpu().clone()
+    if trainer.is_world_process_zero():
+        (folder / REFERENCE).parent.mkdir(exist_ok=True)
+        save_file(weights, folder / REFERENCE)
+
+
+@torch.no_grad()
+def load_reference(trainer: DPOTrainer, folder: Path) -> None:
+    """Give the reference the weights that it had moved to. Called by all processes."""
+    with safe_open(folder / REFERENCE, framework="pt") as file:
+        for name, parameter in moving(trainer).items():
+            with gathered(parameter, written=True):
+                weight = file.get_tensor(name)
+                if isinstance(parameter, DTensor):
+                    weight = weight.to(parameter.device)
+                    weight = distribute_tensor(weight, parameter.device_mesh, parameter.placements)
+                if not hasattr(parameter, "ds_id") or trainer.is_world_process_zero():
+                    parameter.copy_(weight)
+
+
+class Settled(TrainerCallback):
+    """Knows, while a step is computed, what the trainer had not logged when it began: a run that
+    fails within the step saves itself as it was then. Of a single process only: of several, the
+    others would wait for the one that failed."""
+
+    def __init__(self, trainer: DPOTrainer):
+        self.trainer, self.unlogged = trainer, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if args.world_size == 1:
+            self.unlogged = unlogged(self.trainer)
+
+    # From here to the end of the step, weights are neither those before it nor those after.
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.unlogged = None
+
+
+class TakeUp(TrainerCallback):
+    """Gives a trainer that goes on from a checkpoint what the interrupted one had not logged, and
+    the reference as it had moved."""
+
+    def __init__(self, trainer: DPOTrainer, checkpoint: Path):
+        self.trainer, self.checkpoint = trainer, checkpoint
+        self.manifest = checkpoints.read(checkpoint)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer, left = self.trainer, self.manifest["unlogged"]
+        if args.sync_ref_model:
+            load_reference(trainer, self.checkpoint)
+        losses, rank = left["losses"], trainer.accelerator.process_index
+        same = len(losses) == trainer.accelerator.num_processes
+        trainer._tr_loss += losses[rank] if same else sum(losses) / len(losses)
+        trainer._globalstep_last_logged = left["last_logged_step"]
+        trainer._metrics["train"].update(left["metrics"])
+        trainer._total_train_tokens = left["tokens"]
+        trainer.started = time.monotonic() - self.manifest["seconds"]

@@ -1,0 +1,108 @@
+"""What a trainer writes: checkpoints, whole or not at all, and the policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from datasets import IterableDataset
+
+from dpo.models import adapters
+from dpo.runs import checkpoints, output_folder
+from dpo.training import publish, reference, resume
+
+
+class WritesCheckpoints:
+    """The part of FastDPOTrainer (trainer.py) that writes; above TRL's in its bases."""
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What a run must have in common with the checkpoint that it goes on from."""
+        model, rows = self.accelerator.unwrap_model(self.model), self.train_dataset
+        listed = not isinstance(rows, IterableDataset) and {*reference.ROWS} <= {*rows.column_names}
+        return {
+            "processes": self.accelerator.num_processes,
+            "sharding": checkpoints.sharding(self.accelerator),
+            "model": reference.digest_of_weights(model, self.adapter),
+            "data": reference.digest_of_rows(rows) if listed else None,
+            "settings": self.settings,
+            "micro_batches": self._micro_batches if self.composition_matters else None,
+        }
+
+    # transformers would write a checkpoint at its place; there it lies when it is whole.
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return f"{folder}/{checkpoints.BESIDE}" if self._saving else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        state, folder = self.state, Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{state.global_step}"
+        beside = folder / checkpoints.BESIDE / checkpoint.name
+        with output_folder.written_to(checkpoint):
+            self._saving = True
+            super()._save_checkpoint(model, trial)
+            self._saving = False
+            if self.args.sync_ref_model and not self.args.save_only_model:
+                resume.save_reference(self, beside)
+            unlogged = self.settled.unlogged or resume.unlogged(self)
+            self.accelerator.wait_for_everyone()
+            if state.best_model_checkpoint == str(beside):
+                state.best_model_checkpoint = str(checkpoint)
+            about = {}
+            if self.is_world_process_zero():
+                state.save_to_json(str(beside / "trainer_state.json"))
+                about = self.about | {
+                    "optimizer": not self.args.save_only_model,
+                    "seconds": time.monotonic() - self.started,
+                    "unlogged": unlogged,
+                }
+            checkpoints.finish(beside, checkpoint, about)
+            if self.is_world_process_zero():
+                best = state.best_model_checkpoint
+                checkpoints.rotate(folder, self.args.save_total_limit, best)
+            self.accelerator.wait_for_everyone()
+
+    def save_alone(self) -> None:
+        """Write a checkpoint of the last step that was completed, before the run fails in the one
+        after it; where other processes are needed for that, they cannot be told."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        alone = self.args.world_size == 1 and not sharded
+        there = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}").exists()
+        if alone and self.state.global_step and not there:
+            self.model.zero_grad()
+            self._save_checkpoint(self.model, None)
+
+    # The system kills a process when memory runs out, and a data worker is a small one to choose.
+    @contextmanager
+    def _data_workers_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self.save_alone()
+            whole = checkpoints.last_whole(Path(self.args.output_dir))
+            raise SystemExit(
+                f"a data worker was killed after step {self.state.global_step}, often for want of "
+                "memory: give fewer dataloader_num_workers, and the same command goes on from "
+                f"{whole or 'the start'}"
+            ) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            publish.drop_pickle(folder)
+            if is_peft_model(self.model):
+                adapters.save_generation_config(self.model, folder)
+
+    def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
+        return publish.publish(self, commit_message, revision)
+
+    def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
+        super().create_model_card(publish.plain(model_name or ""), *args, **kwargs)
