@@ -37,9 +37,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import bench
+from dpo.core.files import read_lines
 from dpo.core.machine import PACKAGES, commit, cpu_name
 from dpo.core.terminal import guarded
-from dpo.runs.output_folder import read_lines
 from dpo.speed import gpu_runs
 from dpo.speed.gpu_checks import (
     JSON,

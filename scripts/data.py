@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from dpo.core.files import write_whole
 from dpo.core.terminal import guarded, visible
 from dpo.data import characters, dataset, lint, quarantine, schema
 from dpo.data.characters import Piece
@@ -32,7 +33,7 @@ from dpo.data.tokenize import load_tokenizer
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import Recipe, parse
 from dpo.reports import data_page
-from dpo.runs.output_folder import DATA_PAGE, unwritable, write_whole
+from dpo.runs.output_folder import DATA_PAGE, unwritable
 
 SHOWN = 3  # pairs, token by token
 QUANTILES = (0.05, 0.5, 0.95, 1)
@@ -44,10 +45,10 @@ def lengths_of(pairs: Dataset, *cut: int | str | None) -> list[list[str]]:
     """Tokens of prompt, chosen and rejected, not cut, as a table with its head; `cut` is max_length
     and truncation_mode."""
     table = [["", "mean", *(f"{q:.0%}" for q in QUANTILES), "cut by max_length"]]
-    tokens = dict(zip(("prompt", "chosen", "rejected"), schema.whole(pairs), strict=True))
+    tokens = dict(zip(("prompt", "chosen", "rejected"), schema.token_counts(pairs), strict=True))
     for name, values in tokens.items():
         total = values + (tokens["prompt"] if name != "prompt" else 0)
-        begin, end = schema.span(total, *cut)
+        begin, end = schema.kept_span(total, *cut)
         share = "" if cut[0] is None or name == "prompt" else f"{(end - begin < total).mean():.1%}"
         numbers = (values.mean(), *np.quantile(values, QUANTILES))
         table.append([name, *(f"{number:.0f}" for number in numbers), share])
@@ -55,7 +56,7 @@ def lengths_of(pairs: Dataset, *cut: int | str | None) -> list[list[str]]:
 
 
 def remarks_on(split: str, pairs: Dataset) -> list[str]:
-    _, chosen, rejected = schema.whole(pairs)
+    _, chosen, rejected = schema.token_counts(pairs)
     longer = f"{split}: chosen is the longer one in {(chosen > rejected).mean():.1%} of the pairs"
     merged = np.count_nonzero(column(pairs, "merged"))
     warning = (

@@ -29,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dpo.core import files
 from dpo.core.machine import device_name, versions
 from dpo.core.terminal import guarded, visible
 from dpo.evaluation import benchmarks, generations, paired, prompts
@@ -37,7 +38,6 @@ from dpo.evaluation.evaluation import SEED, TEMPERATURE
 from dpo.evaluation.judges import judging
 from dpo.recipe.arguments import positive
 from dpo.reports import evaluation_page
-from dpo.runs import output_folder
 
 SHOWN = 10  # samples on the page
 
@@ -166,9 +166,9 @@ def main() -> None:
         "samples": [lines[at] for at in shown],
         "seconds": time.monotonic() - started,
     }
-    output_folder.write_lines(folder / "answers.jsonl", lines)
-    output_folder.write_whole(folder / "evaluation.html", evaluation_page.page(results))
-    output_folder.write_json(folder / "evaluation.json", results)
+    files.write_lines(folder / "answers.jsonl", lines)
+    files.write_whole(folder / "evaluation.html", evaluation_page.page(results))
+    files.write_json(folder / "evaluation.json", results)
     table = Table(title=visible(f"{policy.name} against {against.name}"), title_justify="left")
     for column in ("", "policy (95% interval)", ""):
         table.add_column(column)

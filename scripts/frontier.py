@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from dpo.core import files
 from dpo.core.machine import device_name
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded
@@ -112,7 +113,7 @@ def main() -> None:
                 point = {"run": run.name, "step": step, "beta": run.recipe.training.beta}
                 point["loss_type"] = run.recipe.training.loss_type[0]
                 found["points"].append(point | frontier.measure(there, model, asked, settings))
-                output_folder.write_json(path, found)
+                files.write_json(path, found)
             shutil.rmtree(checkpoint)
     failed = [f"{run.name}: {run.last_line()} ({run.log})" for run in runs if run.state == FAILED]
     if not found["points"]:
@@ -123,9 +124,9 @@ def main() -> None:
         f"temperature {TEMPERATURE:g}, cut at {MAX_NEW_TOKENS} tokens; {device_name()}; "
         f"{datetime.datetime.now().astimezone():%Y-%m-%d}",
     }
-    output_folder.write_json(path, found)
+    files.write_json(path, found)
     for name, content in frontier.files(found).items():
-        output_folder.write_whole(into / name, content)
+        files.write_whole(into / name, content)
     print(frontier.markdown(frontier.table(found)))
     print(f"Written: {into}/frontier.html, frontier.png, frontier.md, frontier.json")
     if failed:

@@ -29,6 +29,7 @@ from datasets import IterableDataset
 from peft.utils import CONFIG_NAME
 from transformers import AutoModelForCausalLM
 
+from dpo.core.files import write_whole
 from dpo.core.terminal import guarded, visible
 from dpo.data.fits import check_rows
 from dpo.data.formats import telling
@@ -45,7 +46,6 @@ from dpo.models.model_files import check_config, check_trainable, config_of, tok
 from dpo.recipe.convert.convert import convert
 from dpo.recipe.parse import FOLDER
 from dpo.recipe.text import line, machine_keys, rounded, stated
-from dpo.runs.output_folder import write_whole
 
 # Parameters up to which, learning rate, pairs a device, and who published that rate for that size.
 SIZES = (

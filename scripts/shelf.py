@@ -7,9 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+from dpo.core.files import write_whole
 from dpo.core.terminal import guarded
 from dpo.recipe.parse import FOLDER, make_parser, read_yaml
-from dpo.runs.output_folder import write_whole
 
 TABLE = FOLDER / "README.md"
 COLUMNS = ("recipe", "model", "data", "loss", "β", "learning rate", "batch", "published", "reached")

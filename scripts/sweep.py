@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from dpo.core import files
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded, visible
 from dpo.recipe.parse import FOLDER, choices, names, share_batch
@@ -54,7 +55,7 @@ def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path
         + (["--", *arguments] if arguments else []),
     }
     into.mkdir(parents=True, exist_ok=True)
-    output_folder.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
+    files.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
     return into / "sweep.yaml"
 
 

@@ -40,7 +40,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo.core import ranks
+from dpo.core import files, ranks
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
 from dpo.data import dataset, fits, quarantine
@@ -174,18 +174,18 @@ def train(
                 f"{folder}/checkpoint-{step}; the same command goes on from there"
             )
         else:
-            with output_folder.written_to(folder / "model.safetensors"):
+            with files.written_to(folder / "model.safetensors"):
                 trainer.save_model(_internal_call=True)  # not published before it counts as done
             if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():
                 # No checkpoint is there to score again from: the policy counts as done.
-                output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+                files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
             scored = held_out_scores.score(trainer)
         if trainer.is_world_process_zero() and not leave.left:
             for weights in folder.glob("*.safetensors"):
-                output_folder.follow_umask(weights)
+                files.follow_umask(weights)
             if scored:
                 held_out_scores.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
-            output_folder.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+            files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
     if recipe.training.push_to_hub and not leave.left:
         publish.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started

@@ -28,7 +28,7 @@ from dpo.losses import completion_logps
 from dpo.models import adapters
 from dpo.recipe.parse import parse
 from dpo.runs import metrics
-from dpo.training import dropout
+from dpo.training import stock
 from dpo.training.build import make_trainer
 from dpo.training.reference import COLUMNS, ROWS
 
@@ -106,7 +106,7 @@ def test_a_policy_has_none_unless_asked(kind):
     model = AutoModelForCausalLM.from_config(NUMBERS[kind]).train()
     ids = torch.arange(2, 34)[None]
     disable_dropout_in_model(model)  # TRL's own
-    dropout.off(model)
+    stock.no_dropout(model)
     found = model(ids).logits
     assert torch.equal(found, model(ids).logits) and torch.equal(found, model.eval()(ids).logits)
 

@@ -254,10 +254,10 @@ def test_a_finished_run_is_answered_if_it_could_have_been_run(monkeypatch, finis
 
 
 def test_list_shows_every_recipe_and_config():
-    output_folder = launch("--list").stdout
+    said = launch("--list").stdout
     for folder in ("recipes", "accelerate_configs"):
         for path in (ROOT / folder).glob("*.yaml"):
-            assert f"  {path.stem} " in output_folder
+            assert f"  {path.stem} " in said
 
 
 def faults(environment: dict) -> int:

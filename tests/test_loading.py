@@ -24,11 +24,12 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
+from dpo.core.files import write_whole
 from dpo.data import fits
 from dpo.evaluation.contestants import find, policy_of, reference_of
 from dpo.models import adapters, loading
 from dpo.recipe.parse import parse
-from dpo.runs.output_folder import settings, write_whole
+from dpo.runs.output_folder import settings
 
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 

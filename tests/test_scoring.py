@@ -9,7 +9,7 @@ from conftest import EDGE_PAIRS, MAX_LENGTH, trainer_of
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from dpo.core import ties
+from dpo.core import stats
 from dpo.evaluation import contestants, evaluation
 from dpo.evaluation.evaluation import of_pairs
 from dpo.recipe.parse import parse
@@ -138,10 +138,10 @@ def test_a_step_that_moves_nothing_is_a_tie_everywhere(dtype, precompute, tmp_pa
 
 
 def test_one_rule_says_what_a_tie_is():
-    width = ties.width(0.1, 1e-4, np.array([100.0, 100.0, 100.0, 400.0]))
+    width = stats.width(0.1, 1e-4, np.array([100.0, 100.0, 100.0, 400.0]))
     assert width == pytest.approx([1e-4, 1e-4, 1e-4, 2e-4])
-    margins = ties.settled(np.array([9e-5, 2e-4, -2e-4, -2e-4]), width)
-    assert ties.accuracy(margins).tolist() == [0.5, 1.0, 0.0, 0.5]
+    margins = stats.settled(np.array([9e-5, 2e-4, -2e-4, -2e-4]), width)
+    assert stats.accuracy(margins).tolist() == [0.5, 1.0, 0.0, 0.5]
 
 
 def test_a_small_beta_leaves_no_tie_in_what_is_kept():
@@ -150,4 +150,4 @@ def test_a_small_beta_leaves_no_tie_in_what_is_kept():
     scored = held_out_scores.Scored(one, two, np.full(PAIRS, 9), 1e-4)
     found = of_pairs(scored, rows(), beta=1e-7)
     assert found["preference_accuracy"]["after"] == 1.0
-    assert ties.accuracy(np.array(found["margins"])).tolist() == [1.0] * PAIRS
+    assert stats.accuracy(np.array(found["margins"])).tolist() == [1.0] * PAIRS

@@ -12,8 +12,8 @@ from test_bad_input import edited, refusal
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dpo.core import secrets
+from dpo.core.files import read_lines, write_json, write_lines, write_whole
 from dpo.core.terminal import guarded
-from dpo.runs.output_folder import read_lines, write_json, write_lines, write_whole
 
 FLAG = "hf_plantedInAFlag0123456789abcdef"
 PLANTED = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import datasets
 
-from dpo.runs.output_folder import write_whole
+from dpo.core.files import write_whole
 
 LARGE = 10_000_000  # bytes; what is smaller is hashed sooner than it is looked up
 SETTLED = 2_000_000_000  # ns since the last change; the clock of some file systems ticks in seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 
 @dataclass
@@ -160,3 +161,37 @@ def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         curve = np.einsum("rnk,rn,rnl->rkl", design, p * (1 - p), design) + ridge
         found += np.linalg.solve(curve, gradient[..., None])[..., 0]
     return 1 / (1 + np.exp(-found[:, 0]))
+
+
+def numerics(model: torch.nn.Module) -> torch.dtype:
+    """What a model computes in here and now: autocast's dtype, or that of its weights."""
+    device = model.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return model.dtype
+
+
+def width(beta: float, nats_per_token: float, tokens: np.ndarray) -> np.ndarray:
+    """How far from zero a margin of β × nats may be and still be none, shape as `tokens`.
+
+    Args:
+        nats_per_token: what rounding may make of one token's log-probability (reference.py).
+        tokens: of both answers of each pair. Rounding errs to both sides, token by token, so that
+            the sum errs by the root of their number.
+    """
+    return beta * nats_per_token * np.sqrt(tokens)
+
+
+def settled(margins: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """The margins, ties set to zero."""
+    return np.where(np.abs(margins) <= width, 0.0, margins)
+
+
+def accuracy(margins: np.ndarray) -> np.ndarray:
+    """1 where the implicit reward prefers the chosen answer, 0 where not, ½ where it has no view
+    (everywhere, as long as the policy is its reference).
+
+    Args:
+        margins: settled ones.
+    """
+    return (margins > 0) + 0.5 * (margins == 0)

@@ -1,1 +1,1 @@
-"""Preference data: rows as they were found, formatted, tokenised, linted, and set aside if faulty."""
+"""Preference data: rows as found, formatted, tokenised, linted, set aside if faulty."""

@@ -83,7 +83,9 @@ def shown(
     """
     prompt, found = pair["prompt_ids"], {}
     start = len(prompt)
-    rows = {name: range(*schema.span(start + len(pair[f"{name}_ids"]), *cut)) for name in ANSWERS}
+    rows = {
+        name: range(*schema.kept_span(start + len(pair[f"{name}_ids"]), *cut)) for name in ANSWERS
+    }
     either = range(min(r.start for r in rows.values()), max(r.stop for r in rows.values()))
     for name, row in rows.items():
         answer = pair[f"{name}_ids"]

@@ -57,7 +57,7 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
     reasons[used[reasons[used] == ""]] = "held_out_prompt"
     bad = [bad for _, part in parts for bad in part.bad]
     at_fault = np.flatnonzero(reasons != "")
-    needed = schema.needed(table.select(at_fault)) if len(at_fault) else []
+    needed = schema.needed_length(table.select(at_fault)) if len(at_fault) else []
     for at, tokens in zip(at_fault, needed, strict=True):
         too_long = reasons[at] in lint.LENGTHS
         bad.append(

@@ -230,7 +230,7 @@ def check_tokens(
             raise Fault("doubled_end", name)
     if chosen == rejected:
         raise Fault("same", "as tokens")
-    rows = [schema.row(prompt, ids, max_length, truncation_mode) for ids in (chosen, rejected)]
+    rows = [schema.cut_row(prompt, ids, max_length, truncation_mode) for ids in (chosen, rejected)]
     for before, ids in rows:
         if not ids[not before :]:
             raise Fault("prompt_too_long", f"{len(prompt)} tokens, max_length {max_length}")

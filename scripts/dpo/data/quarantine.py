@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from dpo.core.files import write_lines
 from dpo.core.terminal import visible
 from dpo.data import lint, schema
 from dpo.data.sources.load import Rows
-from dpo.runs.output_folder import QUARANTINE, write_lines
+from dpo.runs.output_folder import QUARANTINE
 
 FITS = (0.9, 0.95, 0.99)  # shares of the pairs
 
@@ -76,7 +77,7 @@ class Linted:
         them would `fit` whole. Nothing of a stream, or without pairs."""
         if isinstance(self.pairs, IterableDataset):
             return {}
-        kept = schema.needed(self.pairs) if len(self.pairs) else np.zeros(0, int)
+        kept = schema.needed_length(self.pairs) if len(self.pairs) else np.zeros(0, int)
         left_out = [bad.tokens for bad in self.bad if bad.reason in lint.LENGTHS]
         needed = np.array([*kept, *left_out])
         if not len(needed):

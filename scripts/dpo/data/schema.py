@@ -11,7 +11,7 @@ from datasets import Dataset
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def span(length: Any, max_length: int | None, truncation_mode: str) -> tuple[Any, Any]:
+def kept_span(length: Any, max_length: int | None, truncation_mode: str) -> tuple[Any, Any]:
     """Where what is kept of a row, prompt and completion, begins and ends.
 
     Args:
@@ -23,29 +23,29 @@ def span(length: Any, max_length: int | None, truncation_mode: str) -> tuple[Any
     return begin, begin + kept
 
 
-def row(
+def cut_row(
     prompt: list[int], completion: list[int], max_length: int | None, truncation_mode: str
 ) -> tuple[list[int], list[int]]:
     """The token ids that are kept of a prompt and of its completion."""
     start = len(prompt)
-    begin, end = span(start + len(completion), max_length, truncation_mode)
+    begin, end = kept_span(start + len(completion), max_length, truncation_mode)
     return prompt[begin:end], completion[max(begin - start, 0) : max(end - start, 0)]
 
 
-def whole(pairs: Dataset) -> tuple[np.ndarray, ...]:
+def token_counts(pairs: Dataset) -> tuple[np.ndarray, ...]:
     """Tokens of each prompt, chosen and rejected, not cut; each of shape (rows,)."""
     table = pairs.select_columns([*IDS]).with_format("arrow")[:]
     counts = (pc.fill_null(pc.list_value_length(table[name]), 0) for name in IDS)
     return tuple(count.to_numpy().astype(int) for count in counts)
 
 
-def needed(pairs: Dataset) -> np.ndarray:
+def needed_length(pairs: Dataset) -> np.ndarray:
     """The `max_length` that would keep each pair whole, shape (rows,)."""
-    prompt, chosen, rejected = whole(pairs)
+    prompt, chosen, rejected = token_counts(pairs)
     return prompt + np.maximum(chosen, rejected)
 
 
-def lengths(
+def kept_lengths(
     prompt: np.ndarray,
     chosen: np.ndarray,
     rejected: np.ndarray,
@@ -60,7 +60,7 @@ def lengths(
     places, and have nothing in common but by chance.
     """
     begins, ends = zip(
-        *(span(prompt + answer, max_length, truncation_mode) for answer in (chosen, rejected)),
+        *(kept_span(prompt + answer, max_length, truncation_mode) for answer in (chosen, rejected)),
         strict=True,
     )
     rows = [end - begin for begin, end in zip(begins, ends, strict=True)]

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from dpo.core import files as files_
 from dpo.data.sources.load import one_line
 from dpo.evaluation.contestants import Contestant
 from dpo.models import end_tokens
 from dpo.recipe.parse import choices
-from dpo.runs import output_folder
 
 KEPT = Path("cache/suites")
 
@@ -103,7 +103,7 @@ def run(
                     raise SystemExit(f"SUITE={task} cannot be run: {one_line(error)}") from error
                 metrics = {name: _metrics(values) for name, values in results.items()}
                 path.parent.mkdir(parents=True, exist_ok=True)
-                output_folder.write_json(path, metrics)
+                files_.write_json(path, metrics)
             else:
                 print(f"{task} of {who.name}: found, not run again")
             found |= json.loads(path.read_text(encoding="utf-8"))

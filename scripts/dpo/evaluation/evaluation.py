@@ -12,8 +12,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dpo.core.stats import bootstrap, numbered, share
-from dpo.core.ties import accuracy, numerics
+from dpo.core.stats import accuracy, bootstrap, numbered, numerics, share
 from dpo.data import schema
 from dpo.data.reading import DIGESTS, column
 from dpo.evaluation.contestants import reference_of
@@ -104,7 +103,7 @@ def pair_rows(
 ) -> list[tuple[list[int], list[int]]]:
     """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training."""
     return [
-        schema.row(prompt, completion, max_length, truncation_mode)
+        schema.cut_row(prompt, completion, max_length, truncation_mode)
         for side in ("chosen_ids", "rejected_ids")
         for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True)
     ]

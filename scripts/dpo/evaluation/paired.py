@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Value
 
-from dpo.core.stats import bootstrap, length_controlled, share, win_rate
-from dpo.core.ties import numerics
+from dpo.core.stats import bootstrap, length_controlled, numerics, share, win_rate
 from dpo.data.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.evaluation import evaluation, generations
 from dpo.evaluation.contestants import Contestant

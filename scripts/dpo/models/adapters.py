@@ -21,9 +21,9 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file, has_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 from trl import ModelConfig, get_peft_config
 
+from dpo.core import files
 from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
-from dpo.runs import output_folder
 
 MERGED = "merged"
 
@@ -166,7 +166,7 @@ def save_generation_config(model: PeftModel, folder: Path) -> None:
     """Write generation_config.json beside an adapter, which peft saves without one: it says where
     the answers of the model that was trained end, and its base's may not."""
     text = model.generation_config.to_json_string(ignore_metadata=True)
-    output_folder.write_whole(folder / GENERATION_CONFIG_NAME, text)
+    files.write_whole(folder / GENERATION_CONFIG_NAME, text)
 
 
 def merge(folder: Path, tokenizer: PreTrainedTokenizerBase, **init) -> Path:
@@ -182,6 +182,6 @@ def merge(folder: Path, tokenizer: PreTrainedTokenizerBase, **init) -> Path:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         for weights in beside.glob("*.safetensors"):
-            output_folder.follow_umask(weights)
+            files.follow_umask(weights)
         os.replace(beside, merged)
     return merged

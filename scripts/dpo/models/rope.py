@@ -64,7 +64,7 @@ def longest_row(data: Any, max_length: int | None) -> float:
         return 0
     if not isinstance(data, Dataset) or not {*schema.IDS} <= {*data.column_names}:
         return most
-    return min(schema.needed(data).max(), most)
+    return min(schema.needed_length(data).max(), most)
 
 
 def by_batch(model: Any, args: DPOConfig, *data: Any) -> str | None:

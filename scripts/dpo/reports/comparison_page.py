@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dpo.core.files import write_whole
 from dpo.core.stats import Interval
 from dpo.core.terminal import visible
 from dpo.reports import comparison, comparison_table
 from dpo.reports.comparison import Compared
 from dpo.reports.comparison_table import Row, against, verdicts, within_noise
 from dpo.reports.html import document, picture, png
-from dpo.runs.output_folder import write_whole
 
 # Okabe and Ito's colours, told apart by the colour-blind too; then once more, dashed and dotted.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

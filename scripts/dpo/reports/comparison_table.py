@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dpo.core import stats
-from dpo.core.stats import Interval
-from dpo.core.ties import accuracy
+from dpo.core import files, stats
+from dpo.core.stats import Interval, accuracy
 from dpo.reports.comparison import Compared
 from dpo.reports.evaluation_page import with_error
-from dpo.runs import output_folder
 
 
 @dataclass
@@ -289,7 +287,7 @@ def _benchmark(of: dict | None) -> str:
 
 def _preferred(folder: Path, found: dict[str, Any]) -> Units | None:
     """How often a judge preferred the policy, prompt by prompt."""
-    lines = output_folder.read_lines(folder / "answers.jsonl")
+    lines = files.read_lines(folder / "answers.jsonl")
     if not lines:
         return None
     verdicts = np.array([line["preferred"] for line in lines], dtype=float)

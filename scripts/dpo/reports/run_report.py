@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from dpo.core.files import write_json, write_whole
 from dpo.data.quarantine import said_of_lengths
 from dpo.reports.html import document, facts, picture, png, tile
-from dpo.runs.output_folder import REPORT, write_json, write_whole
+from dpo.runs.output_folder import REPORT
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
 CHOSEN, REJECTED = "#1a7f37", "#cf222e"

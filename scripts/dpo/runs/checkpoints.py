@@ -19,8 +19,9 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from dpo.core.files import follow_umask, write_whole
 from dpo.core.hashing import digest_of
-from dpo.runs.output_folder import differences, follow_umask, write_whole
+from dpo.runs.output_folder import differences
 
 MANIFEST = "manifest.json"
 BESIDE, DELETED, BROKEN = ".writing", ".deleted-", "broken-"

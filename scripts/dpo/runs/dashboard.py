@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dpo.core import files
 from dpo.runs import output_folder
 
 PROJECT = "dpo-recipes"
@@ -68,8 +69,7 @@ def state_of(folder: Path) -> tuple[int, ...]:
 def entries(folder: Path) -> list[Entry]:
     """The logged steps of a run, and after those of an evaluation what the policy said at it."""
     logged, said = (
-        output_folder.read_lines(folder / n)
-        for n in (output_folder.METRICS, output_folder.COMPLETIONS)
+        files.read_lines(folder / n) for n in (output_folder.METRICS, output_folder.COMPLETIONS)
     )
     tables = [
         {"step": step, "completions": {"_type": "trackio.table", "_value": [*rows]}}

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from dpo.runs.output_folder import METRICS, read_lines, write_whole
+from dpo.core.files import read_lines, write_whole
+from dpo.runs.output_folder import METRICS
 
 # What the clock says; all else is the same in every run of a recipe on the same machine.
 TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}

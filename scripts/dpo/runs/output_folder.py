@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import json
 import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from safetensors import SafetensorError
 
-from dpo.core.secrets import mask, masked
+from dpo.core import files
 from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
 
 SETTINGS = "recipe.yaml"
@@ -25,7 +18,6 @@ BEGAN = "# begun on "  # its first line
 REPORT = "report.json"
 TRAINED = "trainer_state.json"  # beside the policy: training went to its end
 LOCK = ".lock"
-TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
 METRICS = "metrics.jsonl"
@@ -38,59 +30,6 @@ NO_SCRIPTS = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
 )
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, then rename: a reader finds the old file or the new one, never half.
-    Secrets in text are masked."""
-    data = mask(content).encode() if isinstance(content, str) else content
-    beside = {"dir": path.parent, "prefix": f".{path.name}-", "delete": False}
-    with tempfile.NamedTemporaryFile(**beside) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    follow_umask(Path(file.name))
-    os.replace(file.name, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of a value as JSON, secrets in its texts masked."""
-    text = json.dumps(masked(value), indent=1, ensure_ascii=False)
-    write_whole(path, text.encode())
-
-
-def _text(value: Any) -> str:
-    """What JSON does not know, such as a time or bytes."""
-    return mask(str(value))
-
-
-def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    """`write_json`, one object a line."""
-    lines = (json.dumps(masked(each), ensure_ascii=False, default=_text) for each in entries)
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none without the file. A line that was cut off is left
-    out: of a file that is appended to, only the last can be, by a kill in the middle of a write."""
-    entries = []
-    # Not splitlines(), to which U+2028 in an answer ends a line as well.
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-        if not line:
-            continue
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
-
-
-def follow_umask(path: Path) -> None:
-    """Give a file the mode it would have had from open(): temporary files and safetensors are
-    readable by their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def finished(folder: Path) -> bool:
@@ -132,27 +71,6 @@ def day_of(folder: Path) -> datetime.date:
     if first.startswith(BEGAN):
         return datetime.date.fromisoformat(first.removeprefix(BEGAN))
     return datetime.date.today()
-
-
-@contextmanager
-def written_to(path: Path) -> Iterator[None]:
-    """Let a disk that is full, gone or read-only end the run with one line.
-
-    Raises:
-        SystemExit: what is written within cannot be: why, and how much room there is.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search(TORCH_CANNOT_WRITE, str(error)):
-            raise
-        # What torch says is about its file format.
-        why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
-        free = shutil.disk_usage(path.parent).free / 1e9
-        raise SystemExit(
-            f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
-            "same command goes on from the last whole checkpoint"
-        ) from error
 
 
 def unwritable(folder: Path, error: OSError) -> SystemExit:
@@ -235,7 +153,7 @@ def claim(recipe: Recipe) -> TextIO | None:
                 )
         if not finished(folder):
             text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
-            write_whole(folder / SETTINGS, f"{BEGAN}{day_of(folder)}\n{text}")
+            files.write_whole(folder / SETTINGS, f"{BEGAN}{day_of(folder)}\n{text}")
     except OSError as error:
         raise unwritable(folder, error) from error
     return held

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from dpo.core import files
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import Recipe, read_yaml
 from dpo.runs import output_folder
@@ -137,7 +138,7 @@ def kept_id(folder: Path) -> str:
     path = folder / output_folder.WANDB_ID
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        output_folder.write_whole(path, secrets.token_hex(4))
+        files.write_whole(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from dpo.runs.output_folder import write_json, write_whole
+from dpo.core.files import write_json, write_whole
 
 JSON, TABLE = "check-gpu.json", "check-gpu.md"
 MEMORY = 2  # factor between a peak and its prediction; small models leave much to libraries

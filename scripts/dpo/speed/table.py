@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from dpo.core.files import write_whole
 from dpo.reports.html import png
 from dpo.reports.run_report import AFTER, BEFORE
-from dpo.runs.output_folder import write_whole
 
 
 def table(rows: list[dict]) -> list[list[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from accelerate.utils import tqdm
 from trl import DPOTrainer
 
-from dpo.core import ties
+from dpo.core import files, stats
 from dpo.losses import implicit_reward
 from dpo.runs import output_folder
 from dpo.training import reference
@@ -37,7 +37,7 @@ class Scored:
         """Implicit reward of the chosen answer less that of the rejected, shape (pairs,); 0 where
         it is no more than rounding."""
         chosen, rejected = implicit_reward(self.policy, self.reference, beta)
-        return ties.settled(chosen - rejected, ties.width(beta, self.nats_per_token, self.tokens))
+        return stats.settled(chosen - rejected, stats.width(beta, self.nats_per_token, self.tokens))
 
 
 def score(trainer: DPOTrainer) -> Scored | None:
@@ -78,9 +78,7 @@ def keep(folder: Path, scored: Scored, digest: str) -> None:
         digest: of the pairs (evaluation.digest_of).
     """
     said = {name: np.asarray(value).tolist() for name, value in asdict(scored).items()}
-    output_folder.write_whole(
-        folder / output_folder.HELD_OUT, json.dumps({"pairs": digest, **said})
-    )
+    files.write_whole(folder / output_folder.HELD_OUT, json.dumps({"pairs": digest, **said}))
 
 
 def kept(folder: Path, digest: str) -> Scored | None:

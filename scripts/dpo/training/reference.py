@@ -30,10 +30,10 @@ from transformers import PreTrainedModel
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
+from dpo.core.files import write_whole
 from dpo.core.hashing import digests_of
 from dpo.data import schema
 from dpo.models import adapters
-from dpo.runs.output_folder import write_whole
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
@@ -282,7 +282,7 @@ def cut_lengths(
 ) -> tuple[np.ndarray, ...]:
     """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
     prompt and rejected, as cut in training; each of shape (rows,)."""
-    return schema.lengths(*schema.whole(dataset), max_length, truncation_mode)
+    return schema.kept_lengths(*schema.token_counts(dataset), max_length, truncation_mode)
 
 
 def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:

@@ -12,8 +12,9 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
+from dpo.core import files
 from dpo.models import adapters
-from dpo.runs import checkpoints, output_folder
+from dpo.runs import checkpoints
 from dpo.training import publish, reference, resume
 
 
@@ -43,7 +44,7 @@ class WritesCheckpoints:
         state, folder = self.state, Path(self.args.output_dir)
         checkpoint = folder / f"checkpoint-{state.global_step}"
         beside = folder / checkpoints.BESIDE / checkpoint.name
-        with output_folder.written_to(checkpoint):
+        with files.written_to(checkpoint):
             self._saving = True
             super()._save_checkpoint(model, trial)
             self._saving = False

@@ -19,18 +19,17 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo.core import ties
+from dpo.core import stats
 from dpo.data.reading import IDS, column
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.backbone import SharedPrefixCollator
-from dpo.training import dropout, reference, resume, stock, weighing
-from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, innermost
+from dpo.training import batching, reference, resume, stock
+from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
 from dpo.training.monitoring.probes import gathered, per_pair
 from dpo.training.preflight import memory
 from dpo.training.save import WritesCheckpoints
-from dpo.training.weighing import WeighsPairs
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
@@ -105,9 +104,9 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             return
         self._ready = True
         keep_gradients(self.model)
-        dropout.off_without_gradients(self.model)
+        stock.no_dropout_without_gradients(self.model)
         if self.args.disable_dropout:
-            dropout.off(self.model)
+            stock.no_dropout(self.model)
         for model in (self.model, self.ref_model):
             if model is not None:
                 rope.forget_longer_batches(model)
@@ -212,7 +211,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         mode = "train" if self.model.training else "eval"
         accuracy = float(self.right(np.array(self.pairs)).mean())
         self._metrics[mode]["rewards/accuracies"][-1] = accuracy
-        self._metrics[mode][weighing.COUNTED].append(len(self.pairs))
+        self._metrics[mode][batching.COUNTED].append(len(self.pairs))
         if not trains:
             self.eval_losses += [pair[4] for pair in self.pairs]
             return found
@@ -223,8 +222,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
 
     def right(self, pairs: np.ndarray) -> np.ndarray:
         """Accuracy of the pairs, columns as `seen.per_pair` has them, each alone."""
-        tie = ties.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
-        return ties.accuracy(ties.settled(pairs[:, 0] - pairs[:, 1], tie))
+        tie = stats.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
+        return stats.accuracy(stats.settled(pairs[:, 0] - pairs[:, 1], tie))
 
     # Called at every step between the last backward and the optimizer's step.
     def _get_grad_norm(self, model, grad_norm=None):

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from dpo.core import files
 from dpo.core.terminal import visible
 from dpo.runs import output_folder, tracking
 
@@ -17,11 +18,11 @@ SHOWN = 160  # characters of a line in the terminal
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's completions.jsonl, each with COLUMNS; none without it."""
-    return output_folder.read_lines(folder / output_folder.COMPLETIONS)
+    return files.read_lines(folder / output_folder.COMPLETIONS)
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    output_folder.write_lines(folder / output_folder.COMPLETIONS, rows)
+    files.write_lines(folder / output_folder.COMPLETIONS, rows)
 
 
 def add(folder: Path, rows: list[dict[str, Any]]) -> None:

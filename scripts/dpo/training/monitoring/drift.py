@@ -17,6 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
+from dpo.core import files
 from dpo.data import schema
 from dpo.evaluation import evaluation
 from dpo.evaluation.judges.human import said
@@ -66,7 +67,7 @@ class Drift(TrainerCallback):
             return
         data = self.trainer.eval_dataset
         first: dict[tuple[int, ...], int] = {}  # one that several pairs share is asked once
-        for at in (schema.whole(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
+        for at in (schema.token_counts(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
             first.setdefault(tuple(data[at]["prompt_ids"]), at)
             if len(first) == PROMPTS:
                 break
@@ -79,7 +80,7 @@ class Drift(TrainerCallback):
                 start["asked"] = [said(data["prompt"][at]) for at in rows[:SHOWN]]
                 start["greedy"] = self.answers(prompts[:SHOWN], temperature=0)
                 start["logps"] = self.logps(prompts, answers).tolist()
-                output_folder.write_json(path, start)
+                files.write_json(path, start)
         completions.forget_after(path.parent, state.global_step)
         self.start = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

@@ -129,7 +129,7 @@ def wrong_batch(trainer: DPOTrainer) -> str | None:
         for at, place in enumerate(places):
             row, where = trainer.train_dataset[place], f"pair {place}: {name}"
             tokens = row["prompt_ids"], row[f"{name}_ids"]
-            _, kept = schema.row(*tokens, args.max_length, args.truncation_mode)
+            _, kept = schema.cut_row(*tokens, args.max_length, args.truncation_mode)
             if not counted[at, 1:].any():  # the first token of a row is predicted from nothing
                 return f"{where} has no token left to learn: raise max_length"
             if ids[at][counted[at].bool()].tolist() != kept:

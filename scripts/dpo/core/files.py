@@ -1,0 +1,93 @@
+"""Files written whole or not at all, and JSON lines that a kill may have cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from dpo.core.secrets import mask, masked
+
+TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write beside `path`, then rename: a reader finds the old file or the new one, never half.
+    Secrets in text are masked."""
+    data = mask(content).encode() if isinstance(content, str) else content
+    beside = {"dir": path.parent, "prefix": f".{path.name}-", "delete": False}
+    with tempfile.NamedTemporaryFile(**beside) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    follow_umask(Path(file.name))
+    os.replace(file.name, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a value as JSON, secrets in its texts masked."""
+    text = json.dumps(masked(value), indent=1, ensure_ascii=False)
+    write_whole(path, text.encode())
+
+
+def _text(value: Any) -> str:
+    """What JSON does not know, such as a time or bytes."""
+    return mask(str(value))
+
+
+def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    """`write_json`, one object a line."""
+    lines = (json.dumps(masked(each), ensure_ascii=False, default=_text) for each in entries)
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none without the file. A line that was cut off is left
+    out: of a file that is appended to, only the last can be, by a kill in the middle of a write."""
+    entries = []
+    # Not splitlines(), to which U+2028 in an answer ends a line as well.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the mode it would have had from open(): temporary files and safetensors are
+    readable by their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """Let a disk that is full, gone or read-only end the run with one line.
+
+    Raises:
+        SystemExit: what is written within cannot be: why, and how much room there is.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(TORCH_CANNOT_WRITE, str(error)):
+            raise
+        # What torch says is about its file format.
+        why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise SystemExit(
+            f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
+            "same command goes on from the last whole checkpoint"
+        ) from error

@@ -1,0 +1,80 @@
+"""Ten rooms, one direction of imports between them, and no room too full to find one's way in."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DPO = ROOT / "scripts" / "dpo"
+# A room imports from those before it, and from itself; rooms of one line never from each other.
+ORDER = (
+    {"core"},
+    {"losses", "prefix_sharing"},
+    {"recipe"},
+    {"runs"},
+    {"models"},
+    {"data"},
+    {"training", "evaluation", "reports"},
+    {"speed"},
+)
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+MODULES = sorted(path for path in DPO.rglob("*.py") if path.parent != DPO or path.stem == "losses")
+
+
+def room_of(module: str) -> str:
+    return module.removeprefix("dpo.").split(".")[0]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(DPO.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, *, late: bool = True) -> set[str]:
+    """The modules of this repository that a file imports, in functions too where `late`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not late:
+        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import says less than the whole name"
+            for each in node.names:
+                whole = f"{node.module}.{each.name}"
+                is_file = (DPO.parent / f"{whole.replace('.', '/')}.py").is_file()
+                found.add(whole if is_file else node.module)
+    return {module for module in found if module.startswith("dpo.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_room_imports_from_those_before_it(path):
+    here = room_of(name_of(path))
+    wrong = {
+        module
+        for module in imports_of(path)
+        if room_of(module) != here and FLOOR[room_of(module)] >= FLOOR[here]
+    }
+    assert not wrong, f"{name_of(path)} is of {here} and imports {sorted(wrong)}"
+
+
+def test_no_circle():
+    imports = {name_of(path): imports_of(path) for path in MODULES}
+    while leaves := {name for name, used in imports.items() if not used & imports.keys() - {name}}:
+        imports = {name: used for name, used in imports.items() if name not in leaves}
+    assert not imports, f"these import each other: {sorted(imports)}"
+
+
+def test_every_folder_is_a_room_of_at_most_ten_files():
+    folders = {path.parent for path in MODULES} - {DPO}
+    assert {folder.relative_to(DPO).parts[0] for folder in folders} | {"losses"} == FLOOR.keys()
+    assert len(FLOOR) - 1 == 10  # losses.py is a file
+    for folder in folders:
+        files = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(files) <= 10, f"{folder.name} has {len(files)}: {sorted(files)}"
+        doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert doc and "\n" not in doc, f"{folder}: one line says what the room is for"
+    longest = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert max(longest.values()) <= 300
