@@ -36,7 +36,7 @@ class Completion:
         cls, new_ids: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase
     ) -> Completion:
         """What was generated, up to the first of the tokens that end an answer."""
-        length = next((at for at, token in enumerate(new_ids) if token in end_tokens), None)
+        length = next((at for at, token in enumerate(new_ids) if token in ends), None)
         said = new_ids[:length]
         text = tokenizer.decode(said, skip_special_tokens=True).strip()
         return cls(text, said if length is None else new_ids[: length + 1], length is not None)
