@@ -1,5 +1,6 @@
 """What README and docs say can be done is done here, as they say it."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,8 +15,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("
 README = PAGES[0].read_text()
 DOCS = "".join(path.read_text() for path in PAGES[1:])
 DEVELOPMENT = (ROOT / "docs/development.md").read_text()
+FIVE_MINUTES = [  # README's four commands from pairs to a verdict
+    "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct DATASET=pairs.jsonl",
+    "make data RECIPE=my-recipe",
+    "make train RECIPE=my-recipe",
+    "make evaluate RUN=outputs/my-recipe",
+]
 # Run whole by CI, or by another test.
 ELSEWHERE = {
+    "make data": ".ci/run",
     "make train": ".ci/run, cut short",
     "make test": ".ci/run",
     "make install": ".ci/run",
@@ -24,6 +32,7 @@ ELSEWHERE = {
     "make new": "test_data.py",
     "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct "
     "DATASET=recipes/data/sentiment": "test_data.py, with a name of its own",
+    **dict.fromkeys(FIVE_MINUTES, "below, all four"),
     "make new FROM=theirs.yaml RECIPE=my-recipe GPUS=8": "test_converting.py",
     "make embedded-data": "test_embedded_data.py, its first batch",
     "make bench": "test_bench.py, on the tiny model",
@@ -84,8 +93,31 @@ def test_every_command_of_the_docs_runs(command, tiny_flags):
         assert "report.html" in result.stdout
 
 
-def test_the_recipe_of_the_readme_trains(tmp_path, tiny_model, tiny_data, request):
-    """Written where the README says, under a name that no recipe has, and removed again."""
+@pytest.mark.sight
+def test_five_minutes_with_pairs_of_ones_own(tmp_path, tiny_model, request):
+    """As README says it, with its row, on the tiny model, under a name that no recipe has."""
+    assert "\n".join(FIVE_MINUTES) in re.sub(r" +#.*", "", README)
+    (row,) = map(json.loads, blocks("json"))
+    rows = [row | {"prompt": f"{row['prompt']} ({i})"} for i in range(20)]
+    pairs, name = tmp_path / "pairs.jsonl", "readme-example"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request.addfinalizer(lambda: (ROOT / f"recipes/{name}.yaml").unlink(missing_ok=True))
+    flags = {
+        "train": "--max_steps=2 --report_to=none",
+        "evaluate": "--max_new_tokens=4 --limit=2",
+    }
+    ours = {"my-recipe": name, "models/SmolLM2-135M-Instruct": str(tiny_model)}
+    for command in FIVE_MINUTES:
+        for theirs, mine in (ours | {"pairs.jsonl": str(pairs)}).items():
+            command = command.replace(theirs, mine)
+        words = shlex.split(command)[1:]
+        result = make(*words, f"ARGS={flags.get(words[0], '')}")
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert next(ROOT.glob(f"outputs/{name}/evaluations/*/evaluation.html"))
+
+
+def test_the_recipe_of_the_docs_trains(tmp_path, tiny_model, tiny_data, request):
+    """Written where docs/recipes.md says, under a name that no recipe has, and removed again."""
     (text,) = blocks("yaml")
     path = ROOT / "recipes/readme-example.yaml"
     request.addfinalizer(lambda: path.unlink(missing_ok=True))
@@ -136,7 +168,7 @@ def test_every_path_that_the_readme_names_is_there():
     assert names
     for name in names:
         if not name.startswith(made_by_a_run):
-            assert (ROOT / name).exists(), name
+            assert (ROOT / name).exists() or (ROOT / "scripts/dpo" / name).exists(), name
 
 
 def anchors(page: Path) -> set[str]:
@@ -177,7 +209,8 @@ def test_the_tree_of_the_docs_is_the_tree():
         assert path.name == "__init__.py" or name in paths, f"docs/development.md lacks {name}"
 
 
-def test_the_readme_names_every_room():
+def test_the_readme_is_a_front_door():
+    assert len(README.splitlines()) < 140
     for room in sorted((ROOT / "scripts/dpo").iterdir()):
         if room.is_dir() and room.name[0] != "_":
             assert f"`{room.name}/`" in README, room
