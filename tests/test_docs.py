@@ -222,8 +222,13 @@ def test_the_picture_of_the_readme_is_there():
 
 
 def test_the_tests_that_the_docs_name_are_there():
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", DOCS)
     assert len(named) > 40
     for name in named:
         assert f"def {name}(" in tests, name
+
+
+def test_the_tests_that_run_commands_elsewhere_are_there():
+    files = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    assert {*re.findall(r"test_\w+\.py", str(ELSEWHERE))} <= files
