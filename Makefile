@@ -44,9 +44,11 @@ help: ## show this
 
 list: $(READY) ## the recipes and the configs there are
 	@$(BIN)/python scripts/launch.py --list
+	@echo "Next: make data RECIPE=<name>, then make train RECIPE=<name>"
 
 install: $(READY) ## set up .venv and the embedded model, and check the model's hashes
 	$(BIN)/python scripts/embedded_model.py
+	@echo "Next: make data, then make train"
 
 train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" \
@@ -56,7 +58,7 @@ submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITI
 	@mkdir -p outputs/slurm
 	@sbatch --nodes="$(NODES)" $(if $(GPUS),--gpus-per-node=$(GPUS)) $(if $(PARTITION),--partition="$(PARTITION)") \
 	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)
-	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it"
+	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it. Next: squeue --me"
 
 evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
@@ -96,6 +98,7 @@ shelf: $(READY) ## write recipes/README.md anew from the recipes' headers
 
 bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda
 	$(BIN)/python scripts/bench.py $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	@echo "Next: what each row is, in docs/speed.md"
 
 check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in under ten minutes: DEVICE=
 	$(BIN)/python scripts/check_gpu.py $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
