@@ -4,7 +4,8 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT
+
+from support.place import ROOT
 
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 FILES = [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]

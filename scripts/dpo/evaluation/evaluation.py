@@ -20,7 +20,7 @@ from dpo.evaluation.judges.verdicts import told
 from dpo.losses import completion_logps
 from dpo.models.sampling import Completion, kind_of, sample, vader_score
 from dpo.prefix_sharing import backbone
-from dpo.prefix_sharing.backbone import SharedPrefixes
+from dpo.prefix_sharing.plan import SharedPrefixes
 from dpo.recipe.parse import Recipe
 from dpo.training.held_out_scores import Scored
 from dpo.training.reference import NATS_PER_TOKEN

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import RUNS, known_runs, run_folder
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
@@ -67,7 +68,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """What the run in `folder` states.
 
     Raises:
-        SystemExit: its recipe.yaml is none.
+        Refusal: its recipe.yaml is none.
     """
     path = folder / output_folder.SETTINGS
     try:
@@ -75,7 +76,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     except yaml.YAMLError:
         settings = None
     if not isinstance(settings, dict):
-        raise SystemExit(f"{path} holds no settings of a run: move that folder, or name others")
+        raise Refusal(f"{path} holds no settings of a run: move that folder, or name others")
     return settings
 
 
@@ -83,7 +84,7 @@ def runs_of(recipe: str) -> list[Path]:
     """The folders of a recipe's runs, those of its sweep too; not those moved aside.
 
     Raises:
-        SystemExit: it has none.
+        Refusal: it has none.
     """
     found, others = [], set()
     for pattern in ("*", f"{recipe}-sweep/*"):
@@ -95,7 +96,7 @@ def runs_of(recipe: str) -> list[Path]:
                 found.append(path.parent)
     if not found:
         known = ", ".join(sorted(others)) or "none yet"
-        raise SystemExit(f"no run of RECIPE={recipe}; there are runs of: {known}")
+        raise Refusal(f"no run of RECIPE={recipe}; there are runs of: {known}")
     return found
 
 
@@ -109,13 +110,13 @@ def folders(names: list[str]) -> list[Path]:
     """The folders of runs, by path or by name under outputs/, each once.
 
     Raises:
-        SystemExit: one of them is no run.
+        Refusal: one of them is no run.
     """
     found = []
     for name in names:
         folder = run_folder(name)
         if not folder:
-            raise SystemExit(f"no run at {name}; {known_runs()}")
+            raise Refusal(f"no run at {name}; {known_runs()}")
         found.append(folder)
     return [*dict.fromkeys(found)]
 
