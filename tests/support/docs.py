@@ -68,8 +68,8 @@ def blocks(language: str) -> list[str]:
 
 def commands(processes: bool) -> list[str]:
     """Those that tests run, which start several processes or do not."""
-    lines = [line.split("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
-    wanted = {line for line in lines if line} - ELSEWHERE.keys()
+    lines = [line.split(" #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
+    wanted = {line for line in lines if line and line[0] != "#"} - ELSEWHERE.keys()
     return sorted(line for line in wanted if ("GPUS=" in line) == processes)
 
 
