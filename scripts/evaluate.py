@@ -33,11 +33,12 @@ from dpo.core import files
 from dpo.core.machine import device_name, versions
 from dpo.core.terminal import guarded, visible
 from dpo.evaluation import benchmarks, generations, paired, prompts
-from dpo.evaluation.contestants import RUNS, Contestant, find, reference_of, run_folder
+from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.evaluation.evaluation import SEED, TEMPERATURE
 from dpo.evaluation.judges import judging
 from dpo.recipe.arguments import positive
 from dpo.reports import evaluation_page
+from dpo.runs.output_folder import RUNS, run_folder
 
 SHOWN = 10  # samples on the page
 

@@ -56,7 +56,7 @@ from dpo.runs import checkpoints, metrics, output_folder, tracking
 from dpo.runs.shared_folders import check_shared
 from dpo.training import held_out_scores, publish, resume
 from dpo.training.build import make_trainer
-from dpo.training.monitoring import alerts, completions
+from dpo.training.monitoring import alerts
 from dpo.training.monitoring.wandb_run import Describe, add_report
 from dpo.training.preempt import Leave, end, run_to_the_end
 from dpo.training.preflight.checks import Gates
@@ -276,7 +276,7 @@ def main() -> None:
         results |= evaluation.evaluate(recipe, policy, held_out, device, scored)
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
-    results["completions"] = completions.read(folder)
+    results["completions"] = metrics.completions(folder)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)
     keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")

@@ -14,8 +14,7 @@ from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import evaluation, generations, paired, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.evaluation.evaluation import SEED
-from dpo.evaluation.judges.verdicts import turns
-from dpo.models.sampling import Completion, prompt_token_ids
+from dpo.models.sampling import Completion, prompt_token_ids, turns
 from dpo.recipe.parse import parse
 from dpo.runs import output_folder
 from dpo.training.reference import digest_of_rows

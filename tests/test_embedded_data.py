@@ -10,7 +10,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import embedded_data
-from dpo.models.sampling import vader_score
+from dpo.evaluation.judges.known_reward import vader_score
 
 FOLDER = ROOT / "recipes/data/sentiment"
 CPU = torch.cpu.get_capabilities()

@@ -19,8 +19,9 @@ from test_endpoint import MODEL, longer, serving
 from test_judges import save_reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.evaluation import benchmarks, contestants, evaluation, generations, paired, prompts
+from dpo.evaluation import benchmarks, contestants, generations, paired, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
+from dpo.models import scoring
 from dpo.models.sampling import Completion, prompt_token_ids
 from dpo.recipe.parse import parse
 from dpo.reports import evaluation_page
@@ -194,13 +195,13 @@ def test_pairs_share_their_prompt_and_score_the_same(tiny_model):
     rejected = [(ids, list(range(60, 60 + n))) for ids, n in zip(prompts, (7, 1, 5), strict=True)]
     rows = [*chosen, *rejected] * 5
     rows = rows[::6] + rows[1::6] + rows[2::6] + rows[3::6] + rows[4::6] + rows[5::6]
-    alone = evaluation.score(model, rows, 2)
-    assert evaluation.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
+    alone = scoring.score(model, rows, 2)
+    assert scoring.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
     # Spread over GPUs, accelerate's hooks copy what they pass on; then prompts are not shared.
     for layer in model.model.layers:
         add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
     model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
-    assert evaluation.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
+    assert scoring.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
 
 
 def test_pairs_are_told_apart_by_length_and_by_category():

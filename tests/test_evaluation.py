@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.evaluation import evaluation
-from dpo.evaluation.evaluation import accuracy, compare, pair_rows, score
+from dpo.data.schema import pair_rows
+from dpo.evaluation.evaluation import accuracy, compare
+from dpo.models import scoring
 from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
+from dpo.models.scoring import score
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the long walk home?")]
 
@@ -93,7 +95,7 @@ def test_scoring_does_not_depend_on_the_batch(model, tokenizer):
 def test_long_rows_are_scored_fewer_at_a_time(model, tokenizer, monkeypatch):
     rows = [([5] * n, list(range(60, 60 + n))) for n in range(1, 30)]
     together = score(model, rows, tokenizer.pad_token_id)
-    monkeypatch.setattr(evaluation, "SCORING_TOKENS", 100)
+    monkeypatch.setattr(scoring, "SCORING_TOKENS", 100)
     seen = []
     forward = model.forward
     monkeypatch.setattr(

@@ -25,7 +25,6 @@ from conftest import FORKS, ROOT, free_port, launch, run_flags, running, train_i
 
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import checkpoints, metrics
-from dpo.training.monitoring import completions
 
 pytestmark = pytest.mark.faults
 
@@ -138,7 +137,7 @@ class Runs:
         ]
         found = {key: report[key] for key in ("true_reward", "preference_accuracy", "curves")}
         weights = (folder / "model.safetensors").read_bytes()
-        return weights, logged, completions.read(folder), found
+        return weights, logged, metrics.completions(folder), found
 
     def finish_undisturbed(self) -> None:
         """Keeps what a run without a fault ends with, and how many file operations it takes."""

@@ -66,3 +66,14 @@ def kept_lengths(
     rows = [end - begin for begin, end in zip(begins, ends, strict=True)]
     left = np.minimum(prompt, ends[0]) - np.minimum(prompt, begins[0])
     return np.where(begins[0] == begins[1], left, 0), *rows
+
+
+def pair_rows(
+    held_out: Dataset, max_length: int | None, truncation_mode: str
+) -> list[tuple[list[int], list[int]]]:
+    """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training."""
+    return [
+        cut_row(prompt, completion, max_length, truncation_mode)
+        for side in ("chosen_ids", "rejected_ids")
+        for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True)
+    ]

@@ -9,104 +9,21 @@ from dataclasses import replace
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dpo.core.stats import accuracy, bootstrap, numbered, numerics, share
-from dpo.data import schema
+from dpo.core.stats import NATS_PER_TOKEN, accuracy, bootstrap, numbered, numerics, share
 from dpo.data.reading import DIGESTS, column
+from dpo.data.schema import pair_rows
 from dpo.evaluation.contestants import reference_of
-from dpo.evaluation.judges.verdicts import told
-from dpo.losses import completion_logps
-from dpo.models.sampling import Completion, kind_of, sample, vader_score
-from dpo.prefix_sharing import backbone
-from dpo.prefix_sharing.backbone import SharedPrefixes
+from dpo.evaluation.judges.known_reward import vader_score
+from dpo.models.sampling import Completion, kind_of, sample, told
+from dpo.models.scoring import Scored, score
 from dpo.recipe.parse import Recipe
-from dpo.training.held_out_scores import Scored
-from dpo.training.reference import NATS_PER_TOKEN
 
 # scripts/embedded_data.py samples its pairs with these two as well.
 TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble
 MAX_NEW_TOKENS = 40
 SEED = 20_231_218  # apart from the seeds of the data, so that no answer is drawn again
-SCORING_ROWS, SCORING_TOKENS = 16, 8192  # at a time: a head gives every token a row of its words
-
-
-@torch.no_grad()
-def score(
-    model: PreTrainedModel,
-    rows: list[tuple[list[int], list[int]]],
-    pad: int,
-    temperature: float = 1.0,
-    desc: str | None = None,
-    *,
-    pairs: bool = False,
-) -> np.ndarray:
-    """log π(y | x) in nats of rows of (prompt ids, completion ids), shape (rows,).
-
-    `pairs` says that the second half of the rows are the rejected answers to the prompts of the
-    first half: then each prompt is computed once, where the model allows it.
-    """
-    if not rows:
-        return np.zeros(0)
-    each = 2 if pairs else 1
-    together = np.arange(len(rows)).reshape(each, -1).T  # the rows of each pair, or each alone
-    lengths = np.array([len(prompt) + len(completion) for prompt, completion in rows])
-    longest_first = np.argsort(-lengths[together].sum(axis=1), kind="stable")
-    shared = pairs and not backbone.obstacle(model)
-    if shared:
-        backbone.share_prefixes(model)
-    logps = np.zeros(len(rows))
-    for some in tqdm(
-        batches(lengths[together].max(axis=1), longest_first, each),
-        desc=desc,
-        unit="batch",
-        disable=not desc,
-    ):
-        part = together[some].T.flatten()
-        width = lengths[part].max()
-        input_ids = torch.full((len(part), width), pad)
-        attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-        for row, i in enumerate(part):
-            prompt, completion = rows[i]
-            input_ids[row, : lengths[i]] = torch.tensor(prompt + completion)
-            attention_mask[row, : lengths[i]] = 1
-            completion_mask[row, len(prompt) : lengths[i]] = 1
-        batch = [tensor.to(model.device) for tensor in (input_ids, attention_mask, completion_mask)]
-        plan = SharedPrefixes.of(input_ids, attention_mask) if shared else None
-        given = {"shared_prefixes": plan.to(model.device)} if shared else {}
-        found = completion_logps(model, *batch, temperature=temperature, **given)
-        logps[part] = found.cpu().numpy()
-    return logps
-
-
-def batches(widths: np.ndarray, order: np.ndarray, each: int) -> list[np.ndarray]:
-    """`order` in parts whose rows, `each` to one entry and padded to the widest, are not too many.
-
-    Args:
-        widths: tokens of the longest row of each entry, by its number in `order`.
-    """
-    parts: list[list[int]] = []
-    widest = 0
-    for at in order:
-        rows = each * (len(parts[-1]) + 1) if parts else 0
-        widest = max(widest, widths[at])
-        if not rows or rows > SCORING_ROWS or rows * widest > SCORING_TOKENS:
-            parts.append([])
-            widest = widths[at]
-        parts[-1].append(int(at))
-    return [np.array(part) for part in parts]
-
-
-def pair_rows(
-    held_out: Dataset, max_length: int | None, truncation_mode: str
-) -> list[tuple[list[int], list[int]]]:
-    """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training."""
-    return [
-        schema.cut_row(prompt, completion, max_length, truncation_mode)
-        for side in ("chosen_ids", "rejected_ids")
-        for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True)
-    ]
 
 
 def evaluate(

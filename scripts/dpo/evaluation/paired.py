@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Value
 
-from dpo.core.stats import bootstrap, length_controlled, numerics, share, win_rate
+from dpo.core.stats import NATS_PER_TOKEN, bootstrap, length_controlled, numerics, share, win_rate
+from dpo.data import schema
 from dpo.data.reading import ABOUT, DIGESTS, IDS, OPTIONS
 from dpo.evaluation import evaluation, generations
 from dpo.evaluation.contestants import Contestant
-from dpo.evaluation.judges.human import said
 from dpo.evaluation.judges.judging import Comparison, Verdicts
 from dpo.evaluation.prompts import as_trained
-from dpo.models.sampling import Completion, Prompt
-from dpo.training.held_out_scores import Scored
-from dpo.training.reference import NATS_PER_TOKEN
+from dpo.models import scoring
+from dpo.models.sampling import Completion, Prompt, said
+from dpo.models.scoring import Scored
 
 ALIKE = 0.1  # lengths that differ by less are about equal
 MOST_GROUPS = 20  # a column with more values names no categories
@@ -57,7 +57,7 @@ def measure(
     pairs: list[tuple[list[int], list[int]]] = []
     if held_out is not None and comparable:
         args = recipe.training
-        pairs = evaluation.pair_rows(held_out, args.max_length, args.truncation_mode)
+        pairs = schema.pair_rows(held_out, args.max_length, args.truncation_mode)
     own: list[tuple[list[int], list[int]]] = []  # the policy's answers, for the KL
     drawn: list[list[list[Completion]]] = []
     logps: list[tuple[np.ndarray, np.ndarray]] = []  # of pairs and own, under each that scores
@@ -76,8 +76,8 @@ def measure(
             if scores:
                 pad, temperature = tokenizer.pad_token_id, settings.temperature
                 under = f"under {who.name}"
-                of_pairs = evaluation.score(model, pairs, pad, desc=f"Pairs {under}", pairs=True)
-                of_own = evaluation.score(model, own, pad, temperature, desc=f"Answers {under}")
+                of_pairs = scoring.score(model, pairs, pad, desc=f"Pairs {under}", pairs=True)
+                of_own = scoring.score(model, own, pad, temperature, desc=f"Answers {under}")
                 logps.append((of_pairs, of_own))
                 rounding.append(NATS_PER_TOKEN[numerics(model)])
         del model

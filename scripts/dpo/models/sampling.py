@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from dpo.models import end_tokens
 
@@ -42,17 +42,38 @@ class Completion:
         return cls(text, said if length is None else new_ids[: length + 1], length is not None)
 
 
-_VADER = SentimentIntensityAnalyzer()
-
-
-def vader_score(text: str) -> float:
-    """Sentiment of a text, from -1 to 1: the compound score of VADER (Hutto and Gilbert 2014)."""
-    return _VADER.polarity_scores(text)["compound"]
-
-
 def parts(prompt: Prompt) -> tuple[Messages | str, dict[str, Any]]:
     """What is said, and what the chat template is given beside it: tools and other options."""
     return (prompt["prompt"], prompt["options"]) if isinstance(prompt, dict) else (prompt, {})
+
+
+def turns(prompt: Prompt) -> Messages:
+    """Plain text is what a user says. Tools, and what else of the template's options are words and
+    not switches, are told first."""
+    said, options = parts(prompt)
+    said = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    words = {name: value for name, value in options.items() if value and value is not True}
+    before = {"role": "system", "content": json.dumps(words, ensure_ascii=False)}
+    if words and said[0]["role"] == "system":  # chat templates take one such turn
+        first = {"role": "system", "content": f"{before['content']}\n\n{told(said[0])}"}
+        return [first, *said[1:]]
+    return [before, *said] if words else said
+
+
+def told(message: dict[str, Any]) -> str:
+    """What a message says; of an assistant that calls tools without a word, the calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    return json.dumps(calls) if calls and not content else content or ""
+
+
+def said(prompt: Prompt) -> str:
+    """A prompt as text, with who spoke where there was more than one turn."""
+    if isinstance(prompt, str):
+        return prompt
+    prompt = turns(prompt)
+    if len(prompt) == 1:
+        return told(prompt[0])
+    return "\n".join(f"{turn['role']}: {told(turn)}" for turn in prompt)
 
 
 def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from dpo.evaluation.contestants import RUNS, known_runs, run_folder
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
 from dpo.reports import run_report
 from dpo.runs import metrics, output_folder
-from dpo.training.monitoring import completions
+from dpo.runs.output_folder import RUNS, known_runs, run_folder
 
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting
@@ -255,7 +254,7 @@ def _evaluated(run: Compared, name: str) -> dict[str, tuple[Said, Said]]:
 def _along(run: Compared) -> dict[str, tuple[Said, Said]]:
     return {
         f"{row['prompt']} ({row['decoding']})": ((row["reference"], None), (row["policy"], None))
-        for row in completions.read(run.folder)
+        for row in metrics.completions(run.folder)
     }
 
 

@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from dpo.core.stats import bootstrap
-from dpo.evaluation import evaluation, generations
+from dpo.evaluation import generations
 from dpo.evaluation.contestants import Contestant
-from dpo.models.sampling import Completion, Messages, prompt_token_ids, vader_score
+from dpo.evaluation.judges.known_reward import vader_score
+from dpo.models import scoring
+from dpo.models.sampling import Completion, Messages, prompt_token_ids
 from dpo.reports.evaluation_page import said
 from dpo.reports.html import document, picture, png
 
@@ -42,7 +44,7 @@ def measure(
             for answer in row
         ]
         how = (own, tokenizer.pad_token_id, settings.temperature)
-        nats = evaluation.score(model, *how) - evaluation.score(reference, *how)
+        nats = scoring.score(model, *how) - scoring.score(reference, *how)
     del model
     gc.collect()
     found = generations.kl(nats.reshape(len(prompts), -1), generations.lengths(drawn))

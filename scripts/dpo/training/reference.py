@@ -32,15 +32,13 @@ from trl.models import prepare_deepspeed
 
 from dpo.core.files import write_whole
 from dpo.core.hashing import digests_of
+from dpo.core.stats import NATS_PER_TOKEN
 from dpo.data import schema
 from dpo.models import adapters
 
 ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
 CHECKED_ROWS = 4
-# How far the same row may come out apart in another batch, or on another number of threads.
-NATS_PER_TOKEN = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
-NATS_PER_TOKEN |= dict.fromkeys((torch.float32, torch.float64), 1e-4)
 
 
 def with_logps(

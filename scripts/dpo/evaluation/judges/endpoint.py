@@ -18,8 +18,8 @@ import openai
 from tqdm.auto import tqdm
 
 from dpo.data.sources.load import one_line
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, told, turns
-from dpo.models.sampling import Messages
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
+from dpo.models.sampling import Messages, told, turns
 
 TEMPLATE = """\
 Below are a conversation and two answers to its last message, A and B. Say which answer is better: \

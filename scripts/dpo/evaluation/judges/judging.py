@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from dpo.evaluation.judges import endpoint, human
+from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.judges.reward_model import RewardModel
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, turns
-from dpo.models.sampling import Messages, vader_score
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
+from dpo.models.sampling import Messages, turns
 
 __all__ = ["Comparison", "Verdicts", "check", "judge"]
 KNOWN, HAND = "vader", "hand"
