@@ -27,7 +27,7 @@ from dpo.core.files import write_whole
 from dpo.core.terminal import guarded, visible
 from dpo.data import characters, dataset, lint, quarantine, schema
 from dpo.data.characters import Piece
-from dpo.data.reading import column
+from dpo.data.schema import column
 from dpo.data.sources.load import load_rows
 from dpo.data.tokenize import load_tokenizer
 from dpo.models.config_check import check_model

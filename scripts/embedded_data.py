@@ -30,8 +30,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.core.terminal import guarded
-from dpo.evaluation.evaluation import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.evaluation.judges.known_reward import vader_score
+from dpo.evaluation.measure import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
 from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
 

@@ -19,7 +19,7 @@ from test_endpoint import MODEL, longer, serving
 from test_judges import save_reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.evaluation import benchmarks, contestants, generations, paired, prompts
+from dpo.evaluation import benchmarks, contestants, generations, measure, pairs, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.models import scoring
 from dpo.models.sampling import Completion, prompt_token_ids
@@ -50,7 +50,7 @@ def other_model(tiny_model, folder, noise: float = 0.05):
 def test_two_equal_models_say_the_same_and_are_no_nat_apart(tiny_model, kept_here, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "copy")
     first, second = find(str(tiny_model)), find(str(tmp_path / "copy"))
-    found = paired.measure(first, second, second, PROMPTS, None, SETTINGS, "cpu")
+    found = measure.measure(first, second, second, PROMPTS, None, SETTINGS, "cpu")
     assert found.policy == found.against and found.pairs is None
     assert found.kl["nats_per_sequence"] == {"mean": 0, "low": 0, "high": 0}
 
@@ -147,7 +147,7 @@ def test_fewer_are_drawn_at_a_time_where_memory_runs_out(tiny_model, kept_here, 
 def test_the_kl_of_an_evaluation_is_that_of_its_answers(tiny_model, kept_here, tmp_path):
     policy = find(str(other_model(tiny_model, tmp_path / "other")))
     reference = find(str(tiny_model))
-    found = paired.measure(policy, reference, reference, PROMPTS, None, SETTINGS, "cpu")
+    found = measure.measure(policy, reference, reference, PROMPTS, None, SETTINGS, "cpu")
     tokenizer, models = policy.tokenizer(), (policy.load("cpu"), reference.load("cpu"))
     nats = []
     for prompt, row in zip(PROMPTS, found.policy, strict=True):
@@ -171,7 +171,7 @@ def test_a_model_that_does_not_chat_is_asked_in_plain_text(tiny_model, kept_here
     base, chat = find(str(base)), find(str(tiny_model))
     tokenizer = base.tokenizer()
     assert prompt_token_ids(tokenizer, PROMPTS[1]) == tokenizer("How was the walk?")["input_ids"]
-    found = paired.measure(chat, base, base, PROMPTS, None, SETTINGS, "cpu")
+    found = measure.measure(chat, base, base, PROMPTS, None, SETTINGS, "cpu")
     assert found.policy != found.against  # they were asked otherwise, and have equal weights
     assert found.kl["nats_per_sequence"]["mean"] == 0
     prompts.check(PROMPTS, base)
@@ -183,7 +183,7 @@ def test_a_model_that_does_not_chat_is_asked_in_plain_text(tiny_model, kept_here
 def test_greedy_answers_have_no_kl(tiny_model, kept_here):
     who = find(str(tiny_model))
     greedy = replace(SETTINGS, temperature=0)
-    found = paired.measure(who, who, who, PROMPTS, None, greedy, "cpu")
+    found = measure.measure(who, who, who, PROMPTS, None, greedy, "cpu")
     assert found.kl is None
     assert all(first == second for first, second in found.policy)
 
@@ -216,7 +216,7 @@ def test_pairs_are_told_apart_by_length_and_by_category():
             "hard": [True, None, False, False],
         }
     ).cast_column("label", ClassLabel(names=["sad", "glad"]))
-    found = paired.by_group(np.array([1.0, -1.0, -1.0, 1.0]), held_out)
+    found = pairs.by_group(np.array([1.0, -1.0, -1.0, 1.0]), held_out)
     assert found["count"] == 4 and found["accuracy"]["mean"] == 0.5
     lengths = {
         part["name"]: (part["count"], part["accuracy"]["mean"]) for part in found["by_length"]
@@ -246,7 +246,7 @@ def test_pairs_of_one_prompt_count_together():
         rows = {name: values * 10 * each for name, values in rows.items()}
         rows["prompt_digest"] = [-(n // each) for n in range(10 * each)]
         rows["topic"] = ["tea" if n // each % 2 else "rain" for n in range(10 * each)]
-        return paired.by_group(np.repeat(margins, each), Dataset.from_dict(rows))
+        return pairs.by_group(np.repeat(margins, each), Dataset.from_dict(rows))
 
     once, often = found(1), found(20)
     assert (once["count"], often["count"]) == (10, 200) and often["prompts"] == 10
@@ -402,9 +402,10 @@ def test_a_run_is_held_against_its_reference(swept):
     found, said = evaluated(run, JUDGE="vader")
     report = json.loads((run / "report.json").read_text())
     # The same pairs, scored by training and anew.
-    accuracy = report["preference_accuracy"]["after"]
+    accuracy = report["pairs"]["accuracy"]["mean"]
     assert found["pairs"]["accuracy"]["mean"] == pytest.approx(accuracy)
-    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    margin = report["pairs"]["margin"]["mean"]
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(margin, abs=1e-3)
     assert found["prompts"]["count"] == 6 and found["prompts"]["temperature"] == 0.7
     judge = found["judge"]
     assert judge["wins"] + judge["ties"] + judge["losses"] == 6
@@ -424,7 +425,8 @@ def test_a_checkpoint_is_held_against_what_its_run_started_from(swept):
     found, _ = evaluated(last)
     report = json.loads((run / "report.json").read_text())
     assert found["against"] == report["model"] and found["policy"] == str(last)
-    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    margin = report["pairs"]["margin"]["mean"]
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(margin, abs=1e-3)
     assert (run / "evaluations/checkpoint-4-reference/evaluation.html").is_file()
 
 
@@ -456,7 +458,7 @@ def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model, tmp_pat
     assert found["judge"]["reward"]["difference"]["mean"] != 0
     report = json.loads((run / "report.json").read_text())
     margin = found["pairs"]["margin"]["mean"]
-    assert margin == pytest.approx(-report["margin"]["after"], abs=1e-3)
+    assert margin == pytest.approx(-report["pairs"]["margin"]["mean"], abs=1e-3)
     assert found["answers"]["kl"] is None and "KL of the policy" not in said
     path = next(word for word in said.split() if word.endswith("evaluation.html,"))
     shutil.rmtree(Path(path).parent)

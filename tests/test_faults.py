@@ -135,7 +135,7 @@ class Runs:
             {key: value for key, value in entry.items() if key not in metrics.TIMES}
             for entry in metrics.read(folder)
         ]
-        found = {key: report[key] for key in ("true_reward", "preference_accuracy", "curves")}
+        found = {key: report[key] for key in ("judge", "answers", "pairs", "curves")}
         weights = (folder / "model.safetensors").read_bytes()
         return weights, logged, metrics.completions(folder), found
 

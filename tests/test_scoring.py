@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from dpo.core import stats
 from dpo.data import schema
-from dpo.evaluation import contestants, evaluation
-from dpo.evaluation.evaluation import of_pairs
+from dpo.evaluation import contestants, measure
+from dpo.evaluation.pairs import of_pairs
 from dpo.models import scoring
 from dpo.recipe.parse import parse
 from dpo.training import held_out_scores
@@ -100,14 +100,16 @@ def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):
 
     monkeypatch.setattr(contestants.Contestant, "load", load)
     monkeypatch.setattr(contestants.Contestant, "tokenizer", load)
-    found = evaluation.evaluate(recipe, str(tmp_path), rows(), "cpu", scored)
+    found = measure.after_training(recipe, str(tmp_path), rows(), "cpu", scored)["pairs"]
     assert found["margins"] == pytest.approx(scored.margins(0.1).round(6).tolist())
-    assert found["preference_accuracy"]["pairs"] == found["preference_accuracy"]["prompts"] == PAIRS
-    known = rows(vader_chosen=[0.5] * PAIRS, vader_rejected=[0.1] * (PAIRS - 1) + [0.5])
-    ceiling = of_pairs(scored, known, 0.1)["preference_accuracy"]["ceiling"]
+    assert found["count"] == found["prompts"] == PAIRS
+    known = rows(
+        prompt=[*"abcdefg"], vader_chosen=[0.5] * PAIRS, vader_rejected=[0.1] * (PAIRS - 1) + [0.5]
+    )
+    ceiling = of_pairs(scored, known, 0.1)["ceiling"]
     assert ceiling == (PAIRS - 0.5) / PAIRS  # a tie is half right, by whatever reward
     with pytest.raises(AssertionError, match="a model is loaded"):
-        evaluation.evaluate(recipe, str(tmp_path), known, "cpu", scored)
+        measure.after_training(recipe, str(tmp_path), known, "cpu", scored)
 
 
 @pytest.mark.parametrize("precompute", [True, False], ids=["cached", "live"])
@@ -133,8 +135,8 @@ def test_a_step_that_moves_nothing_is_a_tie_everywhere(dtype, precompute, tmp_pa
     )
     for scored in (found, replace(found, policy=rounded)):
         result = of_pairs(scored, trainer.eval_dataset, 0.1)
-        accuracy = result["preference_accuracy"]
-        assert accuracy["after"] == 0.5 and accuracy["ties"] == PAIRS
+        accuracy = result["accuracy"]
+        assert accuracy["mean"] == 0.5 and result["ties"] == PAIRS
         assert accuracy["low"] < 0.5 < accuracy["high"]
         assert result["margins"] == [0.0] * PAIRS
 
@@ -151,5 +153,5 @@ def test_a_small_beta_leaves_no_tie_in_what_is_kept():
     one, two = np.array([[-3.0] * PAIRS, [-4.0] * PAIRS]), np.full((2, PAIRS), -3.5)
     scored = scoring.Scored(one, two, np.full(PAIRS, 9), 1e-4)
     found = of_pairs(scored, rows(), beta=1e-7)
-    assert found["preference_accuracy"]["after"] == 1.0
+    assert found["accuracy"]["mean"] == 1.0
     assert stats.accuracy(np.array(found["margins"])).tolist() == [1.0] * PAIRS

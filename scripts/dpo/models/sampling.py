@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    set_seed,
+)
 
 from dpo.models import end_tokens
 
@@ -36,7 +43,7 @@ class Completion:
         cls, new_ids: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase
     ) -> Completion:
         """What was generated, up to the first of the tokens that end an answer."""
-        length = next((at for at, token in enumerate(new_ids) if token in end_tokens), None)
+        length = next((at for at, token in enumerate(new_ids) if token in ends), None)
         said = new_ids[:length]
         text = tokenizer.decode(said, skip_special_tokens=True).strip()
         return cls(text, said if length is None else new_ids[: length + 1], length is not None)
@@ -108,17 +115,18 @@ def sample_completions(
 ) -> list[list[Completion]]:
     """`samples` completions for each of `prompts`, drawn as `sample` draws them."""
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
-    completions = sample(
-        model,
-        tokenizer,
-        rows,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        batch_size=batch_size,
-        desc=desc,
-        kind=kind_of(prompts),
-    )
+    with tqdm(total=len(rows), desc=desc, unit="answer") as progress:
+        completions = sample(
+            model,
+            tokenizer,
+            rows,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+            kind=kind_of(prompts),
+        )
     return [completions[i : i + samples] for i in range(0, len(completions), samples)]
 
 
@@ -138,6 +146,25 @@ def own_distribution(model: PreTrainedModel) -> Iterator[None]:
         settings.update(theirs)
 
 
+class Watch(StoppingCriteria):
+    """Stops nothing, and moves a bar as the answers of a batch end.
+
+    Args:
+        before: answers that had ended before this batch.
+    """
+
+    def __init__(self, progress: tqdm, before: int, stops: list[int]):
+        self.progress, self.before, self.stops = progress, before, torch.tensor(stops)
+        self.ended: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        last = input_ids[:, -1]
+        ends = torch.isin(last, self.stops.to(last.device))
+        self.ended = ends if self.ended is None else self.ended | ends
+        self.progress.update(self.before + int(self.ended.sum()) - self.progress.n)
+        return torch.zeros_like(ends)
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -148,7 +175,7 @@ def sample(
     max_new_tokens: int,
     seed: int,
     batch_size: int = 256,
-    desc: str | None = None,
+    progress: tqdm | None = None,
     kind: type = list,
 ) -> list[Completion]:
     """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
@@ -159,9 +186,9 @@ def sample(
 
     Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
-    memory: about 20 MB a row for a 135M model and 90 tokens. `desc` names the bar; without it there
-    is none. `kind` is what the prompts were before they were tokens, messages (list) or text (str):
-    an answer ends where its kind does (end_tokens.py).
+    memory: about 20 MB a row for a 135M model and 90 tokens. `progress` is moved at each answer
+    that ends. `kind` is what the prompts were before they were tokens, messages (list) or text
+    (str): an answer ends where its kind does (end_tokens.py).
     """
     stops = end_tokens.of(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -170,8 +197,8 @@ def sample(
     completions: list[Completion] = []
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc)
-    with bar as progress, own_distribution(model):
+    done = progress.n if progress is not None else 0
+    with own_distribution(model):
         for start in range(0, len(rows), batch_size):
             set_seed(seed + start)
             batch = tokenizer.pad(
@@ -179,15 +206,20 @@ def sample(
                 padding_side="left",
                 return_tensors="pt",
             ).to(model.device)
+            watch = None
+            if progress is not None:
+                watch = StoppingCriteriaList([Watch(progress, done + start, stops)])
             output = model.generate(
                 **batch,
                 **how,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=stops,
                 pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=watch,
             )
             for new_ids in output[:, batch["input_ids"].shape[1] :].tolist():
                 completions.append(Completion.of(new_ids, stops, tokenizer))
-                progress.update()
+            if progress is not None:
+                progress.update(done + len(completions) - progress.n)
     model.train(was_training)
     return completions

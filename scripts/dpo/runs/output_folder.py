@@ -26,11 +26,6 @@ COMPLETIONS = "completions.jsonl"  # of the policy, at every evaluation
 WANDB_ID = "wandb-run"
 HELD_OUT = "held_out.json"  # log-probabilities of the held-out pairs when training had ended
 DRIFT = "drift.json"  # answers of the reference that the policy is held against
-# For pages that show what data and models say. It is escaped; were it not, it still could not run.
-NO_SCRIPTS = (
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-)
 
 
 def run_folder(name: str) -> Path | None:

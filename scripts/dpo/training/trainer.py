@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.core import stats
-from dpo.data.reading import IDS, column
+from dpo.data.schema import IDS, column
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.backbone import SharedPrefixCollator

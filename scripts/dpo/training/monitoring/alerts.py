@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
-from dpo.data.reading import column
+from dpo.data.schema import column
 from dpo.runs import checkpoints, tracking
 from dpo.training.monitoring.probes import sampled, trainable
 

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import TrainingArguments
 from trl import DPOTrainer
 
-from dpo.data.reading import column
+from dpo.data.schema import column
 from dpo.training import reference
 from dpo.training.preflight.longest_batch import batch_of
 
