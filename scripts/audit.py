@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from packaging.version import Version
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 
 KNOWN = Path(__file__).with_name("advisories.yaml")
@@ -68,7 +69,7 @@ def main() -> None:
     said = ask()
     if found or said:
         print("\n".join([*found, said or ""]).strip())
-        raise SystemExit("Raise the version in requirements.txt")
+        raise Refusal("Raise the version in requirements.txt")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ Every variant is a real trainer in a process of its own, so that peak memory is 
 the same model on the same pairs in the same dtype, and they take turns, so that a machine that
 slows down slows them all. Pairs are random tokens of real lengths: those of UltraFeedback
 (recipes/data/ultrafeedback-lengths.csv, 1,200 pairs, Qwen's tokenizer), drawn so that prompts and
-padding weigh what they weigh in the whole table. Steps are timed from their first batch to their
-last update, after a warm-up of the same kind, without loading and scoring the reference before it.
-Writes bench.json, bench.md and bench.png to outputs/bench.
+padding weigh what they weigh in the whole table. Steps are timed after a warm-up of the same kind,
+without loading and scoring the reference before. Writes bench.json, .md, .png to outputs/bench.
 """
 
 import dpo  # noqa: F401  first, that no library speaks
@@ -36,10 +35,12 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from dpo.core.machine import device_name, peak_memory_gb
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 from dpo.prefix_sharing import attention
-from dpo.prefix_sharing.backbone import head_on_completions
+from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import positive
+from dpo.runs.launch import KEPT_MEMORY, visible_gpus
 from dpo.speed.table import show, write
 from dpo.speed.workload import (
     LENGTHS,
@@ -55,7 +56,6 @@ from dpo.speed.workload import (
     useful_flops,
 )
 from dpo.training.trainer import FastDPOTrainer
-from launch import KEPT_MEMORY, visible_gpus
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
 
@@ -200,7 +200,7 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
         return json.loads(result.stdout.splitlines()[-1])
     if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
         return {"out_of_memory": True}
-    raise SystemExit(f"{variant.name}: {[*result.stderr.strip().splitlines(), 'no word'][-1]}")
+    raise Refusal(f"{variant.name}: {[*result.stderr.strip().splitlines(), 'no word'][-1]}")
 
 
 def measure(job: Job, peak: float) -> list[dict]:
@@ -286,7 +286,7 @@ def main() -> None:
     }
     for model in args.model or (["SmolLM2-135M"] if on_cpu else SHAPES):
         if model not in SHAPES and not Path(model).is_dir():
-            raise SystemExit(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
+            raise Refusal(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
         for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
             steps = args.steps or (1 if on_cpu else 10)
             job = Job(model, args.device, pairs, steps, args.lengths, args.rounds)

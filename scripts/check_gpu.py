@@ -39,6 +39,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import bench
 from dpo.core.files import read_lines
 from dpo.core.machine import PACKAGES, commit, cpu_name
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 from dpo.speed import gpu_runs
 from dpo.speed.gpu_checks import (
@@ -154,10 +155,10 @@ def emptied(folder: Path) -> Path:
     """The folder without what an earlier check left there.
 
     Raises:
-        SystemExit: something else lies there.
+        Refusal: something else lies there.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / JSON).exists():
-        raise SystemExit(f"{folder} holds other things than a check: give another --output")
+        raise Refusal(f"{folder} holds other things than a check: give another --output")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU is here: DEVICE=cpu tries the parts of the check on the CPU")
+        raise Refusal("no GPU is here: DEVICE=cpu tries the parts of the check on the CPU")
     job = Job(args.device, args.model, args.data, args.output, args.small)
     if args.part:
         return part(args.part, job)

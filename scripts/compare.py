@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, visible
 from dpo.reports import comparison, comparison_page, comparison_table, wandb_report
 from dpo.reports.comparison import Compared
@@ -63,7 +64,7 @@ def main() -> None:
         wandb_report.check()
     names = args.runs.split()
     if bool(names) == bool(args.recipe):
-        raise SystemExit('which runs? RUNS="outputs/a outputs/b", or RECIPE=name for all of it')
+        raise Refusal('which runs? RUNS="outputs/a outputs/b", or RECIPE=name for all of it')
     given = comparison.folders(names) if names else comparison.runs_of(args.recipe)
     first = comparison.folders(args.against.split())
     runs = comparison.collect([*dict.fromkeys([*first, *given])])

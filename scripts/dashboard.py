@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 from dpo.runs.dashboard import PROJECT, Followed
 
@@ -27,7 +28,7 @@ def serve(port: int | None):
     """Start the page, on this machine alone. Returns its server and its address.
 
     Raises:
-        SystemExit: the port is taken.
+        Refusal: the port is taken.
     """
     import trackio  # it reads the environment as it is imported
 
@@ -39,7 +40,7 @@ def serve(port: int | None):
                 PROJECT, host="127.0.0.1", server_port=port, share=False, **quiet
             )
     except OSError as error:
-        raise SystemExit(f"port {port} is taken: give another with PORT=") from error
+        raise Refusal(f"port {port} is taken: give another with PORT=") from error
     return server, f"{url.rstrip('/')}/?project={PROJECT}&smoothing=0"
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--port", help="the first that is free from 7860 on")
     args = parser.parse_args()
     if args.port and not args.port.isdecimal():
-        raise SystemExit(f"PORT={args.port}: give a number")
+        raise Refusal(f"PORT={args.port}: give a number")
     for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignore Ctrl-C
         signal.signal(asked, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="dashboard-") as kept:

@@ -24,12 +24,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo.core.files import write_whole
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, visible
 from dpo.data import characters, dataset, lint, quarantine, schema
 from dpo.data.characters import Piece
 from dpo.data.schema import column
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import Recipe, parse
 from dpo.reports import data_page
@@ -180,7 +181,7 @@ def main() -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"  # there is nothing here for a GPU to do
     recipe = parse(sys.argv[1:])
     if recipe.script.dataset_streaming or recipe.mixture.streaming:
-        raise SystemExit("a stream has no length to show: leave streaming out to look at its data")
+        raise Refusal("a stream has no length to show: leave streaming out to look at its data")
     check_model(recipe)
     rows, tokenizer = load_rows(recipe), load_tokenizer(recipe)
     linted = dataset.prepare(recipe, rows, tokenizer)

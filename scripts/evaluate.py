@@ -29,6 +29,7 @@ from rich.table import Table
 
 from dpo.core import files
 from dpo.core.machine import device_name, versions
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, visible
 from dpo.evaluation import benchmarks, generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
@@ -73,7 +74,7 @@ def prices(given: str) -> tuple[float, float] | None:
     try:
         into, out = map(float, given.split(","))
     except ValueError:
-        raise SystemExit(
+        raise Refusal(
             f"judge_price {given!r}: give two numbers, dollars for a million tokens in and out"
         ) from None
     return into, out
@@ -106,7 +107,7 @@ def main() -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     policy = find(args.run)
     if not args.against and not policy.recipe:
-        raise SystemExit(f"{args.run} is no run: name with AGAINST= what it is held against")
+        raise Refusal(f"{args.run} is no run: name with AGAINST= what it is held against")
     reference = reference_of(policy.recipe) if policy.recipe else None
     against = find(args.against, policy) if args.against else reference
     recipe = policy.recipe or against.recipe
@@ -118,7 +119,7 @@ def main() -> None:
         benchmarks.check(suite, args.suite_tasks)
     held_out = prompts.held_out_pairs(recipe) if recipe else None
     if not args.prompts and held_out is None:
-        raise SystemExit("there are no held-out prompts: name a file of some with PROMPTS=")
+        raise Refusal("there are no held-out prompts: name a file of some with PROMPTS=")
     given = prompts.read(args.prompts) if args.prompts else prompts.of_pairs(held_out)
     asked = prompts.each_once(given, args.limit)
     for who in (policy, against):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dpo.core import files
 from dpo.core.machine import device_name
+from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded
 from dpo.evaluation import generations, measure, prompts
@@ -84,7 +85,7 @@ def main() -> None:
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
     if found["how"] != how:
-        raise SystemExit(
+        raise Refusal(
             f"{path} holds points that were measured otherwise ({found['how']}): give the same "
             "again, or another --output"
         )
@@ -119,7 +120,7 @@ def main() -> None:
             shutil.rmtree(checkpoint)
     failed = [f"{run.name}: {run.last_line()} ({run.log})" for run in runs if run.state == FAILED]
     if not found["points"]:
-        raise SystemExit(f"there is nothing to draw. Failed: {'; '.join(failed)}")
+        raise Refusal(f"there is nothing to draw. Failed: {'; '.join(failed)}")
     found |= {
         "reward_name": "true reward (VADER compound score, -1 to 1)",
         "about": f"{RECIPE}: {len(asked)} held-out prompts, {args.samples} answers each at "
@@ -132,7 +133,7 @@ def main() -> None:
     print(frontier_page.markdown(frontier_page.table(found)))
     print(f"Written: {into}/frontier.html, frontier.png, frontier.md, frontier.json")
     if failed:
-        raise SystemExit(f"Not in it, since they failed: {'; '.join(failed)}")
+        raise Refusal(f"Not in it, since they failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

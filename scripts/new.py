@@ -30,19 +30,21 @@ from peft.utils import CONFIG_NAME
 from transformers import AutoModelForCausalLM
 
 from dpo.core.files import write_whole
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, visible
 from dpo.data.fits import check_rows
 from dpo.data.formats import telling
 from dpo.data.formats.columns import described, mapping_of, renamed
-from dpo.data.formats.layouts import LAYOUTS, renders
+from dpo.data.formats.layouts import renders
 from dpo.data.formats.parts import told
 from dpo.data.formats.telling import SEEN, refusal
 from dpo.data.reading import paired
 from dpo.data.sources.load import Rows, load_splits
-from dpo.data.tokenize import bundled_templates
 from dpo.models import trust
+from dpo.models.chat_template import bundled_templates
 from dpo.models.config_check import check_weights
 from dpo.models.model_files import check_config, check_trainable, config_of, tokenizer_of
+from dpo.recipe.arguments import LAYOUTS
 from dpo.recipe.convert.convert import convert
 from dpo.recipe.parse import FOLDER
 from dpo.recipe.text import line, machine_keys, rounded, stated
@@ -74,7 +76,7 @@ class Data:
 def parameters(model: str) -> int:
     """How many parameters a model has, by its configuration: no weights are read."""
     if Path(model, CONFIG_NAME).is_file():
-        raise SystemExit(
+        raise Refusal(
             f"MODEL: {model} is an adapter: name the base that its {CONFIG_NAME} names, and train "
             f"the adapter on with --model_name_or_path {model} --use_peft"
         )
@@ -90,12 +92,12 @@ def has_chat_template(model: str) -> bool:
     """Whether a model's tokenizer brings one: no weights are read.
 
     Raises:
-        SystemExit: the tokenizer cannot be read, or is none to train with.
+        Refusal: the tokenizer cannot be read, or is none to train with.
     """
     tokenizer = tokenizer_of(model)
     check_rows(config_of(model), tokenizer, model)
     if tokenizer.eos_token is None:
-        raise SystemExit(f"MODEL: the tokenizer of {model} has no eos_token: state one there")
+        raise Refusal(f"MODEL: the tokenizer of {model} has no eos_token: state one there")
     return bool(tokenizer.chat_template)
 
 
@@ -115,7 +117,7 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
         chat: whether the model has a chat template.
 
     Raises:
-        SystemExit: the data cannot be read, hold no preferences, or are too few.
+        Refusal: the data cannot be read, hold no preferences, or are too few.
     """
     found = load_splits(name, streaming=not Path(name).exists())
     splits = {str(split): rows for split, rows in found.items()}
@@ -125,11 +127,11 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
     source = renamed(splits[train], mapping)
     rows = source.first(SEEN)
     if not rows:
-        raise SystemExit(f"DATASET: {source.name} has no rows")
+        raise Refusal(f"DATASET: {source.name} has no rows")
     layout, parts = told(rows)
     if layout is None:
         print(visible("\n".join([f"{source.name} has these columns:", *described(rows)])))
-        raise SystemExit(f"DATASET: {refusal(source.name, rows, 'make new … COLUMNS=')}")
+        raise Refusal(f"DATASET: {refusal(source.name, rows, 'make new … COLUMNS=')}")
     telling.check(source.name, layout, parts, rows)
     for split in tests[:1]:
         telling.reading_of(renamed(splits[split], mapping), None)
@@ -153,7 +155,7 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
         if tests[0] != "test":
             lines.append(stated("dataset_test_split", tests[0]))
     elif pairs is not None and pairs < 2:
-        raise SystemExit(
+        raise Refusal(
             f"DATASET: {name} has one split, and fewer than two pairs in it: one to train on and "
             "one to hold out is the least"
         )
@@ -170,7 +172,7 @@ def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
     """The text of the recipe.
 
     Raises:
-        SystemExit: model or data cannot be found or read.
+        Refusal: model or data cannot be found or read.
     """
     mapping = mapping_of(columns, "COLUMNS")
     size = parameters(model)
@@ -252,23 +254,23 @@ def main() -> None:
         args["recipe"] = re.sub(r"[^a-z0-9._]+", "-", source.stem.lower()).strip("-._")
     for name in () if args["from"] else ("recipe", "model", "dataset"):
         if not args[name]:
-            raise SystemExit(
+            raise Refusal(
                 f"{name.upper()}= is missing: make new RECIPE=my-recipe MODEL=Qwen/Qwen3-0.6B "
                 "DATASET=path/to/pairs.jsonl, or make new FROM=theirs.yaml"
             )
     name = args["recipe"]
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         near = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")
-        raise SystemExit(
+        raise Refusal(
             f"RECIPE={name}: a name has small letters, digits, points, dashes: "
             f"{near or 'my-recipe'}"
         )
     path = FOLDER / f"{name}.yaml"
     if path.exists():
-        raise SystemExit(f"{path} is there already: give another RECIPE=")
+        raise Refusal(f"{path} is there already: give another RECIPE=")
     if args["from"]:
         if args["gpus"] and not (args["gpus"].isdigit() and int(args["gpus"])):
-            raise SystemExit(f"GPUS={args['gpus']} is not a number of GPUs: give 1 or more")
+            raise Refusal(f"GPUS={args['gpus']} is not a number of GPUs: give 1 or more")
         gpus = int(args["gpus"] or 0) or None
         data, mapping = {}, mapping_of(args["columns"], "COLUMNS")
         if args["dataset"]:

@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo.core import files
+from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded, visible
 from dpo.recipe.parse import FOLDER, choices, names, share_batch
 from dpo.reports import comparison, comparison_page, results
 from dpo.runs import output_folder, sweeps
+from dpo.runs.launch import choose, visible_gpus
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
-from launch import choose, visible_gpus
 
 CONFIGS = Path("accelerate_configs")
 
@@ -63,16 +64,16 @@ def places(config: str, gpus: str) -> list[str | None]:
     one at a time on the CPU.
 
     Raises:
-        SystemExit: a run asks for more GPUs than there are.
+        Refusal: a run asks for more GPUs than there are.
     """
     if gpus and not (gpus.isdigit() and int(gpus) > 0):
-        raise SystemExit(f"GPUS={gpus} is not a number of GPUs for each run: give 1 or more")
+        raise Refusal(f"GPUS={gpus} is not a number of GPUs for each run: give 1 or more")
     count = 0 if config == "cpu" else torch.cuda.device_count()
     if not count:
         return [None]
     each = int(gpus or 1)
     if each > count:
-        raise SystemExit(f"GPUS={gpus} for each run, but this machine has {count}")
+        raise Refusal(f"GPUS={gpus} for each run, but this machine has {count}")
     seen = visible_gpus(count)
     return [",".join(seen[at : at + each]) for at in range(0, count - each + 1, each)]
 
@@ -113,7 +114,7 @@ def main() -> None:
         ("CONFIG", args.config, CONFIGS),
     ):
         if given and given not in names(folder):
-            raise SystemExit(f"no {what} {given!r}: {choices(given, names(folder))}")
+            raise Refusal(f"no {what} {given!r}: {choices(given, names(folder))}")
     into = Path(args.output or f"outputs/{args.recipe}-sweep")
     at_a_time = places(args.config, args.gpus)
     on_gpus = at_a_time != [None]

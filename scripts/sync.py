@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 from dpo.runs import output_folder, tracking
 from dpo.runs.output_folder import RUNS, run_folder
@@ -36,15 +37,15 @@ def main() -> None:
     args = parser.parse_args()
     folder = run_folder(args.run) if args.run else RUNS
     if folder is None:
-        raise SystemExit(f"no run at {args.run}")
+        raise Refusal(f"no run at {args.run}")
     runs = waiting(folder)
     if not runs:
         print(f"Nothing is waiting under {folder}")
         return
     if not tracking.has_key():
-        raise SystemExit(f"{len(runs)} W&B runs are waiting: wandb login, then make sync again")
+        raise Refusal(f"{len(runs)} W&B runs are waiting: wandb login, then make sync again")
     if not tracking.answers(tracking.base_url()):
-        raise SystemExit(f"{tracking.base_url()} gives no answer: {len(runs)} W&B runs still wait")
+        raise Refusal(f"{tracking.base_url()} gives no answer: {len(runs)} W&B runs still wait")
     wandb, failed = str(Path(sys.executable).with_name("wandb")), []
     for number, (name, parts) in enumerate(runs.items(), start=1):
         print(f"{number} of {len(runs)}: {parts[0].parent.parent} ({name})", flush=True)
@@ -55,7 +56,7 @@ def main() -> None:
             failed.append(name)
     print(f"Sent: {len(runs) - len(failed)} of {len(runs)}")
     if failed:
-        raise SystemExit(f"not sent: {', '.join(failed)}; they are still there: make sync again")
+        raise Refusal(f"not sent: {', '.join(failed)}; they are still there: make sync again")
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ from dpo.core.terminal import guarded, visible
 from dpo.data import dataset, fits, quarantine, schema
 from dpo.data.quarantine import Linted
 from dpo.data.sources.load import Rows, load_rows
-from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import measure
 from dpo.models import adapters, config_check
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
@@ -124,7 +124,7 @@ def read_data(recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path)
     Returns the tokenizer and the pairs of each split.
 
     Raises:
-        SystemExit: the rows are no preferences, or too many of them are wrong.
+        Refusal: the rows are no preferences, or too many of them are wrong.
     """
     state, tokenizer = PartialState(), load_tokenizer(recipe)
     data = dataset.prepare(recipe, rows, tokenizer)
@@ -153,7 +153,6 @@ def train(
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
     done = folder / output_folder.TRAINED
-    leave.accelerator = trainer.accelerator
     trainer.add_callback(Gates(trainer, recipe))
     trainer.add_callback(leave)
     trainer.add_callback(Describe(trainer, recipe, data))
@@ -193,7 +192,6 @@ def train(
     # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
     # engine asks for its rank as it goes.
     trainer.accelerator.free_memory()
-    leave.accelerator = None
     trainer.accelerator.end_training()  # no process waits for another from here on
     return trainer.eval_dataset, trainer.state, seconds
 
@@ -215,6 +213,7 @@ def main() -> None:
     ranks.check()
     recipe = parse(sys.argv[1:])
     check_values(recipe)
+    checkpoints.check_given(recipe)
     config_check.check_model(recipe)
     config_check.check(recipe)
     rows = load_rows(recipe)

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dpo.core.refusal import Refusal
 from dpo.core.secrets import mask, masked
 
 TORCH_CANNOT_WRITE = "PytorchStreamWriter|inline_container"  # its zip writer raises RuntimeError
@@ -77,7 +78,7 @@ def written_to(path: Path) -> Iterator[None]:
     """Let a disk that is full, gone or read-only end the run with one line.
 
     Raises:
-        SystemExit: what is written within cannot be: why, and how much room there is.
+        Refusal: what is written within cannot be: why, and how much room there is.
     """
     try:
         yield
@@ -87,7 +88,20 @@ def written_to(path: Path) -> Iterator[None]:
         # What torch says is about its file format.
         why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
         free = shutil.disk_usage(path.parent).free / 1e9
-        raise SystemExit(
+        raise Refusal(
             f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
             "same command goes on from the last whole checkpoint"
         ) from error
+
+
+def at_home(value: Any) -> Any:
+    """A value with the home folder in the place of `~/`, however deep it stands: a shell does so
+    at the beginning of a word alone, and nobody does in a file, so that a run would be written to
+    a folder of the name `~`."""
+    if isinstance(value, dict):
+        return {key: at_home(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [at_home(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(^|[=,])~(?=/)", lambda before: before[1] + os.path.expanduser("~"), value)

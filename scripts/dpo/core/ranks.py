@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from dpo.core.refusal import Refusal
+
 LAUNCHER = "TORCHELASTIC_RUN_ID"  # torchrun sets it, which `accelerate launch` starts several with
 NAMES = re.compile(
     "((LOCAL|GROUP|ROLE|CROSS|NODE)_)?(RANK|WORLD_SIZE)|CROSS_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
@@ -30,12 +32,12 @@ def check() -> None:
     """Refuse to be one of several processes that nobody started.
 
     Raises:
-        SystemExit: the environment says so, and no torchrun is there.
+        Refusal: the environment says so, and no torchrun is there.
     """
     found = {name: value for name, value in os.environ.items() if NAMES.fullmatch(name)}
     stated = sorted(f"{name}={value}" for name, value in found.items() if name.endswith("SIZE"))
     if LAUNCHER not in found and any(not each.endswith("=1") for each in stated):
-        raise SystemExit(
+        raise Refusal(
             f"{', '.join(stated)} in the environment, and no launcher has started this process: it "
             "would wait for others for ever. Start with make train or scripts/launch.py, which set "
             f"these themselves, or unset {' '.join(sorted(found))}"

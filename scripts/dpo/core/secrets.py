@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dpo.core.refusal import Refusal
+
 MASK = "***"
 SHORTEST = 8  # characters: what is shorter, such as `false`, would be masked inside other words
 NAMES = re.compile(r"(^|_)(TOKEN|(API_?)?KEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)(_|$)", re.I)
@@ -63,11 +65,11 @@ def refuse(where: str, said: Any) -> None:
     """Refuse what would be kept with a run, or shared, and holds a secret.
 
     Raises:
-        SystemExit: it does. The line names the place, and not the secret.
+        Refusal: it does. The line names the place, and not the secret.
     """
     text = str(said)
     if mask(text) != text or KEYED.search(text):
-        raise SystemExit(
+        raise Refusal(
             f"{where} holds a token or a password, which would be kept with the run: take it out; "
             f"{INSTEAD}"
         )
@@ -77,11 +79,11 @@ def refuse_in_recipe(path: Path, keys: dict[str, Any]) -> None:
     """A recipe is shared.
 
     Raises:
-        SystemExit: it has `hub_token`, or a secret in the value of another key.
+        Refusal: it has `hub_token`, or a secret in the value of another key.
     """
     for key, value in keys.items():
         if key == "hub_token":
-            raise SystemExit(f"{path}: hub_token: a recipe is shared: take it out, and {INSTEAD}")
+            raise Refusal(f"{path}: hub_token: a recipe is shared: take it out, and {INSTEAD}")
         refuse(f"{path}: {key}", value)
 
 
@@ -90,7 +92,7 @@ def take_out(argv: list[str]) -> list[str]:
     HF_TOKEN in the environment. What keeps arguments (W&B, the report, a pickle of them) has none.
 
     Raises:
-        SystemExit: another argument holds a secret.
+        Refusal: another argument holds a secret.
     """
     kept, arguments = [], iter(argv)
     for argument in arguments:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpo.core import ranks, secrets, signals
-from dpo.recipe.flags import at_home
+from dpo.core.files import at_home
+from dpo.core.refusal import Refusal
 
 # Control characters but tab and newline, and those that turn the direction of writing.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -94,7 +95,7 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
     """An entry point of which no secret leaves by arguments, output, error or error file, and that
     ends with one line, whatever is raised in it. Of several processes the first to end says it.
 
-    The line of a SystemExit shows what data and file names say as text. An error that no check
+    The line of a Refusal shows what data and file names say as text. An error that no check
     foresaw leaves its traceback in a file. Where it runs `alone`, as one process, it does so
     whatever ranks are left over in the environment.
     """
@@ -112,9 +113,8 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
             main()
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-        except SystemExit as stop:
-            if isinstance(stop.code, str):
-                stop.code = once(stop.code)
+        except Refusal as refusal:
+            refusal.code = once(str(refusal))
             raise
         except Exception as error:
             # torchrun shows what torch's `record` has written there, in another process.

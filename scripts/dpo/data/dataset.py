@@ -18,6 +18,7 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from dpo.core.refusal import Refusal
 from dpo.data import lint, schema
 from dpo.data.formats.telling import SEEN
 from dpo.data.quarantine import Bad, Linted, check_length, said_of_lengths
@@ -35,11 +36,11 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
         held_out: digests of the prompts, as they are rendered, that must not be among them.
 
     Raises:
-        SystemExit: some sources are messages and some are plain text.
+        Refusal: some sources are messages and some are plain text.
     """
     if len({str(part.pairs.features["prompt"]) for _, part in parts}) > 1:
         kinds = "; ".join(f"{source.name}: {part.layout}" for source, part in parts)
-        raise SystemExit(f"a mixture must be all messages or all plain text ({kinds})")
+        raise Refusal(f"a mixture must be all messages or all plain text ({kinds})")
     features = [part.pairs.features for _, part in parts]
     alike = [
         name for name in features[0] if all(f.get(name) == features[0][name] for f in features)
@@ -109,7 +110,7 @@ def streamed(
     and a run that goes on would skip rows until there are none.
 
     Raises:
-        SystemExit: no row is a pair, or most of the first ones are too long.
+        Refusal: no row is a pair, or most of the first ones are too long.
     """
 
     told: set[tuple[str, int]] = set()  # rows come by again in each epoch
@@ -131,7 +132,7 @@ def streamed(
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
     stream = concatenate_datasets(streams)
     if next(iter(stream), None) is None:
-        raise SystemExit(f"no row of the stream is a pair to train on: {path} says why")
+        raise Refusal(f"no row of the stream is a pair to train on: {path} says why")
     if lengths := first.lengths():
         layout += f"; of the first {first.rows} rows, {said_of_lengths(lengths)}"
     return Linted(stream.repeat(None), f"streamed, {layout}", notes=notes_of(parts))
@@ -148,12 +149,12 @@ def hold_out(train: Linted, share: float, seed: int) -> Linted:
     for every model.
 
     Raises:
-        SystemExit: the share is none.
+        Refusal: the share is none.
     """
     if share >= 1 and share == int(share) and share < len(train.pairs):
         share /= len(train.pairs)
     if not 0 < share < 1:
-        raise SystemExit(
+        raise Refusal(
             f"test_split_size: {share:g} of {len(train.pairs)} pairs cannot be held out: give a "
             "share between 0 and 1, or a number of pairs that leaves some"
         )
@@ -190,7 +191,7 @@ def check_images(source: Rows) -> None:
     """See that there are none: a column of them may be there, and empty.
 
     Raises:
-        SystemExit: a row has an image; of a stream, one of the first.
+        Refusal: a row has an image; of a stream, one of the first.
     """
     streams = isinstance(source.data, IterableDataset)
     columns = {*(source.data.column_names or next(iter(source.data), {}))} & {*IMAGES}
@@ -199,7 +200,7 @@ def check_images(source: Rows) -> None:
     rows = iter(source.data.select_columns([*columns]))
     for number, row in enumerate(islice(rows, SEEN) if streams else rows, start=1):
         if not all(map(is_empty, row.values())):
-            raise SystemExit(
+            raise Refusal(
                 f"{source.name} has images, and text alone is trained on here: row {number}"
             )
 
@@ -220,7 +221,7 @@ def prepare(
     and rejected, the token ids of each as TRL names them, and what plain columns the data had.
 
     Raises:
-        SystemExit: the rows are no preferences, or have images; the chat template is none to train
+        Refusal: the rows are no preferences, or have images; the chat template is none to train
             with.
     """
     for part in (*rows[0], *rows[1]):

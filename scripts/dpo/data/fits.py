@@ -9,9 +9,10 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from dpo.core.refusal import Refusal
+from dpo.data import schema
 from dpo.models import adapters, model_files
 from dpo.recipe.parse import Recipe
-from dpo.training import reference
 
 
 def positions(config: PreTrainedConfig) -> float | None:
@@ -39,21 +40,21 @@ def check_rows(
         highest: the highest token that occurs in the data.
 
     Raises:
-        SystemExit: there are such tokens.
+        Refusal: there are such tokens.
     """
     rows = config.get_text_config().vocab_size
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if highest >= rows or {*range(rows, len(tokenizer))} - special:
-        raise SystemExit(
+        raise Refusal(
             f"{name} has {rows} rows in its embedding and its tokenizer {len(tokenizer)} tokens: "
             "give the tokenizer that it was trained with, or resize_token_embeddings and train them"
         )
 
 
 def highest_token(pairs: Dataset) -> int:
-    table = pairs.select_columns(reference.ROWS).with_format("arrow")[:]
-    columns = (table[name].combine_chunks().flatten() for name in reference.ROWS)
+    table = pairs.select_columns(schema.IDS).with_format("arrow")[:]
+    columns = (table[name].combine_chunks().flatten() for name in schema.IDS)
     return max(pc.max(column).as_py() or 0 for column in columns)
 
 
@@ -66,7 +67,7 @@ def check(
         pairs: tokenised; of a stream `max_length` is the longest there may be.
 
     Raises:
-        SystemExit: the embedding is smaller than the tokenizer, or a pair longer than the model's
+        Refusal: the embedding is smaller than the tokenizer, or a pair longer than the model's
             positions; the pad token is none of its tokens; or no whole batch is there.
     """
     name, args = recipe.model.model_name_or_path, recipe.training
@@ -81,13 +82,13 @@ def check(
         known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
         check_rows(config, tokenizer, base, max(map(highest_token, known), default=0))
     if args.pad_token is not None and args.pad_token not in tokenizer.get_vocab():
-        raise SystemExit(
+        raise Refusal(
             f"{recipe.place('pad_token')}: pad_token is {args.pad_token}: the tokenizer of {name} "
             "has no such token: leave it out, or give one of its special tokens"
         )
     batch = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and isinstance(pairs[0], Dataset) and len(pairs[0]) < batch:
-        raise SystemExit(
+        raise Refusal(
             f"{recipe.place('dataloader_drop_last')}: dataloader_drop_last is True: there are "
             f"{len(pairs[0])} pairs to train on, fewer than the {batch} of one batch, and nothing "
             "would be left: leave it out, or lower per_device_train_batch_size"
@@ -99,10 +100,10 @@ def check(
         if isinstance(rows, IterableDataset):
             longest = max(longest, most or 0)
         elif rows is not None and len(rows):
-            _, chosen, rejected = reference.cut_lengths(rows, *cut)
+            _, chosen, rejected = schema.cut_lengths(rows, *cut)
             longest = max(longest, chosen.max(), rejected.max())
     if room and longest > room:
-        raise SystemExit(
+        raise Refusal(
             f"max_length is {most} and the longest pair {int(longest)} tokens: {base} has "
             f"{int(room)} positions: give --max_length {int(room)} or less"
         )

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from dpo.core.files import write_lines
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
 from dpo.data import lint, schema
 from dpo.data.sources.load import Rows
@@ -139,7 +140,7 @@ def check_share(linted: dict[str, Linted], limit: float, folder: Path) -> None:
     """Refuse a run whose data are wrong in more than a few rows, or too long in most.
 
     Raises:
-        SystemExit: more than the limit of a split's rows are wrong, or more than half of those of
+        Refusal: more than the limit of a split's rows are wrong, or more than half of those of
             one data set of a mixture; more than half are left out for length, or no pair is left.
     """
     for split, found in linted.items():
@@ -159,11 +160,11 @@ def check_length(split: str, found: Linted) -> None:
     """Refuse a split most of whose rows are too long; `found` may be the first rows of a stream.
 
     Raises:
-        SystemExit: more than half are, or all pairs.
+        Refusal: more than half are, or all pairs.
     """
     left_out = sum(found.left_out.values())
     if left_out and (left_out > found.rows / 2 or not len(found.pairs)):
-        raise SystemExit(
+        raise Refusal(
             f"{left_out} of {found.rows} {split} rows are left out for length: max_length is "
             f"{found.max_length}, and {fitting(found.lengths())}, prompt and completion: raise "
             "--max_length"
@@ -171,12 +172,12 @@ def check_length(split: str, found: Linted) -> None:
 
 
 def refuse(split: str, found: Linted, wrong: list[Bad], limit: float, folder: Path) -> None:
-    """Raises SystemExit: what is wrong with a split, the first of it, and where the rest is."""
+    """Raises Refusal: what is wrong with a split, the first of it, and where the rest is."""
     if not wrong:
-        raise SystemExit(f"no {split} pairs are left: hold out less, or bring more data")
+        raise Refusal(f"no {split} pairs are left: hold out less, or bring more data")
     first = wrong[0]
     count = Counter(bad.reason for bad in wrong)[first.reason]
-    raise SystemExit(
+    raise Refusal(
         f"{first.source.name}: {len(wrong)} of {found.rows} {split} rows are set aside "
         f"({found.faulty:.1%}), and quarantine_limit allows {limit:.1%}. {count} of them as "
         f"{first.reason} ({lint.REASONS[first.reason]}), first row {first.row}"

@@ -6,11 +6,11 @@ The table has a row for every row of the source. It is made once, in batches, an
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import json
 import os
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,25 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dpo.data import lint, schema, tokenize
-from dpo.data.formats import choosing, layouts, parsing, parts, turns
+from dpo.core.refusal import Refusal
+from dpo.data import lint
+from dpo.data.formats import choosing, parsing
 from dpo.data.formats.columns import mapping_of, renamed
 from dpo.data.formats.layouts import to_pair
 from dpo.data.formats.parts import BESIDE, ratings_of
 from dpo.data.formats.telling import SEEN, reading_of
 from dpo.data.formats.turns import Fault
 from dpo.data.quarantine import Bad, Linted
-from dpo.data.schema import ABOUT, BEST, DIGESTS, IDS, IMAGES, MERGED, OPTIONS, RENDERED
+from dpo.data.schema import ABOUT, BEST, DIGESTS, IDS, IMAGES, MERGED, OPTIONS, OURS, PAIR, RENDERED
+from dpo.data.schema import REFERENCE_LOGPS as SCORED
 from dpo.data.sources.load import Rows
 from dpo.data.sources.tables import Exact
 from dpo.data.tokenize import GIVEN, Tokenization
 from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import day_of
-from dpo.training.reference import COLUMNS as SCORED
 
 BATCH = 1000
+ROOMS = ("core", "recipe", "runs", "models", "data")
 SCALARS = (*(f"{kind}{bits}" for kind in ("int", "float") for bits in (32, 64)), "string", "bool")
 
 
@@ -47,7 +49,7 @@ def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
     with. The pair bears the number of its best row."""
     data = source.data
     if "question" not in parts or isinstance(data, IterableDataset):
-        raise SystemExit(
+        raise Refusal(
             f"{source.name}: responses are compared by a prompt and a score, and not in a stream"
         )
     prompt, said = parts["question"], parts["response"]
@@ -128,18 +130,18 @@ def lint_batch(
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     found = []
     for row, number in zip(rows, numbers, strict=True):
-        entry = dict.fromkeys((*schema.PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED))
+        entry = dict.fromkeys((*PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED))
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
             found_in_row = pair_of(row, layout, chat, parts, calls, padded)
             lint.check_kind(found_in_row, words.kind)
-            plain = {n: lint.plain(found_in_row[n], words.reads) for n in schema.PAIR}
+            plain = {n: lint.plain(found_in_row[n], words.reads) for n in PAIR}
             pair = found_in_row | plain
             lint.check_pair(pair, words.kind, words.control)
             entry |= plain | {"texts": words.texts(pair)}
             lint.check_differ(entry["texts"], found_in_row)
-            for name, text in zip(schema.PAIR, entry["texts"], strict=True):
+            for name, text in zip(PAIR, entry["texts"], strict=True):
                 entry[f"{name}_digest"] = lint.digest(lint.spoken(pair[name]))
                 entry[f"{name}_rendered"] = lint.digest(text if words.kind is list else pair[name])
             given, seen = words.options(pair)
@@ -159,7 +161,7 @@ def lint_batch(
             lint.check_tokens(*ids, max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
-    names = [*schema.PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED, *kept, *ABOUT]
+    names = [*PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED, *kept, *ABOUT]
     return {name: [entry[name] for entry in found] for name in names}
 
 
@@ -167,7 +169,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     """One source as a table of all its rows: pairs, tokens, digests, and the reason of bad ones.
 
     Raises:
-        SystemExit: its columns are no preferences, or the chat template is none to train with.
+        Refusal: its columns are no preferences, or the chat template is none to train with.
     """
     mapping, several = mapping_of(recipe.run.column_mapping), len(recipe.mixture.datasets) > 1
     source = renamed(source, mapping, some=several)
@@ -180,7 +182,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         source, bad = paired(source, parts)
         merged = rows - len(bad) - len(source.data)
         if not len(source.data):
-            raise SystemExit(f"{source.name}: no prompt has two responses with different scores")
+            raise Refusal(f"{source.name}: no prompt has two responses with different scores")
         layout, parts = "question", parts | {"chosen": "chosen", "rejected": "rejected"}
     how_read = {
         "layout": layout,
@@ -195,7 +197,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    ours = schema.OURS | {*IMAGES, *SCORED}  # a trainer would take the latter for its own
+    ours = OURS | {*IMAGES, *SCORED}  # a trainer would take the latter for its own
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Exact())
     work = {
@@ -211,7 +213,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         "batch_size": BATCH,
         "remove_columns": columns,
         "features": Features(
-            dict.fromkeys(schema.PAIR, shape)
+            dict.fromkeys(PAIR, shape)
             | {OPTIONS: Value("string")}
             | dict.fromkeys(IDS, List(Value("int32")))
             | dict.fromkeys((*DIGESTS, *RENDERED, MERGED), Value("int64"))
@@ -249,15 +251,22 @@ def kind_of(source: Rows, **how_read: Any) -> type:
     return list
 
 
+@cache
+def source_digest() -> str:
+    """Of all code that may decide how a row is read, rendered and linted: this room's, and that of
+    the rooms which it imports from, so that nothing need be listed."""
+    top = Path(__file__).parents[1]
+    files = sorted(path for room in ROOMS for path in (top / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[str, Any]) -> str:
     """What the outcome depends on: the rows, the tokenizer, this code, and nothing else.
 
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    modules = (choosing, schema, layouts, lint, parsing, parts, tokenize, turns)
-    code = [inspect.getsource(part) for part in (*modules, pair_of, lint_batch)]
-    code += [trl.__version__, transformers.__version__]
+    code = [source_digest(), trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}
     fast = tokenizer.is_fast
     words = tokenizer.backend_tokenizer.to_str() if fast else sorted(tokenizer.get_vocab().items())

@@ -36,6 +36,9 @@ def digest_of(pairs: Dataset) -> str:
     return hashlib.sha256(said.tobytes()).hexdigest()[:16]
 
 
+REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")  # of the answers, in nats
+
+
 def kept_span(length: Any, max_length: int | None, truncation_mode: str) -> tuple[Any, Any]:
     """Where what is kept of a row, prompt and completion, begins and ends.
 
@@ -102,3 +105,32 @@ def pair_rows(
         for side in ("chosen_ids", "rejected_ids")
         for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True)
     ]
+
+
+def cut_lengths(
+    dataset: Dataset, max_length: int | None, truncation_mode: str
+) -> tuple[np.ndarray, ...]:
+    """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
+    prompt and rejected, as cut in training; each of shape (rows,)."""
+    return kept_lengths(*token_counts(dataset), max_length, truncation_mode)
+
+
+def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:
+    """Tokens of each pair with the prompt counted once, where both rows have it, cut as in
+    training, shape (rows,). What completions begin alike with is counted twice, though it is
+    computed once: so many at most."""
+    prompt, chosen, rejected = cut_lengths(dataset, max_length, truncation_mode)
+    return chosen + rejected - prompt
+
+
+def longest_row(data: Any, max_length: int | None) -> float:
+    """Tokens of the longest row of prompt and completion, as cut in training; as long as they may
+    be where rows are no tokens yet, or a stream."""
+    most = np.inf if max_length is None else max_length
+    if isinstance(data, dict):
+        return max((longest_row(each, max_length) for each in data.values()), default=0)
+    if data is None or (isinstance(data, Dataset) and not len(data)):
+        return 0
+    if not isinstance(data, Dataset) or not {*IDS} <= {*data.column_names}:
+        return most
+    return min(needed_length(data).max(), most)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from dpo.core import files as files_
-from dpo.data.sources.load import one_line
+from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant
-from dpo.models import end_tokens
+from dpo.models import chat_template
+from dpo.recipe.hub_names import one_line
 from dpo.recipe.parse import choices
 
 KEPT = Path("cache/suites")
@@ -28,10 +29,10 @@ def check(tasks: list[str], folder: str | None) -> None:
         folder: of task files of one's own, as lm-eval reads them.
 
     Raises:
-        SystemExit: lm-eval is not installed, or knows no such task.
+        Refusal: lm-eval is not installed, or knows no such task.
     """
     if not importlib.util.find_spec("lm_eval"):
-        raise SystemExit(
+        raise Refusal(
             "SUITE needs lm-eval: `make evaluate SUITE=...` installs it, or "
             "pip install --requirement requirements-suite.txt"
         )
@@ -40,7 +41,7 @@ def check(tasks: list[str], folder: str | None) -> None:
     known = TaskManager(include_path=folder).all_tasks
     for task in tasks:
         if task not in known:
-            raise SystemExit(f"SUITE: lm-eval has no task {task!r}: {choices(task, [*known])}")
+            raise Refusal(f"SUITE: lm-eval has no task {task!r}: {choices(task, [*known])}")
 
 
 def import_evaluate() -> None:
@@ -63,7 +64,7 @@ def run(
     came to is kept by all that decides it: the same reference is asked once for all runs.
 
     Raises:
-        SystemExit: a task's data, or a package that it asks for, is not there.
+        Refusal: a task's data, or a package that it asks for, is not there.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -74,7 +75,7 @@ def run(
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
     own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
-    about += [end_tokens.of(None, tokenizer), importlib.metadata.version("lm_eval")]
+    about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
     model, found = None, {}
     with who.autocast(device):
         kind = device.split(":")[0]
@@ -86,7 +87,7 @@ def run(
             if not path.is_file():
                 if model is None:
                     loaded = who.load(device)
-                    end_tokens.remember(loaded, tokenizer, list)
+                    chat_template.remember_end_tokens(loaded, tokenizer, list)
                     # Unless it is told, it switches off the autocast that it finds.
                     how = {"batch_size": 8, "mixed_precision_dtype": half}
                     model = HFLM(pretrained=loaded, tokenizer=tokenizer, **how)
@@ -100,7 +101,7 @@ def run(
                         log_samples=False,
                     )["results"]
                 except (ImportError, OSError) as error:  # a package of its own, or its data
-                    raise SystemExit(f"SUITE={task} cannot be run: {one_line(error)}") from error
+                    raise Refusal(f"SUITE={task} cannot be run: {one_line(error)}") from error
                 metrics = {name: _metrics(values) for name, values in results.items()}
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files_.write_json(path, metrics)

@@ -15,11 +15,12 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from dpo.core.hashing import digests_of
+from dpo.core.refusal import Refusal
 from dpo.data import fits
-from dpo.data.sources.load import looks_local
-from dpo.data.tokenize import load_tokenizer
-from dpo.models import adapters, devices, model_files, rope, trust
+from dpo.models import adapters, loading, model_files, rope, trust
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_weights
+from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder
 from dpo.runs.output_folder import RUNS, known_runs, run_folder
@@ -72,7 +73,7 @@ class Contestant:
             dtype=self.dtype,
             attn_implementation=self.attention,
             use_safetensors=True,
-            device_map=devices.device_map(device, self.weight_bytes),
+            device_map=loading.device_map(device, self.weight_bytes),
         )
         fits.check_rows(model.config, self.tokenizer(), self.path)
         rope.forget_longer_batches(model)
@@ -85,7 +86,7 @@ class Contestant:
         revision = adapter.revision if adapter else self.revision
         trusted = {"trust_remote_code": self.trusted}
         config = model_files.config_of(name, revision, **trusted)
-        return devices.weight_bytes(config, self.dtype, **trusted)
+        return loading.weight_bytes(config, self.dtype, **trusted)
 
     def autocast(self, device: str) -> torch.autocast:
         """The precision that its run computes in; for another model that of its weights."""
@@ -121,14 +122,14 @@ def policy_of(folder: Path, run: Path | None = None) -> Contestant:
     """The policy that a run has saved; in a checkpoint of `run`, as it was there.
 
     Raises:
-        SystemExit: it has saved none yet.
+        Refusal: it has saved none yet.
     """
     recipe = output_folder.recipe_of(run or folder)
     merged = folder / adapters.MERGED
     path = merged if merged.is_dir() else folder
     if not any(path.glob("*.safetensors")):
         whole = checkpoints.last_whole(run or folder)
-        raise SystemExit(
+        raise Refusal(
             f"{folder} holds no policy yet: let its run end"
             + (f", or name its checkpoint {whole}" if whole else "")
         )
@@ -156,10 +157,10 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
     `like` is.
 
     Raises:
-        SystemExit: there is nothing of that name.
+        Refusal: there is nothing of that name.
     """
     if not name:
-        raise SystemExit(f"no model is named; {known_runs()}")
+        raise Refusal(f"no model is named; {known_runs()}")
     if folder := run_folder(name):
         return policy_of(folder)
     if Path(name).is_dir() and (run := run_folder(str(Path(name).parent))):
@@ -167,7 +168,7 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
     # `outputs/x` looks like a hub name, and means a folder.
     local = looks_local(name) or Path(name).parts[0] in (str(RUNS), "models")
     if local and not Path(name).is_dir():
-        raise SystemExit(f"no run and no model at {name}; {known_runs()}")
+        raise Refusal(f"no run and no model at {name}; {known_runs()}")
     check_weights(name)
     trust.check_code(name, None, False)
     if not adapters.config_of(name):

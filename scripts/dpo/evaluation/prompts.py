@@ -9,20 +9,23 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
 from dpo.data import dataset, lint
 from dpo.data.formats import parsing
 from dpo.data.formats.layouts import asked, begun
-from dpo.data.formats.parts import QUESTIONS, again, beside, example_of, first_of
+from dpo.data.formats.parts import again, beside, example_of, first_of
 from dpo.data.formats.telling import NAMED, listed
 from dpo.data.formats.turns import Fault
 from dpo.data.schema import OPTIONS
 from dpo.data.sources.files import Broken, lines_of
 from dpo.data.sources.load import load, load_rows
 from dpo.data.sources.rows import Rows
-from dpo.data.tokenize import GIVEN, load_tokenizer, options_of
+from dpo.data.tokenize import GIVEN, options_of
 from dpo.evaluation.contestants import Contestant
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.sampling import Prompt, parts, prompt_token_ids
+from dpo.recipe.arguments import QUESTIONS
 from dpo.recipe.parse import Recipe
 
 CONVERSATIONS = ("messages", "conversations")
@@ -72,12 +75,12 @@ def check(prompts: list[Prompt], who: Contestant) -> None:
     """See that a model can be asked all of them.
 
     Raises:
-        SystemExit: some have several turns, and it has no chat template.
+        Refusal: some have several turns, and it has no chat template.
     """
     said = [parts(prompt)[0] for prompt in prompts]
     turns = max(1 if isinstance(prompt, str) else len(prompt) for prompt in said)
     if turns > 1 and not who.tokenizer().chat_template:
-        raise SystemExit(
+        raise Refusal(
             f"{who.name} has no chat template, and prompts have up to {turns} turns: give others "
             "with PROMPTS=, or a chat model"
         )
@@ -87,25 +90,25 @@ def rows_of(path: Path) -> tuple[Rows, str]:
     """The rows of a file of prompts, and the column that holds them.
 
     Raises:
-        SystemExit: it cannot be read, has several splits, or none of these columns.
+        Refusal: it cannot be read, has several splits, or none of these columns.
     """
     if ".txt" in path.suffixes[-2:]:
         try:
             lines = [line.rstrip("\r\n") for line in lines_of(str(path))]
         except Broken as error:
-            raise SystemExit(f"PROMPTS: {error}") from error
+            raise Refusal(f"PROMPTS: {error}") from error
         found = [line for line in lines if line.strip()]
         return Rows(str(path), Dataset.from_dict({"prompt": found})), "prompt"
     splits = load(str(path), "PROMPTS")
     if len(splits) > 1 and "test" not in splits:
-        raise SystemExit(f"PROMPTS: {path} has the splits {', '.join(splits)}: give one's file")
+        raise Refusal(f"PROMPTS: {path} has the splits {', '.join(splits)}: give one's file")
     source = splits.get("test") or next(iter(splits.values()))
     if source.notes:
-        raise SystemExit(f"PROMPTS: {path} has {source.notes[0]}, or give one file")
+        raise Refusal(f"PROMPTS: {path} has {source.notes[0]}, or give one file")
     columns = source.data.column_names
     name = first_of((*QUESTIONS, *CONVERSATIONS, "query"), columns)
     if not name:
-        raise SystemExit(
+        raise Refusal(
             f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns)}: call the column "
             "of the questions so"
         )
@@ -120,15 +123,15 @@ def read(file: str) -> list[Prompt]:
     Text is what a user says.
 
     Raises:
-        SystemExit: the file is missing, is no such file, or holds no prompts.
+        Refusal: the file is missing, is no such file, or holds no prompts.
     """
     path = Path(file)
     if not path.exists():
-        raise SystemExit(f"PROMPTS: no file {file}")
+        raise Refusal(f"PROMPTS: no file {file}")
     source, name = rows_of(path)
     rows = source.meant(source.data)
     if not rows:
-        raise SystemExit(f"PROMPTS: {file} holds no prompts")
+        raise Refusal(f"PROMPTS: {file} holds no prompts")
     parts, found = {"question": name, **beside(example_of(rows), name)}, []
     parts |= again(rows, parts)
     # Of pairs the answers are not asked about.
@@ -146,7 +149,7 @@ def read(file: str) -> list[Prompt]:
             check_prompt(said)
         except (Fault, ValueError) as error:
             why, detail = getattr(error, "reason", error), getattr(error, "detail", "")
-            raise SystemExit(
+            raise Refusal(
                 f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
                 + (f" ({detail})" if detail else "")
             ) from error

@@ -22,6 +22,7 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapte
 from trl import ModelConfig, get_peft_config
 
 from dpo.core import files
+from dpo.core.refusal import Refusal
 from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
 
@@ -37,7 +38,7 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
     try:
         return PeftConfig.from_pretrained(name, revision=revision)
     except (KeyError, TypeError, ValueError) as error:
-        raise SystemExit(
+        raise Refusal(
             f"{name}/{CONFIG_NAME} is of no adapter that peft {peft.__version__} knows: "
             f"{model_files.one_line(error)}: save it again with save_pretrained"
         ) from error
@@ -64,7 +65,7 @@ def checked_base(recipe: Recipe) -> str | None:
     """The base of the adapter that the recipe starts from; None if it starts from a model.
 
     Raises:
-        SystemExit: the recipe does not train the adapter on, or states another shape for it; its
+        Refusal: the recipe does not train the adapter on, or states another shape for it; its
             base is not there, or it is none of a model that predicts words.
     """
     name = recipe.model.model_name_or_path
@@ -73,30 +74,30 @@ def checked_base(recipe: Recipe) -> str | None:
         return None
     base, file = config.base_model_name_or_path, f"{name}/{CONFIG_NAME}"
     if not base:
-        raise SystemExit(f"{file} names no base model: state its base_model_name_or_path there")
+        raise Refusal(f"{file} names no base model: state its base_model_name_or_path there")
     if config.task_type not in (None, TaskType.CAUSAL_LM):
-        raise SystemExit(
+        raise Refusal(
             f"{file} has task_type {config.task_type}: an adapter of a causal language model is "
             "trained on here (CAUSAL_LM)"
         )
     if not Path(base).is_dir() and base.startswith((".", "/", "~")):
-        raise SystemExit(
+        raise Refusal(
             f"{file} names {base} as base_model_name_or_path, and there is no such folder: put the "
             "base there, or state there where it is"
         )
     if base == name or find_adapter_config_file(base, revision=config.revision):
-        raise SystemExit(
+        raise Refusal(
             f"{file} names {base} as base_model_name_or_path, which is an adapter itself: merge "
             "that into its base first, with peft's merge_and_unload()"
         )
     if not recipe.model.use_peft:
-        raise SystemExit(
+        raise Refusal(
             f"{name} is a LoRA adapter of {base}: --use_peft trains it on; to train all weights, "
             "merge it into its base first, with peft's merge_and_unload()"
         )
     for key in recipe.chosen:
         if key.startswith("lora_") or key in ("use_rslora", "use_dora"):
-            raise SystemExit(f"{key}: the adapter {name} brings its own: leave it out")
+            raise Refusal(f"{key}: the adapter {name} brings its own: leave it out")
     return base
 
 

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo.data.sources.load import check_reachable, looks_local
+from dpo.core.refusal import Refusal
 from dpo.models import adapters, model_files, trust
 from dpo.models.model_files import AGAIN, config_of, one_line
+from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 
 ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "
@@ -31,7 +32,7 @@ def check(recipe: Recipe) -> None:
     """Refuse an attention or an adapter that the model cannot have, before its weights are read.
 
     Raises:
-        SystemExit: the attention is unknown or not installed; a name of the adapter's is none of
+        Refusal: the attention is unknown or not installed; a name of the adapter's is none of
             the model's modules; or peft refuses it.
     """
     args, model = recipe.training, recipe.model
@@ -43,7 +44,7 @@ def check(recipe: Recipe) -> None:
     config = config_of(name, revision, trust_remote_code=trusted, **recipe.init)
     where = recipe.place("attn_implementation")
     if attention == "flex_attention" and args.device.type == "cpu":
-        raise SystemExit(f"{where}: attn_implementation is {attention}: it trains on GPUs alone")
+        raise Refusal(f"{where}: attn_implementation is {attention}: it trains on GPUs alone")
     try:
         with torch.device("meta"):
             shape = AutoModelForCausalLM.from_config(
@@ -56,7 +57,7 @@ def check(recipe: Recipe) -> None:
         check_init(recipe, name, revision, error)
         if attention is None or not isinstance(error, ImportError | ValueError):
             return
-        raise SystemExit(
+        raise Refusal(
             f"{where}: attn_implementation is {attention}: {one_line(error)}. Leave it out, or "
             f"choose one that is here: {ATTENTIONS}"
         ) from error
@@ -67,7 +68,7 @@ def check(recipe: Recipe) -> None:
 
 
 def check_init(recipe: Recipe, name: str, revision: str | None, error: Exception) -> None:
-    """Raises SystemExit where a model can be made without the recipe's model_init_kwargs alone."""
+    """Raises Refusal where a model can be made without the recipe's model_init_kwargs alone."""
     trusted = recipe.training.trust_remote_code
     if not recipe.init:
         return
@@ -76,11 +77,11 @@ def check_init(recipe: Recipe, name: str, revision: str | None, error: Exception
         AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
         given = ", ".join(recipe.init)
         where = recipe.place("model_init_kwargs")
-        raise SystemExit(f"{where}: model_init_kwargs, {given}: {one_line(error)}") from error
+        raise Refusal(f"{where}: model_init_kwargs, {given}: {one_line(error)}") from error
 
 
 def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> None:
-    """Raises SystemExit where a saved adapter would not go on its base."""
+    """Raises Refusal where a saved adapter would not go on its base."""
     file = folder / ADAPTER_SAFE_WEIGHTS_NAME
     base, kind = adapter.base_model_name_or_path, type(shape).__name__
     try:
@@ -88,7 +89,7 @@ def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> No
     except (NotImplementedError, RuntimeError):
         return  # what needs weights
     except (ImportError, TypeError, ValueError) as error:
-        raise SystemExit(
+        raise Refusal(
             f"{folder / CONFIG_NAME} does not fit its base {base}, a {kind}: {one_line(error)}: "
             "state there the base that it was trained on"
         ) from error
@@ -97,14 +98,14 @@ def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> No
         found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     for name in sorted(needed.keys() & found.keys()):
         if needed[name] != found[name]:
-            raise SystemExit(
+            raise Refusal(
                 f"{file} does not fit {CONFIG_NAME} and its base {base}, a {kind}: {name} is "
                 f"{found[name]} there, and would be {needed[name]}: {AGAIN}"
             )
 
 
 def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
-    """Raises SystemExit where a new adapter would not go on a model as the recipe says."""
+    """Raises Refusal where a new adapter would not go on a model as the recipe says."""
     planned, modules = adapters.planned(recipe.model), dict(shape.named_modules())
     linear = {
         n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)
@@ -126,7 +127,7 @@ def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
         ("lora_target_parameters", planned.target_parameters, parameters, experts),
     ):
         if lost := missing(wanted, names):
-            raise SystemExit(
+            raise Refusal(
                 f"{recipe.place(key)}: {key} is {lost}: {type(shape).__name__} has none of that "
                 f"name: give some, with blanks between them, of {choices}"
             )
@@ -139,7 +140,7 @@ def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
         key = "lora_dropout" if "lora_dropout" in str(error) else key
         given = getattr(planned, key if key == "lora_dropout" else key.removeprefix("lora_"))
         given = ", ".join(sorted(given)) if isinstance(given, set | list) else given
-        raise SystemExit(
+        raise Refusal(
             f"{recipe.place(key)}: {key} is {given}: {one_line(error)}. The model's linear layers: "
             f"{there}, or all-linear"
         ) from error
@@ -163,13 +164,13 @@ def check_model(recipe: Recipe) -> None:
     """Find the model before the data is prepared.
 
     Raises:
-        SystemExit: no name is given, the folder is missing or has no weights, the hub does not
+        Refusal: no name is given, the folder is missing or has no weights, the hub does not
             answer, the recipe has other plans for an adapter than to train it on, or the weights
             would hardly learn in the dtype asked for.
     """
     name = recipe.model.model_name_or_path
     if not name:
-        raise SystemExit(f"{recipe.path}: model_name_or_path is missing")
+        raise Refusal(f"{recipe.path}: model_name_or_path is missing")
     check_weights(name)
     base, trusted = adapters.checked_base(recipe), recipe.training.trust_remote_code
     trust.check_code(name, recipe.model.model_revision, trusted)
@@ -189,15 +190,15 @@ def check_weights(name: str) -> None:
         model_files.check_weights(folder)
     elif folder.is_file():
         gguf = "GGUF is for inference alone: " if folder.suffix == ".gguf" else ""
-        raise SystemExit(
+        raise Refusal(
             f"model {name} is a file: {gguf}name a folder with config.json, *.safetensors and a "
             "tokenizer, or a model of the hub"
         )
     elif "://" in name:
         known = "/".join(name.split("://")[1].split("/")[1:3])
-        raise SystemExit(f"model {name} is an address: name it as the hub does: {known}")
+        raise Refusal(f"model {name} is an address: name it as the hub does: {known}")
     elif looks_local(name):
-        raise SystemExit(
+        raise Refusal(
             f"no model folder {name}: `make install` makes the embedded one; name another folder "
             "or a hub model with --model_name_or_path"
         )
@@ -210,7 +211,7 @@ def check_master_weights(recipe: Recipe) -> None:
     than bfloat16 can tell from nothing. DeepSpeed keeps float32 copies of its own.
 
     Raises:
-        SystemExit: the recipe trains half-precision weights, and nothing keeps better ones.
+        Refusal: the recipe trains half-precision weights, and nothing keeps better ones.
     """
     model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     dtype = model.dtype
@@ -219,7 +220,7 @@ def check_master_weights(recipe: Recipe) -> None:
         how["trust_remote_code"] = recipe.training.trust_remote_code
         dtype = model_files.config_of(model.model_name_or_path, **how).dtype
     if not kept and not model.use_peft and str(dtype).endswith("float16"):
-        raise SystemExit(
+        raise Refusal(
             f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
             "dtype out: bf16 computes in half precision and keeps float32 weights; or choose "
             "--use_peft, or CONFIG=zero2, which keeps float32 weights itself"

@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from dpo.core.refusal import Refusal
+
 POINTER = b"version https://git-lfs"
 FETCH = (
     "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` in the "
@@ -48,7 +50,7 @@ def check_weights(folder: Path) -> None:
     """See that the safetensors of a model or adapter are whole; no weight is read.
 
     Raises:
-        SystemExit: one of them is a pointer of git-lfs, cut off or damaged; or the index names
+        Refusal: one of them is a pointer of git-lfs, cut off or damaged; or the index names
             others that are not there.
     """
     index = folder / SAFE_WEIGHTS_INDEX_NAME
@@ -57,30 +59,30 @@ def check_weights(folder: Path) -> None:
         if missing := sorted(name for name in named if not (folder / name).is_file()):
             more = f" and {len(missing) - 3} more" if missing[3:] else ""
             shown = ", ".join(missing[:3]) + more
-            raise SystemExit(f"{index} names weights that are not there: {shown}: {AGAIN}")
+            raise Refusal(f"{index} names weights that are not there: {shown}: {AGAIN}")
     for file in sorted(folder.glob("*.safetensors")):
         if is_pointer(file):
-            raise SystemExit(f"{file} holds no weights: {FETCH}")
+            raise Refusal(f"{file} holds no weights: {FETCH}")
         try:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise SystemExit(
+            raise Refusal(
                 f"{file} is cut off or damaged ({one_line(error)}), {file.stat().st_size:,} bytes: "
                 f"{AGAIN}"
             ) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises SystemExit where a JSON file of a model's folder cannot be read as an object."""
+    """Raises Refusal where a JSON file of a model's folder cannot be read as an object."""
     try:
         if is_pointer(file):
-            raise SystemExit(f"{file} is not there yet: {FETCH}")
+            raise Refusal(f"{file} is not there yet: {FETCH}")
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{file} cannot be read: {one_line(error)}: {AGAIN}") from error
+        raise Refusal(f"{file} cannot be read: {one_line(error)}: {AGAIN}") from error
     if not isinstance(found, dict):
-        raise SystemExit(f"{file} is no JSON object: {AGAIN}")
+        raise Refusal(f"{file} is no JSON object: {AGAIN}")
     return found
 
 
@@ -88,14 +90,14 @@ def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedC
     """A model's configuration.
 
     Raises:
-        SystemExit: it is not there, is damaged, or is of an architecture that transformers as it
+        Refusal: it is not there, is damaged, or is of an architecture that transformers as it
             is installed does not know.
     """
     file = Path(name, "config.json")
     stated = {}
     if Path(name).is_dir():
         if not file.is_file():
-            raise SystemExit(
+            raise Refusal(
                 f"model folder {name} has no config.json: give the folder that save_pretrained "
                 "wrote"
             )
@@ -104,7 +106,7 @@ def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedC
         return AutoConfig.from_pretrained(name, revision=revision, **how)
     except Exception as error:  # its classes check values in many ways
         if constants.HF_HUB_OFFLINE and not stated:
-            raise SystemExit(
+            raise Refusal(
                 f"model {name} is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE "
                 "keeps it from being fetched: unset that, or name a folder"
             ) from error
@@ -112,12 +114,12 @@ def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedC
             wrote = stated.get("transformers_version")
             wrote = f", and was written by {wrote}" if wrote else ""
             kind = stated.get("model_type")
-            raise SystemExit(
+            raise Refusal(
                 f"the architecture of model {name} ({kind or 'its config.json has no model_type'}) "
                 f"is unknown to transformers {transformers.__version__}{wrote}: choose another "
                 "model, or a newer transformers in requirements.txt"
             ) from error
-        raise SystemExit(
+        raise Refusal(
             f"the configuration of model {name} cannot be read: {one_line(error)}: mend its "
             "config.json or what model_init_kwargs change of it, or choose another model"
         ) from error
@@ -127,23 +129,23 @@ def check_config(name: str, revision: str | None = None, trusted: bool = False, 
     """Refuse what is no causal language model, as TRL would load it: by its `architectures`.
 
     Raises:
-        SystemExit: it is an encoder-decoder, a classifier, a model without a head, or names no
+        Refusal: it is an encoder-decoder, a classifier, a model without a head, or names no
             architecture; its pad token is none of its vocabulary; or as `config_of`.
     """
     config = config_of(name, revision, trust_remote_code=trusted, **how)
     kind = (getattr(config, "architectures", None) or [None])[0]
     needed = "a causal language model is trained here, such as a LlamaForCausalLM: choose one"
     if kind is None:
-        raise SystemExit(
+        raise Refusal(
             f"the config.json of model {name} names no `architectures`: give it those of the model "
             f'that it was made from, such as "{CAUSAL.get(config.model_type, "LlamaForCausalLM")}"'
         )
     if config.is_encoder_decoder:
-        raise SystemExit(f"model {name} is a {kind}, an encoder-decoder: {needed}")
+        raise Refusal(f"model {name} is a {kind}, an encoder-decoder: {needed}")
     text = config.get_text_config()
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if pad is not None and rows and not -rows <= pad < rows:
-        raise SystemExit(
+        raise Refusal(
             f"the config.json of model {name} has pad_token_id {pad}, and vocab_size {rows}: "
             "take pad_token_id out of it"
         )
@@ -152,7 +154,7 @@ def check_config(name: str, revision: str | None = None, trusted: bool = False, 
         return
     what = next((words for end, words in OTHERS.items() if kind.endswith(end)), None)
     if what or config.model_type not in CAUSAL:
-        raise SystemExit(f"model {name} is a {kind}, {what or 'of another kind'}: {needed}")
+        raise Refusal(f"model {name} is a {kind}, {what or 'of another kind'}: {needed}")
 
 
 def check_trainable(name: str, revision: str | None, trusted: bool, adapter: bool) -> None:
@@ -160,7 +162,7 @@ def check_trainable(name: str, revision: str | None, trusted: bool, adapter: boo
     not. An adapter goes on those of bitsandbytes.
 
     Raises:
-        SystemExit: the model is quantised, in another way or without an adapter.
+        Refusal: the model is quantised, in another way or without an adapter.
     """
     config = config_of(name, revision, trust_remote_code=trusted)
     stated = getattr(config, "quantization_config", None)
@@ -169,7 +171,7 @@ def check_trainable(name: str, revision: str | None, trusted: bool, adapter: boo
     stated = stated if isinstance(stated, dict) else stated.to_dict()
     method = getattr(stated.get("quant_method"), "value", stated.get("quant_method"))
     if not (adapter and method == "bitsandbytes"):
-        raise SystemExit(
+        raise Refusal(
             f"model {name} is quantised ({method or 'its config.json does not say how'}), and such "
             "weights are not trained: name the model that it was made from, as it is or with "
             "--use_peft --load_in_4bit"
@@ -182,27 +184,27 @@ def tokenizer_of(
     """A model's tokenizer.
 
     Raises:
-        SystemExit: it is not there, is damaged, or is of a format that the libraries as they are
+        Refusal: it is not there, is damaged, or is of a format that the libraries as they are
             installed do not know.
     """
     folder = Path(name)
     if folder.is_dir():
         there = [folder / file for file in TOKENIZERS if (folder / file).is_file()]
         if not there and not [*folder.glob("tokenization*.py")]:
-            raise SystemExit(
+            raise Refusal(
                 f"model folder {name} has no tokenizer ({', '.join(TOKENIZERS[:3])}): copy the "
                 "tokenizer's files there from the model that it was made from"
             )
         for file in [*there, folder / "tokenizer_config.json"]:
             if file.is_file() and is_pointer(file):
-                raise SystemExit(f"the tokenizer's {file} is not there yet: {FETCH}")
+                raise Refusal(f"the tokenizer's {file} is not there yet: {FETCH}")
             if file.is_file() and file.suffix == ".json":
                 read_json(file)
     try:
         found = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted)
         found("a text")  # some fail only as they are used
     except Exception as error:  # tokenizers raises no other
-        raise SystemExit(
+        raise Refusal(
             f"the tokenizer of {name} cannot be loaded: {one_line(error)}. Its files are damaged, "
             f"not all there, or of a newer format than transformers {transformers.__version__} and "
             f"tokenizers {tokenizers.__version__} read: copy them again from the model that it was "

@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from dpo.models import end_tokens
+from dpo.models import chat_template
 
 Messages = list[dict[str, str]]
 # Text, messages, or {"prompt": messages, "options": what the chat template is given beside them}.
@@ -188,9 +188,9 @@ def sample(
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
     memory: about 20 MB a row for a 135M model and 90 tokens. `progress` is moved at each answer
     that ends. `kind` is what the prompts were before they were tokens, messages (list) or text
-    (str): an answer ends where its kind does (end_tokens.py).
+    (str): an answer ends where its kind does (chat_template.py).
     """
-    stops = end_tokens.of(model.generation_config, tokenizer, kind)
+    stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from dpo.core.refusal import Refusal
 from dpo.models.model_files import read_json
 
 WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")  # pickles
@@ -42,26 +43,26 @@ def check_weights(name: str, files: Iterable[str]) -> None:
         files: of a model or an adapter, by name, in a folder or on the hub.
 
     Raises:
-        SystemExit: its weights are in another format, or under another name.
+        Refusal: its weights are in another format, or under another name.
     """
     files = sorted(files)
     if NAMES & {*files}:
         return
     if found := [file for file in files if file.endswith(".safetensors") and "/" not in file]:
-        raise SystemExit(
+        raise Refusal(
             f"model {name} has its weights in {found[0]}, and transformers reads "
             f"{SAFE_WEIGHTS_NAME}, or {SAFE_WEIGHTS_INDEX_NAME} and what it names: give the folder "
             "that save_pretrained wrote; if only the name differs, rename the file"
         )
     pickled = [file for file in files if file.endswith(WEIGHTS)]
     if not pickled:
-        raise SystemExit(
+        raise Refusal(
             f"model {name} has no weights (*.safetensors): copy them there, or name another with "
             "--model_name_or_path"
         )
     kind = "AutoPeftModel" if pickled[0].startswith("adapter") else "AutoModel"
     package = "peft" if kind == "AutoPeftModel" else "transformers"
-    raise SystemExit(
+    raise Refusal(
         f"model {name} has weights in {pickled[0]}, a pickle, and only safetensors are read. If "
         f'you trust who made it, convert it: python -c "from {package} import {kind}ForCausalLM as '
         f"M; M.from_pretrained('{name}').save_pretrained('converted')\""
@@ -88,7 +89,7 @@ def check_code(name: str, revision: str | None, trusted: bool) -> None:
     """Say that a model's own code will run, or find that transformers does without it.
 
     Raises:
-        SystemExit: the model needs its code, and the recipe does not trust it.
+        Refusal: the model needs its code, and the recipe does not trust it.
     """
     code = code_of(name, revision)
     if not code:
@@ -108,7 +109,7 @@ def check_code(name: str, revision: str | None, trusted: bool) -> None:
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise SystemExit(
+        raise Refusal(
             f"model {name} runs only with code of its own ({', '.join(code)}): read it, and state "
             "trust_remote_code: true if you trust who wrote it, or choose another model"
         ) from error

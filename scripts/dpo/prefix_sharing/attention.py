@@ -1,4 +1,4 @@
-"""Attention of a packed row with shared prefixes (backbone.py), on a CPU and on a GPU.
+"""Attention of a packed row with shared prefixes (plan.py), on a CPU and on a GPU.
 
 The packed row of a batch holds, pair by pair, prefix, chosen and rejected tokens. It is attended
 to in two branches a pair: prefix and chosen, causally; then rejected, which sees the prefix and
@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
-    from dpo.prefix_sharing.backbone import SharedPrefixes
+    from dpo.prefix_sharing.plan import SharedPrefixes
 
 IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
 BENDING = ("softcap", "s_aux", "position_bias")  # options of attention functions that bend it

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from dpo.core.refusal import Refusal
+from dpo.recipe.flags import mapping_of
+
 if TYPE_CHECKING:
     from dpo.recipe.parse import Recipe
 
@@ -25,6 +28,17 @@ CARRIED_OUT = {
     *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
 }
 CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
+QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")  # columns that ask
+LAYOUTS = {
+    "explicit": "prompt, chosen and rejected: messages, or plain text without a chat template",
+    "implicit": "chosen and rejected, which both begin with the prompt",
+    "dialogue": "chosen and rejected as text with turns that open with Human: and Assistant:",
+    "question": "a question and two answers as plain text, with or without a system prompt",
+    "sharegpt": "conversations with `from` and `value`, then chosen and rejected",
+    "compared": "two responses or conversations, and which of them is better",
+    "rated": "several rated or ranked completions of a prompt: the best against the worst",
+    "scored": "one scored response a row: the best of a prompt's against the worst",
+}
 
 
 def positive(text: str) -> int:
@@ -46,7 +60,7 @@ def check_kinds(path: Path, keys: dict[str, Any], parser: argparse.ArgumentParse
     """See that values of a file are of a kind that its keys can have, where no flag would tell.
 
     Raises:
-        SystemExit: a key that takes one value has a list or a mapping, one that needs a value has
+        Refusal: a key that takes one value has a list or a mapping, one that needs a value has
             none, or one of `datasets` is no data set.
     """
     several = {action.dest for action in parser._actions if action.nargs}
@@ -54,14 +68,14 @@ def check_kinds(path: Path, keys: dict[str, Any], parser: argparse.ArgumentParse
     mappings = {key for key, kind in kinds if "dict" in str(kind)} | {"column_mapping", "datasets"}
     for key, value in keys.items():
         if isinstance(value, list) and key not in {*several, "report_to", "debug", "fsdp"}:
-            raise SystemExit(f"{path}: {key} is {value}: it takes one value, and no list")
+            raise Refusal(f"{path}: {key} is {value}: it takes one value, and no list")
         if isinstance(value, dict) and key not in mappings:
-            raise SystemExit(f"{path}: {key} is {value}: it takes one value, and no mapping")
+            raise Refusal(f"{path}: {key} is {value}: it takes one value, and no mapping")
         if key in NAMES and isinstance(value, (bool, int, float)):
-            raise SystemExit(f"{path}: {key} is {value}: give a name or a folder, 7 as ./7")
+            raise Refusal(f"{path}: {key} is {value}: give a name or a folder, 7 as ./7")
         default = parser.get_default(key)
         if value is None and default is not None and key not in ("max_length", "dtype"):
-            raise SystemExit(f"{path}: {key} is empty: give a value, or leave it out")
+            raise Refusal(f"{path}: {key} is empty: give a value, or leave it out")
     if keys.get("datasets") is not None:
         check_entries(path, keys["datasets"])
 
@@ -69,39 +83,37 @@ def check_kinds(path: Path, keys: dict[str, Any], parser: argparse.ArgumentParse
 def check_entries(path: Path, entries: Any) -> None:
     """
     Raises:
-        SystemExit: it is no list of data sets, each with keys of its own.
+        Refusal: it is no list of data sets, each with keys of its own.
     """
     form = f"give a list of data sets, each a mapping of {', '.join(OF_ONE)}: - path: owner/name"
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise SystemExit(f"{path}: datasets is {entries}: {form}")
+        raise Refusal(f"{path}: datasets is {entries}: {form}")
     for number, entry in enumerate(entries or [{}], start=1):
         where = f"{path}: datasets, entry {number}"
         if unknown := [str(key) for key in entry if key not in OF_ONE]:
-            raise SystemExit(f"{where}: no key {', '.join(unknown)}: one of {', '.join(OF_ONE)}")
+            raise Refusal(f"{where}: no key {', '.join(unknown)}: one of {', '.join(OF_ONE)}")
         if not entry.get("path"):
-            raise SystemExit(f"{where} has no path: {form}")
+            raise Refusal(f"{where} has no path: {form}")
         for key, value in entry.items():
             wrong = isinstance(value, bool) or not isinstance(value, (*OF_ONE[key], type(None)))
             if key == "columns" and not wrong:
                 wrong = not all(isinstance(name, str) for name in value or ())
             if wrong or (key == "fraction" and value is not None and not 0 < value < float("inf")):
                 words = {"columns": "a list of names", "fraction": "a number above 0"}
-                raise SystemExit(f"{where}: {key} is {value}: give {words.get(key, 'a name')}")
+                raise Refusal(f"{where}: {key} is {value}: give {words.get(key, 'a name')}")
 
 
 def check_data(recipe: Recipe) -> None:
     """See that what a recipe says of its data can be.
 
     Raises:
-        SystemExit: there is no such layout, a mapping is none, or the name of a data set is none.
+        Refusal: there is no such layout, a mapping is none, or the name of a data set is none.
     """
-    from dpo.data.formats.columns import mapping_of
-    from dpo.data.formats.layouts import LAYOUTS
 
     given, where = recipe.run.preference_layout, recipe.place("preference_layout")
     if given is not None and given not in LAYOUTS:
         choices = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
-        raise SystemExit(f"{where}: preference_layout: no layout {given!r}: one of {choices}")
+        raise Refusal(f"{where}: preference_layout: no layout {given!r}: one of {choices}")
     where = recipe.place("column_mapping")
     mapping_of(recipe.run.column_mapping, f"{where}: column_mapping")
     for key, name in (
@@ -109,7 +121,7 @@ def check_data(recipe: Recipe) -> None:
         *(("datasets", entry.path) for entry in recipe.mixture.datasets),
     ):
         if name is not None and (not name.strip() or name.lstrip().startswith(("{", "["))):
-            raise SystemExit(
+            raise Refusal(
                 f"{recipe.place(key)}: {key} is {name!r}: give the name of a data set, a folder or "
                 "a file; several stand in the recipe, as datasets: [{path: …}, {path: …}]"
             )
@@ -120,10 +132,19 @@ def decides(key: str) -> bool:
     return key not in CARRIED_OUT and not key.startswith(CARRIED_OUT_PREFIXES)
 
 
+# Other defaults than TRL's.
+DEFAULTS = {
+    "precompute_ref_log_probs": True,
+    "hub_strategy": "end",  # publish.py
+    "logging_nan_inf_filter": False,  # it would log a mean for a loss that is not finite: alerts.py
+}
+
+
 @dataclass
 class RunArguments:
     """This repository's own arguments: how a run is carried out, never what is learned."""
 
+    # --- starting and going on ---
     restart: bool = field(
         default=False,
         metadata={
@@ -132,6 +153,15 @@ class RunArguments:
             "one is left alone."
         },
     )
+    other_processes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
+            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
+            "ZeRO's shards cannot be split otherwise and is refused all the same."
+        },
+    )
+    # --- speed and the reference ---
     share_prefix: bool = field(
         default=True,
         metadata={
@@ -157,6 +187,7 @@ class RunArguments:
             "elsewhere on purpose."
         },
     )
+    # --- data ---
     preference_layout: str | None = field(
         default=None,
         metadata={
@@ -186,19 +217,12 @@ class RunArguments:
             "fault and counts apart."
         },
     )
+    # --- results ---
     save_merged: bool = field(
         default=True,
         metadata={
             "help": "Beside a trained LoRA adapter, write the model that it makes of its base, in "
             "`merged`: it loads without peft, and takes the space of the whole model."
-        },
-    )
-    other_processes: bool = field(
-        default=False,
-        metadata={
-            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
-            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
-            "ZeRO's shards cannot be split otherwise and is refused all the same."
         },
     )
     reward_prompts: int = field(

@@ -6,7 +6,6 @@ Nothing heavy is imported at the top: the launcher reads recipes too, and answer
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -15,11 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
-from dpo.core.strict import load_yaml
-from dpo.recipe.arguments import BATCH, RunArguments, check_data, check_kinds, decides
-from dpo.recipe.convert.old_keys import refuse_unknown, spelling
-from dpo.recipe.flags import at_home
-from dpo.recipe.flags import check as flags_given
+from dpo.core.files import at_home
+from dpo.core.refusal import Refusal
+from dpo.recipe.arguments import (
+    BATCH,
+    DEFAULTS,
+    RunArguments,
+    check_data,
+    check_kinds,
+    decides,
+)
+from dpo.recipe.known import OneLine, check_names, choices, names, usage
+from dpo.recipe.strict import load_yaml
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
@@ -73,41 +79,28 @@ class Recipe:
         }
 
 
-def names(folder: Path) -> list[str]:
-    """The names that may be given for RECIPE or CONFIG: the folder is the list."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
-
-
-def choices(given: str, known: list[str]) -> str:
-    """The known names nearest to what was given, or all of a short list, for an error message."""
-    if len(known) <= 20:
-        return f"one of: {', '.join(known)}"
-    near = difflib.get_close_matches(given, known, 3, 0.4)
-    return f"did you mean: {', '.join(near)}?" if near else "none has a name like it"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a recipe's keys.
 
     Raises:
-        SystemExit: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
+        Refusal: the file is missing, is not YAML, is not a mapping, repeats a key, or holds a
             token.
     """
     if not path.is_file():
-        raise SystemExit(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
+        raise Refusal(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
     try:
         keys = load_yaml(path, path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise SystemExit(f"{path}: not YAML: {error}") from error
+        raise Refusal(f"{path}: not YAML: {error}") from error
     if not isinstance(keys, dict):
-        raise SystemExit(f"{path}: a recipe is a mapping of argument names to values")
+        raise Refusal(f"{path}: a recipe is a mapping of argument names to values")
     secrets.refuse_in_recipe(path, keys)
     for key, value in keys.items():
         if isinstance(value, str) and (variable := re.search(r"\$(\{[^}]*\}|[A-Za-z_]\w*)", value)):
-            raise SystemExit(
+            raise Refusal(
                 f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "
                 f'for, or give it where a shell does: ARGS="--{key} {value}"'
             )
@@ -146,12 +139,12 @@ def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int
     Returns the per-device batch and the accumulation of each process.
 
     Raises:
-        SystemExit: the processes do not divide the global batch.
+        Refusal: the processes do not divide the global batch.
     """
     batch = per_device * accumulation
     if batch % processes:
         divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
-        raise SystemExit(
+        raise Refusal(
             f"{processes} processes cannot share a global batch of {batch} pairs evenly: run on "
             f"{', '.join(divisors)}, or change per_device_train_batch_size × "
             "gradient_accumulation_steps"
@@ -175,9 +168,8 @@ def make_parser() -> argparse.ArgumentParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
-    class Parser(TrlParser):
-        def error(self, message: str):
-            raise SystemExit(f"{self.prog}: {message}")
+    class Parser(OneLine, TrlParser):
+        pass
 
     parser = Parser(
         (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments),
@@ -185,10 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Train a policy with DPO as a recipe says; flags after it win over it.",
     )
-    # publish.py; and the filter would log a mean in place of a loss that is not finite (alerts.py).
-    parser.set_defaults(
-        precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
-    )
+    parser.set_defaults(**DEFAULTS)
     return parser
 
 
@@ -196,16 +185,28 @@ def parse(argv: list[str]) -> Recipe:
     """Read `--config recipes/<name>.yaml`, then the flags after it.
 
     Raises:
-        SystemExit: one line that names the file or flag, what is wrong with it and the choices.
+        Refusal: one line that names the file or flag, what is wrong with it and the choices.
     """
-    parser = make_parser()
-    if "-h" in argv or "--help" in argv or "--config" not in argv[:-1]:
-        print("usage: train.py --config recipes/<name>.yaml [--<argument> <value> ...]\n")
-        parser.print_help()
-        raise SystemExit(0 if "-h" in argv or "--help" in argv else 2)
+    path, keys, argv = look(argv)
+    return resolve(make_parser(), path, path.stem, keys, argv)
+
+
+def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The recipe's path, its keys and the flags after it, of which the names are known. Or answer
+    `--help`. All of it at once: nothing heavy is imported.
+
+    Raises:
+        Refusal: as `parse`.
+    """
+    asked = "-h" in argv or "--help" in argv
+    if asked or "--config" not in argv[:-1]:
+        print(usage())
+        raise SystemExit(0 if asked else 2)
     at = argv.index("--config")
     path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
-    return resolve(parser, path, path.stem, read_yaml(path), argv)
+    keys = read_yaml(path)
+    check_names(path, keys, argv)
+    return path, keys, argv
 
 
 def resolve(
@@ -214,10 +215,9 @@ def resolve(
     """The recipe of `keys`, which stand in the file at `path`, and of the flags after them.
 
     Raises:
-        SystemExit: as `parse`.
+        Refusal: as `parse`.
     """
-    known = [action.dest for action in parser._actions if action.dest != "help"]
-    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
+    given = check_names(path, keys, argv)
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
     # would turn DeepSpeed off; without a backend processes would not find each other.
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
@@ -234,14 +234,7 @@ def resolve(
     parser.prog = str(path)
     parser.parse_known_args(flags)
     parser.prog = "ARGS"
-    given = flags_given(parser, argv)
-    namespace, unknown = parser.parse_known_args(flags + argv)
-    if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
-        if not unknown[0].startswith("-"):
-            raise SystemExit(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
-        near = spelling(name.replace("-", "_")) or choices(name, known)
-        raise SystemExit(f"unknown argument {unknown[0]!r}: {near}")
+    namespace = parser.parse_args(flags + argv)
     chosen = {
         key: value
         for key, value in vars(namespace).items()
@@ -261,7 +254,7 @@ def resolve(
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if values[key] < 1:  # before it is divided by
             where = "ARGS" if key in given else path
-            raise SystemExit(f"{where}: {key} is {values[key]}: give 1 or more")
+            raise Refusal(f"{where}: {key} is {values[key]}: give 1 or more")
     batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],
@@ -277,7 +270,7 @@ def resolve(
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         said = " ".join(str(error).split())
         where = "ARGS" if any(key in said for key in given) else path
-        raise SystemExit(f"{where}: {said}{hint}") from error
+        raise Refusal(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
     stated = (chosen, defaults, batch)
     recipe = Recipe(name, path, *stated, script, training, model, mixture, run, given)

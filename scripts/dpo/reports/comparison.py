@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
 from dpo.reports import results, run_report
@@ -65,7 +66,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """What the run in `folder` states.
 
     Raises:
-        SystemExit: its recipe.yaml is none.
+        Refusal: its recipe.yaml is none.
     """
     path = folder / output_folder.SETTINGS
     try:
@@ -73,7 +74,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     except yaml.YAMLError:
         settings = None
     if not isinstance(settings, dict):
-        raise SystemExit(f"{path} holds no settings of a run: move that folder, or name others")
+        raise Refusal(f"{path} holds no settings of a run: move that folder, or name others")
     return settings
 
 
@@ -81,7 +82,7 @@ def runs_of(recipe: str) -> list[Path]:
     """The folders of a recipe's runs, those of its sweep too; not those moved aside.
 
     Raises:
-        SystemExit: it has none.
+        Refusal: it has none.
     """
     found, others = [], set()
     for pattern in ("*", f"{recipe}-sweep/*"):
@@ -93,7 +94,7 @@ def runs_of(recipe: str) -> list[Path]:
                 found.append(path.parent)
     if not found:
         known = ", ".join(sorted(others)) or "none yet"
-        raise SystemExit(f"no run of RECIPE={recipe}; there are runs of: {known}")
+        raise Refusal(f"no run of RECIPE={recipe}; there are runs of: {known}")
     return found
 
 
@@ -107,13 +108,13 @@ def folders(names: list[str]) -> list[Path]:
     """The folders of runs, by path or by name under outputs/, each once.
 
     Raises:
-        SystemExit: one of them is no run.
+        Refusal: one of them is no run.
     """
     found = []
     for name in names:
         folder = run_folder(name)
         if not folder:
-            raise SystemExit(f"no run at {name}; {known_runs()}")
+            raise Refusal(f"no run at {name}; {known_runs()}")
         found.append(folder)
     return [*dict.fromkeys(found)]
 

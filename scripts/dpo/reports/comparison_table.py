@@ -11,8 +11,8 @@ import numpy as np
 
 from dpo.core import files, stats
 from dpo.core.stats import Interval, accuracy
-from dpo.reports import evaluation_page
 from dpo.reports.comparison import Compared
+from dpo.reports.evaluation_page import said, with_error
 
 
 @dataclass
@@ -155,7 +155,7 @@ def table(runs: list[Compared]) -> list[Row]:
 
 
 def _interval(of: dict | None, form: str) -> str:
-    return evaluation_page.said(of, form) if of else ""
+    return said(of, form) if of else ""
 
 
 def _kl(run: Compared, key: str, form: str) -> str:
@@ -284,11 +284,7 @@ def _metrics(found: dict[str, Any]) -> dict[tuple[str, str], dict]:
 
 
 def _benchmark(of: dict | None) -> str:
-    return (
-        f"{evaluation_page.with_error(of, 'policy')} (against {evaluation_page.with_error(of, 'against')})"
-        if of
-        else ""
-    )
+    return f"{with_error(of, 'policy')} (against {with_error(of, 'against')})" if of else ""
 
 
 def _preferred(folder: Path, found: dict[str, Any]) -> Units | None:

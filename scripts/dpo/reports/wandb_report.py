@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from dpo.core.refusal import Refusal
 from dpo.reports import comparison_page, comparison_table
 from dpo.runs import tracking
 
@@ -25,12 +26,12 @@ def check() -> None:
     """See that there is somebody to write a report as.
 
     Raises:
-        SystemExit: W&B has no key, or does not answer.
+        Refusal: W&B has no key, or does not answer.
     """
     if not tracking.has_key():
-        raise SystemExit("a W&B report needs a login: wandb login. Without one, leave --wandb out")
+        raise Refusal("a W&B report needs a login: wandb login. Without one, leave --wandb out")
     if not tracking.answers(tracking.base_url()):
-        raise SystemExit(f"{tracking.base_url()} gives no answer: leave --wandb out, or try later")
+        raise Refusal(f"{tracking.base_url()} gives no answer: leave --wandb out, or try later")
 
 
 def of(runs: list[Compared], title: str, **where: str) -> Report:

@@ -14,7 +14,7 @@ def main() -> None:
     """Run `accelerate` with this process's arguments.
 
     Raises:
-        SystemExit: with 1 if a process of the run has said why it ends.
+        Refusal: with 1 if a process of the run has said why it ends.
     """
     from accelerate.commands.accelerate_cli import main as accelerate
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import yaml
 
 from dpo.core import files
+from dpo.core.refusal import Refusal
 from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
 
 RUNS = Path("outputs")
@@ -57,11 +58,11 @@ def recipe_of(folder: Path) -> Recipe:
     """The recipe of the run in `folder`, as it was stated there.
 
     Raises:
-        SystemExit: the folder holds no run.
+        Refusal: the folder holds no run.
     """
     path = folder / SETTINGS
     if not path.is_file():
-        raise SystemExit(f"{folder} holds no run of this repository: it has no {SETTINGS}")
+        raise Refusal(f"{folder} holds no run of this repository: it has no {SETTINGS}")
     keys = read_yaml(path)
     return resolve(make_parser(), path, keys.pop("recipe"), keys, [])
 
@@ -81,24 +82,24 @@ def day_of(folder: Path) -> datetime.date:
     return datetime.date.today()
 
 
-def unwritable(folder: Path, error: OSError) -> SystemExit:
+def unwritable(folder: Path, error: OSError) -> Refusal:
     """The line for an output folder that cannot be made, or written to."""
     why = "it is a file" if folder.is_file() else error.strerror
-    return SystemExit(f"cannot write the output folder {folder}: {why}: give another --output_dir")
+    return Refusal(f"cannot write the output folder {folder}: {why}: give another --output_dir")
 
 
 def lock(folder: Path) -> TextIO:
     """Take an output folder for this process, until the file that is returned is closed.
 
     Raises:
-        SystemExit: a run that is still going on has it.
+        Refusal: a run that is still going on has it.
     """
     file = (folder / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise SystemExit(
+        raise Refusal(
             f"{folder} belongs to a run that is going on (process {file.read().strip()}): wait for "
             "its end, or give another --output_dir"
         ) from None
@@ -127,7 +128,7 @@ def claim(recipe: Recipe) -> TextIO | None:
     None for a finished run, which is left as it is.
 
     Raises:
-        SystemExit: the folder cannot be written, belongs to a run that is going on, or holds the
+        Refusal: the folder cannot be written, belongs to a run that is going on, or holds the
             run of another recipe, a run with other settings, or files of no run.
     """
     folder = Path(recipe.training.output_dir)
@@ -142,7 +143,7 @@ def claim(recipe: Recipe) -> TextIO | None:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = {path.name for path in folder.iterdir()} - {QUARANTINE, DATA_PAGE, LOCK}
         if foreign and not (folder / SETTINGS).is_file():
-            raise SystemExit(
+            raise Refusal(
                 f"{folder} holds files that are no run of this repository: give another "
                 "--output_dir, or move them"
             )
@@ -155,7 +156,7 @@ def claim(recipe: Recipe) -> TextIO | None:
                 theirs, ours = recipe.learned(theirs), recipe.learned(ours)
             changed = differences(theirs, ours)
             if changed and (finished(folder) or [*folder.glob("**/*.safetensors")]):
-                raise SystemExit(
+                raise Refusal(
                     f"{folder} holds a run with other settings: {changed}. "
                     "Give another --output_dir, or --restart to move that run aside"
                 )

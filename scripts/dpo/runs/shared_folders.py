@@ -12,6 +12,8 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from dpo.core.refusal import Refusal
+
 WAIT = 10.0  # seconds that a network file system may take to show a new file
 
 
@@ -35,7 +37,7 @@ def check_shared(folders: list[Path]) -> None:
     Called by all processes, each with what it takes for the folders of the run.
 
     Raises:
-        SystemExit: on all of them, where one does not.
+        Refusal: on all of them, where one does not.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -58,7 +60,7 @@ def check_shared(folders: list[Path]) -> None:
         (folder / name).unlink(missing_ok=True)
     refused = next((each for each in found if each), None)
     if refused:
-        raise SystemExit(
+        raise Refusal(
             f"{refused[0]} is not shared between the machines: {refused[1]} does not find in it "
             "what the first has written. Put --output_dir and --reference_cache on a file system "
             "that all of them have"

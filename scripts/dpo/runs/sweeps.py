@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE, SIGNALS
 from dpo.core.terminal import visible
 from dpo.recipe.arguments import decides
@@ -65,24 +66,24 @@ def points(sweep: str) -> list[dict[str, str]]:
     """The grid of `key=value,value key=value`, the last key changing fastest.
 
     Raises:
-        SystemExit: it is not written so.
+        Refusal: it is not written so.
     """
     grid: dict[str, list[str]] = {}
     for part in sweep.split():
         key, equals, values = part.partition("=")
         if not equals or "" in values.split(","):
-            raise SystemExit(f'SWEEP: {part!r} is not key=value,value: SWEEP="beta=0.05,0.1"')
+            raise Refusal(f'SWEEP: {part!r} is not key=value,value: SWEEP="beta=0.05,0.1"')
         if key in grid:
-            raise SystemExit(f"SWEEP: {key} stands twice: name it once, with all its values")
+            raise Refusal(f"SWEEP: {key} stands twice: name it once, with all its values")
         if len({*values.split(",")}) < len(values.split(",")):
-            raise SystemExit(f"SWEEP: {part}: a value stands twice: name each once")
+            raise Refusal(f"SWEEP: {part}: a value stands twice: name each once")
         if key == "config" or not decides(key):
-            raise SystemExit(
+            raise Refusal(
                 f"SWEEP: {key} does not change what is learned: what all runs share goes in ARGS"
             )
         grid[key] = values.split(",")
     if not grid:
-        raise SystemExit('nothing to sweep: SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"')
+        raise Refusal('nothing to sweep: SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"')
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
@@ -97,7 +98,7 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
     """The runs of a sweep, each parsed and checked as train.py does it, before any starts.
 
     Raises:
-        SystemExit: a point is no run that can start.
+        Refusal: a point is no run that can start.
     """
     runs: dict[Path, Run] = {}
     for point in points(sweep):
@@ -105,11 +106,11 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
         config = ["--config", str(FOLDER / f"{recipe}.yaml")]
         try:
             parsed = parse([*config, *flags])
-        except SystemExit as stop:
+        except Refusal as stop:
             said = str(stop.code).removeprefix("ARGS: ")
             if not any(key in said for key in point):
                 raise
-            raise SystemExit(f"SWEEP: {said}") from stop
+            raise Refusal(f"SWEEP: {said}") from stop
         stated = parsed.defaults | parsed.chosen
         values = {key: stated[key] for key in point}
         name = ",".join(f"{key}={plain(value)}" for key, value in values.items())

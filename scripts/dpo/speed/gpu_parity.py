@@ -29,7 +29,8 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from dpo.prefix_sharing import attention
-from dpo.prefix_sharing.backbone import SharedPrefixCollator, share_prefixes
+from dpo.prefix_sharing.backbone import share_prefixes
+from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.speed.gpu_checks import Job, Row, judged
 from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, typical_lengths
 

@@ -19,6 +19,7 @@ import torch.utils.cpp_extension
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dpo.core.refusal import Refusal
 from dpo.runs import checkpoints, metrics
 from dpo.runs.output_folder import REPORT
 from dpo.speed.gpu_checks import MEMORY, Job, Row, activations, judged, memory, parameters, skipped
@@ -50,7 +51,7 @@ def launched(*given) -> dict:
     Returns its report, with the `losses` of its steps, and in `tokens` the most of a step.
 
     Raises:
-        SystemExit: it ended otherwise. What it said is above, in the log.
+        Refusal: it ended otherwise. What it said is above, in the log.
     """
     code = subprocess.run(command(*given)).returncode
     if code:
@@ -123,7 +124,7 @@ def kill_after(words: list[str], checkpoint: Path) -> None:
     try:
         while not (checkpoint / checkpoints.MANIFEST).exists():
             if run.poll() is not None:
-                raise SystemExit(f"the run that was to be killed ended by itself: {run.poll()}")
+                raise Refusal(f"the run that was to be killed ended by itself: {run.poll()}")
             time.sleep(0.005)
     finally:
         kill(run)

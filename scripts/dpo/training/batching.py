@@ -152,6 +152,7 @@ class WeighsPairs:
             found.metrics[f"{metric_key_prefix}_loss"] = float(np.float32(self.eval_losses).mean())
         return found
 
+    # accelerate would fill up the last batches with pairs that count twice.
     def get_eval_dataloader(self, *args) -> DataLoader:
         loader, batch = super().get_eval_dataloader(*args), self.args.eval_batch_size
         if self.args.world_size > 1 and not isinstance(loader.dataset, IterableDataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_quantization_config
 
+from dpo.core.refusal import Refusal
 from dpo.data import fits
-from dpo.models import adapters, end_tokens, loading, trust
+from dpo.models import adapters, chat_template, loading, trust
 from dpo.recipe.parse import Recipe
 from dpo.runs import tracking
 from dpo.runs.metrics import WriteMetrics
@@ -68,7 +70,7 @@ def known_arguments(recipe: Recipe) -> Iterator[None]:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in recipe.init:
             raise
-        raise SystemExit(
+        raise Refusal(
             f"{recipe.place('model_init_kwargs')}: model_init_kwargs has {unknown[1]}, which is "
             f"neither of the model's configuration nor an argument of from_pretrained: {error}"
         ) from error
@@ -85,17 +87,17 @@ def make_trainer(
     Policy and reference are loaded alike: same weights, same dtype, same attention.
 
     Raises:
-        SystemExit: the model's files are not whole, or do not fit the tokenizer and the data; the
+        Refusal: the model's files are not whole, or do not fit the tokenizer and the data; the
             recipe would publish checkpoints, spread the model over GPUs, load it with arguments
             that it does not take, or have the reference scored beforehand where that gives other
             numbers; processes do not see each other; or they were launched for DeepSpeed or FSDP,
             and accelerate does not use it, and would train side by side, unsharded.
     """
-    model, args = recipe.model, recipe.training
+    model, args = recipe.model, copy.copy(recipe.training)  # the recipe stays what it was
     publish.check(args)
     trust.read_as_data()
     if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
-        raise SystemExit(
+        raise Refusal(
             "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
             "and shard a model that is too large for one GPU with CONFIG=zero3"
         )
@@ -134,7 +136,7 @@ def make_trainer(
         and (reason := stays_live(start["model"], start.get("peft_config"), args, train, held_out))
     ):
         where = recipe.place("precompute_ref_log_probs")
-        raise SystemExit(
+        raise Refusal(
             f"{where}: precompute_ref_log_probs is True: {reason}: leave it out, and the "
             "reference is scored as it goes"
         )
@@ -149,14 +151,16 @@ def make_trainer(
             processing_class=tokenizer,
             **start,
         )
-    end_tokens.remember(trainer.model, trainer.processing_class, end_tokens.kind_of(train.features))
+    chat_template.remember_end_tokens(
+        trainer.model, trainer.processing_class, chat_template.prompt_kind(train.features)
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
-        raise SystemExit(f"{launched} processes were launched and do not see each other")
+        raise Refusal(f"{launched} processes were launched and do not see each other")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not trainer.is_deepspeed_enabled:
-        raise SystemExit("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
+        raise Refusal("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
-        raise SystemExit("FSDP was asked for and shards nothing on a CPU: choose a zero config")
+        raise Refusal("FSDP was asked for and shards nothing on a CPU: choose a zero config")
     trainer.remove_callback(ProgressCallback)
     if not args.disable_tqdm:
         trainer.add_callback(StepLines)

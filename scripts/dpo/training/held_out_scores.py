@@ -14,6 +14,7 @@ from accelerate.utils import tqdm
 from trl import DPOTrainer
 
 from dpo.core import files
+from dpo.data import schema
 from dpo.models.scoring import Scored
 from dpo.runs import output_folder
 from dpo.training import reference
@@ -28,12 +29,12 @@ def score(trainer: DPOTrainer) -> Scored | None:
     sums are then no log-probabilities.
 
     Raises:
-        SystemExit: a batch does not fit in memory.
+        Refusal: a batch does not fit in memory.
     """
     dataset, args = trainer.eval_dataset, trainer.args
     if dataset is None or args.ld_alpha is not None or args.sync_ref_model:
         return None
-    columns = [name for name in reference.ROWS + reference.COLUMNS if name in dataset.column_names]
+    columns = [name for name in schema.IDS + schema.REFERENCE_LOGPS if name in dataset.column_names]
     order, loader = reference.longest_first(
         trainer, dataset.select_columns(columns), args.per_device_eval_batch_size
     )
@@ -55,7 +56,7 @@ def keep(folder: Path, scored: Scored, digest: str) -> None:
     """Write them beside the policy: a run that is killed before its report needs them again.
 
     Args:
-        digest: of the pairs (evaluation.digest_of).
+        digest: of the pairs (schema.digest_of).
     """
     said = {name: np.asarray(value).tolist() for name, value in asdict(scored).items()}
     files.write_whole(folder / output_folder.HELD_OUT, json.dumps({"pairs": digest, **said}))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import reduce
 from transformers import TrainerCallback
 
 from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
@@ -68,7 +68,6 @@ class Leave(TrainerCallback):
 
     def __init__(self):
         self.asked = self.left = self._training = self._interrupted = False
-        self.accelerator: Accelerator | None = None
 
     def listen(self) -> Leave:
         """Hear the signals, also those that launch.py had held back until now."""
@@ -89,8 +88,7 @@ class Leave(TrainerCallback):
         self._training = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        asked = torch.tensor(float(self.asked), device=self.accelerator.device)
-        asked = self.accelerator.reduce(asked, reduction="sum").item() > 0
+        asked = reduce(torch.tensor(float(self.asked), device=args.device), "sum").item()
         if asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.left = True
 

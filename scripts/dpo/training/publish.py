@@ -9,6 +9,7 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import DPOConfig, DPOTrainer
 
+from dpo.core.refusal import Refusal
 from dpo.runs.output_folder import DRIFT, HELD_OUT, REPORT, TRAINED
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # .py: a model's own code
@@ -16,9 +17,9 @@ OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)
 
 
 def check(training: DPOConfig) -> None:
-    """Raises SystemExit if the recipe would publish checkpoints: optimizer states are pickles."""
+    """Raises Refusal if the recipe would publish checkpoints: optimizer states are pickles."""
     if training.push_to_hub and training.hub_strategy != "end":
-        raise SystemExit(
+        raise Refusal(
             f"hub_strategy {training.hub_strategy.value}: choose end: the trained policy is "
             "published, and no checkpoint, which holds pickles"
         )

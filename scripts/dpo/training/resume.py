@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
+from dpo.core.refusal import Refusal
 from dpo.runs import checkpoints
 
 # In a checkpoint, where the reference moves. Apart from the policy's weights: vLLM and SGLang load
@@ -34,7 +35,7 @@ def to_go_on_from(
     is as it was written; None if there is none. All processes get the first one's answer.
 
     Raises:
-        SystemExit: the run does not fit it, or the one given is no checkpoint or is broken.
+        Refusal: the run does not fit it, or the one given is no checkpoint or is broken.
     """
     answer: list[Any] = [None, None]
     if trainer.is_world_process_zero():
@@ -47,7 +48,7 @@ def to_go_on_from(
             if answer[0]:
                 checkpoints.check_fits(answer[0], trainer.about, other_processes)
                 if trainer.args.sync_ref_model and not (answer[0] / REFERENCE).is_file():
-                    raise SystemExit(
+                    raise Refusal(
                         f"{answer[0]} was written without {REFERENCE}, the reference as it had "
                         "moved by then (sync_ref_model): train anew with --restart"
                     )
@@ -56,11 +57,11 @@ def to_go_on_from(
                 f"--resume_from_checkpoint {given} cannot be gone on from: {wrong}. Leave the flag "
                 "out to go on from the newest whole checkpoint of the output folder"
             )
-        except SystemExit as refusal:
+        except Refusal as refusal:
             answer[1] = refusal.code
     broadcast_object_list(answer)
     if answer[1]:
-        raise SystemExit(answer[1])
+        raise Refusal(answer[1])
     return answer[0]
 
 

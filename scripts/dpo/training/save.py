@@ -13,19 +13,40 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
 from dpo.core import files
+from dpo.core.refusal import Refusal
+from dpo.data import schema
 from dpo.models import adapters
 from dpo.runs import checkpoints
 from dpo.training import publish, reference, resume
 
 
 class WritesCheckpoints:
-    """The part of FastDPOTrainer (trainer.py) that writes; above TRL's in its bases."""
+    """The part of FastDPOTrainer (trainer.py) that writes; above TRL's in its bases.
+
+    Args:
+        adapter: the weights file of the adapter that training starts from, if it is one.
+        settings: of the run, those that decide what is learned (Recipe.learned).
+    """
+
+    def __init__(
+        self,
+        *args,
+        adapter: Path | None = None,
+        settings: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        self.adapter, self.settings = adapter, settings or {}
+        self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
+        self._saving = False
+        super().__init__(*args, **kwargs)
+        self.settled = resume.Settled(self)
+        self.add_callback(self.settled)
 
     @cached_property
     def about(self) -> dict[str, Any]:
         """What a run must have in common with the checkpoint that it goes on from."""
         model, rows = self.accelerator.unwrap_model(self.model), self.train_dataset
-        listed = not isinstance(rows, IterableDataset) and {*reference.ROWS} <= {*rows.column_names}
+        listed = not isinstance(rows, IterableDataset) and {*schema.IDS} <= {*rows.column_names}
         return {
             "processes": self.accelerator.num_processes,
             "sharding": checkpoints.sharding(self.accelerator),
@@ -35,11 +56,12 @@ class WritesCheckpoints:
             "micro_batches": self._micro_batches if self.composition_matters else None,
         }
 
-    # transformers would write a checkpoint at its place; there it lies when it is whole.
+    # transformers writes a checkpoint where it will lie: a kill would leave half of one there.
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         return f"{folder}/{checkpoints.BESIDE}" if self._saving else folder
 
+    # Written to a folder beside; `checkpoints.finish` renames it when it is complete.
     def _save_checkpoint(self, model, trial) -> None:
         state, folder = self.state, Path(self.args.output_dir)
         checkpoint = folder / f"checkpoint-{state.global_step}"
@@ -88,12 +110,13 @@ class WritesCheckpoints:
                 raise
             self.save_alone()
             whole = checkpoints.last_whole(Path(self.args.output_dir))
-            raise SystemExit(
+            raise Refusal(
                 f"a data worker was killed after step {self.state.global_step}, often for want of "
                 "memory: give fewer dataloader_num_workers, and the same command goes on from "
                 f"{whole or 'the start'}"
             ) from error
 
+    # transformers pickles its arguments, a token among them, and of an adapter keeps no ends.
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -102,8 +125,10 @@ class WritesCheckpoints:
             if is_peft_model(self.model):
                 adapters.save_generation_config(self.model, folder)
 
+    # transformers would upload the whole folder: settings, rows set aside, W&B's files.
     def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
         return publish.publish(self, commit_message, revision)
 
+    # The name of a folder may hold what is Markdown or YAML in a card.
     def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
         super().create_model_card(publish.plain(model_name or ""), *args, **kwargs)

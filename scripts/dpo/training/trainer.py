@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.core import stats
-from dpo.data.schema import IDS, column
+from dpo.data import schema
+from dpo.data.schema import IDS, column, longest_row
 from dpo.models import adapters, rope
-from dpo.prefix_sharing import attention, backbone
-from dpo.prefix_sharing.backbone import SharedPrefixCollator
-from dpo.training import batching, reference, resume, stock
+from dpo.prefix_sharing import attention, backbone, head
+from dpo.prefix_sharing.plan import SharedPrefixCollator
+from dpo.training import batching, reference, stock
 from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
 from dpo.training.monitoring.probes import gathered, per_pair
@@ -53,7 +54,7 @@ def stays_live(model: Any, adapter: PeftConfig | None, args: DPOConfig, *data: A
             "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
             "beside the GPUs"
         )
-    return rope.by_batch(model, args, *data)
+    return rope.by_batch(model, args, max(longest_row(each, args.max_length) for each in data))
 
 
 class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
@@ -75,28 +76,27 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         **kwargs,
     ):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
-        self.adapter, self.settings = adapter, settings or {}
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
-        self._sharing, self._ready, self._saving = "off", False, False
-        self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
+        self._sharing, self._ready = "off", False
+        self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
-        self.live, config = None, given.get("args")  # why not scored beforehand, though asked for
+        del given["self"]
+        config, data = given.get("args"), (given.get("train_dataset"), given.get("eval_dataset"))
         if config is not None and config.precompute_ref_log_probs:
-            data = (given.get("train_dataset"), given.get("eval_dataset"))
             self.live = stays_live(given["model"], given.get("peft_config"), config, *data)
-            config.precompute_ref_log_probs = self.live is None
+            given["args"] = copy.copy(config)
+            given["args"].precompute_ref_log_probs = self.live is None
         with stock.unhashed():
-            super().__init__(*args, **kwargs)
+            super().__init__(adapter=adapter, settings=settings, **given)
         self._make_ready()
         if self._precompute_engine is not None:
             # Its hooks would go on counting the modules that pass, and after a single batch, the
             # check of a kept reference, lose count in training (ZeRO-3).
             self._precompute_engine.destroy()
             self._precompute_engine = None
-        self.monitors, self.settled = Monitors(self), resume.Settled(self)
+        self.monitors = Monitors(self)
         self.add_callback(self.monitors)
-        self.add_callback(self.settled)
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
@@ -116,7 +116,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
             self._share_prefixes()
 
     def _share_prefixes(self) -> None:
-        backbone.head_on_completions(self.accelerator.device)
+        head.head_on_completions(self.accelerator.device)
         reasons = [backbone.obstacle(model) for model in self._models()]
         if is_peft_model(self.model):
             reasons.append(adapters.obstacle(self.model))
@@ -183,6 +183,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         with memory.explained(self, "scoring the reference"):
             return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
 
+    # A run that is out of memory while it scores says with which batch.
     def compute_ref_log_probs(self, model, inputs):
         self.batch = inputs
         return super().compute_ref_log_probs(model, inputs)
@@ -247,7 +248,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:
             cut = (self.args.max_length, self.args.truncation_mode)
-            lengths = reference.shared_lengths(self.train_dataset, *cut)
+            lengths = schema.shared_lengths(self.train_dataset, *cut)
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         if self._lays_out and self.args.world_size > 1:

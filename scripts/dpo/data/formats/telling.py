@@ -8,8 +8,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dpo.core.refusal import Refusal
 from dpo.data.formats.columns import instead, not_said, suggested
-from dpo.data.formats.layouts import LAYOUTS
 from dpo.data.formats.parsing import is_message
 from dpo.data.formats.parts import (
     BESIDE,
@@ -22,9 +22,11 @@ from dpo.data.formats.parts import (
     told,
 )
 from dpo.data.formats.turns import Fault, as_messages
-from dpo.data.sources.load import Rows, one_line
+from dpo.data.sources.load import Rows
 from dpo.data.sources.rows import listed
 from dpo.data.tokenize import GIVEN, Tokenization
+from dpo.recipe.arguments import LAYOUTS
+from dpo.recipe.hub_names import one_line
 
 FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told
@@ -171,18 +173,18 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     """How a source is read: as the recipe says, or as the columns show.
 
     Raises:
-        SystemExit: no layout that is known, or the source lacks its columns.
+        Refusal: no layout that is known, or the source lacks its columns.
     """
     data = source.data
     try:
         rows = source.first(SEEN)
     except ValueError as error:  # a stream is read only now
-        raise SystemExit(f"cannot read {source.name}: {one_line(error)}") from error
+        raise Refusal(f"cannot read {source.name}: {one_line(error)}") from error
     if not rows:
-        raise SystemExit(f"{source.name} has no rows")
+        raise Refusal(f"{source.name} has no rows")
     layout, parts = told(rows, given)
     if layout is None:
-        raise SystemExit(refusal(source.name, rows))
+        raise Refusal(refusal(source.name, rows))
     check(source.name, layout, parts, rows)
     if isinstance(data, Dataset) and len(data) > SEEN:  # a column may be filled in later rows only
         rows += source.meant(data.select(np.linspace(SEEN, len(data) - 1, SEEN).astype(int)))
@@ -197,18 +199,18 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     """See that rows have what a layout needs.
 
     Raises:
-        SystemExit: there is no column of the prompt, or of the answers.
+        Refusal: there is no column of the prompt, or of the answers.
     """
     columns, here = example_of(rows), f"{name}: columns {listed(rows[0])}"
     answers = {"rated": "candidates", "compared": "first", "scored": "response"}
     if answers.get(layout, "chosen") not in parts:
         if layout == "compared" and (why := not_said(rows)):
-            raise SystemExit(f"{name}: {why}")
-        raise SystemExit(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
+            raise Refusal(f"{name}: {why}")
+        raise Refusal(f"{here} have no answers to read as {layout} ({LAYOUTS[layout]})")
     if layout == "compared" and parts.get("verdict") in STRENGTHS:
         check_signs(name, parts, rows)
     if layout in NEEDED and "question" not in parts:
-        raise SystemExit(
+        raise Refusal(
             f"{here} have no prompt to read as {layout}: {mapped('…', columns, parts)}, or "
             "leave preference_layout out where chosen and rejected begin with it"
         )
@@ -221,7 +223,7 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
         n for n, v in columns.items() if n not in parts.values() and first_question(v) is not None
     ]
     if turns or apart > len(rows) / 2:
-        raise SystemExit(
+        raise Refusal(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
             f"hold it: {mapped([*turns, '…'][0], columns, parts)}"
         )
@@ -232,7 +234,7 @@ def check_signs(name: str, parts: dict[str, str], rows: list[Row]) -> None:
     the two is better.
 
     Raises:
-        SystemExit: of many rows, all have the same.
+        Refusal: of many rows, all have the same.
     """
     first, second, strength = (parts[part] for part in ("first", "second", "verdict"))
     values = [row[strength] for row in rows if number(row.get(strength))]
@@ -240,7 +242,7 @@ def check_signs(name: str, parts: dict[str, str], rows: list[Row]) -> None:
     if len(values) >= FEW and len(above) == 1:
         better, worse = (second, first) if True in above else (first, second)
         side = "above" if True in above else "below"
-        raise SystemExit(
+        raise Refusal(
             f"{name}: {strength} is {side} zero wherever it is not zero in the first {len(rows)} "
             f"rows: it should say by how much {second} is better, and be below zero where {first} "
             f"is. If {better} always is, --column_mapping "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import datasets
 import yaml
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from trl import DatasetMixtureConfig
 
+from dpo.core.refusal import Refusal
+from dpo.data.formats.columns import mapping_of
 from dpo.data.sources import files, tables
 from dpo.data.sources.files import COMPRESSED, FILES
 from dpo.data.sources.rows import (
@@ -29,54 +30,10 @@ from dpo.data.sources.rows import (
     unreadable,
     without_backups,
 )
+from dpo.recipe.hub_names import check_reachable, looks_local, one_line
 from dpo.recipe.parse import Recipe
 
-LOCAL_INSTEAD = (
-    "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
-    "folders with --model_name_or_path and --dataset_name"
-)
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
-ABROAD = re.compile(r"^[A-Za-z]:|://|\\")  # a drive, a server, folders as Windows has them
-HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, its cause first, on one line of bounded length."""
-    said = " ".join(str(error.__cause__ or error).split())
-    return said if len(said) < 400 else f"{said[:400]} …"
-
-
-def looks_local(name: str) -> bool:
-    """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
-    begins = name.startswith((".", "/", "~", "models/", "recipes/"))
-    ends = name.endswith((*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")) or " " in name
-    return begins or ends or name.count("/") > 1 or bool(ABROAD.search(name))
-
-
-def check_reachable(name: str, repo_type: str) -> list[str] | None:
-    """Ask the hub for `name` once, unless it is a folder here or the hub is switched off.
-
-    Returns the names of its files, if the hub was asked.
-
-    Raises:
-        SystemExit: no answer within HUB_TIMEOUT, or the hub knows no such repository.
-    """
-    if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        found = HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
-        return [file.rfilename for file in found.siblings or ()]
-    # Whatever goes wrong in this one call (no network, no such name, no access), the run cannot
-    # load it, and the reader needs the same two facts.
-    except Exception as error:
-        raise SystemExit(
-            f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {first_line(error)}. "
-            f"If it should be there, {LOCAL_INSTEAD}"
-        ) from error
 
 
 @exact_names()
@@ -90,23 +47,23 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         how: arguments of load_dataset_builder.
 
     Raises:
-        SystemExit: it cannot be found or read; a broken line is named.
+        Refusal: it cannot be found or read; a broken line is named.
     """
     path, given = Path(dataset), how.get("data_files")
     if path.is_file() and not given:
         kind = files.kind_of(path)
         if not kind:
             known = f"{', '.join(FILES)}, packed as {', '.join(COMPRESSED)} or not"
-            raise SystemExit(f"{key}: {dataset} is not one of {known}")
+            raise Refusal(f"{key}: {dataset} is not one of {known}")
         how["data_files"], dataset = {"train": dataset}, kind
     elif not path.is_dir() and not given:
-        if looks_local(dataset):
-            raise SystemExit(f"{key}: no data at {dataset}: name others with --dataset_name")
+        if looks_local(dataset, (*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")):
+            raise Refusal(f"{key}: no data at {dataset}: name others with --dataset_name")
         check_reachable(dataset, "dataset")
     try:
         Path(datasets.config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(
+        raise Refusal(
             f"data sets are kept in {datasets.config.HF_DATASETS_CACHE}, which cannot be made "
             f"({error.strerror}): name another folder with HF_HOME or HF_DATASETS_CACHE"
         ) from error
@@ -119,17 +76,17 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             note_unread(path / (how.get("data_dir") or ""), found)
         return found
     except StopIteration as error:
-        raise SystemExit(
+        raise Refusal(
             f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
         ) from error
     except yaml.YAMLError as error:
         said = f"the lines between --- in its README.md are no YAML: {one_line(error)}"
-        raise SystemExit(f"cannot load the data set {path}: {said}") from error
+        raise Refusal(f"cannot load the data set {path}: {said}") from error
     except files.Broken as error:
-        raise SystemExit(f"cannot load the data set {path}: {error}") from error
+        raise Refusal(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         said = unreadable(path, error) or one_line(error)
-        raise SystemExit(f"cannot load the data set {path}: {said}") from error
+        raise Refusal(f"cannot load the data set {path}: {said}") from error
 
 
 def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
@@ -185,7 +142,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     """Every split of a data set, by its name.
 
     Raises:
-        SystemExit: the data set cannot be found or read.
+        Refusal: the data set cannot be found or read.
     """
     return load(name, "dataset_name", name=config, streaming=streaming)
 
@@ -196,7 +153,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
     Apart, since each may have columns of its own.
 
     Raises:
-        SystemExit: one of them cannot be loaded, or only some of them state a share.
+        Refusal: one of them cannot be loaded, or only some of them state a share.
     """
     parts = []
     for entry in mixture.datasets:
@@ -211,7 +168,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
     if not any(share is not None for share in shares):
         return parts
     if None in shares or mixture.streaming:
-        raise SystemExit(
+        raise Refusal(
             "datasets: `fraction` must be stated for all data sets of a mixture or for none, and "
             "not with `streaming`"
         )
@@ -227,32 +184,33 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
     or holds out a share of the former (`test_split_size`).
 
     Raises:
-        SystemExit: the data cannot be loaded, or lacks a split.
+        Refusal: the data cannot be loaded, or lacks a split.
     """
+    mapping_of(recipe.run.column_mapping, f"{recipe.place('column_mapping')}: column_mapping")
     script, mixture = recipe.script, recipe.mixture
     wanted = {"dataset_train_split": script.dataset_train_split}
     if recipe.training.eval_strategy != "no" and mixture.test_split_size is None:
         wanted["dataset_test_split"] = script.dataset_test_split
         if script.dataset_train_split == script.dataset_test_split:
-            raise SystemExit(
+            raise Refusal(
                 f"dataset_test_split: {script.dataset_test_split!r} is what the run trains on: "
                 "held-out pairs must be another split"
             )
     if mixture.test_split_size is not None and (mixture.streaming or script.dataset_streaming):
-        raise SystemExit("test_split_size: a stream cannot be split: name a test split")
+        raise Refusal("test_split_size: a stream cannot be split: name a test split")
     if mixture.datasets:
         if "dataset_test_split" in wanted:
-            raise SystemExit(
+            raise Refusal(
                 "datasets: a mixture has no held-out split: state test_split_size, the share or "
                 'number of pairs to hold out, or eval_strategy: "no"'
             )
         return load_mixture(mixture), []
     if not script.dataset_name:
-        raise SystemExit(f"{recipe.path}: dataset_name is missing")
+        raise Refusal(f"{recipe.path}: dataset_name is missing")
     splits = load_splits(script.dataset_name, script.dataset_config, script.dataset_streaming)
     for key, split in wanted.items():
         if split not in splits:
-            raise SystemExit(
+            raise Refusal(
                 f"{key}: {script.dataset_name} has no split {split!r}, only {', '.join(splits)}"
                 + "".join(f"; {note}" for note in next(iter(splits.values())).notes)
                 + ("; test_split_size holds out a share of the training pairs" * ("test" in key))

@@ -19,6 +19,7 @@ from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
 from dpo.core.hashing import digests_of
+from dpo.core.refusal import Refusal
 from dpo.data.formats import parsing
 from dpo.data.formats.turns import Fault
 from dpo.data.sources import files
@@ -112,7 +113,7 @@ def part_of(splits: dict[str, Rows], wanted: str, name: str) -> Dataset | Iterab
     """A split, or a part of some as `datasets` spells it: `train[:10%]+test`.
 
     Raises:
-        SystemExit: there is no such split, or it is a slice of a stream.
+        Refusal: there is no such split, or it is a slice of a stream.
     """
     if wanted in splits:
         return splits[wanted].data
@@ -120,7 +121,7 @@ def part_of(splits: dict[str, Rows], wanted: str, name: str) -> Dataset | Iterab
         lengths = {split: len(rows.data) for split, rows in splits.items()}
         pieces = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
-        raise SystemExit(
+        raise Refusal(
             f"datasets: {name} has no split {wanted!r}, only {', '.join(splits)}, and slices of "
             "them where it is no stream"
         ) from error

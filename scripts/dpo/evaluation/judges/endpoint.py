@@ -17,9 +17,10 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
-from dpo.data.sources.load import one_line
+from dpo.core.refusal import Refusal
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
 from dpo.models.sampling import Messages, told, turns
+from dpo.recipe.hub_names import one_line
 
 TEMPLATE = """\
 Below are a conversation and two answers to its last message, A and B. Say which answer is better: \
@@ -70,16 +71,14 @@ def check(url: str, model: str | None) -> None:
     """Ask the model for one token, as it will be asked for verdicts.
 
     Raises:
-        SystemExit: the URL holds more than a place, no model is named, or there is no answer.
+        Refusal: the URL holds more than a place, no model is named, or there is no answer.
     """
     parts = urlsplit(url)
     if parts.username or parts.query:
-        raise SystemExit("JUDGE: no key or query in the URL: set OPENAI_API_KEY")
+        raise Refusal("JUDGE: no key or query in the URL: set OPENAI_API_KEY")
     with openai.OpenAI(**settings(url, timeout=30) | {"max_retries": 1}) as client:
         if not model:
-            raise SystemExit(
-                f"which model of {url} judges? Name it with JUDGE_MODEL={serves(client)}"
-            )
+            raise Refusal(f"which model of {url} judges? Name it with JUDGE_MODEL={serves(client)}")
         ask = [{"role": "user", "content": "Say yes."}]
         try:
             read(
@@ -88,9 +87,9 @@ def check(url: str, model: str | None) -> None:
                 )
             )
         except openai.NotFoundError as error:
-            raise SystemExit(f"JUDGE_MODEL={model}: {one_line(error)}{serves(client)}") from error
+            raise Refusal(f"JUDGE_MODEL={model}: {one_line(error)}{serves(client)}") from error
         except (openai.APIError, ValueError) as error:
-            raise SystemExit(f"no judge answers at {url}: {one_line(error)}") from error
+            raise Refusal(f"no judge answers at {url}: {one_line(error)}") from error
 
 
 def serves(client: openai.OpenAI) -> str:
@@ -223,7 +222,7 @@ def judge(
     out, and the next run asks for it.
 
     Raises:
-        SystemExit: the endpoint refuses the key or the model.
+        Refusal: the endpoint refuses the key or the model.
     """
     about = {"kind": "endpoint", "name": url, "model": model, "template": TEMPLATE}
     about |= {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
@@ -244,7 +243,7 @@ def judge(
     try:
         asyncio.run(asking.ask_all(missing, parallel))
     except REFUSED as error:
-        raise SystemExit(
+        raise Refusal(
             f"the judge at {url} refuses: {one_line(error)}. What it said before is kept, and the "
             "same command goes on from there"
         ) from error
@@ -257,7 +256,7 @@ def judge(
     reasons = left_out([*keys.values()], kept.entries, asking.failed, "verdict")
     if keys and not both.any():
         why = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
-        raise SystemExit(f"the judge at {url} gave no verdict: {why}")
+        raise Refusal(f"the judge at {url} gave no verdict: {why}")
     preferred[[*keys]] = np.where(both, np.where(first == second, first, 0.5), np.nan)
     share = float((first != second)[both].mean()) if keys else 0.0
     return Verdicts(preferred, None, reasons, about, asking.cost() | {"orders_disagree": share})

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest
 from dpo.models.sampling import told, turns
@@ -19,9 +20,9 @@ SKIPPED, QUIT = "skipped by hand", "not judged yet: the same command goes on"
 
 
 def check() -> None:
-    """Raises SystemExit if nobody sits at the terminal."""
+    """Raises Refusal if nobody sits at the terminal."""
     if not sys.stdin.isatty():
-        raise SystemExit("JUDGE=hand asks you, and this is no terminal: run it in one")
+        raise Refusal("JUDGE=hand asks you, and this is no terminal: run it in one")
 
 
 def judge(comparisons: list[Comparison], kept: Kept) -> Verdicts:

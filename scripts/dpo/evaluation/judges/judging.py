@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo.core.refusal import Refusal
 from dpo.evaluation.judges import endpoint, human
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.judges.reward_model import RewardModel
@@ -25,7 +26,7 @@ def check(name: str, model: str | None = None) -> None:
     """See that there is such a judge, before anything is generated for it.
 
     Raises:
-        SystemExit: there is none, or it does not answer.
+        Refusal: there is none, or it does not answer.
     """
     if endpoint.is_url(name):
         endpoint.check(name, model)
@@ -56,7 +57,7 @@ def judge(
         device: of a reward model.
 
     Raises:
-        SystemExit: the judge gives no verdict at all, or refuses to.
+        Refusal: the judge gives no verdict at all, or refuses to.
     """
     with Kept(kept) as judgements:
         if endpoint.is_url(name):
@@ -72,7 +73,7 @@ def judge(
             verdicts = by_reward(*how, comparisons, judgements)
     if np.isnan(verdicts.preferred).all():
         why = ", ".join(f"{reason} ({count})" for reason, count in verdicts.left_out.items())
-        raise SystemExit(f"the judge {name} gave no verdict: {why or 'it was asked nothing'}")
+        raise Refusal(f"the judge {name} gave no verdict: {why or 'it was asked nothing'}")
     return verdicts
 
 

@@ -12,10 +12,11 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo.data.sources.load import check_reachable, looks_local, one_line
+from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import DECIDES
-from dpo.models import devices, loading, trust
+from dpo.models import loading, trust
 from dpo.models.sampling import Messages
+from dpo.recipe.hub_names import check_reachable, looks_local, one_line
 
 ROWS = 16  # answers at a time
 JUDGES = (
@@ -28,7 +29,7 @@ class RewardModel:
     """A sequence classifier with one label, by folder or hub name. Weights load when they score.
 
     Raises:
-        SystemExit: there is none of that name, its weights are pickles, it runs only with code of
+        Refusal: there is none of that name, its weights are pickles, it runs only with code of
             its own, it has more labels than one, or no chat template.
     """
 
@@ -40,16 +41,16 @@ class RewardModel:
             self.config = AutoConfig.from_pretrained(name)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise SystemExit(f"the judge {name} cannot be read: {one_line(error)}") from error
+            raise Refusal(f"the judge {name} cannot be read: {one_line(error)}") from error
         labels = self.config.num_labels
         if labels != 1:
             kinds = ", ".join(self.config.architectures or ["a model"])
-            raise SystemExit(
+            raise Refusal(
                 f"the judge {name} is no reward model, which has one label: it is {kinds} with "
                 f"{labels}"
             )
         if not self.tokenizer.chat_template:
-            raise SystemExit(f"the judge {name} has no chat template: answers cannot be put to it")
+            raise Refusal(f"the judge {name} has no chat template: answers cannot be put to it")
         dtype = str(self.config.dtype).removeprefix("torch.")
         self.about = {"kind": "model", "name": name, "dtype": dtype}
         files = sorted({path for kind in DECIDES for path in Path(name).glob(kind)})
@@ -97,13 +98,13 @@ class RewardModel:
         return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
     def weight_bytes(self) -> int:
-        return devices.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
+        return loading.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
 
     def load(self) -> Any:
         """In its own dtype, on one GPU where it fits.
 
         Raises:
-            SystemExit: the weights lack a reward head, which transformers would draw at random, or
+            Refusal: the weights lack a reward head, which transformers would draw at random, or
                 have more than the model takes, such as another head.
         """
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -111,11 +112,11 @@ class RewardModel:
             dtype="auto",
             use_safetensors=True,
             output_loading_info=True,
-            device_map=devices.device_map(self.device, self.weight_bytes),
+            device_map=loading.device_map(self.device, self.weight_bytes),
         )
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])
-            raise SystemExit(f"the judge {self.name} is no reward model: its weights lack {lacks}")
+            raise Refusal(f"the judge {self.name} is no reward model: its weights lack {lacks}")
         # Left over from the model that it was trained from, and of no use to a judge.
         more = [key for key in found["unexpected_keys"] if not key.startswith("lm_head.")]
         loading.refuse(self.name, type(model).__name__, unexpected=more)
@@ -123,18 +124,18 @@ class RewardModel:
 
 
 def check_files(name: str) -> None:
-    """Raises SystemExit if a model of that name is not here or on the hub, as safetensors."""
+    """Raises Refusal if a model of that name is not here or on the hub, as safetensors."""
     if Path(name).is_dir():
         files = [path.name for path in Path(name).iterdir()]
     elif looks_local(name):
-        raise SystemExit(f"no judge {name!r}: {JUDGES}")
+        raise Refusal(f"no judge {name!r}: {JUDGES}")
     else:
         try:
             files = check_reachable(name, "model")
-        except SystemExit as error:
-            raise SystemExit(f"no judge {name!r}: {JUDGES}; and {error}") from error
+        except Refusal as error:
+            raise Refusal(f"no judge {name!r}: {JUDGES}; and {error}") from error
     if files is not None and not any(file.endswith(".safetensors") for file in files):
-        raise SystemExit(
+        raise Refusal(
             f"the judge {name} has no weights in safetensors, and nothing else is read: a pickle "
             "can run code"
         )

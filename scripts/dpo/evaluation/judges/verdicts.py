@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo.core.refusal import Refusal
 from dpo.core.secrets import masked
 from dpo.models.sampling import Prompt
 
@@ -57,7 +58,7 @@ class Kept:
     `entries` has those of earlier runs too, by their `key`. Lines without one say who judged.
 
     Raises:
-        SystemExit: another process is judging into the file, or a line of it is no JSON.
+        Refusal: another process is judging into the file, or a line of it is no JSON.
     """
 
     def __init__(self, path: Path):
@@ -66,7 +67,7 @@ class Kept:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit(f"{path}: another process is judging into it: wait for it") from None
+            raise Refusal(f"{path}: another process is judging into it: wait for it") from None
         whole, newline, _ = path.read_bytes().rpartition(b"\n")
         os.truncate(path, len(whole + newline))  # a kill in the middle of a write cuts a line off
         self.lines: list[dict] = []
@@ -74,7 +75,7 @@ class Kept:
             try:
                 self.lines.append(json.loads(line))
             except ValueError as error:
-                raise SystemExit(f"{path}, line {number}: {error}: take the line out") from error
+                raise Refusal(f"{path}, line {number}: {error}: take the line out") from error
         self.entries = {line["key"]: line for line in self.lines if "key" in line}
 
     def __enter__(self) -> Kept:

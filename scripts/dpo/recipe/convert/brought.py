@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo.core.refusal import Refusal
+
 HELD_OUT = ("test", "val", "eval", "dev")
 
 
@@ -40,7 +42,7 @@ class Brought:
             self.dropped[key] = reason
 
     def refuse(self, why: str) -> None:
-        raise SystemExit(f"{self.path}: {why}")
+        raise Refusal(f"{self.path}: {why}")
 
 
 def sliced(split: str, share: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import decides
 from dpo.recipe.convert.axolotl import axolotl
 from dpo.recipe.convert.brought import Brought, trl
@@ -71,7 +72,7 @@ def fill_in(b: Brought, ours: set[str], given: set[str]) -> None:
         given: keys of ours that are said elsewhere.
 
     Raises:
-        SystemExit: what is learned hangs on one.
+        Refusal: what is learned hangs on one.
     """
     renamed = RENAMED | TOOLS.get(b.tool, ({}, {}))[0]
     for key, value in b.old.items():
@@ -92,7 +93,7 @@ def flat(path: Path, keys: dict[str, Any], ours: set[str]) -> dict[str, Any]:
     """The keys, those in a section of the file (`training:`, `[training]`) as those beside it.
 
     Raises:
-        SystemExit: a key stands in two sections.
+        Refusal: a key stands in two sections.
     """
     tables = (table for tool in TOOLS.values() for table in tool)
     known = {*ours, *RENAMED, *DROPPED}.union(*tables)
@@ -101,7 +102,7 @@ def flat(path: Path, keys: dict[str, Any], ours: set[str]) -> dict[str, Any]:
         section = isinstance(value, dict) and key not in known and known & {*value}
         for inner, part in value.items() if section else [(key, value)]:
             if inner in found:
-                raise SystemExit(f"FROM: {path}: {inner} stands twice, one in {key}: keep one")
+                raise Refusal(f"FROM: {path}: {inner} stands twice, one in {key}: keep one")
             found[inner] = part
     return found
 
@@ -223,7 +224,7 @@ def convert(
         gpus: how many the original ran on, if it does not say.
 
     Raises:
-        SystemExit: it cannot be read, is of no tool that is known, or is no DPO.
+        Refusal: it cannot be read, is of no tool that is known, or is no DPO.
     """
     parser = make_parser()
     defaults = vars(parser.parse_known_args([])[0])

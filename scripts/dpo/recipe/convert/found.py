@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from dpo.core.strict import load_json, load_yaml
+from dpo.core.refusal import Refusal
 from dpo.recipe.convert.brought import Brought
 from dpo.recipe.convert.old_keys import DROPPED, RENAMED
 from dpo.recipe.convert.other_tools import TOOLS
 from dpo.recipe.parse import FOLDER
+from dpo.recipe.strict import load_json, load_yaml
 
 # Keys that other trainers have and DPO has not, and words of names.
 OTHER = {
@@ -68,7 +69,7 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
     the file that it hands on to; "" has the number of processes that the launcher is given.
 
     Raises:
-        SystemExit: a flag stands twice, the file is not there, or the command trains otherwise.
+        Refusal: a flag stands twice, the file is not there, or the command trains otherwise.
     """
     text = re.sub(r"(?m)^\s*#.*$", "", text).replace("\\\n", " ")
     known: dict[str, str] = {}
@@ -89,7 +90,7 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
     for name in several:
         if len(several[name]) > 1 and re.search(rf"\$(\{{{name}\}}|{name}\b)", text):
             said = ", ".join(sorted(several[name]))
-            raise SystemExit(f"FROM: {path}: ${name} has several values ({said}): write one")
+            raise Refusal(f"FROM: {path}: ${name} has several values ({said}): write one")
     text = re.sub(r";(?=\s)|\n", " ; ", filled(text, known))  # ends of commands
     text = " ".join(text.split())
     try:
@@ -101,7 +102,7 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
     scripts = [i for kind in PROGRAMS for i, pair in enumerate(pairs) if re.search(kind, pair)]
     at = scripts[0] if scripts else -1
     if other := None if scripts else next(filter(OTHER_PROGRAM.fullmatch, command), None):
-        raise SystemExit(f"FROM: {path}: this is no DPO: it starts {other}")
+        raise Refusal(f"FROM: {path}: this is no DPO: it starts {other}")
     names = {"num_processes": 1, "num_nodes": 1, "nproc_per_node": 1}
     alike = {"nnodes": "num_nodes", "num_gpus": "nproc_per_node"}
     before = [f"NPROC_PER_NODE={known.get('NPROC_PER_NODE', '')}", *command[: max(at, 0)], ""]
@@ -120,7 +121,7 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
         if word.startswith("--") or (equals and not key):
             key = name.replace("-", "_")
             if key in found:
-                raise SystemExit(f"FROM: {path}: --{key} stands twice: keep one")
+                raise Refusal(f"FROM: {path}: --{key} stands twice: keep one")
             found[key] = [value] if equals else []
             key = key if word.startswith("--") else None
         elif key:
@@ -139,7 +140,7 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
         there = next(filter(Path.is_file, beside), None)
         if there is None:
             many = f" GPUS={gpus}" if gpus > 1 else ""
-            raise SystemExit(
+            raise Refusal(
                 f"FROM: {path} hands on to {file}, which is not here: give that file, with "
                 f"FROM={file}{many}, or put it beside the script"
             )
@@ -151,33 +152,33 @@ def toml(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SystemExit(f"{path}: not TOML: {error}") from error
+        raise Refusal(f"{path}: not TOML: {error}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], int | None]:
     """A recipe's keys, and the number of GPUs that it says it is for.
 
     Raises:
-        SystemExit: no such file, or none that holds keys, each once.
+        Refusal: no such file, or none that holds keys, each once.
     """
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if FILE.fullmatch(p.name))
-        raise SystemExit(f"FROM: {path} is a folder: give a file of it: {', '.join(inside)}")
+        raise Refusal(f"FROM: {path} is a folder: give a file of it: {', '.join(inside)}")
     if not path.is_file():
-        raise SystemExit(f"FROM: no file {path}")
+        raise Refusal(f"FROM: no file {path}")
     if path.suffix in PYTHON:
-        raise SystemExit(
+        raise Refusal(
             f"FROM: {path} is a Python program, which is not run: write what it gives DPOConfig "
             "and the names of its model and data as a YAML file, key: value, and give that"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SystemExit(f"FROM: {path} is no text: {error}") from error
+        raise Refusal(f"FROM: {path} is no text: {error}") from error
     kind = ".sh" if path.suffix in SHELL or text.startswith("#!") else path.suffix
     keys = {".sh": flags_of, ".json": load_json, ".toml": toml}.get(kind, load_yaml)(path, text)
     if not isinstance(keys, dict) or not keys:
-        raise SystemExit(f"FROM: {path}: no keys: a recipe is YAML, JSON, TOML or a shell script")
+        raise Refusal(f"FROM: {path}: no keys: a recipe is YAML, JSON, TOML or a shell script")
     gpus = keys.pop("", None) or keys.get("num_processes")  # as `trl dpo` takes it
     said = re.search(r"#.*?\b(\d+)\s*(?:x\s*)?(?:(?!G[iB])[A-Z]\w*\s+)?GPUs?\b", text)
     return {str(k): number(v) for k, v in keys.items()}, gpus or (int(said[1]) if said else None)
@@ -194,10 +195,10 @@ def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
     """The tool that a recipe is of, by the keys that only one of them has.
 
     Raises:
-        SystemExit: it is of none that is known, or of several.
+        Refusal: it is of none that is known, or of several.
     """
     if path.resolve().parent == FOLDER.resolve() and not {*keys} - ours:
-        raise SystemExit(f"FROM: {path} is a recipe of ours already: copy it under another name")
+        raise Refusal(f"FROM: {path} is a recipe of ours already: copy it under another name")
     own = {}
     for tool, (renamed, dropped) in TOOLS.items():
         others = {*ours, *RENAMED, *DROPPED}
@@ -212,11 +213,11 @@ def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
     tools = [tool for tool in tools if signs.get(tool) in keys] or tools
     if len(tools) > 1:
         said = "; ".join(f"{tool}: {', '.join(own[tool])}" for tool in tools)
-        raise SystemExit(f"FROM: {path} could be of several tools ({said}): take out those of one")
+        raise Refusal(f"FROM: {path} could be of several tools ({said}): take out those of one")
     if tools:
         return tools[0]
     if not {*keys} & {"model_name_or_path", "dataset_name", "dataset_mixer", "dataset_mixture"}:
-        raise SystemExit(
+        raise Refusal(
             f"FROM: {path} has keys of no tool that is known: TRL, alignment-handbook, "
             f"{', '.join(TOOLS)} are (its keys: {', '.join([*keys][:8])})"
         )

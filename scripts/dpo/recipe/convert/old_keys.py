@@ -6,6 +6,8 @@ What a strict parse says of an unknown key, and what `make new FROM=` does with 
 
 from pathlib import Path
 
+from dpo.core.refusal import Refusal
+
 
 def because(*groups: tuple[str, str]) -> dict[str, str]:
     """Each key to the reason of its group; a group is a reason and its keys."""
@@ -116,7 +118,7 @@ def refuse_unknown(path: Path, unknown: dict[str, str]) -> None:
         unknown: the keys, each with those of ours that are near.
 
     Raises:
-        SystemExit: there are some.
+        Refusal: there are some.
     """
     if not unknown:
         return
@@ -124,4 +126,4 @@ def refuse_unknown(path: Path, unknown: dict[str, str]) -> None:
     said = "; ".join(old[key] or f"{key!r}: {near}" for key, near in unknown.items())
     many = "unknown key" if len(unknown) == 1 else f"{len(unknown)} unknown keys:"
     hint = f"; make new FROM={path} RECIPE=another-name writes it anew" if any(old.values()) else ""
-    raise SystemExit(f"{path}: {many} {said}{hint}")
+    raise Refusal(f"{path}: {many} {said}{hint}")

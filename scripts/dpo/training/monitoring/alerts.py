@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
+from dpo.core.refusal import Refusal
 from dpo.data.schema import column
 from dpo.runs import checkpoints, tracking
 from dpo.training.monitoring.probes import sampled, trainable
@@ -110,12 +111,12 @@ class Monitors(TrainerCallback):
         """End the run in all processes; nothing of this step is saved.
 
         Raises:
-            SystemExit: always.
+            Refusal: always.
         """
         self.tell(kind, says, write=False)
         folder = self.trainer.args.output_dir
         last = checkpoints.last_whole(Path(folder)) or "none"
-        raise SystemExit(
+        raise Refusal(
             f"{kind}: {says}. Stopped, and nothing of this step was saved (last whole checkpoint: "
             f"{last}). Lower the learning rate, or look at the data with make data, and start anew "
             "with --restart (docs/monitors.md)"
@@ -127,7 +128,7 @@ class Monitors(TrainerCallback):
         """Take in a micro-batch, as `seen.per_pair` has it, before it goes backward.
 
         Raises:
-            SystemExit: the loss of some process is not finite.
+            Refusal: the loss of some process is not finite.
         """
         losses = [pair[4] for pair in pairs]
         if not all(map(math.isfinite, losses)):
@@ -140,7 +141,7 @@ class Monitors(TrainerCallback):
         it by then. With float16 a norm may overflow: the scaler skips that step.
 
         Raises:
-            SystemExit: the norm is not finite.
+            Refusal: the norm is not finite.
         """
         if norm is not None and self.trainer.accelerator.mixed_precision != "fp16":
             norm = float(norm)
@@ -157,7 +158,7 @@ class Monitors(TrainerCallback):
         the weights, where the step itself made several. Before the first one, checks.py looks.
 
         Raises:
-            SystemExit: a weight of some process is not finite.
+            Refusal: a weight of some process is not finite.
         """
         weights = trainable(self.trainer.model)
         wide = functools.reduce(

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 
 from dpo.core import files
 from dpo.data import schema
-from dpo.models import end_tokens, scoring
+from dpo.models import chat_template, scoring
 from dpo.models.sampling import said, sample
 from dpo.runs import output_folder
 from dpo.training.monitoring import completions
@@ -97,7 +97,7 @@ class Drift(TrainerCallback):
         trainer = self.trainer
         model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
         given = {"temperature": temperature, "max_new_tokens": TOKENS, "seed": SEED}
-        given["kind"] = end_tokens.kind_of(trainer.eval_dataset.features)
+        given["kind"] = chat_template.prompt_kind(trainer.eval_dataset.features)
         with own_draws(trainer.args.device), accelerator.autocast():
             drawn = sample(model, trainer.processing_class, prompts, **given)
         return [answer.token_ids for answer in drawn]

@@ -18,6 +18,7 @@ from datasets import IterableDataset
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
+from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.recipe.parse import Recipe
 from dpo.training.monitoring.probes import local
@@ -50,12 +51,12 @@ def agreed(trainer: DPOTrainer, reason: str | None) -> None:
     """Refuse on all processes what one of them refuses.
 
     Raises:
-        SystemExit: one of them has a reason.
+        Refusal: one of them has a reason.
     """
     reasons = [reason] if trainer.accelerator.num_processes == 1 else gather_object([reason])
     found = next((reason for reason in reasons if reason), None)
     if found:
-        raise SystemExit(found)
+        raise Refusal(found)
 
 
 def disk_too_small(trainer: DPOTrainer, save_merged: bool) -> str | None:

@@ -14,6 +14,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
+from dpo.core.refusal import Refusal
 from dpo.runs import checkpoints
 
 # What cuBLAS, the driver and NCCL say, beside torch's own allocator, where a GPU is full.
@@ -31,7 +32,7 @@ def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
         doing: what is going on, for the message; by default the step that is trained.
 
     Raises:
-        SystemExit: the device's memory, or the machine's, was not enough.
+        Refusal: the device's memory, or the machine's, was not enough.
     """
     try:
         yield
@@ -51,7 +52,7 @@ def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
         whole = checkpoints.last_whole(Path(trainer.args.output_dir))
         if same:
             same = f" Change {same}, and the same command goes on from {whole or 'the start'}."
-        raise SystemExit(
+        raise Refusal(
             f"out of memory, {doing}{batch}; {had}.{same} Or change {other}, and train anew with "
             "--restart"
         ) from None
