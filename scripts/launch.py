@@ -26,9 +26,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dpo.core import ranks
+from dpo.core.environment import CONFIG, TOLD_IN, without_ranks
 from dpo.core.refusal import Refusal
-from dpo.core.signals import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
+from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused
 from dpo.core.terminal import guarded
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import choices, names, read_yaml
@@ -239,7 +239,7 @@ def main() -> None:
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
     command += ["scripts/train.py", "--config", f"{RECIPES}/{args.recipe}.yaml", *args.arguments]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**ranks.without(os.environ), "PATH": path, CONFIG: config}
+    environment = {**without_ranks(os.environ), "PATH": path, CONFIG: config}
     # On GPUs too: an optimizer that is offloaded runs on the CPU, and torchrun would give it one.
     environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
     if not on_cpu and processes < gpus_here():
