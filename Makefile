@@ -98,22 +98,22 @@ test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
 	$(PYTEST) --dist loadfile $(ARGS)
 
 test-architectures: $(READY) ## prefix sharing on every architecture of transformers
-	$(BIN)/python -m pytest -m sweep -s $(ARGS)
+	$(BIN)/python -m pytest tests/architectures -s $(ARGS)
 
 test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learns
-	$(PYTEST) --dist worksteal -m distributed $(ARGS)
+	$(PYTEST) --dist worksteal tests/distributed $(ARGS)
 
 test-faults: $(READY) $(EMBEDDED) ## runs killed 30 times end as if they had not been: FULL=1 for 80 kills and more
-	$(PYTEST) --dist worksteal -m faults -rP $(ARGS)
+	$(PYTEST) --dist worksteal tests/faults -rP $(ARGS)
 
 test-sight: $(READY) $(EMBEDDED) ## runs evaluated, compared, swept and watched, through make
-	$(PYTEST) --dist loadfile -m sight $(ARGS)
+	$(PYTEST) --dist loadfile tests/make $(ARGS)
 
 test-gemma: $(READY) ## a second real model, Gemma 3 270M, fetched under Gemma's own terms (240 MB)
-	$(BIN)/python -m pytest -m gemma $(ARGS)
+	$(BIN)/python -m pytest tests/gemma $(ARGS)
 
 test-trl: $(READY) ## TRL's own DPO tests with our trainer, where stock passes: TRL=(a checkout) ARGS="-k iterable"
-	$(BIN)/python tests/stock_trl.py "$(TRL)" $(ARGS)
+	$(BIN)/python tests/support/stock_trl.py "$(TRL)" $(ARGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

@@ -40,6 +40,7 @@ from dpo.core.terminal import guarded
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import positive
+from dpo.runs.launch import KEPT_MEMORY, visible_gpus
 from dpo.speed.table import show, write
 from dpo.speed.workload import (
     LENGTHS,
@@ -55,7 +56,6 @@ from dpo.speed.workload import (
     useful_flops,
 )
 from dpo.training.trainer import FastDPOTrainer
-from launch import KEPT_MEMORY, visible_gpus
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
 

@@ -30,7 +30,7 @@ from dpo.data import characters, dataset, lint, quarantine, schema
 from dpo.data.characters import Piece
 from dpo.data.reading import column
 from dpo.data.sources.load import load_rows
-from dpo.data.tokenize import load_tokenizer
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import Recipe, parse
 from dpo.reports import data_page

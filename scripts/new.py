@@ -35,15 +35,16 @@ from dpo.core.terminal import guarded, visible
 from dpo.data.fits import check_rows
 from dpo.data.formats import telling
 from dpo.data.formats.columns import described, mapping_of, renamed
-from dpo.data.formats.layouts import LAYOUTS, renders
+from dpo.data.formats.layouts import renders
 from dpo.data.formats.parts import told
 from dpo.data.formats.telling import SEEN, refusal
 from dpo.data.reading import paired
 from dpo.data.sources.load import Rows, load_splits
-from dpo.data.tokenize import bundled_templates
 from dpo.models import trust
+from dpo.models.chat_template import bundled_templates
 from dpo.models.config_check import check_weights
 from dpo.models.model_files import check_config, check_trainable, config_of, tokenizer_of
+from dpo.recipe.arguments import LAYOUTS
 from dpo.recipe.convert.convert import convert
 from dpo.recipe.parse import FOLDER
 from dpo.recipe.text import line, machine_keys, rounded, stated

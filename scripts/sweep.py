@@ -30,8 +30,8 @@ from dpo.core.terminal import guarded, visible
 from dpo.recipe.parse import FOLDER, choices, names, share_batch
 from dpo.reports import comparison, comparison_page
 from dpo.runs import output_folder, sweeps
+from dpo.runs.launch import choose, visible_gpus
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
-from launch import choose, visible_gpus
 
 CONFIGS = Path("accelerate_configs")
 

@@ -47,9 +47,9 @@ from dpo.core.terminal import guarded, visible
 from dpo.data import dataset, fits, quarantine
 from dpo.data.quarantine import Linted
 from dpo.data.sources.load import Rows, load_rows
-from dpo.data.tokenize import load_tokenizer
 from dpo.evaluation import evaluation
 from dpo.models import adapters, config_check
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
@@ -214,6 +214,7 @@ def main() -> None:
     check_ranks()
     recipe = parse(sys.argv[1:], launch)
     check_values(recipe)
+    checkpoints.check_given(recipe)
     config_check.check_model(recipe)
     config_check.check(recipe)
     rows = load_rows(recipe)

@@ -1,102 +1,13 @@
 """What README and docs say can be done is done here, as they say it."""
 
 import re
-import shlex
 from pathlib import Path
 
-import pytest
-from conftest import ROOT, make
-
-from dpo.data.formats.layouts import LAYOUTS
 from dpo.data.lint import REASONS
-
-README = (ROOT / "README.md").read_text()
-DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
-# Run whole by CI, or by another test.
-ELSEWHERE = {
-    "make train": ".ci/run, cut short",
-    "make test": ".ci/run",
-    "make install": ".ci/run",
-    "make lint": ".ci/run",
-    "make audit": ".ci/run",
-    "make new": "test_data.py",
-    "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct "
-    "DATASET=recipes/data/sentiment": "test_data.py, with a name of its own",
-    "make new FROM=theirs.yaml RECIPE=my-recipe GPUS=8": "test_converting.py",
-    "make embedded-data": "test_embedded_data.py, its first batch",
-    "make bench": "test_bench.py, on the tiny model",
-    'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
-    "make train RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 NODE_RANK=0 "
-    "MAIN=10.0.0.1:29500": "test_distributed.py, on the loopback address",
-    "make submit": "test_slurm.py, with stand-ins for SLURM's commands",
-    "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
-    "make check-gpu": "needs a GPU",
-    'make check-gpu ARGS="--only parity zero2"': "needs a GPU",
-    'make check-gpu DEVICE=cpu ARGS="--small"': "test_check_gpu.py, on the tiny model",
-    "make test-architectures": ".ci/run",
-    "make test-distributed": ".ci/run",
-    "make test-faults": ".ci/run",
-    "make test-sight": ".ci/run",
-    "make test-gemma": "its terms are Gemma's own: run by hand",
-    "make test-trl": "needs a checkout of TRL's tests",
-    "make clean-cache": "test_reference.py",
-    "make evaluate": "test_evaluate.py",
-    "make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader": "test_evaluate.py, on a tiny run",
-    "make compare": "test_compare.py",
-    'make compare RUNS="outputs/a outputs/b"': "test_compare.py, on two tiny runs",
-    "make compare RECIPE=smollm2-sentiment": "test_compare.py, without make",
-    "make sweep": "test_sweep.py",
-    "make sweep RECIPE=qwen-ultrafeedback "
-    'SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"': "test_sweep.py, on the tiny model",
-    'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_sweep.py",
-    "make frontier": "test_frontier.py, on the tiny model",
-    "make dashboard": "test_dashboard.py",
-    "make sync": "test_wandb_run.py",
-    "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
-}
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README + DOCS, flags=re.DOTALL)
-
-
-def commands() -> list:
-    lines = [line.split("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
-    return [
-        pytest.param(line, marks=[pytest.mark.distributed] if "GPUS=" in line else [])
-        for line in sorted({line for line in lines if line} - ELSEWHERE.keys())
-    ]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_docs_runs(command, tiny_flags):
-    words = shlex.split(command)
-    assert words[0] == "make", f"{command}: no test runs it"
-    if words[1:2] in (["train"], ["data"]):
-        given = next((word[5:] for word in words if word.startswith("ARGS=")), "")
-        words = [word for word in words if not word.startswith("ARGS=")]
-        words.append(f"ARGS={given} {shlex.join(tiny_flags)}")  # each once, as make() hands it on
-    result = make(*words[1:])
-    assert result.returncode == 0, result.stderr[-3000:]
-    if words[1:2] == ["train"]:
-        assert "report.html" in result.stdout
-
-
-def test_the_recipe_of_the_readme_trains(tmp_path, tiny_model, tiny_data, request):
-    """Written where the README says, under a name that no recipe has, and removed again."""
-    (text,) = blocks("yaml")
-    path = ROOT / "recipes/readme-example.yaml"
-    request.addfinalizer(lambda: path.unlink(missing_ok=True))
-    path.write_text(text)
-    flags = [
-        *(f"--model_name_or_path={tiny_model}", f"--dataset_name={tiny_data}", "--max_steps=2"),
-        *(f"--output_dir={tmp_path / 'run'}", "--reward_prompts=2", "--eval_steps=2"),
-        *("--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--bf16=false"),
-        f"--reference_cache={tmp_path / 'cache'}",
-    ]
-    result = make("train", "RECIPE=readme-example", f"ARGS={shlex.join(flags)}")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert (tmp_path / "run/report.html").is_file()
+from dpo.recipe.arguments import LAYOUTS
+from support.commands import make
+from support.docs import DOCS, README, blocks
+from support.place import ROOT
 
 
 def test_the_python_of_the_readme_runs(tiny_model):
@@ -153,7 +64,7 @@ def test_the_picture_of_the_readme_is_there():
 
 
 def test_the_tests_that_the_docs_name_are_there():
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", DOCS)
     assert len(named) > 40
     for name in named:

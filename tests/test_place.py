@@ -6,8 +6,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import EMBEDDED_MODEL, ROOT
-from place import EMBEDDED, lay_out
+
+from support.place import EMBEDDED, EMBEDDED_MODEL, ROOT, lay_out
 
 
 def test_what_runs_have_left_is_out_of_reach(tmp_path):

@@ -18,7 +18,6 @@ import transformers
 import trl
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from accelerate.state import GradientState
-from conftest import ROOT
 from peft import PeftModel
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
@@ -31,6 +30,7 @@ from trl.trainer import utils as trl_utils
 
 from dpo.prefix_sharing.head import STOCK_HEAD
 from dpo.training.trainer import FastDPOTrainer
+from support.place import ROOT
 
 # Methods of DPOTrainer that FastDPOTrainer overrides: their parameters, as they are handed on.
 OVERRIDDEN = {

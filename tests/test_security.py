@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, once, trainer_of
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from huggingface_hub import HfApi, RepoUrl, constants
-from test_bad_input import refusal
 from transformers import AutoTokenizer
 
 import audit
@@ -25,6 +23,10 @@ import train
 from dpo.core.terminal import visible
 from dpo.models import trust
 from dpo.training import publish
+from support.commands import once
+from support.place import ROOT
+from support.refusing import refusal
+from support.tiny import trainer_of
 
 
 class Evil:
@@ -70,7 +72,7 @@ def test_no_shard_of_deepspeed_runs(monkeypatch, tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         engine.load(str(tmp_path / "shard.pt"))
     assert not marker.exists()
-    # What is in a shard of ZeRO is read: tests/test_distributed.py resumes from real ones.
+    # What is in a shard of ZeRO is read: test_distributed.py resumes from real ones.
     parts = [LossScaler(1.0), ZeroStageEnum(3), fragment_address(start=0, numel=2), torch.ones(2)]
     torch.save(parts, tmp_path / "whole.pt")
     assert len(engine.load(str(tmp_path / "whole.pt"))) == len(parts)

@@ -5,6 +5,8 @@ Training computes them inside TRL; evaluation uses these. A test holds the two t
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,3 +81,27 @@ def dpo_loss(
     chosen = implicit_reward(policy_chosen_logps, reference_chosen_logps, beta)
     rejected = implicit_reward(policy_rejected_logps, reference_rejected_logps, beta)
     return -F.logsigmoid(chosen - rejected).mean()
+
+
+LN2 = math.log(2)
+# Policy = reference, so that every log-ratio is 0: the loss of each type, and no less than its
+# slope there in nats of one log-ratio; b is β and e the label smoothing. The score of each
+# f-divergence is 0 with slope 1 or less where the log-ratio is 0, so the same numbers hold.
+# `sft` is the policy's own cross-entropy and has no such constant.
+START = {
+    "sigmoid": lambda b, e: (LN2, b),
+    "hinge": lambda b, e: (1, b),
+    "ipo": lambda b, e: (1 / (2 * b) ** 2, 1 / b + 1),
+    # KL of (½, ½) from (1 - e, e): the EXO paper, equation 16
+    "exo_pair": lambda b, e: (-LN2 - math.log(e * (1 - e)) / 2, b * (1 - math.log(e))),
+    "nca_pair": lambda b, e: (2 * LN2, 1.5 * b),
+    "robust": lambda b, e: (LN2, b / (1 - 2 * e)),
+    "bco_pair": lambda b, e: (2 * LN2, b),
+    "sppo_hard": lambda b, e: (2 * (0.5 / b) ** 2, 1 / b + 1),
+    "aot": lambda b, e: (LN2, b),
+    "aot_unpaired": lambda b, e: (LN2, b),
+    "apo_zero": lambda b, e: (1, b),
+    "apo_down": lambda b, e: (1, b),
+    "discopop": lambda b, e: ((LN2 + 1) / 2, b),
+    "sigmoid_norm": lambda b, e: (LN2, b),
+}

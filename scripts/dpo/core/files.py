@@ -92,3 +92,16 @@ def written_to(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
             "same command goes on from the last whole checkpoint"
         ) from error
+
+
+def at_home(value: Any) -> Any:
+    """A value with the home folder in the place of `~/`, however deep it stands: a shell does so
+    at the beginning of a word alone, and nobody does in a file, so that a run would be written to
+    a folder of the name `~`."""
+    if isinstance(value, dict):
+        return {key: at_home(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [at_home(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(^|[=,])~(?=/)", lambda before: before[1] + os.path.expanduser("~"), value)

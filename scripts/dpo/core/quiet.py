@@ -15,7 +15,7 @@ MESSAGES = (
 # Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
 # weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too; a
 # head that is the embedding is in no checkpoint; long rows are tokenised to be counted, and then
-# cut; and the ends of a turn are set on purpose (end_tokens.py).
+# cut; and the ends of a turn are set on purpose (chat_template.py).
 LOGGED = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "DeepSpeed": "Setting accelerator to CPU",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from dpo.core import secrets, signals
 from dpo.core.environment import DEBUG, Launch, forget_ranks, launched
+from dpo.core.files import at_home
 from dpo.core.refusal import Refusal
-from dpo.recipe.flags import at_home
 
 # Control characters but tab and newline, and those that turn the direction of writing.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

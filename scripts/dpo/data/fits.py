@@ -10,9 +10,9 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from dpo.core.refusal import Refusal
+from dpo.data import schema
 from dpo.models import adapters, model_files
 from dpo.recipe.parse import Recipe
-from dpo.training import reference
 
 
 def positions(config: PreTrainedConfig) -> float | None:
@@ -53,8 +53,8 @@ def check_rows(
 
 
 def highest_token(pairs: Dataset) -> int:
-    table = pairs.select_columns(reference.ROWS).with_format("arrow")[:]
-    columns = (table[name].combine_chunks().flatten() for name in reference.ROWS)
+    table = pairs.select_columns(schema.IDS).with_format("arrow")[:]
+    columns = (table[name].combine_chunks().flatten() for name in schema.IDS)
     return max(pc.max(column).as_py() or 0 for column in columns)
 
 
@@ -100,7 +100,7 @@ def check(
         if isinstance(rows, IterableDataset):
             longest = max(longest, most or 0)
         elif rows is not None and len(rows):
-            _, chosen, rejected = reference.cut_lengths(rows, *cut)
+            _, chosen, rejected = schema.cut_lengths(rows, *cut)
             longest = max(longest, chosen.max(), rejected.max())
     if room and longest > room:
         raise Refusal(

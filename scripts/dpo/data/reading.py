@@ -6,11 +6,11 @@ The table has a row for every row of the source. It is made once, in batches, an
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import json
 import os
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from dpo.core.refusal import Refusal
-from dpo.data import lint, schema, tokenize
-from dpo.data.formats import choosing, layouts, parsing, parts, turns
+from dpo.data import lint
+from dpo.data.formats import choosing, parsing
 from dpo.data.formats.columns import mapping_of, renamed
 from dpo.data.formats.layouts import to_pair
 from dpo.data.formats.parts import BESIDE, ratings_of
@@ -33,14 +33,15 @@ from dpo.data.formats.telling import SEEN, reading_of
 from dpo.data.formats.turns import Fault
 from dpo.data.quarantine import Bad, Linted
 from dpo.data.schema import IDS
+from dpo.data.schema import REFERENCE_LOGPS as SCORED
 from dpo.data.sources.load import Rows
 from dpo.data.sources.tables import Exact
 from dpo.data.tokenize import GIVEN, Tokenization
 from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import day_of
-from dpo.training.reference import COLUMNS as SCORED
 
 BATCH = 1000
+ROOMS = ("core", "recipe", "runs", "models", "data")
 BEST = "row of the best response"  # a column of pairs that several rows were made into
 IMAGES = ("image", "images")  # with such a column TRL takes pairs for a vision model's
 OPTIONS = "template_options"  # what the template gets beside the messages, as JSON, or nothing
@@ -266,15 +267,22 @@ def kind_of(source: Rows, **how_read: Any) -> type:
     return list
 
 
+@cache
+def source_digest() -> str:
+    """Of all code that may decide how a row is read, rendered and linted: this room's, and that of
+    the rooms which it imports from, so that nothing need be listed."""
+    top = Path(__file__).parents[1]
+    files = sorted(path for room in ROOMS for path in (top / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[str, Any]) -> str:
     """What the outcome depends on: the rows, the tokenizer, this code, and nothing else.
 
     By default `datasets` would hash the tokenizer's state, that changes as it is used, and of this
     code the name.
     """
-    modules = (choosing, schema, layouts, lint, parsing, parts, tokenize, turns)
-    code = [inspect.getsource(part) for part in (*modules, pair_of, lint_batch)]
-    code += [trl.__version__, transformers.__version__]
+    code = [source_digest(), trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}
     fast = tokenizer.is_fast
     words = tokenizer.backend_tokenizer.to_str() if fast else sorted(tokenizer.get_vocab().items())

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")  # of the answers, in nats
 
 
 def kept_span(length: Any, max_length: int | None, truncation_mode: str) -> tuple[Any, Any]:
@@ -66,3 +67,32 @@ def kept_lengths(
     rows = [end - begin for begin, end in zip(begins, ends, strict=True)]
     left = np.minimum(prompt, ends[0]) - np.minimum(prompt, begins[0])
     return np.where(begins[0] == begins[1], left, 0), *rows
+
+
+def cut_lengths(
+    dataset: Dataset, max_length: int | None, truncation_mode: str
+) -> tuple[np.ndarray, ...]:
+    """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
+    prompt and rejected, as cut in training; each of shape (rows,)."""
+    return kept_lengths(*token_counts(dataset), max_length, truncation_mode)
+
+
+def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:
+    """Tokens of each pair with the prompt counted once, where both rows have it, cut as in
+    training, shape (rows,). What completions begin alike with is counted twice, though it is
+    computed once: so many at most."""
+    prompt, chosen, rejected = cut_lengths(dataset, max_length, truncation_mode)
+    return chosen + rejected - prompt
+
+
+def longest_row(data: Any, max_length: int | None) -> float:
+    """Tokens of the longest row of prompt and completion, as cut in training; as long as they may
+    be where rows are no tokens yet, or a stream."""
+    most = np.inf if max_length is None else max_length
+    if isinstance(data, dict):
+        return max((longest_row(each, max_length) for each in data.values()), default=0)
+    if data is None or (isinstance(data, Dataset) and not len(data)):
+        return 0
+    if not isinstance(data, Dataset) or not {*IDS} <= {*data.column_names}:
+        return most
+    return min(needed_length(data).max(), most)

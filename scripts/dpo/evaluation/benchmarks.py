@@ -14,9 +14,9 @@ import torch
 
 from dpo.core import files as files_
 from dpo.core.refusal import Refusal
-from dpo.data.sources.load import one_line
 from dpo.evaluation.contestants import Contestant
-from dpo.models import end_tokens
+from dpo.models import chat_template
+from dpo.recipe.hub_names import one_line
 from dpo.recipe.parse import choices
 
 KEPT = Path("cache/suites")
@@ -75,7 +75,7 @@ def run(
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
     own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
-    about += [end_tokens.of(None, tokenizer), importlib.metadata.version("lm_eval")]
+    about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
     model, found = None, {}
     with who.autocast(device):
         kind = device.split(":")[0]
@@ -87,7 +87,7 @@ def run(
             if not path.is_file():
                 if model is None:
                     loaded = who.load(device)
-                    end_tokens.remember(loaded, tokenizer, list)
+                    chat_template.remember_end_tokens(loaded, tokenizer, list)
                     # Unless it is told, it switches off the autocast that it finds.
                     how = {"batch_size": 8, "mixed_precision_dtype": half}
                     model = HFLM(pretrained=loaded, tokenizer=tokenizer, **how)

@@ -17,10 +17,10 @@ from transformers.utils.hub import extract_commit_hash
 from dpo.core.hashing import digests_of
 from dpo.core.refusal import Refusal
 from dpo.data import fits
-from dpo.data.sources.load import looks_local
-from dpo.data.tokenize import load_tokenizer
-from dpo.models import adapters, devices, model_files, rope, trust
+from dpo.models import adapters, loading, model_files, rope, trust
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_weights
+from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder
 
@@ -73,7 +73,7 @@ class Contestant:
             dtype=self.dtype,
             attn_implementation=self.attention,
             use_safetensors=True,
-            device_map=devices.device_map(device, self.weight_bytes),
+            device_map=loading.device_map(device, self.weight_bytes),
         )
         fits.check_rows(model.config, self.tokenizer(), self.path)
         rope.forget_longer_batches(model)
@@ -86,7 +86,7 @@ class Contestant:
         revision = adapter.revision if adapter else self.revision
         trusted = {"trust_remote_code": self.trusted}
         config = model_files.config_of(name, revision, **trusted)
-        return devices.weight_bytes(config, self.dtype, **trusted)
+        return loading.weight_bytes(config, self.dtype, **trusted)
 
     def autocast(self, device: str) -> torch.autocast:
         """The precision that its run computes in; for another model that of its weights."""

@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from dpo.core import secrets
 from dpo.core.stats import bootstrap, share
 from dpo.evaluation.contestants import Contestant
-from dpo.models import adapters, devices, end_tokens
+from dpo.models import adapters, chat_template, loading
 from dpo.models.sampling import Completion, Prompt, kind_of, prompt_token_ids, sample
 
 KEPT = Path("cache/answers")
@@ -58,7 +58,7 @@ def draw(
     device = model.device.type
     half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
     about = [who.digest(), who.dtype, who.attention, device, half, asked, asdict(settings)]
-    about = json.dumps([*about, end_tokens.of(model.generation_config, tokenizer, kind)])
+    about = json.dumps([*about, chat_template.end_tokens(model.generation_config, tokenizer, kind)])
     path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
     ids = [row for row in asked for _ in range(settings.samples)]
     found = read(path)
@@ -106,9 +106,9 @@ def generated(
     del how["samples"]
     adapter = adapters.config_of(who.path, who.revision)
     installed = model.device.type == "cuda" and importlib.util.find_spec("vllm")
-    if installed and not adapter and devices.room_beside(FOR_VLLM):
+    if installed and not adapter and loading.room_beside(FOR_VLLM):
         if rows:
-            stops = end_tokens.of(model.generation_config, tokenizer, kind)
+            stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
             yield by_vllm(who, tokenizer, rows, stops=stops, **how)
         return
     seed = how.pop("seed")
@@ -144,7 +144,7 @@ def by_vllm(
     it ends, without them those of the tokenizer and its chat template."""
     from vllm import LLM, SamplingParams
 
-    stops = stops or end_tokens.of(None, tokenizer)
+    stops = stops or chat_template.end_tokens(None, tokenizer)
     config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()
     # Autocast computes with weights in half precision; vLLM has none, but can load them so.
     half = torch.is_autocast_enabled("cuda")
@@ -155,8 +155,8 @@ def by_vllm(
         hf_overrides=who.init,
         dtype=dtype,
         trust_remote_code=who.trusted,
-        tensor_parallel_size=devices.tensor_parallel(
-            devices.weight_bytes(config, dtype), config.num_attention_heads, FOR_VLLM
+        tensor_parallel_size=loading.tensor_parallel(
+            loading.weight_bytes(config, dtype), config.num_attention_heads, FOR_VLLM
         ),
         gpu_memory_utilization=FOR_VLLM,
         generation_config="vllm",  # not the model's own, as in sampling.py

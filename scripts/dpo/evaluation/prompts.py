@@ -14,16 +14,18 @@ from dpo.core.terminal import visible
 from dpo.data import dataset, lint
 from dpo.data.formats import parsing
 from dpo.data.formats.layouts import asked, begun
-from dpo.data.formats.parts import QUESTIONS, again, beside, example_of, first_of
+from dpo.data.formats.parts import again, beside, example_of, first_of
 from dpo.data.formats.telling import NAMED, listed
 from dpo.data.formats.turns import Fault
 from dpo.data.reading import OPTIONS
 from dpo.data.sources.files import Broken, lines_of
 from dpo.data.sources.load import load, load_rows
 from dpo.data.sources.rows import Rows
-from dpo.data.tokenize import GIVEN, load_tokenizer, options_of
+from dpo.data.tokenize import GIVEN, options_of
 from dpo.evaluation.contestants import Contestant
+from dpo.models.chat_template import load_tokenizer
 from dpo.models.sampling import Prompt, parts, prompt_token_ids
+from dpo.recipe.arguments import QUESTIONS
 from dpo.recipe.parse import Recipe
 
 CONVERSATIONS = ("messages", "conversations")

@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from dpo.core.refusal import Refusal
-from dpo.data.sources.load import check_reachable, looks_local
 from dpo.models import adapters, model_files, trust
 from dpo.models.model_files import AGAIN, config_of, one_line
+from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 
 ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "

@@ -13,11 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig
 from trl import DPOConfig
-
-from dpo.data import schema
 
 
 def limits(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
@@ -54,31 +51,17 @@ def _as_at_the_start(module: torch.nn.Module, _: Any) -> None:
             setattr(module, f"{kind}max_seq_len_cached", module.original_max_seq_len)
 
 
-def longest_row(data: Any, max_length: int | None) -> float:
-    """Tokens of the longest row of prompt and completion, as cut in training; as long as they may
-    be where rows are no tokens yet, or a stream."""
-    most = np.inf if max_length is None else max_length
-    if isinstance(data, dict):
-        return max((longest_row(each, max_length) for each in data.values()), default=0)
-    if data is None or (isinstance(data, Dataset) and not len(data)):
-        return 0
-    if not isinstance(data, Dataset) or not {*schema.IDS} <= {*data.column_names}:
-        return most
-    return min(schema.needed_length(data).max(), most)
-
-
-def by_batch(model: Any, args: DPOConfig, *data: Any) -> str | None:
+def by_batch(model: Any, args: DPOConfig, longest: float) -> str | None:
     """Why the log-probabilities of rows depend on those beside them; None if they do not.
 
     Args:
         model: a name that TRL would load with `args`, or the model.
-        data: the rows that will be trained on and held out.
+        longest: tokens of the longest row that will be trained on or held out (schema.py).
     """
     config = getattr(model, "config", None)
     if config is None:
         how = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
         config = AutoConfig.from_pretrained(model, **how)
-    longest = max((longest_row(each, args.max_length) for each in data), default=0)
     for kind, limit in limits(config):
         if longest > limit:
             rows = f"up to {longest:g} tokens" if np.isfinite(longest) else "any length"

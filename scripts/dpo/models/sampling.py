@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from dpo.models import end_tokens
+from dpo.models import chat_template
 
 Messages = list[dict[str, str]]
 # Text, messages, or {"prompt": messages, "options": what the chat template is given beside them}.
@@ -36,7 +36,7 @@ class Completion:
         cls, new_ids: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase
     ) -> Completion:
         """What was generated, up to the first of the tokens that end an answer."""
-        length = next((at for at, token in enumerate(new_ids) if token in end_tokens), None)
+        length = next((at for at, token in enumerate(new_ids) if token in ends), None)
         said = new_ids[:length]
         text = tokenizer.decode(said, skip_special_tokens=True).strip()
         return cls(text, said if length is None else new_ids[: length + 1], length is not None)
@@ -140,9 +140,9 @@ def sample(
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
     memory: about 20 MB a row for a 135M model and 90 tokens. `desc` names the bar; without it there
     is none. `kind` is what the prompts were before they were tokens, messages (list) or text (str):
-    an answer ends where its kind does (end_tokens.py).
+    an answer ends where its kind does (chat_template.py).
     """
-    stops = end_tokens.of(model.generation_config, tokenizer, kind)
+    stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from dpo.core.refusal import Refusal
+from dpo.recipe.flags import mapping_of
 
 if TYPE_CHECKING:
     from dpo.recipe.parse import Recipe
@@ -27,6 +28,17 @@ CARRIED_OUT = {
     *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
 }
 CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
+QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")  # columns that ask
+LAYOUTS = {
+    "explicit": "prompt, chosen and rejected: messages, or plain text without a chat template",
+    "implicit": "chosen and rejected, which both begin with the prompt",
+    "dialogue": "chosen and rejected as text with turns that open with Human: and Assistant:",
+    "question": "a question and two answers as plain text, with or without a system prompt",
+    "sharegpt": "conversations with `from` and `value`, then chosen and rejected",
+    "compared": "two responses or conversations, and which of them is better",
+    "rated": "several rated or ranked completions of a prompt: the best against the worst",
+    "scored": "one scored response a row: the best of a prompt's against the worst",
+}
 
 
 def positive(text: str) -> int:
@@ -97,8 +109,6 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         Refusal: there is no such layout, a mapping is none, or the name of a data set is none.
     """
-    from dpo.data.formats.columns import mapping_of
-    from dpo.data.formats.layouts import LAYOUTS
 
     given, where = recipe.run.preference_layout, recipe.place("preference_layout")
     if given is not None and given not in LAYOUTS:
@@ -122,10 +132,19 @@ def decides(key: str) -> bool:
     return key not in CARRIED_OUT and not key.startswith(CARRIED_OUT_PREFIXES)
 
 
+# Other defaults than TRL's.
+DEFAULTS = {
+    "precompute_ref_log_probs": True,
+    "hub_strategy": "end",  # publish.py
+    "logging_nan_inf_filter": False,  # it would log a mean for a loss that is not finite: alerts.py
+}
+
+
 @dataclass
 class RunArguments:
     """This repository's own arguments: how a run is carried out, never what is learned."""
 
+    # --- starting and going on ---
     restart: bool = field(
         default=False,
         metadata={
@@ -134,6 +153,15 @@ class RunArguments:
             "one is left alone."
         },
     )
+    other_processes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
+            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
+            "ZeRO's shards cannot be split otherwise and is refused all the same."
+        },
+    )
+    # --- speed and the reference ---
     share_prefix: bool = field(
         default=True,
         metadata={
@@ -159,6 +187,7 @@ class RunArguments:
             "elsewhere on purpose."
         },
     )
+    # --- data ---
     preference_layout: str | None = field(
         default=None,
         metadata={
@@ -188,19 +217,12 @@ class RunArguments:
             "fault and counts apart."
         },
     )
+    # --- results ---
     save_merged: bool = field(
         default=True,
         metadata={
             "help": "Beside a trained LoRA adapter, write the model that it makes of its base, in "
             "`merged`: it loads without peft, and takes the space of the whole model."
-        },
-    )
-    other_processes: bool = field(
-        default=False,
-        metadata={
-            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
-            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
-            "ZeRO's shards cannot be split otherwise and is refused all the same."
         },
     )
     reward_prompts: int = field(

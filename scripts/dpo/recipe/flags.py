@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-from typing import Any
 
 from dpo.core.refusal import Refusal
 
@@ -16,19 +13,6 @@ KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
 def name_of(argument: str) -> str:
     """`--max-steps=2` is a flag of the name max_steps."""
     return argument[2:].partition("=")[0].replace("-", "_")
-
-
-def at_home(value: Any) -> Any:
-    """A value with the home folder in the place of `~/`, however deep it stands: a shell does so
-    at the beginning of a word alone, and nobody does in a file, so that a run would be written to
-    a folder of the name `~`."""
-    if isinstance(value, dict):
-        return {key: at_home(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [at_home(part) for part in value]
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(^|[=,])~(?=/)", lambda before: before[1] + os.path.expanduser("~"), value)
 
 
 def overridden(argv: list[str], own: list[str]) -> list[str]:
@@ -72,3 +56,31 @@ def check(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
                     f"away and splits at blanks; so they stay: {KEPT.format(flag=flag)}"
                 ) from error
     return frozenset(given)
+
+
+def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
+    """Our names to theirs, from a recipe's mapping (as JSON) or from `prompt=question chosen=good`.
+
+    Args:
+        key: what the user wrote it to, for messages.
+
+    Raises:
+        Refusal: it is no such mapping, or names a column twice.
+    """
+    form = "write prompt=question chosen=good rejected=bad, ours before theirs"
+    if not text:
+        return {}
+    if str(text).lstrip().startswith("{"):
+        try:
+            pairs = [*json.loads(text, object_pairs_hook=list)]
+        except ValueError as error:
+            raise Refusal(f"{key}: {error}: {form}") from error
+    else:
+        pairs = [part.split("=", 1) for part in str(text).replace(",", " ").split()]
+    if not all(len(pair) == 2 and all(isinstance(n, str) and n for n in pair) for pair in pairs):
+        raise Refusal(f"{key}: {text}: {form}")
+    for names in zip(*pairs, strict=True):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise Refusal(f"{key}: {twice!r} stands twice: a column has one name")
+    return dict(pairs)

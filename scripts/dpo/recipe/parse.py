@@ -6,7 +6,6 @@ Nothing heavy is imported at the top: the launcher reads recipes too, and answer
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -16,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
 from dpo.core.environment import Launch, launched
+from dpo.core.files import at_home
 from dpo.core.refusal import Refusal
-from dpo.recipe.arguments import BATCH, RunArguments, check_data, check_kinds, decides
-from dpo.recipe.convert.old_keys import refuse_unknown, spelling
-from dpo.recipe.flags import at_home
-from dpo.recipe.flags import check as flags_given
+from dpo.recipe.arguments import (
+    BATCH,
+    DEFAULTS,
+    RunArguments,
+    check_data,
+    check_kinds,
+    decides,
+)
+from dpo.recipe.known import OneLine, check_names, choices, names, usage
 from dpo.recipe.strict import load_yaml
 
 if TYPE_CHECKING:
@@ -77,20 +82,7 @@ class Recipe:
         }
 
 
-def names(folder: Path) -> list[str]:
-    """The names that may be given for RECIPE or CONFIG: the folder is the list."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
-
-
-def choices(given: str, known: list[str]) -> str:
-    """The known names nearest to what was given, or all of a short list, for an error message."""
-    if len(known) <= 20:
-        return f"one of: {', '.join(known)}"
-    near = difflib.get_close_matches(given, known, 3, 0.4)
-    return f"did you mean: {', '.join(near)}?" if near else "none has a name like it"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -179,9 +171,8 @@ def make_parser() -> argparse.ArgumentParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
-    class Parser(TrlParser):
-        def error(self, message: str):
-            raise Refusal(f"{self.prog}: {message}")
+    class Parser(OneLine, TrlParser):
+        pass
 
     parser = Parser(
         (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, RunArguments),
@@ -189,10 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Train a policy with DPO as a recipe says; flags after it win over it.",
     )
-    # publish.py; and the filter would log a mean in place of a loss that is not finite (alerts.py).
-    parser.set_defaults(
-        precompute_ref_log_probs=True, hub_strategy="end", logging_nan_inf_filter=False
-    )
+    parser.set_defaults(**DEFAULTS)
     return parser
 
 
@@ -205,14 +193,26 @@ def parse(argv: list[str], launch: Launch | None = None) -> Recipe:
     Raises:
         Refusal: one line that names the file or flag, what is wrong with it and the choices.
     """
-    parser = make_parser()
-    if "-h" in argv or "--help" in argv or "--config" not in argv[:-1]:
-        print("usage: train.py --config recipes/<name>.yaml [--<argument> <value> ...]\n")
-        parser.print_help()
-        raise SystemExit(0 if "-h" in argv or "--help" in argv else 2)
+    path, keys, argv = look(argv)
+    return resolve(make_parser(), path, path.stem, keys, argv, launch)
+
+
+def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The recipe's path, its keys and the flags after it, of which the names are known. Or answer
+    `--help`. All of it at once: nothing heavy is imported.
+
+    Raises:
+        Refusal: as `parse`.
+    """
+    asked = "-h" in argv or "--help" in argv
+    if asked or "--config" not in argv[:-1]:
+        print(usage())
+        raise SystemExit(0 if asked else 2)
     at = argv.index("--config")
     path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
-    return resolve(parser, path, path.stem, read_yaml(path), argv, launch)
+    keys = read_yaml(path)
+    check_names(path, keys, argv)
+    return path, keys, argv
 
 
 def resolve(
@@ -229,8 +229,7 @@ def resolve(
         Refusal: as `parse`.
     """
     launch = launch or launched()
-    known = [action.dest for action in parser._actions if action.dest != "help"]
-    refuse_unknown(path, {str(k): choices(str(k), known) for k in keys if k not in known})
+    given = check_names(path, keys, argv)
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
     # would turn DeepSpeed off; without a backend processes would not find each other.
     if launch.on_cpu:
@@ -247,14 +246,7 @@ def resolve(
     parser.prog = str(path)
     parser.parse_known_args(flags)
     parser.prog = "ARGS"
-    given = flags_given(parser, argv)
-    namespace, unknown = parser.parse_known_args(flags + argv)
-    if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
-        if not unknown[0].startswith("-"):
-            raise Refusal(f"ARGS: {unknown[0]!r} belongs to no flag: quote what has blanks")
-        near = spelling(name.replace("-", "_")) or choices(name, known)
-        raise Refusal(f"unknown argument {unknown[0]!r}: {near}")
+    namespace = parser.parse_args(flags + argv)
     chosen = {
         key: value
         for key, value in vars(namespace).items()

@@ -9,17 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 
 from dpo.core.refusal import Refusal
-from dpo.data.sources.load import ABROAD
+from dpo.losses import START
+from dpo.recipe.hub_names import ABROAD
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
-from dpo.runs.checkpoints import MANIFEST, named
-from dpo.training.preflight.same_start import START
 
 ADAPTED = ("use_rslora", "use_dora")
 LOSS_TYPES = (*START, "sft")
@@ -215,25 +213,10 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
         lost = old in recipe.flags or new not in recipe.flags
         if {old, new} <= {*recipe.chosen} and recipe.chosen[old] != recipe.chosen[new] and lost:
             yield old, f"it is the old name of {new}, which is another: leave one of them out"
-    if args.resume_from_checkpoint is not None:
-        yield from no_checkpoint(Path(args.resume_from_checkpoint))
     if args.push_to_hub and constants.HF_HUB_OFFLINE:
         yield "push_to_hub", "HF_HUB_OFFLINE is set, and nothing can be sent: unset one of them"
     if args.auto_find_batch_size:
         yield "auto_find_batch_size", "it would change the global batch: leave it out"
-
-
-def no_checkpoint(given: Path) -> Iterator[tuple[str, str]]:
-    """Why a run cannot go on from what `resume_from_checkpoint` names, as far as a look tells."""
-    if (given / MANIFEST).is_file():
-        return
-    there = ", ".join(path.name for path in named(given)) if given.is_dir() else ""
-    yield (
-        "resume_from_checkpoint",
-        ("there is no such folder" if not given.is_dir() else "it is no checkpoint of a run here")
-        + (f", but {there} in it" if there else "")
-        + ": leave it out, and the run goes on from the newest checkpoint of its output folder",
-    )
 
 
 def check_values(recipe: Recipe) -> None:

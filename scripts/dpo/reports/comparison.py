@@ -38,7 +38,7 @@ class Compared:
 
     folder: Path
     settings: dict[str, Any]
-    run_report: dict[str, Any]
+    report: dict[str, Any]
     entries: list[dict[str, Any]]
     evaluations: dict[str, dict[str, Any]]
     name: str = ""

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from dpo.core.files import follow_umask, write_whole
 from dpo.core.hashing import digest_of
 from dpo.core.refusal import Refusal
+from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import differences
 
 MANIFEST = "manifest.json"
@@ -252,3 +253,25 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
             f"run on {before}, or allow it with --other_processes (the batch stays the recipe's; "
             "sums are rounded and dropout is drawn otherwise)",
         )
+
+
+def check_given(recipe: Recipe) -> None:
+    """Refuse a `resume_from_checkpoint` that a run cannot go on from, as far as a look tells.
+
+    Raises:
+        Refusal: it is no checkpoint of a run here.
+    """
+    given = recipe.training.resume_from_checkpoint
+    if given is None or (Path(given) / MANIFEST).is_file():
+        return
+    there = ", ".join(path.name for path in named(Path(given))) if Path(given).is_dir() else ""
+    raise Refusal(
+        f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: "
+        + (
+            "it is no checkpoint of a run here"
+            if Path(given).is_dir()
+            else "there is no such folder"
+        )
+        + (f", but {there} in it" if there else "")
+        + ": leave it out, and the run goes on from the newest checkpoint of its output folder"
+    )

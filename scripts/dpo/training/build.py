@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, get_quantization_config
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.data import fits
-from dpo.models import adapters, end_tokens, loading, trust
+from dpo.models import adapters, chat_template, loading, trust
 from dpo.recipe.parse import Recipe
 from dpo.runs import tracking
 from dpo.runs.metrics import WriteMetrics
@@ -149,7 +149,9 @@ def make_trainer(
             processing_class=tokenizer,
             **start,
         )
-    end_tokens.remember(trainer.model, trainer.processing_class, end_tokens.kind_of(train.features))
+    chat_template.remember_end_tokens(
+        trainer.model, trainer.processing_class, chat_template.prompt_kind(train.features)
+    )
     if args.world_size != (launch.processes or 1):
         raise Refusal(f"{launch.processes} processes were launched and do not see each other")
     if launch.deepspeed and not trainer.is_deepspeed_enabled:

@@ -14,6 +14,7 @@ from accelerate.utils import tqdm
 from trl import DPOTrainer
 
 from dpo.core import files, stats
+from dpo.data import schema
 from dpo.losses import implicit_reward
 from dpo.runs import output_folder
 from dpo.training import reference
@@ -53,7 +54,7 @@ def score(trainer: DPOTrainer) -> Scored | None:
     dataset, args = trainer.eval_dataset, trainer.args
     if dataset is None or args.ld_alpha is not None or args.sync_ref_model:
         return None
-    columns = [name for name in reference.ROWS + reference.COLUMNS if name in dataset.column_names]
+    columns = [name for name in schema.IDS + schema.REFERENCE_LOGPS if name in dataset.column_names]
     order, loader = reference.longest_first(
         trainer, dataset.select_columns(columns), args.per_device_eval_batch_size
     )

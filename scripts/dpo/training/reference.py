@@ -33,11 +33,9 @@ from trl.models import prepare_deepspeed
 from dpo.core.files import write_whole
 from dpo.core.hashing import digests_of
 from dpo.core.refusal import Refusal
-from dpo.data import schema
+from dpo.data.schema import IDS, REFERENCE_LOGPS, shared_lengths
 from dpo.models import adapters
 
-ROWS = ["prompt_ids", "chosen_ids", "rejected_ids"]
-COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
 CHECKED_ROWS = 4
 # How far the same row may come out apart in another batch, or on another number of threads.
 NATS_PER_TOKEN = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -101,7 +99,7 @@ def with_logps(
         accelerator.wait_for_everyone()
     elif accelerator.is_main_process:
         print(f"{said}all found in {path}; {CHECKED_ROWS} scored again agree")
-    for column, values in zip(COLUMNS, logps, strict=True):
+    for column, values in zip(REFERENCE_LOGPS, logps, strict=True):
         dataset = dataset.add_column(column, values)
     return dataset
 
@@ -113,7 +111,7 @@ def keep(path: Path | None, logps: np.ndarray, about: dict[str, str | None]) -> 
         return "not kept, since the model was made in memory: no later run would know it again"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save(dict(zip(COLUMNS, logps, strict=True)), metadata=about))
+        write_whole(path, save(dict(zip(REFERENCE_LOGPS, logps, strict=True)), metadata=about))
     except OSError as error:
         return f"not kept, since {path} cannot be written: {error.strerror}"
     return f"kept in {path} ({path.stat().st_size / 1000:,.0f} kB)"
@@ -164,8 +162,8 @@ def numerics(trainer: DPOTrainer) -> dict[str, str]:
 def digest_of_rows(dataset: Dataset) -> str:
     """Hash of the token ids of all rows, in order; the integer type they are kept in is nothing."""
     digest = hashlib.sha256()
-    for table in dataset.select_columns(ROWS).with_format("arrow").iter(batch_size=1000):
-        for name in ROWS:
+    for table in dataset.select_columns(IDS).with_format("arrow").iter(batch_size=1000):
+        for name in IDS:
             column = table[name].combine_chunks()
             for numbers in (pc.list_value_length(column), column.flatten()):
                 digest.update(numbers.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
@@ -200,7 +198,7 @@ def read(path: Path, rows: int) -> np.ndarray | None:
     None if the entry is not there, or not whole."""
     try:
         with safe_open(path, framework="np") as file:
-            logps = np.stack([file.get_tensor(column) for column in COLUMNS])
+            logps = np.stack([file.get_tensor(column) for column in REFERENCE_LOGPS])
     except (FileNotFoundError, SafetensorError):
         return None
     return logps if logps.shape == (2, rows) else None
@@ -228,7 +226,7 @@ def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
     if not len(kept):
         return False
     rows = kept[np.linspace(0, len(kept) - 1, CHECKED_ROWS).astype(int)]
-    batch = trainer.data_collator(list(dataset.select(rows).select_columns(ROWS)))
+    batch = trainer.data_collator(list(dataset.select(rows).select_columns(IDS)))
     batch = send_to_device(batch, trainer.accelerator.device)
     again = torch.stack(trainer.compute_ref_log_probs(reference_model(trainer), batch))
     allowed = nats_per_token(trainer) * batch["completion_mask"].sum(1).view(2, -1).cpu().numpy()
@@ -245,7 +243,7 @@ def score(
     Longest pairs first: a batch that does not fit in memory fails in the first second.
     """
     accelerator, model = trainer.accelerator, reference_model(trainer)
-    order, loader = longest_first(trainer, dataset.select_columns(ROWS), batch_size, rows)
+    order, loader = longest_first(trainer, dataset.select_columns(IDS), batch_size, rows)
     parts = []
     for batch in tqdm(loader, desc=f"Reference on {split} pairs", unit="batch"):
         pair = trainer.compute_ref_log_probs(model, batch)
@@ -276,19 +274,3 @@ def longest_first(
         pin_memory=args.dataloader_pin_memory,
     )
     return order, trainer.accelerator.prepare(loader)
-
-
-def cut_lengths(
-    dataset: Dataset, max_length: int | None, truncation_mode: str
-) -> tuple[np.ndarray, ...]:
-    """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
-    prompt and rejected, as cut in training; each of shape (rows,)."""
-    return schema.kept_lengths(*schema.token_counts(dataset), max_length, truncation_mode)
-
-
-def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:
-    """Tokens of each pair with the prompt counted once, where both rows have it, cut as in
-    training, shape (rows,). What completions begin alike with is counted twice, though it is
-    computed once: so many at most."""
-    prompt, chosen, rejected = cut_lengths(dataset, max_length, truncation_mode)
-    return chosen + rejected - prompt

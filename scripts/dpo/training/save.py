@@ -14,6 +14,7 @@ from datasets import IterableDataset
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
+from dpo.data import schema
 from dpo.models import adapters
 from dpo.runs import checkpoints
 from dpo.training import publish, reference, resume
@@ -45,7 +46,7 @@ class WritesCheckpoints:
     def about(self) -> dict[str, Any]:
         """What a run must have in common with the checkpoint that it goes on from."""
         model, rows = self.accelerator.unwrap_model(self.model), self.train_dataset
-        listed = not isinstance(rows, IterableDataset) and {*reference.ROWS} <= {*rows.column_names}
+        listed = not isinstance(rows, IterableDataset) and {*schema.IDS} <= {*rows.column_names}
         return {
             "processes": self.accelerator.num_processes,
             "sharding": checkpoints.sharding(self.accelerator),

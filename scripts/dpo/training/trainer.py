@@ -20,7 +20,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.core import stats
 from dpo.core.environment import Launch, launched
+from dpo.data import schema
 from dpo.data.reading import IDS, column
+from dpo.data.schema import longest_row
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone, head
 from dpo.prefix_sharing.plan import SharedPrefixCollator
@@ -54,7 +56,7 @@ def stays_live(
             "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
             "beside the GPUs"
         )
-    return rope.by_batch(model, args, *data)
+    return rope.by_batch(model, args, max(longest_row(each, args.max_length) for each in data))
 
 
 class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
@@ -251,7 +253,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:
             cut = (self.args.max_length, self.args.truncation_mode)
-            lengths = reference.shared_lengths(self.train_dataset, *cut)
+            lengths = schema.shared_lengths(self.train_dataset, *cut)
             batches = innermost(loader)
             batches.sampler = DealtSampler(batches.sampler, lengths, micro_batch, batch)
         if self._lays_out and self.args.world_size > 1:

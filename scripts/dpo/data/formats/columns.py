@@ -3,16 +3,16 @@ and what columns may be that are no preferences."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from dpo.core.refusal import Refusal
-from dpo.data.formats.layouts import LAYOUTS
 from dpo.data.formats.parts import KNOWN, PREFERENCES, Row, first_of, undecided
 from dpo.data.sources.rows import Rows
+from dpo.recipe import flags
+from dpo.recipe.arguments import LAYOUTS
 
 KINDS = {str: "text", bool: "true or false", int: "number", float: "number", dict: "object"}
 # Words in the names that the columns of a pair have elsewhere: for a suggestion alone.
@@ -39,34 +39,16 @@ ABOUT = {
 
 
 def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
-    """Our names to theirs, from a recipe's mapping (as JSON) or from `prompt=question chosen=good`.
-
-    Args:
-        key: what the user wrote it to, for messages.
+    """Our names to theirs (flags.py), each of ours one that is read.
 
     Raises:
-        Refusal: it is no such mapping, or names a column that nothing reads, or one twice.
+        Refusal: it is no mapping, or names a column that nothing reads.
     """
-    form = "write prompt=question chosen=good rejected=bad, ours before theirs"
-    if not text:
-        return {}
-    if str(text).lstrip().startswith("{"):
-        try:
-            pairs = [*json.loads(text, object_pairs_hook=list)]
-        except ValueError as error:
-            raise Refusal(f"{key}: {error}: {form}") from error
-    else:
-        pairs = [part.split("=", 1) for part in str(text).replace(",", " ").split()]
-    if not all(len(pair) == 2 and all(isinstance(n, str) and n for n in pair) for pair in pairs):
-        raise Refusal(f"{key}: {text}: {form}")
-    for ours, _ in pairs:
+    mapping = flags.mapping_of(text, key)
+    for ours in mapping:
         if ours not in KNOWN:
             raise Refusal(f"{key}: nothing reads a column {ours!r}: one of {', '.join(KNOWN)}")
-    for names in zip(*pairs, strict=True):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise Refusal(f"{key}: {twice!r} stands twice: a column has one name")
-    return dict(pairs)
+    return mapping
 
 
 def renamed(source: Rows, mapping: dict[str, str], *, some: bool = False) -> Rows:

@@ -24,17 +24,6 @@ from dpo.data.formats.turns import (
     where_they_part,
 )
 
-LAYOUTS = {
-    "explicit": "prompt, chosen and rejected: messages, or plain text without a chat template",
-    "implicit": "chosen and rejected, which both begin with the prompt",
-    "dialogue": "chosen and rejected as text with turns that open with Human: and Assistant:",
-    "question": "a question and two answers as plain text, with or without a system prompt",
-    "sharegpt": "conversations with `from` and `value`, then chosen and rejected",
-    "compared": "two responses or conversations, and which of them is better",
-    "rated": "several rated or ranked completions of a prompt: the best against the worst",
-    "scored": "one scored response a row: the best of a prompt's against the worst",
-}
-
 Pair = dict[str, Any]
 
 

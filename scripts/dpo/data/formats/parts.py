@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 from dpo.data.formats.turns import ANSWER, asks, role_of
+from dpo.recipe.arguments import QUESTIONS
 
-QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")
 SYSTEMS = ("system", "system_prompt")
 BESIDE = ("system", "history", "input", "context")  # parts that stand beside a question
 # ms-swift's chosen answer is the last of `messages`.

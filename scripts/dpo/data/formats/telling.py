@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo.core.refusal import Refusal
 from dpo.data.formats.columns import instead, not_said, suggested
-from dpo.data.formats.layouts import LAYOUTS
 from dpo.data.formats.parsing import is_message
 from dpo.data.formats.parts import (
     BESIDE,
@@ -23,9 +22,11 @@ from dpo.data.formats.parts import (
     told,
 )
 from dpo.data.formats.turns import Fault, as_messages
-from dpo.data.sources.load import Rows, one_line
+from dpo.data.sources.load import Rows
 from dpo.data.sources.rows import listed
 from dpo.data.tokenize import GIVEN, Tokenization
+from dpo.recipe.arguments import LAYOUTS
+from dpo.recipe.hub_names import one_line
 
 FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told

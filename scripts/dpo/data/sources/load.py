@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import datasets
 import yaml
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from trl import DatasetMixtureConfig
 
 from dpo.core.refusal import Refusal
+from dpo.data.formats.columns import mapping_of
 from dpo.data.sources import files, tables
 from dpo.data.sources.files import COMPRESSED, FILES
 from dpo.data.sources.rows import (
@@ -30,54 +30,10 @@ from dpo.data.sources.rows import (
     unreadable,
     without_backups,
 )
+from dpo.recipe.hub_names import check_reachable, looks_local, one_line
 from dpo.recipe.parse import Recipe
 
-LOCAL_INSTEAD = (
-    "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
-    "folders with --model_name_or_path and --dataset_name"
-)
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
-ABROAD = re.compile(r"^[A-Za-z]:|://|\\")  # a drive, a server, folders as Windows has them
-HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, its cause first, on one line of bounded length."""
-    said = " ".join(str(error.__cause__ or error).split())
-    return said if len(said) < 400 else f"{said[:400]} …"
-
-
-def looks_local(name: str) -> bool:
-    """Whether a name can only mean a folder: hub names are `name` or `owner/name`."""
-    begins = name.startswith((".", "/", "~", "models/", "recipes/"))
-    ends = name.endswith((*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")) or " " in name
-    return begins or ends or name.count("/") > 1 or bool(ABROAD.search(name))
-
-
-def check_reachable(name: str, repo_type: str) -> list[str] | None:
-    """Ask the hub for `name` once, unless it is a folder here or the hub is switched off.
-
-    Returns the names of its files, if the hub was asked.
-
-    Raises:
-        Refusal: no answer within HUB_TIMEOUT, or the hub knows no such repository.
-    """
-    if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        found = HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
-        return [file.rfilename for file in found.siblings or ()]
-    # Whatever goes wrong in this one call (no network, no such name, no access), the run cannot
-    # load it, and the reader needs the same two facts.
-    except Exception as error:
-        raise Refusal(
-            f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {first_line(error)}. "
-            f"If it should be there, {LOCAL_INSTEAD}"
-        ) from error
 
 
 @exact_names()
@@ -101,7 +57,7 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             raise Refusal(f"{key}: {dataset} is not one of {known}")
         how["data_files"], dataset = {"train": dataset}, kind
     elif not path.is_dir() and not given:
-        if looks_local(dataset):
+        if looks_local(dataset, (*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")):
             raise Refusal(f"{key}: no data at {dataset}: name others with --dataset_name")
         check_reachable(dataset, "dataset")
     try:
@@ -230,6 +186,7 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
     Raises:
         Refusal: the data cannot be loaded, or lacks a split.
     """
+    mapping_of(recipe.run.column_mapping, f"{recipe.place('column_mapping')}: column_mapping")
     script, mixture = recipe.script, recipe.mixture
     wanted = {"dataset_train_split": script.dataset_train_split}
     if recipe.training.eval_strategy != "no" and mixture.test_split_size is None:

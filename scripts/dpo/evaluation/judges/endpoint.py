@@ -18,9 +18,9 @@ import openai
 from tqdm.auto import tqdm
 
 from dpo.core.refusal import Refusal
-from dpo.data.sources.load import one_line
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, told, turns
 from dpo.models.sampling import Messages
+from dpo.recipe.hub_names import one_line
 
 TEMPLATE = """\
 Below are a conversation and two answers to its last message, A and B. Say which answer is better: \

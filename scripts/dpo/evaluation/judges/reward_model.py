@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo.core.refusal import Refusal
-from dpo.data.sources.load import check_reachable, looks_local, one_line
 from dpo.evaluation.contestants import DECIDES
-from dpo.models import devices, loading, trust
+from dpo.models import loading, trust
 from dpo.models.sampling import Messages
+from dpo.recipe.hub_names import check_reachable, looks_local, one_line
 
 ROWS = 16  # answers at a time
 JUDGES = (
@@ -98,7 +98,7 @@ class RewardModel:
         return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
     def weight_bytes(self) -> int:
-        return devices.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
+        return loading.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
 
     def load(self) -> Any:
         """In its own dtype, on one GPU where it fits.
@@ -112,7 +112,7 @@ class RewardModel:
             dtype="auto",
             use_safetensors=True,
             output_loading_info=True,
-            device_map=devices.device_map(self.device, self.weight_bytes),
+            device_map=loading.device_map(self.device, self.weight_bytes),
         )
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])

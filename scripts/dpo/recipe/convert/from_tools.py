@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo.data.formats.parts import QUESTIONS
+from dpo.recipe.arguments import QUESTIONS
 from dpo.recipe.convert.brought import (
     Brought,
     columns,

@@ -21,7 +21,7 @@ from dpo.core import files
 from dpo.data import schema
 from dpo.evaluation import evaluation
 from dpo.evaluation.judges.human import said
-from dpo.models import end_tokens
+from dpo.models import chat_template
 from dpo.models.sampling import sample
 from dpo.runs import output_folder
 from dpo.training.monitoring import completions
@@ -99,7 +99,7 @@ class Drift(TrainerCallback):
         trainer = self.trainer
         model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
         given = {"temperature": temperature, "max_new_tokens": TOKENS, "seed": SEED}
-        given["kind"] = end_tokens.kind_of(trainer.eval_dataset.features)
+        given["kind"] = chat_template.prompt_kind(trainer.eval_dataset.features)
         with own_draws(trainer.args.device), accelerator.autocast():
             drawn = sample(model, trainer.processing_class, prompts, **given)
         return [answer.token_ids for answer in drawn]

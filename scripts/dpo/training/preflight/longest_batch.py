@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from trl import DPOTrainer
 
-from dpo.training import reference
+from dpo.data import schema
 from dpo.training.batching import innermost
 from dpo.training.monitoring.probes import local, own_draws
 from dpo.training.preflight import memory
@@ -53,8 +53,8 @@ def longest_micro_batch(trainer: DPOTrainer) -> list[int]:
     whichever process: computed tokens with shared prefixes, else those of the padded rectangle."""
     args, state = trainer.args, trainer.state
     how = (trainer.train_dataset, args.max_length, args.truncation_mode)
-    _, chosen, rejected = reference.cut_lengths(*how)
-    shared = reference.shared_lengths(*how)
+    _, chosen, rejected = schema.cut_lengths(*how)
+    shared = schema.shared_lengths(*how)
     batches = innermost(trainer.get_train_dataloader())
     left = state.max_steps * args.gradient_accumulation_steps * args.world_size
     longest, most = [], -1

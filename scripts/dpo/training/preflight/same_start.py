@@ -8,33 +8,13 @@ import numpy as np
 from transformers import TrainingArguments
 from trl import DPOTrainer
 
+from dpo.data import schema
 from dpo.data.reading import column
+from dpo.losses import START
 from dpo.training import reference
 from dpo.training.preflight.longest_batch import batch_of
 
 SCORED = 4  # pairs
-LN2 = math.log(2)
-# Policy = reference, so that every log-ratio is 0: the loss of each type, and no less than its
-# slope there in nats of one log-ratio; b is β and e the label smoothing. The score of each
-# f-divergence is 0 with slope 1 or less where the log-ratio is 0, so the same numbers hold.
-# `sft` is the policy's own cross-entropy and has no such constant.
-START = {
-    "sigmoid": lambda b, e: (LN2, b),
-    "hinge": lambda b, e: (1, b),
-    "ipo": lambda b, e: (1 / (2 * b) ** 2, 1 / b + 1),
-    # KL of (½, ½) from (1 - e, e): the EXO paper, equation 16
-    "exo_pair": lambda b, e: (-LN2 - math.log(e * (1 - e)) / 2, b * (1 - math.log(e))),
-    "nca_pair": lambda b, e: (2 * LN2, 1.5 * b),
-    "robust": lambda b, e: (LN2, b / (1 - 2 * e)),
-    "bco_pair": lambda b, e: (2 * LN2, b),
-    "sppo_hard": lambda b, e: (2 * (0.5 / b) ** 2, 1 / b + 1),
-    "aot": lambda b, e: (LN2, b),
-    "aot_unpaired": lambda b, e: (LN2, b),
-    "apo_zero": lambda b, e: (1, b),
-    "apo_down": lambda b, e: (1, b),
-    "discopop": lambda b, e: ((LN2 + 1) / 2, b),
-    "sigmoid_norm": lambda b, e: (LN2, b),
-}
 
 
 def start_loss(args: TrainingArguments) -> tuple[float, float] | None:
@@ -62,7 +42,7 @@ def starts_elsewhere(trainer: DPOTrainer) -> str | None:
         known = np.flatnonzero(~np.isnan(column(dataset, "ref_chosen_logps")))
         likely = "Either what is kept is of other weights or rows (make clean-cache)"
     tried = [[int(place)] for place in known[:SCORED]]
-    lengths = reference.shared_lengths(dataset, args.max_length, args.truncation_mode)[known]
+    lengths = schema.shared_lengths(dataset, args.max_length, args.truncation_mode)[known]
     ends = sorted({int(lengths.argmin()), int(lengths.argmax())})
     if args.per_device_train_batch_size > 1 and len(ends) > 1:
         tried.append(known[ends].tolist())

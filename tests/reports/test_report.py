@@ -1,0 +1,150 @@
+"""The page a run ends with: whole in one file, and nothing in it that a model said is markup."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from dpo.evaluation.evaluation import compare
+from dpo.models.sampling import Completion
+from dpo.reports import run_report
+from support.browser import PHONE, fits, opened, pictures
+
+
+@pytest.fixture
+def results() -> dict:
+    prompts = [[{"role": "user", "content": f"How was {i} <b>?"}] for i in range(12)]
+    evil = [[Completion("<script>alert(1)</script> & bad", [1, 2], True)] * 2 for _ in prompts]
+    good = [[Completion("I love it", [1, 2, 3], True)] * 2 for _ in prompts]
+    point = {"rewards/margins": 0.1, "rewards/accuracies": 0.6}
+    point |= {"rewards/chosen": 0.2, "rewards/rejected": 0.1}
+    log = [
+        {"step": 1, "loss": 0.69, **point},
+        {"step": 2, "eval_loss": 0.6, "eval_runtime": 1.0}
+        | {f"eval_{key}": value for key, value in point.items()},
+        {"step": 2, "train_runtime": 3.0, "train_loss": 0.6},
+    ]
+    return {
+        "recipe": "a<i>recipe",
+        "model": "model",
+        "data": {
+            **{"name": "data", "rows": {"train": 4}, "set_aside": {"train": {"same": 1}}},
+            "notes": ["plain text is trained on as it stands <script>alert(4)</script>"],
+        },
+        "global_batch": 4,
+        "steps": 2,
+        "beta": 0.1,
+        "loss_type": ["sigmoid"],
+        "curves": run_report.curves(log),
+        "alerts": [{"kind": "drift", "step": 2, "says": "<script>alert(3)</script> far"}],
+        "settings": {"note": "<img src=x onerror=alert(2)>"},
+        "versions": {"trl": "1"},
+        "machine": "CPU",
+        "finished": "now",
+        "preference_accuracy": {
+            **{"before": 0.5, "after": 0.7, "low": 0.6, "high": 0.8},
+            **{"ceiling": 0.9, "pairs": 128},
+        },
+        "kl_nats_per_sequence": 3.0,
+        "seconds": {"train": 60.0, "evaluate": 30.0},
+        "peak_memory_gb": 3.0,
+        **compare(prompts, evil, good),
+    }
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escaped(results, tmp_path):
+    run_report.write(results, tmp_path)
+    page = Tags()
+    page.feed((tmp_path / "report.html").read_text())
+    tags = [tag for tag, _ in page.seen]
+    assert "script" not in tags and "i" not in tags and tags.count("img") == 1
+    assert not any("onerror" in attrs for _, attrs in page.seen)
+    links = [a[key] for _, a in page.seen for key in ("src", "href") if key in a]
+    assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
+    assert "<script>alert(1)</script> & bad" in page.text  # shown as the text that it is
+    assert "drift, step 2: <script>alert(3)</script> far" in page.text
+    assert "Data: plain text is trained on as it stands <script>alert(4)</script>" in page.text
+    assert page.text.count("How was") == 10  # ten samples side by side
+    for words in ("True reward", "Preference accuracy", "KL from the reference", "3.00 nats"):
+        assert words in page.text
+
+
+def test_the_page_opens_on_a_phone_without_network(results, tmp_path):
+    run_report.write(results, tmp_path)
+    with opened((tmp_path / "report.html").as_uri(), PHONE) as page:
+        assert page.errors == []
+        assert fits(page)
+        assert min(pictures(page)) > 600
+        assert page.get_by_text("Preference accuracy", exact=True).is_visible()
+        assert page.get_by_text("<script>alert(1)</script>").count() == 10
+
+
+def test_a_run_without_known_reward_or_held_out_pairs_has_a_page_too(results, tmp_path):
+    for key in ("true_reward", "answers", "samples", "kl_nats_per_sequence", "mean_tokens"):
+        del results[key]
+    results["preference_accuracy"] = None
+    results["curves"]["held_out"] = []
+    del results["data"]["notes"]  # as in an older run's
+    run_report.write(results, tmp_path)
+    assert "<small>True reward</small>" not in (tmp_path / "report.html").read_text()
+
+
+def test_curves_keep_training_and_held_out_points_apart(results):
+    assert results["curves"] == {
+        "train": [
+            {
+                **{"step": 1, "loss": 0.69, "margin": 0.1, "accuracy": 0.6},
+                **{"chosen": 0.2, "rejected": 0.1},
+            }
+        ],
+        "held_out": [
+            {
+                **{"step": 2, "loss": 0.6, "margin": 0.1, "accuracy": 0.6},
+                **{"chosen": 0.2, "rejected": 0.1},
+            }
+        ],
+    }
+
+
+def test_curves_are_what_was_logged():
+    """A mean margin of zero may be of two pairs that are right and one that is very wrong."""
+    entry = {f"rewards/{key}": 0.0 for key in ("margins", "chosen", "rejected")}
+    entry["rewards/accuracies"] = 2 / 3
+    (point,) = run_report.curves([{"step": 1, "loss": 0.6931, **entry}])["train"]
+    assert point["accuracy"] == 2 / 3
+
+
+LENGTHS = {
+    "max_length": 512,
+    **{"pairs": 1000, "cut": 120, "left_out": 37, "longest": 4000},
+    "fit": {"90%": 890, "95%": 1200, "99%": 2100},
+}
+# name: (what else the report has of the data, what the summary says)
+SAID = {
+    "cut and left out": (
+        {"lengths": {"train": LENGTHS}},
+        "set aside: same; max_length 512: 120 of 1000 pairs are cut, 37 left out; 90% of the pairs "
+        "fit in 890 tokens, 95% in 1200, 99% in 2100, all in 4000",
+    ),
+    "whole": ({"lengths": {"train": LENGTHS | {"cut": 0, "left_out": 0}}}, "512: none is cut"),
+    "off": ({"lengths": {"train": LENGTHS | {"max_length": None}}}, "max_length off"),
+    "a stream": ({"lengths": {"train": {}}}, "set aside: same)"),
+    "an older report": ({}, "set aside: same)"),
+}
+
+
+@pytest.mark.parametrize("more, said", SAID.values(), ids=SAID)
+def test_a_report_says_what_max_length_did(results, more, said):
+    results["data"] |= more
+    assert said in run_report.summary(results)

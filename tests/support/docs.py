@@ -1,0 +1,81 @@
+"""What README and docs say, and which of their commands another test runs."""
+
+import re
+import shlex
+
+from support.commands import make
+from support.place import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+
+
+# Run whole by CI, or by another test.
+ELSEWHERE = {
+    "make train": ".ci/run, cut short",
+    "make test": ".ci/run",
+    "make install": ".ci/run",
+    "make lint": ".ci/run",
+    "make audit": ".ci/run",
+    "make new": "test_make_new.py",
+    "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct "
+    "DATASET=recipes/data/sentiment": "test_make_new.py, with a name of its own",
+    "make new FROM=theirs.yaml RECIPE=my-recipe GPUS=8": "test_converting.py",
+    "make embedded-data": "test_make_embedded_data.py, its first batch",
+    "make bench": "test_bench.py, on the tiny model",
+    'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
+    "make train RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 NODE_RANK=0 "
+    "MAIN=10.0.0.1:29500": "test_distributed.py, on the loopback address",
+    "make submit": "test_slurm.py, with stand-ins for SLURM's commands",
+    "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
+    "make check-gpu": "needs a GPU",
+    'make check-gpu ARGS="--only parity zero2"': "needs a GPU",
+    'make check-gpu DEVICE=cpu ARGS="--small"': "test_make_check_gpu.py, on the tiny model",
+    "make test-architectures": ".ci/run",
+    "make test-distributed": ".ci/run",
+    "make test-faults": ".ci/run",
+    "make test-sight": ".ci/run",
+    "make test-gemma": "its terms are Gemma's own: run by hand",
+    "make test-trl": "needs a checkout of TRL's tests",
+    "make clean-cache": "test_reference.py",
+    "make evaluate": "test_make_evaluate.py",
+    "make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader": "test_make_evaluate.py, on a run",
+    "make compare": "test_make_compare.py",
+    'make compare RUNS="outputs/a outputs/b"': "test_make_compare.py, on two tiny runs",
+    "make compare RECIPE=smollm2-sentiment": "test_comparison.py, without make",
+    "make sweep": "test_make_sweep.py",
+    "make sweep RECIPE=qwen-ultrafeedback "
+    'SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"': "test_make_sweep.py, on the tiny model",
+    'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_make_sweep.py",
+    "make frontier": "test_make_frontier.py, on the tiny model",
+    "make dashboard": "test_make_dashboard.py",
+    "make sync": "test_make_sync.py",
+    "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README + DOCS, flags=re.DOTALL)
+
+
+def commands(processes: bool) -> list[str]:
+    """Those that tests run, which start several processes or do not."""
+    lines = [line.split("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
+    wanted = {line for line in lines if line} - ELSEWHERE.keys()
+    return sorted(line for line in wanted if ("GPUS=" in line) == processes)
+
+
+def assert_runs(command: str, tiny_flags: list[str]) -> None:
+    """A command of the docs, with a tiny model where it trains or reads data."""
+    words = shlex.split(command)
+    assert words[0] == "make", f"{command}: no test runs it"
+    if words[1:2] in (["train"], ["data"]):
+        given = next((word[5:] for word in words if word.startswith("ARGS=")), "")
+        words = [word for word in words if not word.startswith("ARGS=")]
+        words.append(f"ARGS={given} {shlex.join(tiny_flags)}")  # each once, as make() hands it on
+    result = make(*words[1:])
+    assert result.returncode == 0, result.stderr[-3000:]
+    if words[1:2] == ["train"]:
+        assert "report.html" in result.stdout
