@@ -43,7 +43,7 @@ def test_an_adapter_under_zero3_on_two_processes(losses, tiny_model, tmp_path):
     """Stock TRL's losses; and of another checkpoint of the same architecture other reference
     log-probabilities, though ZeRO-3 shows each process the same empty weights.
 
-    Full fine-tuning under ZeRO is in test_distributed.py.
+    Full fine-tuning under ZeRO is in test_learning.py.
     """
     adapter = ("--use_peft", "--lora_target_modules", "q_proj", "v_proj")
     stock = losses(tiny_model, tmp_path / "stock", "cpu", 1, *adapter, *PLAIN)

@@ -30,8 +30,7 @@ def test_a_run_that_dies_before_its_report_is_evaluated_from_what_was_scored(
         reports.append(json.loads((folder / "report.json").read_text()))
         (folder / "report.json").unlink()
         (folder / "model.safetensors").write_bytes(b"killed while it was read")
-    for key in ("preference_accuracy", "margin", "margins"):
-        assert reports[0][key] == reports[1][key]
+    assert reports[0]["pairs"] == reports[1]["pairs"]
 
 
 def test_a_run_goes_on_after_one_process_dies(one_process, tiny_model, tiny_data, tmp_path):

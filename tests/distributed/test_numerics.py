@@ -26,7 +26,7 @@ def test_a_policy_is_scored_in_the_numerics_of_its_reference(
     assert result.returncode == 0, result.stderr[-3000:]
     assert "0.50 → 0.50" in result.stdout and "all of them ties" in " ".join(result.stdout.split())
     report = json.loads((tmp_path / "run/report.json").read_text())
-    assert report["margins"] == [0.0] * 8
+    assert report["pairs"]["margins"] == [0.0] * 8
     assert {point["accuracy"] for points in report["curves"].values() for point in points} == {0.5}
 
 

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import runpy
 import shlex
 import socket
@@ -101,10 +102,11 @@ def forked(script: str, *arguments: str, **changes: str | None) -> subprocess.Co
 
 
 def made(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
-    """What make would run, in a fork."""
-    planned = make("--dry-run", "--old-file", f"{sys.prefix}/ready", *arguments, **changes).stdout
-    python, script, *given = shlex.split(planned.replace("\\\n", " "))
-    assert Path(python).name == "python" and Path(script).parent.name == "scripts", planned
+    """The script that make would run, in a fork, with the arguments that make would give it."""
+    ready = ("--old-file", f"{sys.prefix}/ready")
+    planned = make("--dry-run", *ready, *arguments, **changes).stdout.replace("\\\n", " ")
+    (command,) = re.findall(r"^\S*/python (scripts/.*)$", planned, flags=re.MULTILINE)
+    script, *given = shlex.split(command)
     return forked(Path(script).stem, *given, **changes, CUDA_VISIBLE_DEVICES="")
 
 
