@@ -33,27 +33,26 @@ def test_a_run_that_dies_before_its_report_is_evaluated_from_what_was_scored(
     assert reports[0]["pairs"] == reports[1]["pairs"]
 
 
-def test_a_run_goes_on_after_one_process_dies(one_process, tiny_model, tiny_data, tmp_path):
+def test_a_run_goes_on_after_one_process_dies(
+    launched, one_process, tiny_model, tiny_data, tmp_path
+):
     """Within a minute the others are told and the run ends; one process goes on where two were."""
     folder = tmp_path / "run"
     flags = ten_steps(tiny_model, tiny_data, folder)
-    with running(
-        folder, "checkpoint-2", "--config", "ddp", "--gpus", "2", "--", *flags
-    ) as launched:
-        workers = [p for p in launched.children(recursive=True) if "RANK" in p.environ()]
+    with running(folder, "checkpoint-2", "--config", "ddp", "--gpus", "2", "--", *flags) as process:
+        workers = [p for p in process.children(recursive=True) if "RANK" in p.environ()]
         (second,) = [p for p in workers if p.environ()["RANK"] == "1"]
         second.kill()
-        assert launched.wait(60) != 0
+        assert process.wait(60) != 0
         assert not any(worker.is_running() for worker in workers)
     log = (tmp_path / "log").read_text()
     assert "local_rank: 1" in log and "SIGKILL" in log
     assert not (folder / "report.json").exists()
 
-    one = ("--config", "ddp", "--gpus", "1", "--", *flags)
-    result = launch(*one)
+    result = launched(*flags, config="ddp")
     assert result.returncode != 0
     assert "was written by 2 processes, and this run has 1: run on 2, or allow" in result.stderr
-    result = launch(*one, "--other_processes")
+    result = launched(*flags, "--other_processes", config="ddp")
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"Continuing from {folder}/checkpoint-" in result.stdout
     assert_learned_alike(folder, one_process("full"))
