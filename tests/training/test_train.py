@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
