@@ -1,6 +1,7 @@
 """A whole run as a user starts it, with a tiny model: what it leaves and how it resumes."""
 
 import json
+import shutil
 import signal
 import sys
 import weakref
