@@ -41,7 +41,7 @@ def test_help_begins_with_what_is_ours(monkeypatch):
         ("launch.py", ["--", "--betaa=1"], 1, "unknown argument '--betaa=1': did you mean: beta, "),
         ("launch.py", ["--", "1"], 1, "ARGS: '1' belongs to no flag"),
         ("launch.py", ["--", "--beta=1", "--beta", "2"], 1, "beta stands twice"),
-        ("launch.py", ["--recipe=qwen"], 1, "no RECIPE 'qwen': did you mean: qwen-"),
+        ("launch.py", ["--recipe=qwen-ultrafeedbak"], 1, "did you mean: qwen-ultrafeedback"),
         ("launch.py", ["--config=zero9"], 1, "no CONFIG 'zero9': one of: cpu, "),
         ("launch.py", ["--gpus=none"], 1, "GPUS=none is not a number"),
     ],
