@@ -40,25 +40,27 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo.core import files, ranks
+from dpo.core import files
+from dpo.core.environment import check_ranks, launched
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
-from dpo.data import dataset, fits, quarantine
+from dpo.data import dataset, fits, quarantine, schema
 from dpo.data.quarantine import Linted
 from dpo.data.sources.load import Rows, load_rows
-from dpo.evaluation import evaluation
+from dpo.evaluation import measure
 from dpo.models import adapters, config_check
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
+from dpo.reports.results import headline
 from dpo.runs import checkpoints, metrics, output_folder, tracking
 from dpo.runs.shared_folders import check_shared
 from dpo.training import held_out_scores, publish, resume
 from dpo.training.build import make_trainer
-from dpo.training.monitoring import alerts, completions
+from dpo.training.monitoring import alerts
 from dpo.training.monitoring.wandb_run import Describe, add_report
-from dpo.training.preempt import Leave, end, run_to_the_end
+from dpo.training.preempt import Leave, run_to_the_end
 from dpo.training.preflight.checks import Gates
 
 
@@ -152,7 +154,6 @@ def train(
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
     done = folder / output_folder.TRAINED
-    leave.accelerator = trainer.accelerator
     trainer.add_callback(Gates(trainer, recipe))
     trainer.add_callback(leave)
     trainer.add_callback(Describe(trainer, recipe, data))
@@ -184,7 +185,7 @@ def train(
             for weights in folder.glob("*.safetensors"):
                 files.follow_umask(weights)
             if scored:
-                held_out_scores.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
+                held_out_scores.keep(folder, scored, schema.digest_of(trainer.eval_dataset))
             files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
     if recipe.training.push_to_hub and not leave.left:
         publish.publish_or_say(trainer)
@@ -192,7 +193,6 @@ def train(
     # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
     # engine asks for its rank as it goes.
     trainer.accelerator.free_memory()
-    leave.accelerator = None
     trainer.accelerator.end_training()  # no process waits for another from here on
     return trainer.eval_dataset, trainer.state, seconds
 
@@ -210,9 +210,10 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
 @partial(guarded, alone=False)
 @record  # torchrun ends with the error of the process that failed first
 def main() -> None:
-    leave = Leave().listen()
-    ranks.check()
-    recipe = parse(sys.argv[1:])
+    launch = launched()
+    leave = Leave(launch).listen()
+    check_ranks()
+    recipe = parse(sys.argv[1:], launch)
     check_values(recipe)
     checkpoints.check_given(recipe)
     config_check.check_model(recipe)
@@ -225,7 +226,7 @@ def main() -> None:
         checkpoints.sweep(folder)
     state.wait_for_everyone()
     cache = [Path(recipe.run.reference_cache)] * recipe.training.precompute_ref_log_probs
-    check_shared([folder, *cache])
+    check_shared([folder, *cache], launch.machine)
     if output_folder.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
         return
@@ -234,7 +235,7 @@ def main() -> None:
     held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked, leave)
     if leave.left or leave.asked:
         tracking.finish({})
-        end(agreed=leave.left)
+        leave.end(agreed=leave.left)
     if not state.is_main_process:
         return
     gc.collect()  # policy, reference and optimizer of the training are no longer needed
@@ -257,7 +258,6 @@ def main() -> None:
         "steps": trainer_state.global_step,
         "beta": recipe.training.beta,
         "loss_type": recipe.training.loss_type,
-        "preference_accuracy": None,
         "curves": run_report.curves(metrics.read(folder) or trainer_state.log_history),
         "alerts": alerts.alerts_of(trainer_state),
         "settings": output_folder.settings(recipe),
@@ -271,17 +271,17 @@ def main() -> None:
         trusted = recipe.training.trust_remote_code
         init = recipe.init | {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
         policies.append(adapters.merge(folder, tokenizer, **init))
-    if held_out is not None:
-        scored = held_out_scores.kept(folder, evaluation.digest_of(held_out))
-        policy, device = str(policies[-1]), str(state.device)
-        results |= evaluation.evaluate(recipe, policy, held_out, device, scored)
+    scored = (
+        held_out_scores.kept(folder, schema.digest_of(held_out)) if held_out is not None else None
+    )
+    policy, device = str(policies[-1]), str(state.device)
+    results |= measure.after_training(recipe, policy, held_out, device, scored)
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
-    results["completions"] = completions.read(folder)
+    results["completions"] = metrics.completions(folder)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)
-    keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
-    tracking.finish({key: results[key] for key in keys if key in results})
+    tracking.finish(headline(results))
     show(results, written, policies)
 
 

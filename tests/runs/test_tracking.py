@@ -43,7 +43,7 @@ def decide(monkeypatch, tmp_path, report_to=("wandb",), **environment):
     training = recipe.training
     training.report_to = list(report_to)
     line = configure(recipe, tmp_path / "run")
-    return line, os.environ.get("WANDB_MODE"), training.run_name
+    return line, os.environ.get("WANDB_MODE"), os.environ.get("WANDB_NAME")
 
 
 def test_without_a_key_it_runs_offline_and_says_how_to_send(monkeypatch, tmp_path):

@@ -52,9 +52,9 @@ class Tokenization(ChatTemplate):
         try:
             options = options_of(pair)
             return (
-                self._render(prompt, True, **options),
-                self._render(prompt + pair["chosen"], **options),
-                self._render(prompt + pair["rejected"], **options),
+                self.render(prompt, True, **options),
+                self.render(prompt + pair["chosen"], **options),
+                self.render(prompt + pair["rejected"], **options),
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise Fault("template_refuses", str(error)) from error
@@ -69,7 +69,7 @@ class Tokenization(ChatTemplate):
         for name in given:
             fewer = {key: value for key, value in seen.items() if key != name}
             with contextlib.suppress(TemplateError, TypeError, ValueError):  # it is needed
-                same = self._render(prompt, True, **fewer) == self._render(prompt, True, **seen)
+                same = self.render(prompt, True, **fewer) == self.render(prompt, True, **seen)
                 seen = fewer if same else seen
         return given, seen
 
@@ -84,7 +84,7 @@ class Tokenization(ChatTemplate):
         Returns, for each pair, the three lists, and how many tokens of the prompt alone are merged
         into the completions.
         """
-        ids = self._ids([text for triple in texts for text in triple])
+        ids = self.ids([text for triple in texts for text in triple])
         return [self._cut(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
 
     @staticmethod

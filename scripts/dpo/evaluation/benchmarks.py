@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from dpo.core import files as files_
-from dpo.core.hub import one_line
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant
 from dpo.models import chat_template
+from dpo.recipe.hub_names import one_line
 from dpo.recipe.parse import choices
 
 KEPT = Path("cache/suites")

@@ -101,7 +101,7 @@ class ChatTemplate:
     @cached_property
     def rendered(self) -> list[int]:
         """A question and its answer, as tokens."""
-        return self._ids([self._render(QUESTION + ANSWER)])[0]
+        return self.ids([self.render(QUESTION + ANSWER)])[0]
 
     @cached_property
     def control(self) -> re.Pattern | None:
@@ -149,7 +149,7 @@ class ChatTemplate:
         if not self.tokenizer.chat_template:
             raise Refusal(f"{name} has no chat template, and the data are messages: {choose}")
         try:
-            prompt, both = self._ids([self._render(QUESTION, True)])[0], self.rendered
+            prompt, both = self.ids([self.render(QUESTION, True)])[0], self.rendered
         except TemplateError as error:
             raise Refusal(f"the chat template of {name} fails: {error}; {choose}") from error
         wrong = None
@@ -169,7 +169,7 @@ class ChatTemplate:
         if wrong:
             raise Refusal(f"the chat template of {name} {wrong}; {choose}")
 
-    def _render(self, messages: list[dict], prompt: bool = False, **options: Any) -> str:
+    def render(self, messages: list[dict], prompt: bool = False, **options: Any) -> str:
         return self.tokenizer.apply_chat_template(
             messages,
             tokenize=False,
@@ -178,7 +178,7 @@ class ChatTemplate:
             **options,
         )
 
-    def _ids(self, rendered: list[str]) -> list[list[int]]:
+    def ids(self, rendered: list[str]) -> list[list[int]]:
         """Ids of text as it is; plain text gets what the tokenizer adds, as in TRL."""
         if not rendered:
             return []

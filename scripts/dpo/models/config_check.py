@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo.core.hub import check_reachable, looks_local
 from dpo.core.refusal import Refusal
 from dpo.models import adapters, model_files, trust
 from dpo.models.model_files import AGAIN, config_of, one_line
+from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 
 ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "
@@ -213,7 +212,7 @@ def check_master_weights(recipe: Recipe) -> None:
     Raises:
         Refusal: the recipe trains half-precision weights, and nothing keeps better ones.
     """
-    model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    model, kept = recipe.model, recipe.launch.deepspeed
     dtype = model.dtype
     if dtype == "auto":
         how = {"revision": model.model_revision}

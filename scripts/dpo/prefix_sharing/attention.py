@@ -1,4 +1,4 @@
-"""Attention of a packed row with shared prefixes (backbone.py), on a CPU and on a GPU.
+"""Attention of a packed row with shared prefixes (plan.py), on a CPU and on a GPU.
 
 The packed row of a batch holds, pair by pair, prefix, chosen and rejected tokens. It is attended
 to in two branches a pair: prefix and chosen, causally; then rejected, which sees the prefix and

@@ -1,4 +1,7 @@
-"""The backbone of a model that goes over a prompt once, by the plan that a batch brings along.
+"""A model that computes the prompt of a pair once for both completions, and no padding. Exact.
+
+The backbone runs on the packed row of a plan (plan.py), and its hidden states are handed back in
+TRL's layout, so that TRL's head, losses and metrics neither know nor care.
 
 The hook is in two places, both idle unless a batch brings `shared_prefixes` along: the forward of
 the model's backbone (`share_prefixes`), and transformers' table of attention functions

@@ -1,4 +1,4 @@
-"""The head on completion tokens only."""
+"""TRL's fused head on a CPU, as it is where there is Triton: completion tokens are scored alone."""
 
 from __future__ import annotations
 

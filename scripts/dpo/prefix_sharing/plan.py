@@ -1,4 +1,4 @@
-"""One pass over the prompt for both completions of a pair, and no padding. Exact.
+"""The plan of a batch: how its rows fold into one in which each prompt stands once, and unfold.
 
 TRL hands a batch of B pairs to the model as 2B rows, padded to the longest: the prompt of every
 pair is computed twice, and padding is computed too. Here the rows are folded into one:
@@ -7,9 +7,7 @@ pair is computed twice, and padding is computed too. Here the rows are folded in
           x₁ y₁′ y₁′  x₂ y₂′ · ·    (rejected)
 
 with x the longest common prefix of a pair. Every token keeps its true position; chosen tokens y
-see their prefix, rejected tokens y′ see it too and never y. The backbone runs on the packed row
-and its hidden states are handed back in TRL's layout, so that TRL's head, losses and metrics
-neither know nor care.
+see their prefix, rejected tokens y′ see it too and never y.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from dpo.core.hub import ABROAD
 from dpo.core.refusal import Refusal
 from dpo.losses import START
+from dpo.recipe.hub_names import ABROAD
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
 

@@ -164,7 +164,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     if PartialState().is_main_process:  # which alone opens the run
         os.environ.setdefault("WANDB_RUN_ID", kept_id(folder))
         os.environ.setdefault("WANDB_RESUME", "allow")
-    recipe.training.run_name = recipe.training.run_name or name_of(recipe)
+    os.environ.setdefault("WANDB_NAME", recipe.training.run_name or name_of(recipe))
     why = "offline; after `wandb login`"
     if "WANDB_MODE" not in os.environ:
         if not has_key():

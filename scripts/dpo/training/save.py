@@ -21,7 +21,26 @@ from dpo.training import publish, reference, resume
 
 
 class WritesCheckpoints:
-    """The part of FastDPOTrainer (trainer.py) that writes; above TRL's in its bases."""
+    """The part of FastDPOTrainer (trainer.py) that writes; above TRL's in its bases.
+
+    Args:
+        adapter: the weights file of the adapter that training starts from, if it is one.
+        settings: of the run, those that decide what is learned (Recipe.learned).
+    """
+
+    def __init__(
+        self,
+        *args,
+        adapter: Path | None = None,
+        settings: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        self.adapter, self.settings = adapter, settings or {}
+        self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
+        self._saving = False
+        super().__init__(*args, **kwargs)
+        self.settled = resume.Settled(self)
+        self.add_callback(self.settled)
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.core import stats
+from dpo.core.environment import Launch, launched
 from dpo.data import schema
-from dpo.data.reading import IDS, column
-from dpo.data.schema import longest_row
+from dpo.data.schema import IDS, column, longest_row
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone, head
 from dpo.prefix_sharing.plan import SharedPrefixCollator
-from dpo.training import batching, reference, resume, stock
+from dpo.training import batching, reference, stock
 from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
 from dpo.training.monitoring.probes import gathered, per_pair
@@ -42,15 +41,16 @@ def keep_gradients(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def stays_live(model: Any, adapter: PeftConfig | None, args: DPOConfig, *data: Any) -> str | None:
+def stays_live(
+    model: Any, adapter: PeftConfig | None, args: DPOConfig, launch: Launch, *data: Any
+) -> str | None:
     """Why the reference cannot be scored beforehand; None if it can.
 
     Args:
         model: a name that TRL would load with `args`, or the model; `adapter` is a new one on it.
         data: the rows that will be trained on and held out.
     """
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if fsdp and (adapter is not None or isinstance(model, PeftModel)):
+    if launch.fsdp and (adapter is not None or isinstance(model, PeftModel)):
         return (
             "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
             "beside the GPUs"
@@ -74,31 +74,33 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         reference_cache: str,
         adapter: Path | None = None,
         settings: dict[str, Any] | None = None,
+        launch: Launch | None = None,
         **kwargs,
     ):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
-        self.adapter, self.settings = adapter, settings or {}
+        self.launch = launch or launched()
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
-        self._sharing, self._ready, self._saving = "off", False, False
-        self.started = time.monotonic()  # so much earlier, once a run goes on from a checkpoint
+        self._sharing, self._ready = "off", False
+        self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
-        self.live, config = None, given.get("args")  # why not scored beforehand, though asked for
+        del given["self"]
+        config, data = given.get("args"), (given.get("train_dataset"), given.get("eval_dataset"))
         if config is not None and config.precompute_ref_log_probs:
-            data = (given.get("train_dataset"), given.get("eval_dataset"))
-            self.live = stays_live(given["model"], given.get("peft_config"), config, *data)
-            config.precompute_ref_log_probs = self.live is None
+            start = (given["model"], given.get("peft_config"), config)
+            self.live = stays_live(*start, self.launch, *data)
+            given["args"] = copy.copy(config)
+            given["args"].precompute_ref_log_probs = self.live is None
         with stock.unhashed():
-            super().__init__(*args, **kwargs)
+            super().__init__(adapter=adapter, settings=settings, **given)
         self._make_ready()
         if self._precompute_engine is not None:
             # Its hooks would go on counting the modules that pass, and after a single batch, the
             # check of a kept reference, lose count in training (ZeRO-3).
             self._precompute_engine.destroy()
             self._precompute_engine = None
-        self.monitors, self.settled = Monitors(self), resume.Settled(self)
+        self.monitors = Monitors(self)
         self.add_callback(self.monitors)
-        self.add_callback(self.settled)
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
@@ -154,7 +156,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     # bfloat16, until its last micro-batch. Weights are gathered in bfloat16 as before.
     def create_accelerator_and_postprocess(self) -> None:
         config = self.args.accelerator_config
-        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        if self.launch.fsdp:
             sums = {"sync_each_batch": True, **(config.gradient_accumulation_kwargs or {})}
             config.gradient_accumulation_kwargs = sums
         super().create_accelerator_and_postprocess()

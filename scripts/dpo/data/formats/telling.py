@@ -8,7 +8,6 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo.core.hub import one_line
 from dpo.core.refusal import Refusal
 from dpo.data.formats.columns import instead, not_said, suggested
 from dpo.data.formats.parsing import is_message
@@ -27,6 +26,7 @@ from dpo.data.sources.load import Rows
 from dpo.data.sources.rows import listed
 from dpo.data.tokenize import GIVEN, Tokenization
 from dpo.recipe.arguments import LAYOUTS
+from dpo.recipe.hub_names import one_line
 
 FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told

@@ -13,7 +13,6 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import constants, snapshot_download
 from trl import DatasetMixtureConfig
 
-from dpo.core.hub import check_reachable, looks_local, one_line
 from dpo.core.refusal import Refusal
 from dpo.data.formats.columns import mapping_of
 from dpo.data.sources import files, tables
@@ -31,6 +30,7 @@ from dpo.data.sources.rows import (
     unreadable,
     without_backups,
 )
+from dpo.recipe.hub_names import check_reachable, looks_local, one_line
 from dpo.recipe.parse import Recipe
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves

@@ -17,10 +17,10 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
-from dpo.core.hub import one_line
 from dpo.core.refusal import Refusal
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, told, turns
-from dpo.models.sampling import Messages
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
+from dpo.models.sampling import Messages, told, turns
+from dpo.recipe.hub_names import one_line
 
 TEMPLATE = """\
 Below are a conversation and two answers to its last message, A and B. Say which answer is better: \

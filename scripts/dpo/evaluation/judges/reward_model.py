@@ -12,11 +12,11 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo.core.hub import check_reachable, looks_local, one_line
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import DECIDES
 from dpo.models import loading, trust
 from dpo.models.sampling import Messages
+from dpo.recipe.hub_names import check_reachable, looks_local, one_line
 
 ROWS = 16  # answers at a time
 JUDGES = (
