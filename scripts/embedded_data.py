@@ -30,9 +30,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.core.terminal import guarded
-from dpo.evaluation.evaluation import MAX_NEW_TOKENS, TEMPERATURE
+from dpo.evaluation.judges.known_reward import vader_score
+from dpo.evaluation.measure import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
-from dpo.models.sampling import Completion, prompt_token_ids, sample_completions, vader_score
+from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
 
 MODEL = "models/SmolLM2-135M-Instruct"
 FOLDER = Path("recipes/data/sentiment")

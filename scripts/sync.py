@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
-from dpo.evaluation.contestants import RUNS, run_folder
 from dpo.runs import output_folder, tracking
+from dpo.runs.output_folder import RUNS, run_folder
 
 
 def waiting(folder: Path) -> dict[str, list[Path]]:

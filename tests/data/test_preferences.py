@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo.data import dataset
 from dpo.data.dataset import prepare
-from dpo.data.reading import IDS, column
+from dpo.data.schema import IDS, column
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse

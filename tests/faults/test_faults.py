@@ -24,7 +24,6 @@ import pytest
 
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import checkpoints, metrics
-from dpo.training.monitoring import completions
 from support.commands import FORKS, free_port, launch, run_flags, running, train_in_fork
 from support.place import ROOT
 
@@ -135,9 +134,9 @@ class Runs:
             {key: value for key, value in entry.items() if key not in metrics.TIMES}
             for entry in metrics.read(folder)
         ]
-        found = {key: report[key] for key in ("true_reward", "preference_accuracy", "curves")}
+        found = {key: report[key] for key in ("judge", "answers", "pairs", "curves")}
         weights = (folder / "model.safetensors").read_bytes()
-        return weights, logged, completions.read(folder), found
+        return weights, logged, metrics.completions(folder), found
 
     def finish_undisturbed(self) -> None:
         """Keeps what a run without a fault ends with, and how many file operations it takes."""

@@ -18,7 +18,7 @@ def test_real_runs_are_compared_through_make(swept, tmp_path):
     head = next(line for line in result.stdout.splitlines() if "beta=0.1" in line)
     assert head.index("beta=0.3") < head.index("beta=0.1")
     report = json.loads((folder / "beta=0.1/report.json").read_text())
-    assert len(report["held_out_digest"]) == 16
+    assert len(report["pairs"]["digest"]) == 16
     for width in (PHONE, DESKTOP):
         with opened((tmp_path / "comparison.html").as_uri(), width) as page:
             assert page.errors == []

@@ -42,9 +42,10 @@ def test_a_run_is_held_against_its_reference(swept):
     found, said = evaluated(run, JUDGE="vader")
     report = json.loads((run / "report.json").read_text())
     # The same pairs, scored by training and anew.
-    accuracy = report["preference_accuracy"]["after"]
+    accuracy = report["pairs"]["accuracy"]["mean"]
     assert found["pairs"]["accuracy"]["mean"] == pytest.approx(accuracy)
-    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    margin = report["pairs"]["margin"]["mean"]
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(margin, abs=1e-3)
     assert found["prompts"]["count"] == 6 and found["prompts"]["temperature"] == 0.7
     judge = found["judge"]
     assert judge["wins"] + judge["ties"] + judge["losses"] == 6
@@ -63,7 +64,8 @@ def test_a_checkpoint_is_held_against_what_its_run_started_from(swept):
     found, _ = evaluated(last)
     report = json.loads((run / "report.json").read_text())
     assert found["against"] == report["model"] and found["policy"] == str(last)
-    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    margin = report["pairs"]["margin"]["mean"]
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(margin, abs=1e-3)
     assert (run / "evaluations/checkpoint-4-reference/evaluation.html").is_file()
 
 
@@ -93,7 +95,7 @@ def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model, tmp_pat
     assert found["judge"]["reward"]["difference"]["mean"] != 0
     report = json.loads((run / "report.json").read_text())
     margin = found["pairs"]["margin"]["mean"]
-    assert margin == pytest.approx(-report["margin"]["after"], abs=1e-3)
+    assert margin == pytest.approx(-report["pairs"]["margin"]["mean"], abs=1e-3)
     assert found["answers"]["kl"] is None and "KL of the policy" not in said
     path = next(word for word in said.split() if word.endswith("evaluation.html,"))
     shutil.rmtree(Path(path).parent)

@@ -66,7 +66,7 @@ def test_held_out_metrics_a_table_that_grows_and_the_report(part, swept):
     assert [len(each) for each in rows] == [6, 12]  # three greedy and three sampled, twice
     assert {row[0] for row in rows[1]} == {2, 4}
     assert json.loads(tables[0].read_text())["columns"] == completions.COLUMNS
-    kept = completions.read(swept[0] / "beta=0.3")
+    kept = metrics.completions(swept[0] / "beta=0.3")
     assert [[row[name] for name in completions.COLUMNS] for row in kept] == rows[1]
     assert "report-smollm2-sentiment" in json.dumps(records(part))
 
@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on_in_wandb_too(tiny_model, tiny_data, tmp_path):
     parts = sorted(folder.glob("wandb/offline-run-*"))
     ids = {part.name.rsplit("-", 1)[1] for part in parts}
     assert len(parts) == 2 and ids == {(folder / output_folder.WANDB_ID).read_text()}
-    steps = [row["step"] for row in completions.read(folder)]
+    steps = [row["step"] for row in metrics.completions(folder)]
     assert steps == [20] * 6 + [40] * 6
     assert [*folder.glob("wandb/artifacts/staging/*")]  # of tables and report, to be sent from here
 
@@ -154,8 +154,8 @@ def test_what_is_waiting_is_sent_by_run_and_a_failure_ends_no_other(tmp_path, mo
     sent = tmp_path / "outputs/c/wandb/offline-run-2026_id3-id3/run.wandb.synced"
     sent.touch()
     script = (
-        "import runpy, sys; from pathlib import Path; from dpo import contestants; "
-        f"contestants.RUNS = Path({str(tmp_path / 'outputs')!r}); "
+        "import runpy, sys; from pathlib import Path; from dpo.runs import output_folder; "
+        f"output_folder.RUNS = Path({str(tmp_path / 'outputs')!r}); "
         f"sys.executable = {str(tmp_path / 'bin/python')!r}; sys.argv = ['sync.py']; "
         "runpy.run_path('scripts/sync.py', run_name='__main__')"
     )

@@ -39,10 +39,9 @@ def test_an_adapter_is_its_own_reference(trained_on):
     report = json.loads((folder / "report.json").read_text())
     first, *_, last = report["curves"]["train"]
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5) and last["loss"] < 0.69
-    assert report["preference_accuracy"]["before"] == 0.5
     # What the report says of pairs is what the trainer saw.
     held_out = report["curves"]["held_out"][-1]
-    assert report["preference_accuracy"]["after"] == pytest.approx(held_out["accuracy"])
+    assert report["pairs"]["accuracy"]["mean"] == pytest.approx(held_out["accuracy"])
 
 
 def test_an_adapter_on_four_bits_is_its_own_reference(tiny_adapter, tiny_data, tmp_path):
@@ -112,7 +111,7 @@ def test_without_save_merged_there_is_the_adapter_alone(tiny_model, tiny_data, t
     report = json.loads((folder / "report.json").read_text())
     last = report["curves"]["held_out"][-1]
     assert last["step"] == 4 and last["margin"] > 0.1
-    assert report["preference_accuracy"]["after"] == pytest.approx(last["accuracy"])
+    assert report["pairs"]["accuracy"]["mean"] == pytest.approx(last["accuracy"])
 
 
 def test_another_adapter_on_that_base_is_scored_anew(trained_on, tiny_adapter, tmp_path):

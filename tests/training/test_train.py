@@ -33,15 +33,16 @@ def test_it_says_what_it_is_about_to_do(finished):
 def test_it_ends_with_a_report(finished):
     folder, _, result = finished
     report = json.loads((folder / "report.json").read_text())
-    assert {"before", "after", "difference", "low", "high"} <= report["true_reward"].keys()
-    reward = report["true_reward"]
-    assert reward["difference"] == pytest.approx(reward["after"] - reward["before"])
-    assert reward["low"] <= reward["difference"] <= reward["high"]
-    accuracy = report["preference_accuracy"]
-    assert accuracy["before"] == 0.5 and accuracy["ceiling"] == 1.0  # no label in it is wrong
-    assert accuracy["low"] <= accuracy["after"] <= accuracy["high"]
-    assert report["kl_nats_per_sequence"] > 0
-    assert set(report["mean_tokens"]) == {"before", "after"}
+    reward = report["judge"]["reward"]
+    rise = reward["difference"]
+    before, after = (reward[side]["mean"] for side in ("against", "policy"))
+    assert rise["mean"] == pytest.approx(after - before)
+    assert rise["low"] <= rise["mean"] <= rise["high"]
+    pairs = report["pairs"]
+    assert pairs["ceiling"] == 1.0  # no label in it is wrong
+    assert pairs["accuracy"]["low"] <= pairs["accuracy"]["mean"] <= pairs["accuracy"]["high"]
+    assert report["answers"]["kl"]["nats_per_sequence"]["mean"] > 0
+    assert set(report["answers"]["mean_tokens"]) == {"policy", "against", "difference"}
     assert report["seconds"]["train"] > 0 and report["seconds"]["evaluate"] > 0
     assert 0.1 < report["peak_memory_gb"] < 8
     assert [point["step"] for point in report["curves"]["train"]] == [1, 2, 3, 4]
