@@ -40,7 +40,8 @@ from transformers.integrations.deepspeed import (
 )
 from trl import DPOTrainer
 
-from dpo.core import files, ranks
+from dpo.core import files
+from dpo.core.environment import check_ranks, launched
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
 from dpo.data import dataset, fits, quarantine, schema
@@ -59,7 +60,7 @@ from dpo.training import held_out_scores, publish, resume
 from dpo.training.build import make_trainer
 from dpo.training.monitoring import alerts
 from dpo.training.monitoring.wandb_run import Describe, add_report
-from dpo.training.preempt import Leave, end, run_to_the_end
+from dpo.training.preempt import Leave, run_to_the_end
 from dpo.training.preflight.checks import Gates
 
 
@@ -210,9 +211,10 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
 @partial(guarded, alone=False)
 @record  # torchrun ends with the error of the process that failed first
 def main() -> None:
-    leave = Leave().listen()
-    ranks.check()
-    recipe = parse(sys.argv[1:])
+    launch = launched()
+    leave = Leave(launch).listen()
+    check_ranks()
+    recipe = parse(sys.argv[1:], launch)
     check_values(recipe)
     checkpoints.check_given(recipe)
     config_check.check_model(recipe)
@@ -225,7 +227,7 @@ def main() -> None:
         checkpoints.sweep(folder)
     state.wait_for_everyone()
     cache = [Path(recipe.run.reference_cache)] * recipe.training.precompute_ref_log_probs
-    check_shared([folder, *cache])
+    check_shared([folder, *cache], launch.machine)
     if output_folder.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
         return
@@ -234,7 +236,7 @@ def main() -> None:
     held_out, trainer_state, seconds = train(recipe, folder, tokenizer, data, tracked, leave)
     if leave.left or leave.asked:
         tracking.finish({})
-        end(agreed=leave.left)
+        leave.end(agreed=leave.left)
     if not state.is_main_process:
         return
     gc.collect()  # policy, reference and optimizer of the training are no longer needed

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo.core import quiet, ranks
+from dpo.core import environment, quiet
+from dpo.core.environment import TOLD_IN
 from dpo.core.refusal import Refusal
-from dpo.core.signals import TOLD_IN, has_refused
+from dpo.core.signals import has_refused
 from dpo.core.terminal import guarded, without_debug
 from support.place import ROOT
 
@@ -31,7 +32,7 @@ def fails_here():
 
 
 def is_wrong_here():
-    assert ranks.without({}) == 1, "two and two are five"
+    assert environment.without_ranks({}) == 1, "two and two are five"
 
 
 def is_asked_to_end():
@@ -51,7 +52,7 @@ def line(main, *argv: str) -> str | int:
 
 def here(main):
     """As if it stood in scripts/."""
-    main.__code__ = main.__code__.replace(co_filename=ranks.__file__)
+    main.__code__ = main.__code__.replace(co_filename=environment.__file__)
     return main
 
 
@@ -100,8 +101,9 @@ def test_with_debug_the_terminal_shows_it(monkeypatch, capsys):
     assert "its traceback is above" in line(fails_in_a_library, "--debug", "--beta", "1")
     assert "Traceback (most recent call last)" in capsys.readouterr().err
     # transformers has an argument of that name.
-    assert without_debug(["--debug", "underflow_overflow"]) == ["--debug", "underflow_overflow"]
-    assert without_debug(["--beta", "1", "--debug"]) == ["--beta", "1"]
+    theirs = ["--debug", "underflow_overflow"]
+    assert without_debug(theirs) == (theirs, False)
+    assert without_debug(["--beta", "1", "--debug"]) == (["--beta", "1"], True)
 
 
 def test_ctrl_c_is_no_fault(capsys):
@@ -113,9 +115,9 @@ def test_of_several_processes_one_says_it(monkeypatch, tmp_path):
         raise Refusal("beta is -1: give more")
 
     monkeypatch.setenv(TOLD_IN, str(tmp_path))
-    assert not has_refused()
+    assert not has_refused(tmp_path)
     assert [line(main), line(main), line(fails_in_a_library)] == ["beta is -1: give more", 1, 1]
-    assert has_refused()
+    assert has_refused(tmp_path)
     monkeypatch.setenv(TOLD_IN, str(tmp_path / "gone"))  # with its launcher: said all the same
     assert line(main) == "beta is -1: give more"
 
@@ -137,16 +139,16 @@ def test_a_process_that_is_alone_forgets_ranks(monkeypatch, whose):
     seen = []
     guarded(lambda: seen.append({**os.environ}))()
     assert seen == [kept]
-    assert ranks.without(kept | LEFT_OVER[whose]) == kept  # as launch.py hands it on
+    assert environment.without_ranks(kept | LEFT_OVER[whose]) == kept  # as launch.py hands it on
 
 
 @pytest.mark.parametrize("whose", ["torchrun", "mpirun", "srun"])
 def test_nobody_waits_for_processes_that_are_not_started(monkeypatch, whose):
     monkeypatch.setattr(os, "environ", {"PATH": "/bin"} | LEFT_OVER[whose])
     with pytest.raises(SystemExit, match=r"SIZE=\d in the environment, and no launcher"):
-        ranks.check()
+        environment.check_ranks()
     os.environ["TORCHELASTIC_RUN_ID"] = "none"
-    ranks.check()
+    environment.check_ranks()
 
 
 def test_libraries_say_nothing_of_themselves(caplog, capsys):

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState, PartialState
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from dpo.core.environment import Launch
 from dpo.evaluation.contestants import Contestant
 from dpo.evaluation.judges.reward_model import RewardModel
 from dpo.models import adapters, loading
@@ -67,21 +68,22 @@ def test_one_process_trains_on_the_first_gpu_alone(
     how = how.value.args[0]
     init = how if start == "adapter" else how["args"].model_init_kwargs
     assert init["device_map"] == {"": "cuda:0"}
-    assert recipe.training.n_gpu == 1  # else Trainer copies the model to all
-    assert recipe.training.train_batch_size == 2
+    if start != "adapter":  # which is loaded first
+        assert how["args"].n_gpu == 1  # else Trainer copies the model to all
+        assert how["args"].train_batch_size == 2
+    assert recipe.training.n_gpu == 3  # the recipe stays what it was
     assert "3 GPUs that it sees: it trains on cuda:0 alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["MULTI_GPU", "DEEPSPEED", "NO"])
-def test_what_is_dealt_out_is_loaded_to_no_gpu(monkeypatch, kind):
+def test_what_is_dealt_out_is_loaded_to_no_gpu(kind):
     """Several processes, and one under FSDP or on a CPU."""
     cuda = kind != "NO"
     args = SimpleNamespace(n_gpu=1, device=torch.device("cuda:1" if cuda else "cpu"))
     args.distributed_state = SimpleNamespace(distributed_type=build.DistributedType(kind))
-    assert build.own_device(args) is None
+    assert build.own_device(args, Launch()) is None
     args.distributed_state.distributed_type = build.DistributedType.NO
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert build.own_device(args) is None
+    assert build.own_device(args, Launch(fsdp=True)) is None
 
 
 def test_a_device_map_in_a_recipe_is_refused(tiny_flags):

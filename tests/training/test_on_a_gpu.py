@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
+from dpo.core.environment import Launch
 from dpo.data import schema
 from dpo.models import scoring
 from dpo.prefix_sharing import attention
@@ -90,7 +91,7 @@ def test_the_host_waits_no_more_often_than_stock_trl_lets_it(way, tmp_path):
             how |= {"precompute_ref_log_probs": fast, "bf16": False, **settings}
             trainer = run_of(tmp_path, "llama", fast, **how)
             if fast:
-                leave = Leave()
+                leave = Leave(Launch())
                 trainer.add_callback(leave)
             counted = Waits(waits)
             trainer.add_callback(counted)

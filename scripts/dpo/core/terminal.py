@@ -14,14 +14,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from dpo.core import ranks, secrets, signals
+from dpo.core import secrets, signals
+from dpo.core.environment import DEBUG, Launch, forget_ranks, launched
 from dpo.core.files import at_home
 from dpo.core.refusal import Refusal
 
 # Control characters but tab and newline, and those that turn the direction of writing.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 SCRIPTS = Path(__file__).resolve().parents[2]
-DEBUG = "DPO_DEBUG"  # set by --debug, for the processes that are started too
 LONGEST = 600  # characters of what a library says
 BUGS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError)
 
@@ -49,21 +49,17 @@ def mask_output() -> None:
             stream.write = masked
 
 
-def without_debug(argv: list[str]) -> list[str]:
-    """The arguments without a bare `--debug`, which shows the traceback of an error here and in all
-    processes that are started. transformers has an argument of this name that takes a value."""
-    kept = []
-    for argument, after in itertools.pairwise([*argv, "--"]):
-        if argument == "--debug" and after.startswith("--"):
-            os.environ[DEBUG] = "1"
-        else:
-            kept.append(argument)
-    return kept
+def without_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """The arguments without a bare `--debug`, and whether there was one. transformers has an
+    argument of this name that takes a value."""
+    given = [*itertools.pairwise([*argv, "--"])]
+    kept = [each for each, after in given if each != "--debug" or not after.startswith("--")]
+    return kept, len(kept) < len(argv)
 
 
-def line_of(error: Exception) -> str:
+def line_of(error: Exception, debug: bool) -> str:
     """One line for an error that no check foresaw: what was raised, by whom, and where its
-    traceback is, masked: in a file, or on the terminal with --debug."""
+    traceback is, masked: in a file, or, to `debug`, on the terminal."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [f.f_code for f in frames if SCRIPTS in Path(f.f_code.co_filename).parents]
     here = bool(ours) and frames[-1].f_code is ours[-1]
@@ -73,7 +69,7 @@ def line_of(error: Exception) -> str:
     said = " ".join(str(error).split()) or "no reason is given"
     said = said if len(said) < LONGEST else f"{said[:LONGEST]} …"
     trace = secrets.mask("".join(traceback.format_exception(error)))
-    if os.environ.get(DEBUG):
+    if debug:
         print(visible(trace), file=sys.stderr, flush=True)
         where = "its traceback is above"
     else:
@@ -106,29 +102,32 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
             if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack characters
                 stream.reconfigure(errors="backslashreplace")
         mask_output()
+        sys.argv[1:], debug = without_debug(sys.argv[1:])
+        if debug:
+            os.environ[DEBUG] = "1"  # for the processes that are started
+        launch = launched()
         try:
-            sys.argv[1:] = at_home(secrets.take_out(without_debug(sys.argv[1:])))
+            sys.argv[1:] = at_home(secrets.take_out(sys.argv[1:]))
             if alone:
-                ranks.forget()
+                forget_ranks()
             main()
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         except Refusal as refusal:
-            refusal.code = once(str(refusal))
+            refusal.code = once(str(refusal), launch)
             raise
         except Exception as error:
             # torchrun shows what torch's `record` has written there, in another process.
-            errors = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
-            if os.path.isfile(errors):
-                Path(errors).write_text(secrets.mask(Path(errors).read_text()))
-            raise SystemExit(once(error)) from error
+            if launch.errors and launch.errors.is_file():
+                launch.errors.write_text(secrets.mask(launch.errors.read_text()))
+            raise SystemExit(once(error, launch)) from error
 
     return run
 
 
-def once(error: Exception | str) -> str | int:
+def once(error: Exception | str, launch: Launch) -> str | int:
     """The line to end with, if no other process of the run has said one, else the exit code."""
-    if not signals.first_to_end():
+    if not signals.first_to_end(launch.told_in):
         return 1
-    line = error if isinstance(error, str) else line_of(error)
+    line = error if isinstance(error, str) else line_of(error, launch.debug)
     return visible(secrets.mask(line)).replace("\n", r"\n")

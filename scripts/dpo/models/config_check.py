@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -213,7 +212,7 @@ def check_master_weights(recipe: Recipe) -> None:
     Raises:
         Refusal: the recipe trains half-precision weights, and nothing keeps better ones.
     """
-    model, kept = recipe.model, os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    model, kept = recipe.model, recipe.launch.deepspeed
     dtype = model.dtype
     if dtype == "auto":
         how = {"revision": model.model_revision}

@@ -20,14 +20,14 @@ WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")  # pickles
 NAMES = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, ADAPTER_SAFE_WEIGHTS_NAME}
 
 
-def read_as_data() -> None:
+def read_as_data(deepspeed: bool) -> None:
     """Let no checkpoint run code as it is read: whoever calls torch.load, it unpickles tensors,
     plain values and what is named here, and refuses all else before it is built.
 
-    DeepSpeed asks for everything in its shards. Three kinds of object are in them.
+    `deepspeed` asks for everything in its shards. Three kinds of object are in them.
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if deepspeed:
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo.core import secrets
+from dpo.core.environment import Launch, launched
 from dpo.core.files import at_home
 from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import (
@@ -39,7 +40,8 @@ class Recipe:
 
     `chosen` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
     `flags` are the names of the latter, which win over the recipe.
-    `global_batch` is the number of pairs of one optimizer step, over all processes.
+    `global_batch` is the number of pairs of one optimizer step, over all processes; `launch` says
+    how this one was launched, which decides its share.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Recipe:
     model: ModelConfig
     mixture: DatasetMixtureConfig
     run: RunArguments
+    launch: Launch
     flags: frozenset[str] = frozenset()
 
     def place(self, *keys: str) -> str:
@@ -154,12 +157,12 @@ def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int
     return micro, share // micro
 
 
-def data_workers(values: dict[str, Any]) -> int:
+def data_workers(values: dict[str, Any], launch: Launch) -> int:
     """Processes that make the next batches while a GPU computes. On a CPU they would take what
     computes, and a stream comes in another order through several."""
     import torch
 
-    on_cpu = values["use_cpu"] or os.environ.get("DS_ACCELERATOR") == "cpu"
+    on_cpu = values["use_cpu"] or launch.no_gpu
     streams = values["dataset_streaming"] or values["streaming"]
     return 0 if on_cpu or streams or not torch.cuda.is_available() else 2
 
@@ -181,14 +184,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: list[str]) -> Recipe:
+def parse(argv: list[str], launch: Launch | None = None) -> Recipe:
     """Read `--config recipes/<name>.yaml`, then the flags after it.
+
+    Args:
+        launch: how this process was launched; by default as its environment says.
 
     Raises:
         Refusal: one line that names the file or flag, what is wrong with it and the choices.
     """
     path, keys, argv = look(argv)
-    return resolve(make_parser(), path, path.stem, keys, argv)
+    return resolve(make_parser(), path, path.stem, keys, argv, launch)
 
 
 def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
@@ -210,19 +216,25 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def resolve(
-    parser: argparse.ArgumentParser, path: Path, name: str, keys: dict[str, Any], argv: list[str]
+    parser: argparse.ArgumentParser,
+    path: Path,
+    name: str,
+    keys: dict[str, Any],
+    argv: list[str],
+    launch: Launch | None = None,
 ) -> Recipe:
     """The recipe of `keys`, which stand in the file at `path`, and of the flags after them.
 
     Raises:
         Refusal: as `parse`.
     """
+    launch = launch or launched()
     given = check_names(path, keys, argv)
     # Where the launcher has no GPU to use, these are what makes the same recipe run. `use_cpu`
     # would turn DeepSpeed off; without a backend processes would not find each other.
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+    if launch.on_cpu:
         parser.set_defaults(use_cpu=True)
-    if os.environ.get("DS_ACCELERATOR") == "cpu" and "WORLD_SIZE" in os.environ:
+    if launch.no_gpu and launch.processes is not None:
         parser.set_defaults(ddp_backend="gloo")
     parser.set_defaults(dataloader_num_workers=None)  # until all else is known
     defaults = vars(parser.parse_known_args([])[0])
@@ -246,7 +258,7 @@ def resolve(
     if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # validate.py refuses it
         values["precompute_ref_log_probs"] = False
     if values["dataloader_num_workers"] is None:
-        values["dataloader_num_workers"] = data_workers(values)
+        values["dataloader_num_workers"] = data_workers(values, launch)
         if not values["dataloader_num_workers"]:  # and what torch takes beside workers alone
             beside = ("prefetch_factor", "multiprocessing_context")
             values |= {f"dataloader_{key}": None for key in beside}
@@ -259,7 +271,7 @@ def resolve(
     values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
         values["per_device_train_batch_size"],
         values["gradient_accumulation_steps"],
-        int(os.environ.get("WORLD_SIZE", "1")),
+        launch.processes or 1,
     )
     for stated in (values, chosen):  # a run that was killed is the same with a slash at its end
         if "://" not in (stated.get("output_dir") or "://"):
@@ -273,6 +285,6 @@ def resolve(
         raise Refusal(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
     stated = (chosen, defaults, batch)
-    recipe = Recipe(name, path, *stated, script, training, model, mixture, run, given)
+    recipe = Recipe(name, path, *stated, script, training, model, mixture, run, launch, given)
     check_data(recipe)
     return recipe

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 
+from dpo.core.environment import launched
 from dpo.core.signals import has_refused
 
 
@@ -19,15 +20,16 @@ def main() -> None:
     from accelerate.commands.accelerate_cli import main as accelerate
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    told_in = launched().told_in
     for handler in logging.getLogger("torch.distributed").handlers:
-        handler.addFilter(lambda record: not has_refused())
+        handler.addFilter(lambda record: not has_refused(told_in))
     try:
         accelerate()
     except ChildFailedError as error:
         # Of a process that was killed another may say more than it knows: that it does not answer.
         # SIGTERM is how torchrun itself ends those that are left.
         codes = [failure.exitcode for failure in error.failures.values()]
-        if not has_refused() or any(code < 0 and code != -signal.SIGTERM for code in codes):
+        if not has_refused(told_in) or any(code < 0 and code != -signal.SIGTERM for code in codes):
             raise
         sys.exit(1)
 

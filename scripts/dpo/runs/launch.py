@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import yaml
 
-from dpo.core import ranks
+from dpo.core.environment import CONFIG, TOLD_IN, without_ranks
 from dpo.core.refusal import Refusal
-from dpo.core.signals import ASKED, CONFIG, EXIT_CODE, LEFT, SIGNALS, TOLD_IN, has_refused
+from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import choices, look, names
 
@@ -224,7 +224,7 @@ def plan(
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
     command += ["scripts/train.py", "--config", str(path), *flags]
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**ranks.without(os.environ), "PATH": programs, CONFIG: config}
+    environment = {**without_ranks(os.environ), "PATH": programs, CONFIG: config}
     # On GPUs too: an optimizer that is offloaded runs on the CPU, and torchrun would give it one.
     environment.setdefault("OMP_NUM_THREADS", str(threads(processes)))
     if on_cpu:

@@ -31,10 +31,11 @@ def shows(path: Path) -> bool:
         time.sleep(0.2)
 
 
-def check_shared(folders: list[Path]) -> None:
+def check_shared(folders: list[Path], machine: str) -> None:
     """See that every machine finds in each of its folders what the first one writes there.
 
-    Called by all processes, each with what it takes for the folders of the run.
+    Called by all processes, each with what it takes for the folders of the run, and with the number
+    of its `machine`, for the message.
 
     Raises:
         Refusal: on all of them, where one does not.
@@ -54,7 +55,7 @@ def check_shared(folders: list[Path]) -> None:
     broadcast_object_list(said)
     looked = zip(folders, said[1], strict=True)
     apart = [folder for folder, here in looked if here and not shows(folder / said[0])]
-    who = f"machine {os.environ.get('GROUP_RANK', '?')} ({platform.node()})"
+    who = f"machine {machine} ({platform.node()})"
     found = gather_object([(str(apart[0]), who) if apart else None])
     for folder in written:
         (folder / name).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer, get_quantization_config
 
+from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.data import fits
 from dpo.models import adapters, chat_template, loading, trust
@@ -43,7 +43,7 @@ class StepLines(ProgressCallback):
         )
 
 
-def own_device(args: DPOConfig) -> dict[str, str] | None:
+def own_device(args: DPOConfig, launch: Launch) -> dict[str, str] | None:
     """Where a model is loaded to, as `from_pretrained` takes it: whole to the GPU of the only
     process, else to the CPU, from where it is dealt out.
 
@@ -56,8 +56,7 @@ def own_device(args: DPOConfig) -> dict[str, str] | None:
             "For all of them start it with scripts/launch.py"
         )
         args._n_gpu = 1  # as Trainer sets it for a model that it must not copy
-    alone = args.distributed_state.distributed_type == DistributedType.NO
-    alone = alone and os.environ.get("ACCELERATE_USE_FSDP") != "true"
+    alone = args.distributed_state.distributed_type == DistributedType.NO and not launch.fsdp
     return {"": str(args.device)} if alone and args.device.type == "cuda" else None
 
 
@@ -93,9 +92,10 @@ def make_trainer(
             numbers; processes do not see each other; or they were launched for DeepSpeed or FSDP,
             and accelerate does not use it, and would train side by side, unsharded.
     """
-    model, args = recipe.model, copy.copy(recipe.training)  # the recipe stays what it was
+    model, launch = recipe.model, recipe.launch
+    args = copy.copy(recipe.training)  # the recipe stays what it was
     publish.check(args)
-    trust.read_as_data()
+    trust.read_as_data(launch.deepspeed)
     if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
         raise Refusal(
             "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
@@ -109,7 +109,7 @@ def make_trainer(
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
         "use_safetensors": True,  # never a pickle
-        "device_map": own_device(args),
+        "device_map": own_device(args, launch),
     }
     start: dict[str, Any] = {
         "model": model.model_name_or_path,
@@ -130,21 +130,19 @@ def make_trainer(
             "adapter": adapters.weights_file(model),
         }
     stated = "precompute_ref_log_probs" in {*recipe.chosen, *recipe.flags}
-    if (
-        stated
-        and args.precompute_ref_log_probs
-        and (reason := stays_live(start["model"], start.get("peft_config"), args, train, held_out))
-    ):
-        where = recipe.place("precompute_ref_log_probs")
-        raise Refusal(
-            f"{where}: precompute_ref_log_probs is True: {reason}: leave it out, and the "
-            "reference is scored as it goes"
-        )
+    if stated and args.precompute_ref_log_probs:
+        of = (start["model"], start.get("peft_config"), args, launch)
+        if reason := stays_live(*of, train, held_out):
+            raise Refusal(
+                f"{recipe.place('precompute_ref_log_probs')}: precompute_ref_log_probs is True: "
+                f"{reason}: leave it out, and the reference is scored as it goes"
+            )
     with loading.whole(), known_arguments(recipe):
         trainer = FastDPOTrainer(
             share_prefix=recipe.run.share_prefix,
             reference_cache=recipe.run.reference_cache,
             settings=recipe.learned(recipe.chosen),
+            launch=launch,
             args=args,
             train_dataset=train,
             eval_dataset=held_out,
@@ -154,12 +152,11 @@ def make_trainer(
     chat_template.remember_end_tokens(
         trainer.model, trainer.processing_class, chat_template.prompt_kind(train.features)
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.world_size != launched:
-        raise Refusal(f"{launched} processes were launched and do not see each other")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not trainer.is_deepspeed_enabled:
+    if args.world_size != (launch.processes or 1):
+        raise Refusal(f"{launch.processes} processes were launched and do not see each other")
+    if launch.deepspeed and not trainer.is_deepspeed_enabled:
         raise Refusal("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
+    if launch.fsdp and not trainer.is_fsdp_enabled:
         raise Refusal("FSDP was asked for and shards nothing on a CPU: choose a zero config")
     trainer.remove_callback(ProgressCallback)
     if not args.disable_tqdm:

@@ -18,17 +18,19 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
-from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, TOLD_IN
+from dpo.core.environment import Launch
+from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS
 from dpo.runs import tracking
 
 
-def end(agreed: bool) -> None:
+def end(agreed: bool, told_in: Path | None) -> None:
     """End this process since it was asked to leave, without waiting for any other.
 
     Args:
         agreed: the others end as well. torchrun then need not report a failure and end them.
+        told_in: the folder in which the launcher looks whether the run has left.
     """
-    if told_in := os.environ.get(TOLD_IN):
+    if told_in:
         Path(told_in, LEFT).touch()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -66,7 +68,8 @@ class Leave(TrainerCallback):
         left: whether training was stopped before its end, the same in all processes.
     """
 
-    def __init__(self):
+    def __init__(self, launch: Launch):
+        self.told_in = launch.told_in
         self.asked = self.left = self._training = self._interrupted = False
 
     def listen(self) -> Leave:
@@ -74,15 +77,18 @@ class Leave(TrainerCallback):
         for number in SIGNALS:
             signal.signal(number, self._hear)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        if TOLD_IN in os.environ and Path(os.environ[TOLD_IN], ASKED).exists():
-            end(agreed=False)
+        if self.told_in and Path(self.told_in, ASKED).exists():
+            self.end(agreed=False)
         return self
 
     def _hear(self, number: int, frame) -> None:
         self.asked = True
         if not self._training or (self._interrupted and number == signal.SIGINT):
-            end(agreed=False)
+            self.end(agreed=False)
         self._interrupted |= number == signal.SIGINT
+
+    def end(self, agreed: bool) -> None:
+        end(agreed, self.told_in)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._training = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo.core import stats
+from dpo.core.environment import Launch, launched
 from dpo.data import schema
 from dpo.data.schema import IDS, column, longest_row
 from dpo.models import adapters, rope
@@ -41,15 +41,16 @@ def keep_gradients(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def stays_live(model: Any, adapter: PeftConfig | None, args: DPOConfig, *data: Any) -> str | None:
+def stays_live(
+    model: Any, adapter: PeftConfig | None, args: DPOConfig, launch: Launch, *data: Any
+) -> str | None:
     """Why the reference cannot be scored beforehand; None if it can.
 
     Args:
         model: a name that TRL would load with `args`, or the model; `adapter` is a new one on it.
         data: the rows that will be trained on and held out.
     """
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if fsdp and (adapter is not None or isinstance(model, PeftModel)):
+    if launch.fsdp and (adapter is not None or isinstance(model, PeftModel)):
         return (
             "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
             "beside the GPUs"
@@ -73,9 +74,11 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         reference_cache: str,
         adapter: Path | None = None,
         settings: dict[str, Any] | None = None,
+        launch: Launch | None = None,
         **kwargs,
     ):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
+        self.launch = launch or launched()
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
         self._sharing, self._ready = "off", False
@@ -84,7 +87,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         del given["self"]
         config, data = given.get("args"), (given.get("train_dataset"), given.get("eval_dataset"))
         if config is not None and config.precompute_ref_log_probs:
-            self.live = stays_live(given["model"], given.get("peft_config"), config, *data)
+            start = (given["model"], given.get("peft_config"), config)
+            self.live = stays_live(*start, self.launch, *data)
             given["args"] = copy.copy(config)
             given["args"].precompute_ref_log_probs = self.live is None
         with stock.unhashed():
@@ -152,7 +156,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     # bfloat16, until its last micro-batch. Weights are gathered in bfloat16 as before.
     def create_accelerator_and_postprocess(self) -> None:
         config = self.args.accelerator_config
-        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        if self.launch.fsdp:
             sums = {"sync_each_batch": True, **(config.gradient_accumulation_kwargs or {})}
             config.gradient_accumulation_kwargs = sums
         super().create_accelerator_and_postprocess()

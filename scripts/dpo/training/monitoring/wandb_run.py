@@ -3,14 +3,12 @@ policy says, and the report that it ended with."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 from dpo.core.machine import commit, versions
-from dpo.core.signals import CONFIG
 from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder, tracking
@@ -41,7 +39,7 @@ class Describe(TrainerCallback):
         sharded."""
         recipe = self.recipe
         data = recipe.script.dataset_name or "mixture"
-        config = os.environ.get(CONFIG) or checkpoints.sharding(self.trainer.accelerator)
+        config = recipe.launch.config or checkpoints.sharding(self.trainer.accelerator)
         named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, config]
         return [Path(tag).name[:LONGEST_TAG] for tag in named]
 

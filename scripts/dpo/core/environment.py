@@ -1,0 +1,107 @@
+"""The environment of a process, read here and handed down: how it was launched.
+
+Launchers say by variables which of several processes one is, and how they are sharded. Left over in
+an environment, they have it wait for others that nobody starts, or train in another way than it
+says. What a library reads of the environment by itself is set where that library is used.
+
+Nothing heavy is imported: the launcher answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo.core.refusal import Refusal
+
+LAUNCHER = "TORCHELASTIC_RUN_ID"  # torchrun sets it, which `accelerate launch` starts several with
+RANKS = re.compile(
+    "((LOCAL|GROUP|ROLE|CROSS|NODE)_)?(RANK|WORLD_SIZE)|CROSS_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
+    "|TORCHELASTIC_.*|(OMPI|MV2)_COMM_WORLD_.*|PMI_.*|PMIX_.*|MPI_LOCAL(RANKID|NRANKS)"
+    "|(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_(?!USE_CPU$).*"
+)
+# Between our own processes: the launch config that launch.py took; a folder of its, in which it and
+# the run tell each other by files (signals.py); and that errors show their traceback.
+CONFIG, TOLD_IN, DEBUG = "DPO_CONFIG", "DPO_TOLD_IN", "DPO_DEBUG"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was launched.
+
+    Attributes:
+        processes: how many there are; None where no launcher says.
+        machine: the number of this one among them, for messages.
+        deepspeed, fsdp: accelerate was asked to shard with it.
+        on_cpu: GPUs are not to be used, if there are any.
+        no_gpu: launch.py found none; DeepSpeed and gloo go by it.
+        config: the name of the launch config.
+        told_in: the folder in which the launcher and the run tell each other.
+        errors: where torchrun looks for the error of this process.
+        debug: an error that no check foresaw shows its traceback.
+    """
+
+    processes: int | None = None
+    machine: str = "?"
+    deepspeed: bool = False
+    fsdp: bool = False
+    on_cpu: bool = False
+    no_gpu: bool = False
+    config: str | None = None
+    told_in: Path | None = None
+    errors: Path | None = None
+    debug: bool = False
+
+
+def launched() -> Launch:
+    """How this process was launched, as its environment says now."""
+    said = os.environ
+
+    def asked(name: str) -> bool:
+        return said.get(name, "").lower() == "true"
+
+    def place(name: str) -> Path | None:
+        return Path(said[name]) if said.get(name) else None
+
+    return Launch(
+        processes=int(said["WORLD_SIZE"]) if "WORLD_SIZE" in said else None,
+        machine=said.get("GROUP_RANK", "?"),
+        deepspeed=asked("ACCELERATE_USE_DEEPSPEED"),
+        fsdp=asked("ACCELERATE_USE_FSDP"),
+        on_cpu=asked("ACCELERATE_USE_CPU"),
+        no_gpu=said.get("DS_ACCELERATOR") == "cpu",
+        config=said.get(CONFIG),
+        told_in=place(TOLD_IN),
+        errors=place("TORCHELASTIC_ERROR_FILE"),
+        debug=bool(said.get(DEBUG)),
+    )
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what says which of several processes one is."""
+    return {name: value for name, value in environment.items() if not RANKS.fullmatch(name)}
+
+
+def forget_ranks() -> None:
+    """Take them out of this process's environment: it is alone, whatever they say."""
+    for name in {*os.environ} - {*without_ranks(os.environ)}:
+        del os.environ[name]
+
+
+def check_ranks() -> None:
+    """Refuse to be one of several processes that nobody started.
+
+    Raises:
+        Refusal: the environment says so, and no torchrun is there.
+    """
+    found = {name: value for name, value in os.environ.items() if RANKS.fullmatch(name)}
+    stated = sorted(f"{name}={value}" for name, value in found.items() if name.endswith("SIZE"))
+    if LAUNCHER not in found and any(not each.endswith("=1") for each in stated):
+        raise Refusal(
+            f"{', '.join(stated)} in the environment, and no launcher has started this process: it "
+            "would wait for others for ever. Start with make train or scripts/launch.py, which set "
+            f"these themselves, or unset {' '.join(sorted(found))}"
+        )
