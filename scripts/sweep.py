@@ -146,6 +146,7 @@ def main() -> None:
     if len(done) > 1:
         written = comparison_page.write(comparison.collect(done), into, f"{args.recipe}: sweep")
         print(f"Compared: {', '.join(map(str, written))}")
+        print(f"Next: open {written[0]}, and make evaluate RUN= the best")
     sys.exit(1 if any(run.state == FAILED for run in runs) else 0)
 
 
