@@ -9,7 +9,7 @@ import trl  # noqa: F401
 import wandb  # noqa: F401
 
 import train  # noqa: F401
-from dpo.evaluation import evaluation  # noqa: F401
+from dpo.evaluation import measure  # noqa: F401
 from dpo.reports import run_report  # noqa: F401
 from dpo.training import build, held_out_scores, publish  # noqa: F401
 
