@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer
 
 from dpo.evaluation import benchmarks
@@ -171,16 +172,16 @@ def test_a_benchmark_computes_as_the_run_did(tasks, tiny_model, tmp_path, monkey
     """lm-eval switches off an autocast that it is not told of."""
     monkeypatch.setattr(benchmarks, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(Contestant, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
-    seen, load = set(), Contestant.load
+    given = []
 
-    def watched(who, device):
-        model = load(who, device)
-        model.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
-        return model
+    def note(command):
+        given.append(yaml.safe_load(Path(command[-1]).read_text()))
+        return 1, "noted"
 
-    monkeypatch.setattr(Contestant, "load", watched)
-    benchmarks.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
-    assert seen == {True}
+    monkeypatch.setattr(benchmarks, "shown", note)
+    with pytest.raises(SystemExit, match="SUITE=tiny_choice cannot be run: noted"):
+        benchmarks.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
+    assert given[0]["model_args"]["mixed_precision_dtype"] == "bfloat16"
 
 
 def test_a_benchmark_through_make(tasks, swept):
