@@ -7,7 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoModelForCausalLM,
@@ -183,6 +183,12 @@ def save_generation_config(model: PeftModel, folder: Path) -> None:
     the answers of the model that was trained end, and its base's may not."""
     text = model.generation_config.to_json_string(ignore_metadata=True)
     files.write_whole(folder / GENERATION_CONFIG_NAME, text)
+
+
+def loaded_as(recipe: Recipe) -> dict[str, Any]:
+    """How the recipe's model is loaded, beside by its name."""
+    trusted = recipe.training.trust_remote_code
+    return recipe.init | {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
 
 
 def merge(folder: Path, tokenizer: PreTrainedTokenizerBase, **init) -> Path:

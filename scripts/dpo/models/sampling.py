@@ -156,11 +156,14 @@ class Watch(StoppingCriteria):
     def __init__(self, progress: tqdm, before: int, stops: list[int]):
         self.progress, self.before, self.stops = progress, before, torch.tensor(stops)
         self.ended: torch.Tensor | None = None
+        self.tokens = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         last = input_ids[:, -1]
         ends = torch.isin(last, self.stops.to(last.device))
         self.ended = ends if self.ended is None else self.ended | ends
+        self.tokens += 1
+        self.progress.set_postfix_str(f"token {self.tokens}", refresh=False)
         self.progress.update(self.before + int(self.ended.sum()) - self.progress.n)
         return torch.zeros_like(ends)
 
