@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from dpo.core.terminal import guarded
-from dpo.recipe.parse import look, parse
+from dpo.recipe.parse import Recipe, look, parse
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
     guarded(lambda: look(sys.argv[1:]), alone=False)()
@@ -37,7 +37,6 @@ from dpo.data.quarantine import Linted
 from dpo.data.sources.load import load_rows
 from dpo.evaluation import measure
 from dpo.models import adapters, config_check
-from dpo.recipe.parse import Recipe
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
 from dpo.reports.results import headline
@@ -53,8 +52,7 @@ from dpo.training.preflight.checks import Gates
 
 
 def train(recipe: Recipe, tokenizer, data: dict[str, Linted], tracked: str | None, leave: Leave):
-    """Train, and return as resume.to_the_end. Nothing that outlives this may hold the policy, the
-    reference or the optimizer: what is loaded for the evaluation needs their memory."""
+    """Train, and let go of all that is built here: the evaluation needs its memory."""
     held_out = data["held-out"].pairs if "held-out" in data else None
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
@@ -77,7 +75,7 @@ def main() -> None:
     config_check.check_model(recipe)
     config_check.check(recipe)
 
-    # Data, and the folder of the run, which is this run's alone from here on.
+    # Data, and the run's folder, claimed.
     rows = load_rows(recipe)
     state, folder = PartialState(), Path(recipe.training.output_dir)
     if state.is_main_process:
@@ -100,17 +98,15 @@ def main() -> None:
     if not state.is_main_process:
         return
 
-    # Evaluation: the policy that was saved against its reference.
+    # Evaluation of the policy that was saved against its reference, and the report.
     resume.make_room()
     started, policies = time.monotonic(), [folder]
     if recipe.model.use_peft and recipe.run.save_merged:
         policies.append(adapters.merge(folder, tokenizer, **adapters.loaded_as(recipe)))
     scored = held_out_scores.kept(folder, schema.digest_of(held_out)) if held_out else None
-    policy, device = str(policies[-1]), str(state.device)
     results = run_report.about(recipe, rows, data, trained, alerts.alerts_of(trained))
+    policy, device = str(policies[-1]), str(state.device)
     results |= measure.after_training(recipe, policy, held_out, device, scored)
-
-    # Report.
     results |= run_report.spent(folder, train=seconds, evaluate=time.monotonic() - started)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)
