@@ -32,6 +32,8 @@ READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
 # Two workers, a thread each. ARGS="-n 0" has none, as --pdb needs.
 PYTEST   := $(BIN)/python -m pytest --numprocesses 2
+# What the sweep over architectures has passed for, by tests/architectures/passed.sha256.
+SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sharing/*.py tests/architectures/*.py)
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
@@ -108,6 +110,7 @@ test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
 
 test-architectures: $(READY) ## prefix sharing on every architecture of transformers
 	$(BIN)/python -m pytest tests/architectures -s $(ARGS)
+	@sha256sum $(SWEPT) > tests/architectures/passed.sha256
 
 test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learns
 	$(PYTEST) --dist worksteal tests/distributed $(ARGS)

@@ -12,7 +12,6 @@ the recipe's output folder. Ends with an error where a run would refuse the data
 import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
-import os
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from dpo.core.environment import Launch
 from dpo.core.files import write_whole
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, visible
@@ -178,8 +178,7 @@ def main() -> None:
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(__doc__)
         return
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # there is nothing here for a GPU to do
-    recipe = parse(sys.argv[1:])
+    recipe = parse(sys.argv[1:], Launch(on_cpu=True))  # there is nothing here for a GPU to do
     if recipe.script.dataset_streaming or recipe.mixture.streaming:
         raise Refusal("a stream has no length to show: leave streaming out to look at its data")
     check_model(recipe)

@@ -169,6 +169,8 @@ def main() -> None:
     print(f"Written: {folder}/evaluation.html, evaluation.json and answers.jsonl")
     if not args.judge:
         print("Next: who wins? The same again with JUDGE=vader, hand, a reward model or a URL")
+    else:
+        print('Next: make compare RUNS="..." shows it beside other runs')
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def main() -> None:
     print(f"Written: {into}/frontier.html, frontier.png, frontier.md, frontier.json")
     if failed:
         raise Refusal(f"Not in it, since they failed: {'; '.join(failed)}")
+    print("Next: open frontier.html; docs/frontier.md says what to hold it against")
 
 
 if __name__ == "__main__":

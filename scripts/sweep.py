@@ -13,8 +13,8 @@ import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
 import argparse
-import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo.core import files
+from dpo.core.environment import launched
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded, visible
 from dpo.recipe.parse import FOLDER, choices, names, share_batch
 from dpo.reports import comparison, comparison_page, results
-from dpo.runs import output_folder, sweeps
+from dpo.runs import output_folder, sweeps, tracking
 from dpo.runs.launch import choose, visible_gpus
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 
@@ -47,7 +48,7 @@ def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path
     command = ["${env}", "${interpreter}", "${program}", "--recipe", runs[0].recipe.name, *how]
     about = {
         "name": into.name,
-        "project": os.environ.get("WANDB_PROJECT", "dpo-recipes"),
+        "project": tracking.project(),
         "program": "scripts/sweep.py",
         "method": "grid",
         "parameters": grid,
@@ -122,11 +123,8 @@ def main() -> None:
     gpus = args.gpus or ("1" if on_gpus else "")
     how += ["--gpus", gpus] if gpus else []
     _, processes, _ = choose(args.config, gpus)
-    if not on_gpus:
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # to read the recipe as the runs will
-    runs = sweeps.resolved(args.recipe, " ".join(args.sweep), into, args.arguments)
-    if not on_gpus:
-        del os.environ["ACCELERATE_USE_CPU"]
+    launch = replace(launched(), on_cpu=not on_gpus)  # recipes are read as the runs will read them
+    runs = sweeps.resolved(args.recipe, " ".join(args.sweep), into, args.arguments, launch)
     for run in runs:
         share_batch(run.recipe.global_batch, 1, processes)
     if args.wandb:
@@ -146,6 +144,7 @@ def main() -> None:
     if len(done) > 1:
         written = comparison_page.write(comparison.collect(done), into, f"{args.recipe}: sweep")
         print(f"Compared: {', '.join(map(str, written))}")
+        print(f"Next: open {written[0]}, and make evaluate RUN= the best")
     sys.exit(1 if any(run.state == FAILED for run in runs) else 0)
 
 

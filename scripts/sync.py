@@ -57,6 +57,7 @@ def main() -> None:
     print(f"Sent: {len(runs) - len(failed)} of {len(runs)}")
     if failed:
         raise Refusal(f"not sent: {', '.join(failed)}; they are still there: make sync again")
+    print("Next: open the runs at the addresses above")
 
 
 if __name__ == "__main__":

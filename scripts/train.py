@@ -205,6 +205,7 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for note in run_report.data_notes(results):
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
+    print(f"Next: make evaluate RUN={policies[0]}")
 
 
 @partial(guarded, alone=False)

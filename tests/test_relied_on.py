@@ -91,6 +91,8 @@ PRIVATE = {
     "_option_string_actions": (argparse, "self._option_string_actions = {}"),
     "_model_name_or_path": (None, None),  # of a GGUF file's title: it is deleted if it is there
     "_release_preflattened_grad_buffers": ("ZeRO-1 and 2", "def _release_preflattened_grad_buff"),
+    "_ArgumentGroup": (argparse, "class _ArgumentGroup("),
+    "_replace": (None, None),  # of named tuples, and documented
     "_exit": (None, None),  # of os, and documented
 }
 

@@ -21,11 +21,12 @@ from dpo.evaluation.judges.judging import judge
 from support.browser import PHONE, fits, opened
 from support.commands import make
 from support.endpoint import KEY, MODEL, comparisons, longer, serving
+from support.launched import made
 from support.models import other_model, save_reward_model
 from support.place import ROOT
 
 
-def evaluated(run, *given: str, **variables: object) -> tuple[dict, str]:
+def evaluated(run, *given: str, make=made, **variables: object) -> tuple[dict, str]:
     """`make evaluate` of a tiny run: what was written, and what was printed."""
     flags = ["--max_new_tokens=12", "--limit=6", *given]
     stated = [f"{name}={value}" for name, value in variables.items()]
@@ -40,7 +41,7 @@ def evaluated(run, *given: str, **variables: object) -> tuple[dict, str]:
 def test_a_run_is_held_against_its_reference(swept):
     folder, _, _ = swept
     run = folder / "beta=0.1"
-    found, said = evaluated(run, JUDGE="vader")
+    found, said = evaluated(run, make=make, JUDGE="vader")
     report = json.loads((run / "report.json").read_text())
     # The same pairs, scored by training and anew.
     accuracy = report["pairs"]["accuracy"]["mean"]
@@ -116,7 +117,7 @@ def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model, tmp_pat
     ],
 )
 def test_what_cannot_be_evaluated_is_said(given, says_so):
-    result = make("evaluate", *given)
+    result = made("evaluate", *given)
     assert result.returncode and says_so in result.stderr
 
 

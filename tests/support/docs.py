@@ -33,7 +33,7 @@ ELSEWHERE = {
     "make bench": "test_bench.py, on the tiny model",
     'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
     "make train RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 NODE_RANK=0 "
-    "MAIN=10.0.0.1:29500": "test_distributed.py, on the loopback address",
+    "MAIN=10.0.0.1:29500": "test_machines.py, on the loopback address",
     "make submit": "test_slurm.py, with stand-ins for SLURM's commands",
     "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
     "make check-gpu": "needs a GPU",

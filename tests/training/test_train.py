@@ -1,9 +1,11 @@
 """A whole run as a user starts it, with a tiny model: what it leaves and how it resumes."""
 
 import json
+import shutil
 import signal
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train
 from dpo.core.signals import SIGNALS
 from dpo.training.trainer import FastDPOTrainer
-from support.commands import launch, once, run_flags
+from support.commands import once, run_flags
 from support.refusing import refusal
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml"]
@@ -133,11 +135,11 @@ def test_other_settings_do_not_overwrite_a_run(finished, monkeypatch):
     assert "other settings: beta (its default, now 0.5)" in message
 
 
-def test_restart_moves_the_run_aside(finished, tmp_path):
-    """`finished` comes last here: its folder is another one afterwards."""
-    folder, flags, _ = finished
+def test_restart_moves_the_run_aside(finished, launched, tmp_path):
+    there, flags, _ = finished
+    folder = Path(shutil.copytree(there, tmp_path / "run"))
     weights = (folder / "model.safetensors").read_bytes()
-    result = launch("--config", "cpu", "--", *flags, "--restart")
+    result = launched(*flags, f"--output_dir={folder}", "--restart")
     assert result.returncode == 0, result.stderr[-3000:]
     (aside,) = folder.parent.glob("run.*")
     assert str(aside) in result.stdout

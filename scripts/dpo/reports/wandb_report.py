@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 from dpo.core.refusal import Refusal
@@ -52,6 +51,6 @@ def of(runs: list[Compared], title: str, **where: str) -> Report:
 
 def report(runs: list[Compared], title: str) -> str:
     """Write the report, and return its address."""
-    made = of(runs, title, project=os.environ.get("WANDB_PROJECT", "dpo-recipes"))
+    made = of(runs, title, project=tracking.project())
     made.save()
     return made.url

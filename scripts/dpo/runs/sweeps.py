@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE, SIGNALS
 from dpo.core.terminal import visible
@@ -94,7 +95,9 @@ def plain(value: Any) -> str:
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[Run]:
+def resolved(
+    recipe: str, sweep: str, into: Path, arguments: list[str], launch: Launch | None = None
+) -> list[Run]:
     """The runs of a sweep, each parsed and checked as train.py does it, before any starts.
 
     Raises:
@@ -105,7 +108,7 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
         flags = overridden(arguments, [f"--{key}={value}" for key, value in point.items()])
         config = ["--config", str(FOLDER / f"{recipe}.yaml")]
         try:
-            parsed = parse([*config, *flags])
+            parsed = parse([*config, *flags], launch)
         except Refusal as stop:
             said = str(stop.code).removeprefix("ARGS: ")
             if not any(key in said for key in point):
@@ -115,7 +118,7 @@ def resolved(recipe: str, sweep: str, into: Path, arguments: list[str]) -> list[
         values = {key: stated[key] for key in point}
         name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
         folder = into / re.sub(r"[^\w.=,+-]", "_", name)
-        parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])])
+        parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])], launch)
         check_values(parsed)
         runs.setdefault(folder, Run(point, values, parsed, folder))
     return [*runs.values()]

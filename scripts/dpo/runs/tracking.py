@@ -22,6 +22,7 @@ from dpo.recipe.arguments import decides
 from dpo.recipe.parse import Recipe, read_yaml
 from dpo.runs import output_folder
 
+PROJECT = "dpo-recipes"
 REACHED = 5  # seconds in which W&B must answer, or the run is offline
 PATIENCE = 60  # seconds that a tracker may take for one call
 UPLOADS = {"on_save", "on_train_end"}  # may send a model, where WANDB_LOG_MODEL asks for it
@@ -98,6 +99,11 @@ def open_again(trainer: Trainer) -> None:
                 callback.on_train_begin(*about, model=trainer.model)
 
 
+def project() -> str:
+    """The W&B project of what is not a run: a sweep, a report."""
+    return os.environ.get("WANDB_PROJECT", PROJECT)
+
+
 def base_url() -> str:
     import wandb
 
@@ -152,8 +158,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     if "wandb" not in recipe.training.report_to:
         return None
     stated = "project" in {*recipe.chosen, *recipe.flags}
-    project = recipe.training.project if stated else "dpo-recipes"
-    os.environ.setdefault("WANDB_PROJECT", project)
+    os.environ.setdefault("WANDB_PROJECT", recipe.training.project if stated else PROJECT)
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
     os.environ.setdefault("WANDB_DIR", str(folder))
     # Where tables wait to be sent.
