@@ -146,7 +146,8 @@ def test_plain_text_is_asked_as_it_was_trained(tiny_model, tmp_path, asked):
     folder = policy_folder(recipe, tiny_model, tmp_path / "policy")
     measure.after_training(recipe, str(folder), held_out, "cpu")
     trained = list(held_out["prompt_ids"])
-    assert asked == [([ids for ids in trained for _ in range(2)], str)] * 2
+    # Once: the reference has equal weights here, and so the same answers.
+    assert asked == [([ids for ids in trained for _ in range(2)], str)]
     asked.clear()
     given = prompts.of_pairs(held_out)
     assert all(isinstance(prompt, str) for prompt in given)
