@@ -55,8 +55,10 @@ def fork(target: Callable, *arguments: object) -> multiprocessing.Process:
 
 
 def end(started: list[multiprocessing.Process]) -> int:
-    """Wait for the processes of a run, and return the exit code of the first that fails, or 0. Where
-    one fails, or all take too long, the others are killed."""
+    """Wait for the processes of a run, and return the exit code of the first that fails, or 0.
+
+    Where one fails, or all take too long, the others are killed.
+    """
     failed = 0
     while going := [process for process in started if process.exitcode is None]:
         failed = failed or next(filter(None, (process.exitcode for process in started)), 0)
