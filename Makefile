@@ -32,66 +32,77 @@ READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
 # Two workers, a thread each. ARGS="-n 0" has none, as --pdb needs.
 PYTEST   := $(BIN)/python -m pytest --numprocesses 2
+# What the sweep over architectures has passed for, by tests/architectures/passed.sha256.
+SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sharing/*.py tests/architectures/*.py)
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
 .PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
+##@ Use
 help: ## show this
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
+	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nARGS="--any_flag value" goes on to what a target runs. Begin with: make data, make train\n\n'
 
 list: $(READY) ## the recipes and the configs there are
 	@$(BIN)/python scripts/launch.py --list
+	@echo "Next: make data RECIPE=<name>, then make train RECIPE=<name>"
 
 install: $(READY) ## set up .venv and the embedded model, and check the model's hashes
 	$(BIN)/python scripts/embedded_model.py
+	@echo "Next: make data, then make train"
 
-train: $(READY) $(EMBEDDED) ## train: RECIPE=smollm2-sentiment CONFIG=(by the machine) GPUS=(all) NODES= NODE_RANK= MAIN=host:port ARGS="--beta 0.05"
+train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --config "$(CONFIG)" --gpus "$(GPUS)" \
 	  --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
 
-submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITION= SBATCH="--time=12:00:00" and as train
+submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITION= SBATCH= and as train
 	@mkdir -p outputs/slurm
 	@sbatch --nodes="$(NODES)" $(if $(GPUS),--gpus-per-node=$(GPUS)) $(if $(PARTITION),--partition="$(PARTITION)") \
 	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)
-	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it"
+	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it. Next: squeue --me"
 
-evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did it get better: RUN= AGAINST= JUDGE= JUDGE_MODEL= PROMPTS= SUITE= ARGS="--samples 4"
+evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
 
-compare: $(READY) ## runs beside each other: RUNS="outputs/a outputs/b", or RECIPE= for all of its; AGAINST= OUTPUT= WANDB=1
-	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" \
-	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(WANDB),--wandb) $(ARGS)
-
-sweep: $(READY) $(EMBEDDED) ## a recipe at every point: RECIPE= SWEEP="beta=0.05,0.1 learning_rate=1e-6,5e-7" GPUS=(of each run) CONFIG= OUTPUT= WANDB=1
-	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --config "$(CONFIG)" \
-	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb) -- $(ARGS)
-
-frontier: $(READY) $(EMBEDDED) ## the paper's reward-KL frontier on the embedded default, an hour: ARGS="--betas 0.05,0.5"
-	@$(BIN)/python scripts/frontier.py $(ARGS)
-
-dashboard: $(READY) ## runs live in a page of this machine, without an account: RUNS=outputs PORT=
-	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"
-
-sync: $(READY) ## send to W&B what runs have kept offline: RUN=(all)
-	@$(BIN)/python scripts/sync.py --run "$(if $(filter command line,$(origin RUN)),$(RUN))"
-
+##@ Data
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
 	@$(BIN)/python scripts/data.py --config "recipes/$(RECIPE).yaml" $(ARGS)
 
 # RECIPE has a default that is no answer here, and a terminal's width may stand in COLUMNS.
-new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET= COLUMNS="prompt=question chosen=a rejected=b", or FROM=theirs.yaml GPUS=8
+new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET=, or FROM=theirs.yaml
 	@$(BIN)/python scripts/new.py --recipe "$(if $(filter file,$(origin RECIPE)),,$(RECIPE))" --model "$(MODEL)" --dataset "$(DATASET)" \
 	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
 
+##@ Compare
+compare: $(READY) ## runs side by side: RUNS="outputs/a outputs/b", or all runs of RECIPE=
+	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" \
+	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(WANDB),--wandb) $(ARGS)
+
+sweep: $(READY) $(EMBEDDED) ## a recipe at every point of a grid: RECIPE= SWEEP="beta=0.05,0.1 seed=1,2"
+	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --config "$(CONFIG)" \
+	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb) -- $(ARGS)
+
+frontier: $(READY) $(EMBEDDED) ## the paper's reward against KL on the embedded default, an hour
+	@$(BIN)/python scripts/frontier.py $(ARGS)
+
+dashboard: $(READY) ## runs live in a page of this machine, without an account: RUNS= PORT=
+	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"
+
+##@ Publish
+sync: $(READY) ## send to W&B what runs have kept offline: RUN=(all)
+	@$(BIN)/python scripts/sync.py --run "$(if $(filter command line,$(origin RUN)),$(RUN))"
+
+##@ Develop
 shelf: $(READY) ## write recipes/README.md anew from the recipes' headers
 	$(BIN)/python scripts/shelf.py
 
-bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 8"
+bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda
 	$(BIN)/python scripts/bench.py $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	@echo "Next: what each row is, in docs/speed.md"
 
-check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in under ten minutes: DEVICE=cuda ARGS="--only parity"
+check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in under ten minutes: DEVICE=
 	$(BIN)/python scripts/check_gpu.py $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
@@ -99,20 +110,21 @@ test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them
 
 test-architectures: $(READY) ## prefix sharing on every architecture of transformers
 	$(BIN)/python -m pytest tests/architectures -s $(ARGS)
+	@sha256sum $(SWEPT) > tests/architectures/passed.sha256
 
 test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learns
 	$(PYTEST) --dist worksteal tests/distributed $(ARGS)
 
-test-faults: $(READY) $(EMBEDDED) ## runs killed 30 times end as if they had not been: FULL=1 for 80 kills and more
+test-faults: $(READY) $(EMBEDDED) ## runs killed 30 times end as if they had not been: FULL=1 for 80 and more
 	$(PYTEST) --dist worksteal tests/faults -rP $(ARGS)
 
 test-sight: $(READY) $(EMBEDDED) ## runs evaluated, compared, swept and watched, through make
 	$(PYTEST) --dist loadfile tests/make $(ARGS)
 
-test-gemma: $(READY) ## a second real model, Gemma 3 270M, fetched under Gemma's own terms (240 MB)
+test-gemma: $(READY) ## a second real model, Gemma 3 270M, under Gemma's own terms (240 MB)
 	$(BIN)/python -m pytest tests/gemma $(ARGS)
 
-test-trl: $(READY) ## TRL's own DPO tests with our trainer, where stock passes: TRL=(a checkout) ARGS="-k iterable"
+test-trl: $(READY) ## TRL's own DPO tests with our trainer: TRL=(a checkout)
 	$(BIN)/python tests/support/stock_trl.py "$(TRL)" $(ARGS)
 
 lint: $(READY) ## check style and format
@@ -122,10 +134,10 @@ lint: $(READY) ## check style and format
 audit: $(READY) ## known advisories against what is installed
 	$(BIN)/python scripts/audit.py
 
-clean-cache: ## forget the log-probabilities, answers and benchmarks that are kept in cache/
+clean-cache: ## forget the log-probabilities, answers and benchmarks kept in cache/
 	rm -rf cache/reference cache/answers cache/suites
 
-embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes): ARGS="--output /some/dir"
+embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes)
 	$(BIN)/python scripts/embedded_data.py $(ARGS)
 
 # Made anew when requirements.txt changes. VENV= names another environment, PYTHON= another Python.

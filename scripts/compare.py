@@ -77,6 +77,8 @@ def main() -> None:
     waiting = [run.folder for run in runs if run.report and not run.evaluations]
     if waiting:
         print(f"Next: who wins? make evaluate RUN={waiting[0]} JUDGE=..., and compare again")
+    else:
+        print(f"Next: open {written[0]}")
 
 
 if __name__ == "__main__":

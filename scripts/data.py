@@ -28,7 +28,7 @@ from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, visible
 from dpo.data import characters, dataset, lint, quarantine, schema
 from dpo.data.characters import Piece
-from dpo.data.reading import column
+from dpo.data.schema import column
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_model

@@ -30,9 +30,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.core.terminal import guarded
-from dpo.evaluation.evaluation import MAX_NEW_TOKENS, TEMPERATURE
+from dpo.evaluation.judges.known_reward import vader_score
+from dpo.evaluation.measure import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
-from dpo.models.sampling import Completion, prompt_token_ids, sample_completions, vader_score
+from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
 
 MODEL = "models/SmolLM2-135M-Instruct"
 FOLDER = Path("recipes/data/sentiment")
@@ -88,28 +89,35 @@ def label(prompt: str, higher: str, lower: str, score: Score) -> dict:
     }
 
 
-def build(model, tokenizer, questions: list[str], seed: int) -> list[dict]:
-    """The pairs of these prompts, in their order.
+def answers(
+    model, tokenizer, questions: list[str], seed: int, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[list[Completion]]:
+    """The answers to each of these prompts.
 
-    Prompts are drawn in batches of BATCH_PROMPTS, each from its own seed: the pairs of a leading
-    part of `questions`, cut at a multiple of BATCH_PROMPTS, are the leading part of all pairs.
+    Prompts are drawn in batches of BATCH_PROMPTS, each from its own seed: the answers to a leading
+    part of `questions`, cut at a multiple of BATCH_PROMPTS, are the leading part of all answers.
     """
     # The number of threads can change the last bit of a sum, and with it an answer.
     torch.set_num_threads(2)
-    groups = sample_completions(
+    return sample_completions(
         model,
         tokenizer,
         [[{"role": "user", "content": question}] for question in questions],
         samples=SAMPLES,
         temperature=TEMPERATURE,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
         seed=seed,
         batch_size=BATCH_PROMPTS * SAMPLES,
     )
+
+
+def build(model, tokenizer, questions: list[str], seed: int) -> list[dict]:
+    """The pairs of these prompts, in their order."""
     pairs = []
+    groups = answers(model, tokenizer, questions, seed)
     for question, group in zip(questions, groups, strict=True):
-        answers = [answer for answer in group if answer.finished and answer.text]
-        if pair := select(answers, vader_score):
+        ended = [answer for answer in group if answer.finished and answer.text]
+        if pair := select(ended, vader_score):
             pairs.append(label(question, *pair, vader_score))
     return pairs
 

@@ -21,10 +21,8 @@ import datetime
 import os
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -33,14 +31,13 @@ from dpo.core import files
 from dpo.core.machine import device_name, versions
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, visible
-from dpo.evaluation import benchmarks, generations, paired, prompts
-from dpo.evaluation.contestants import RUNS, Contestant, find, reference_of, run_folder
-from dpo.evaluation.evaluation import SEED, TEMPERATURE
+from dpo.evaluation import benchmarks, generations, measure, prompts
+from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.evaluation.judges import judging
+from dpo.evaluation.measure import SEED, TEMPERATURE
 from dpo.recipe.arguments import positive
 from dpo.reports import evaluation_page
-
-SHOWN = 10  # samples on the page
+from dpo.runs.output_folder import RUNS, run_folder
 
 
 def arguments() -> argparse.Namespace:
@@ -64,6 +61,7 @@ def arguments() -> argparse.Namespace:
     add("--temperature", type=float, default=TEMPERATURE, help=f"of sampling ({TEMPERATURE})")
     add("--max_new_tokens", type=positive, default=256, help="where an answer is cut (256)")
     add("--seed", type=int, default=SEED, help="of the answers")
+    add("--skip-pairs", action="store_true", help="measure answers alone, no held-out pairs")
     add("--suite", default="", help="benchmarks of lm-eval: ifeval,gsm8k")
     add("--suite_tasks", default=None, help="a folder of benchmarks of your own, as lm-eval's")
     add("--suite_limit", type=positive, default=None, help="questions of each benchmark (all)")
@@ -130,14 +128,15 @@ def main() -> None:
 
     # First, since a benchmark may not be had, and what it needs cannot be seen before.
     reached = benchmarks.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)
-    found = paired.measure(policy, reference or against, against, asked, held_out, settings, device)
+    how = (asked, held_out, settings, device)
+    found = measure.measure(policy, reference or against, against, *how, skip_pairs=args.skip_pairs)
     folder = folder_of(args, policy, against)
     folder.mkdir(parents=True, exist_ok=True)
-    judge = verdicts = None
+    verdicts = None
     if args.judge:
         verdicts = judging.judge(
             args.judge,
-            paired.comparisons(asked, found),
+            measure.comparisons(asked, found),
             folder / "judgements.jsonl",
             model=args.judge_model or None,
             price=price,
@@ -145,9 +144,8 @@ def main() -> None:
             timeout=args.judge_timeout,
             device=device,
         )
-        judge = paired.judged(found, verdicts)
-    lines = paired.lines(asked, found, verdicts)
-    shown = np.linspace(0, len(lines) - 1, min(SHOWN, len(lines))).astype(int)
+    lines = measure.lines_of(asked, found, verdicts)
+    source = args.prompts or f"{recipe.name}, held out"
     results = {
         "policy": policy.name,
         "against": against.name,
@@ -155,16 +153,8 @@ def main() -> None:
         "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "machine": device_name(),
         "versions": versions(),
-        "prompts": {
-            "source": args.prompts or f"{recipe.name}, held out",
-            "count": len(asked),
-            **asdict(settings),
-        },
-        "pairs": found.pairs,
-        "answers": generations.measure(found.policy, found.against) | {"kl": found.kl},
-        "judge": judge,
+        **measure.results(source, asked, settings, found, verdicts, lines),
         "suite": reached,
-        "samples": [lines[at] for at in shown],
         "seconds": time.monotonic() - started,
     }
     files.write_lines(folder / "answers.jsonl", lines)
@@ -179,6 +169,8 @@ def main() -> None:
     print(f"Written: {folder}/evaluation.html, evaluation.json and answers.jsonl")
     if not args.judge:
         print("Next: who wins? The same again with JUDGE=vader, hand, a reward model or a URL")
+    else:
+        print('Next: make compare RUNS="..." shows it beside other runs')
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from dpo.core.machine import device_name
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded
-from dpo.evaluation import generations, prompts
+from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import policy_of, reference_of
-from dpo.evaluation.evaluation import MAX_NEW_TOKENS, SEED, TEMPERATURE
+from dpo.evaluation.measure import MAX_NEW_TOKENS, SEED, TEMPERATURE
 from dpo.recipe.arguments import positive
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import FOLDER, parse
-from dpo.reports import frontier
+from dpo.reports import frontier_page
 from dpo.runs import checkpoints, output_folder, sweeps
 from dpo.runs.checkpoints import step_of
 from dpo.runs.sweeps import FAILED, LEFT
@@ -90,7 +90,6 @@ def main() -> None:
             "again, or another --output"
         )
     reference = reference_of(recipe)
-    model = None
     for run in runs:
         if not (
             run.folder / output_folder.TRAINED
@@ -103,9 +102,6 @@ def main() -> None:
             sys.exit(EXIT_CODE)
         if run.state == FAILED:
             continue
-        if model is None:
-            model = reference.load(device)
-            found["reference"] = frontier.start(reference, model, asked, settings)
         measured = {point["step"] for point in found["points"] if point["run"] == run.name}
         for checkpoint in tqdm(sorted(run.folder.glob("checkpoint-*"), key=step_of), desc=run.name):
             step = step_of(checkpoint)
@@ -113,7 +109,13 @@ def main() -> None:
                 there = policy_of(checkpoint, run.folder)
                 point = {"run": run.name, "step": step, "beta": run.recipe.training.beta}
                 point["loss_type"] = run.recipe.training.loss_type[0]
-                found["points"].append(point | frontier.measure(there, model, asked, settings))
+                given = (asked, None, settings, device)
+                answered = measure.measure(there, reference, reference, *given)
+                reward = measure.known_reward(asked, answered)
+                kl = answered.kl["nats_per_sequence"]
+                found["points"].append(point | {"reward": reward["policy"], "kl": kl})
+                nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}  # no nat from itself
+                found["reference"] = {"reward": reward["against"], "kl": nothing}
                 files.write_json(path, found)
             shutil.rmtree(checkpoint)
     failed = [f"{run.name}: {run.last_line()} ({run.log})" for run in runs if run.state == FAILED]
@@ -126,12 +128,13 @@ def main() -> None:
         f"{datetime.datetime.now().astimezone():%Y-%m-%d}",
     }
     files.write_json(path, found)
-    for name, content in frontier.files(found).items():
+    for name, content in frontier_page.files(found).items():
         files.write_whole(into / name, content)
-    print(frontier.markdown(frontier.table(found)))
+    print(frontier_page.markdown(frontier_page.table(found)))
     print(f"Written: {into}/frontier.html, frontier.png, frontier.md, frontier.json")
     if failed:
         raise Refusal(f"Not in it, since they failed: {'; '.join(failed)}")
+    print("Next: open frontier.html; docs/frontier.md says what to hold it against")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import guarded, visible
 from dpo.recipe.parse import FOLDER, choices, names, share_batch
-from dpo.reports import comparison, comparison_page
+from dpo.reports import comparison, comparison_page, results
 from dpo.runs import output_folder, sweeps, tracking
 from dpo.runs.launch import choose, visible_gpus
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
@@ -85,15 +84,14 @@ def show(runs: list[Run]) -> None:
     for column in ("point", "state", "accuracy", "true reward", "seconds"):
         table.add_column(column, justify="left" if column in ("point", "state") else "right")
     for run in runs:
-        report = run.folder / output_folder.REPORT
-        found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-        accuracy, reward = found.get("preference_accuracy"), found.get("true_reward")
+        found = results.read(run.folder / output_folder.REPORT)
+        pairs, judge = found.get("pairs"), found.get("judge")
         seconds = sum(found["seconds"].values()) if found else run.seconds
         table.add_row(
             run.name,
             run.state,
-            f"{accuracy['after']:.3f}" if accuracy else "",
-            f"{reward['after']:+.3f}" if reward else "",
+            f"{pairs['accuracy']['mean']:.3f}" if pairs else "",
+            f"{judge['reward']['policy']['mean']:+.3f}" if judge else "",
             f"{seconds:.0f}",
         )
     Console().print(table)
@@ -146,6 +144,7 @@ def main() -> None:
     if len(done) > 1:
         written = comparison_page.write(comparison.collect(done), into, f"{args.recipe}: sweep")
         print(f"Compared: {', '.join(map(str, written))}")
+        print(f"Next: open {written[0]}, and make evaluate RUN= the best")
     sys.exit(1 if any(run.state == FAILED for run in runs) else 0)
 
 

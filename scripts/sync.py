@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
-from dpo.evaluation.contestants import RUNS, run_folder
 from dpo.runs import output_folder, tracking
+from dpo.runs.output_folder import RUNS, run_folder
 
 
 def waiting(folder: Path) -> dict[str, list[Path]]:
@@ -57,6 +57,7 @@ def main() -> None:
     print(f"Sent: {len(runs) - len(failed)} of {len(runs)}")
     if failed:
         raise Refusal(f"not sent: {', '.join(failed)}; they are still there: make sync again")
+    print("Next: open the runs at the addresses above")
 
 
 if __name__ == "__main__":

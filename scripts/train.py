@@ -44,20 +44,21 @@ from dpo.core import files
 from dpo.core.environment import check_ranks, launched
 from dpo.core.machine import commit, device_name, peak_memory_gb, versions
 from dpo.core.terminal import guarded, visible
-from dpo.data import dataset, fits, quarantine
+from dpo.data import dataset, fits, quarantine, schema
 from dpo.data.quarantine import Linted
 from dpo.data.sources.load import Rows, load_rows
-from dpo.evaluation import evaluation
+from dpo.evaluation import measure
 from dpo.models import adapters, config_check
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import Recipe, parse
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
+from dpo.reports.results import headline
 from dpo.runs import checkpoints, metrics, output_folder, tracking
 from dpo.runs.shared_folders import check_shared
 from dpo.training import held_out_scores, publish, resume
 from dpo.training.build import make_trainer
-from dpo.training.monitoring import alerts, completions
+from dpo.training.monitoring import alerts
 from dpo.training.monitoring.wandb_run import Describe, add_report
 from dpo.training.preempt import Leave, run_to_the_end
 from dpo.training.preflight.checks import Gates
@@ -184,7 +185,7 @@ def train(
             for weights in folder.glob("*.safetensors"):
                 files.follow_umask(weights)
             if scored:
-                held_out_scores.keep(folder, scored, evaluation.digest_of(trainer.eval_dataset))
+                held_out_scores.keep(folder, scored, schema.digest_of(trainer.eval_dataset))
             files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
     if recipe.training.push_to_hub and not leave.left:
         publish.publish_or_say(trainer)
@@ -204,6 +205,7 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for note in run_report.data_notes(results):
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
+    print(f"Next: make evaluate RUN={policies[0]}")
 
 
 @partial(guarded, alone=False)
@@ -257,7 +259,6 @@ def main() -> None:
         "steps": trainer_state.global_step,
         "beta": recipe.training.beta,
         "loss_type": recipe.training.loss_type,
-        "preference_accuracy": None,
         "curves": run_report.curves(metrics.read(folder) or trainer_state.log_history),
         "alerts": alerts.alerts_of(trainer_state),
         "settings": output_folder.settings(recipe),
@@ -271,17 +272,17 @@ def main() -> None:
         trusted = recipe.training.trust_remote_code
         init = recipe.init | {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
         policies.append(adapters.merge(folder, tokenizer, **init))
-    if held_out is not None:
-        scored = held_out_scores.kept(folder, evaluation.digest_of(held_out))
-        policy, device = str(policies[-1]), str(state.device)
-        results |= evaluation.evaluate(recipe, policy, held_out, device, scored)
+    scored = (
+        held_out_scores.kept(folder, schema.digest_of(held_out)) if held_out is not None else None
+    )
+    policy, device = str(policies[-1]), str(state.device)
+    results |= measure.after_training(recipe, policy, held_out, device, scored)
     results["seconds"] = {"train": seconds, "evaluate": time.monotonic() - started}
     results["peak_memory_gb"] = peak_memory_gb()
-    results["completions"] = completions.read(folder)
+    results["completions"] = metrics.completions(folder)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)
-    keys = ("true_reward", "preference_accuracy", "kl_nats_per_sequence", "mean_tokens")
-    tracking.finish({key: results[key] for key in keys if key in results})
+    tracking.finish(headline(results))
     show(results, written, policies)
 
 

@@ -5,6 +5,7 @@ from support.place import EMBEDDED_MODEL, ROOT  # sets the environment that othe
 import dpo  # noqa: F401  before all else, that no library speaks
 # isort: on
 
+import gc
 import http.server
 import json
 import os
@@ -12,7 +13,6 @@ import shlex
 import shutil
 import threading
 from collections.abc import Iterator
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,8 +29,16 @@ from transformers import (
 
 from dpo.prefix_sharing.head import stock_head
 from support.commands import launch, make, run_flags
+from support.launched import Launched
 from support.tiny import pair
 from support.wandb_server import Answer
+
+
+def pytest_collection_finish() -> None:
+    """Millions of objects that imports have made stay to the end: every trainer collects garbage
+    when it starts and ends, and need not look through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +140,10 @@ def tiny_flags(tiny_model, tiny_data, tmp_path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def forks() -> None:
-    """FORKS, with the server running."""
-    # Python 3.11's fork server looks for what it imports beforehand here alone.
-    with patch.dict(os.environ, PYTHONPATH=str(ROOT / "scripts")):
-        ensure_running()
+def launched(tmp_path_factory) -> Launched:
+    """Trains as the launcher would have it, and returns what was printed: see launched.py."""
+    base = tmp_path_factory.getbasetemp()
+    return Launched((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "told")
 
 
 @pytest.fixture

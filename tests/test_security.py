@@ -72,7 +72,7 @@ def test_no_shard_of_deepspeed_runs(monkeypatch, tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         engine.load(str(tmp_path / "shard.pt"))
     assert not marker.exists()
-    # What is in a shard of ZeRO is read: test_distributed.py resumes from real ones.
+    # What is in a shard of ZeRO is read: test_ending.py resumes from real ones.
     parts = [LossScaler(1.0), ZeroStageEnum(3), fragment_address(start=0, numel=2), torch.ones(2)]
     torch.save(parts, tmp_path / "whole.pt")
     assert len(engine.load(str(tmp_path / "whole.pt"))) == len(parts)

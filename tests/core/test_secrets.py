@@ -105,7 +105,7 @@ def test_wandb_keeps_only_what_was_masked(tmp_path):
         "import sys; sys.path.insert(0, 'scripts'); import train\n"
         "from wandb.sdk.lib import console_capture\n"
         "seen = []; console_capture.capture_stdout(lambda text, n: seen.append(text))\n"
-        "from dpo import terminal; terminal.guarded(lambda: print('it is', __import__('os')"
+        "from dpo.core import terminal; terminal.guarded(lambda: print('it is', __import__('os')"
         ".environ['MY_SECRET']))()\n"
         "assert '***' in ''.join(seen) and 'planted' not in ''.join(seen), seen"
     )

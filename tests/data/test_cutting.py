@@ -15,7 +15,7 @@ from dpo.data import lint, schema
 from dpo.data.dataset import prepare
 from dpo.data.formats.layouts import Fault
 from dpo.data.sources.load import load_rows
-from dpo.evaluation import evaluation
+from dpo.models import scoring
 from dpo.models.chat_template import load_tokenizer
 from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.recipe.parse import parse
@@ -42,7 +42,7 @@ def test_rows_and_lengths_are_the_collators(mode, most):
     how = {"pad_token_id": 0, "max_length": most, "truncation_mode": mode}
     held_out = Dataset.from_list(ROWS)
     batch = DataCollatorForPreference(**how)(ROWS)
-    rows = evaluation.pair_rows(held_out, most, mode)
+    rows = schema.pair_rows(held_out, most, mode)
     for at, (prompt, completion) in enumerate(rows):
         real = batch["attention_mask"][at].bool()
         assert batch["input_ids"][at][real].tolist() == prompt + completion
@@ -68,8 +68,8 @@ def test_an_untrained_policy_has_no_margin(mode, most, tmp_path):
     """Scored for the final numbers, the policy is cut as its reference was for training."""
     how = {"truncation_mode": mode, "max_length": most, "max_steps": 1}
     trainer = trainer_of(tmp_path, "llama", fast=True, with_held_out=True, **how)
-    rows = evaluation.pair_rows(trainer.eval_dataset, most, mode)
-    policy = evaluation.score(trainer.model, rows, 0, pairs=True)
+    rows = schema.pair_rows(trainer.eval_dataset, most, mode)
+    policy = scoring.score(trainer.model, rows, 0, pairs=True)
     known = np.concatenate([trainer.eval_dataset[column] for column in schema.REFERENCE_LOGPS])
     assert policy == pytest.approx(known, abs=1e-4)
     assert (held_out_scores.score(trainer).margins(trainer.beta) == 0).all()

@@ -9,7 +9,7 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 
 import embedded_data
-from dpo.models.sampling import vader_score
+from dpo.evaluation.judges.known_reward import vader_score
 from support.place import EMBEDDED_MODEL, ROOT
 
 FOLDER = ROOT / "recipes/data/sentiment"

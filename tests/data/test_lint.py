@@ -7,10 +7,9 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
-from dpo.data import dataset, quarantine, reading
+from dpo.data import dataset, quarantine, reading, schema
 from dpo.data.lint import REASONS
 from dpo.data.sources.load import load_rows
-from dpo.evaluation import evaluation
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from support.place import ROOT
@@ -722,7 +721,7 @@ def test_the_same_prompts_are_held_out_whatever_the_template(tmp_path, tiny_mode
     for flag in ("--chat_template_path=qwen3", own_template(tmp_path)):
         flags = ["--test_split_size=0.2", "--eval_strategy=steps", flag]
         pairs = lint(tiny_model, path, tmp_path, *flags)["held-out"].pairs
-        held.add((tuple(pairs["row"]), evaluation.digest_of(pairs)))
+        held.add((tuple(pairs["row"]), schema.digest_of(pairs)))
     assert len(held) == 1 and len(pairs) == 8
 
 

@@ -14,13 +14,12 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo.data import dataset
 from dpo.data.dataset import prepare
-from dpo.data.reading import IDS, column
+from dpo.data.schema import IDS, column
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
 from dpo.training.resume import TakeUp, to_go_on_from
-from support.commands import launch
 from support.place import ROOT
 from support.tiny import pair, recipe_steps
 
@@ -425,14 +424,14 @@ def test_columns_of_our_names_are_the_datas_and_not_ours(tmp_path, more):
     assert train.pairs["row"][:] == [1, 2, 3, 4] and not {*REFERENCES} & {*train.pairs.features}
 
 
-def test_a_run_says_what_it_set_aside(tmp_path, tiny_model, tiny_data, tiny_flags):
+def test_a_run_says_what_it_set_aside(launched, tmp_path, tiny_model, tiny_data, tiny_flags):
     data = tmp_path / "data"
     data.mkdir()
     lines = (tiny_data / "train.jsonl").read_text().splitlines()
     (data / "train.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
     (data / "test.jsonl").write_text((tiny_data / "test.jsonl").read_text())
     flags = [*tiny_flags, f"--dataset_name={data}", "--quarantine_limit=0.1"]
-    result = launch("--config", "cpu", "--", *flags)
+    result = launched(*flags)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "16 pairs of 17 rows" in result.stdout
     assert "1 set aside as duplicate" in result.stdout

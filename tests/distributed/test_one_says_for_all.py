@@ -7,39 +7,25 @@ import pytest
 
 from support.commands import launch, run, run_flags
 from support.monitored import easy, write
-from support.place import ROOT
 
 OFF = """
-import runpy, sys
-sys.path.insert(0, "scripts")
 from dpo.training.preflight.checks import Gates
 del Gates.on_train_begin
-runpy.run_path("scripts/train.py", run_name="__main__")
 """
 
 
 @pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
-def test_several_processes_learn_what_they_would_have(config, tiny_model, tiny_data, tmp_path):
+def test_several_processes_learn_what_they_would_have(
+    config, launched, tiny_model, tiny_data, tmp_path
+):
     """With four micro-batches a step in all, so that a gradient left behind would be added."""
-    (tmp_path / "off.py").write_text(OFF)
     written = []
     for on in (True, False):
         folder = tmp_path / str(on) / "run"
         flags = run_flags(tiny_model, tiny_data, folder)
         flags += ["--per_device_train_batch_size=1", "--gradient_accumulation_steps=4"]
         flags += ["--max_steps=2", "--eval_strategy=no", "--save_strategy=no", "--report_to=none"]
-        if on:
-            result = launch("--config", config, "--gpus", "2", "--", *flags)
-        else:
-            shape = ("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0")
-            result = run(
-                *("accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml"),
-                *(*shape, "--quiet", tmp_path / "off.py"),
-                *("--config", ROOT / "recipes/smollm2-sentiment.yaml", *flags),
-                DS_ACCELERATOR="cpu",
-                OMP_NUM_THREADS="1",
-                ACCELERATE_USE_CPU="true" if config == "ddp" else None,
-            )
+        result = launched(*flags, config=config, processes=2, first="" if on else OFF)
         assert result.returncode == 0, result.stderr[-3000:]
         written.append(hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
     assert written[0] == written[1]

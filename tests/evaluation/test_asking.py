@@ -9,12 +9,11 @@ from transformers import AutoTokenizer
 
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
-from dpo.evaluation import evaluation, generations, paired, prompts
+from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
-from dpo.evaluation.evaluation import SEED
-from dpo.evaluation.judges.verdicts import turns
+from dpo.evaluation.measure import SEED
 from dpo.models.chat_template import load_tokenizer
-from dpo.models.sampling import Completion, prompt_token_ids
+from dpo.models.sampling import Completion, prompt_token_ids, turns
 from dpo.recipe.parse import parse
 from dpo.runs import output_folder
 from dpo.training.reference import digest_of_rows
@@ -81,7 +80,6 @@ def asked(monkeypatch, tmp_path):
         seen.append((rows, how["kind"]))
         return [Completion("a", [5], True)] * len(rows)
 
-    monkeypatch.setattr(evaluation, "sample", note)
     monkeypatch.setattr(generations, "sample", note)
     monkeypatch.setattr(generations, "KEPT", tmp_path / "answers")
     return seen
@@ -107,7 +105,7 @@ def test_a_model_is_asked_as_it_was_trained(form, tiny_model, tmp_path, asked):
         assert stands in tokenizer.decode(ids)
     # After training, policy and reference.
     folder = policy_folder(recipe, tiny_model, tmp_path / "policy")
-    evaluation.evaluate(recipe, str(folder), held_out, "cpu")
+    measure.after_training(recipe, str(folder), held_out, "cpu")
     assert asked == [([ids for ids in trained for _ in range(2)], list)] * 2
     asked.clear()
     # By make evaluate, against the reference, and against a model with a template of its own.
@@ -119,12 +117,12 @@ def test_a_model_is_asked_as_it_was_trained(form, tiny_model, tmp_path, asked):
     given = prompts.each_once(prompts.of_pairs(held_out), 200)
     policy, settings = Contestant("policy", str(folder), recipe=recipe), (1, 0.7, 4, SEED)
     how = (reference_of(recipe), find(str(other)), given, held_out, generations.Settings(*settings))
-    found = paired.measure(policy, *how, "cpu")
+    found = measure.measure(policy, *how, "cpu")
     own = [prompt_token_ids(theirs, prompt) for prompt in given]
     assert asked == [(trained, list), (own, list)]
     alike = [mine == other for mine, other in zip(trained, own, strict=True)]
     assert alike == ["tools" not in row for row, _ in ROWS]
-    assert found.kl and len(paired.lines(given, found, None)) == len(ROWS)
+    assert found.kl and len(measure.lines_of(given, found, None)) == len(ROWS)
     # Asked for by hand, from a file of prompts.
     path = tmp_path / "data/test.jsonl"
     assert [prompt_token_ids(tokenizer, prompt) for prompt in prompts.read(str(path))] == trained
@@ -145,7 +143,7 @@ def test_plain_text_is_asked_as_it_was_trained(tiny_model, tmp_path, asked):
     recipe = recipe_of(tiny_model, tmp_path, rows)
     held_out = prepare(recipe, load_rows(recipe), load_tokenizer(recipe))["held-out"].pairs
     folder = policy_folder(recipe, tiny_model, tmp_path / "policy")
-    evaluation.evaluate(recipe, str(folder), held_out, "cpu")
+    measure.after_training(recipe, str(folder), held_out, "cpu")
     trained = list(held_out["prompt_ids"])
     assert asked == [([ids for ids in trained for _ in range(2)], str)] * 2
     asked.clear()
@@ -153,7 +151,7 @@ def test_plain_text_is_asked_as_it_was_trained(tiny_model, tmp_path, asked):
     assert all(isinstance(prompt, str) for prompt in given)
     policy = Contestant("policy", str(folder), recipe=recipe)
     how = (given, held_out, generations.Settings(1, 0.7, 4, SEED), "cpu")
-    paired.measure(policy, reference_of(recipe), reference_of(recipe), *how)
+    measure.measure(policy, reference_of(recipe), reference_of(recipe), *how)
     assert asked == [(trained, str)] * 2
 
 
@@ -233,9 +231,9 @@ def test_a_judge_is_told_of_tools_and_not_of_switches():
     assert told == [{"role": "system", "content": json.dumps({"tools": TOOLS})}, *said]
     calls = [{"function": {"name": "add"}}]
     asked = [*said, {"role": "assistant", "tool_calls": calls}, {"role": "tool", "content": "3"}]
-    (line,) = paired.lines(
+    (line,) = measure.lines_of(
         [asked],
-        paired.Measured(None, None, *[[[generations.Completion("a", [1], True)]]] * 2),
+        measure.Measured(None, None, *[[[generations.Completion("a", [1], True)]]] * 2),
         None,
     )
     assert line["prompt"].splitlines()[1] == f"assistant: {json.dumps(calls)}"

@@ -12,8 +12,9 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from datasets import ClassLabel, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.evaluation import benchmarks, contestants, evaluation, generations, paired, prompts
+from dpo.evaluation import benchmarks, contestants, generations, measure, pairs, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
+from dpo.models import scoring
 from dpo.models.sampling import Completion, prompt_token_ids
 from dpo.recipe.parse import parse
 from dpo.reports import evaluation_page
@@ -32,7 +33,7 @@ def kept_here(monkeypatch, tmp_path):
 def test_two_equal_models_say_the_same_and_are_no_nat_apart(tiny_model, kept_here, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "copy")
     first, second = find(str(tiny_model)), find(str(tmp_path / "copy"))
-    found = paired.measure(first, second, second, PROMPTS, None, SETTINGS, "cpu")
+    found = measure.measure(first, second, second, PROMPTS, None, SETTINGS, "cpu")
     assert found.policy == found.against and found.pairs is None
     assert found.kl["nats_per_sequence"] == {"mean": 0, "low": 0, "high": 0}
 
@@ -129,7 +130,7 @@ def test_fewer_are_drawn_at_a_time_where_memory_runs_out(tiny_model, kept_here, 
 def test_the_kl_of_an_evaluation_is_that_of_its_answers(tiny_model, kept_here, tmp_path):
     policy = find(str(other_model(tiny_model, tmp_path / "other")))
     reference = find(str(tiny_model))
-    found = paired.measure(policy, reference, reference, PROMPTS, None, SETTINGS, "cpu")
+    found = measure.measure(policy, reference, reference, PROMPTS, None, SETTINGS, "cpu")
     tokenizer, models = policy.tokenizer(), (policy.load("cpu"), reference.load("cpu"))
     nats = []
     for prompt, row in zip(PROMPTS, found.policy, strict=True):
@@ -153,7 +154,7 @@ def test_a_model_that_does_not_chat_is_asked_in_plain_text(tiny_model, kept_here
     base, chat = find(str(base)), find(str(tiny_model))
     tokenizer = base.tokenizer()
     assert prompt_token_ids(tokenizer, PROMPTS[1]) == tokenizer("How was the walk?")["input_ids"]
-    found = paired.measure(chat, base, base, PROMPTS, None, SETTINGS, "cpu")
+    found = measure.measure(chat, base, base, PROMPTS, None, SETTINGS, "cpu")
     assert found.policy != found.against  # they were asked otherwise, and have equal weights
     assert found.kl["nats_per_sequence"]["mean"] == 0
     prompts.check(PROMPTS, base)
@@ -165,7 +166,7 @@ def test_a_model_that_does_not_chat_is_asked_in_plain_text(tiny_model, kept_here
 def test_greedy_answers_have_no_kl(tiny_model, kept_here):
     who = find(str(tiny_model))
     greedy = replace(SETTINGS, temperature=0)
-    found = paired.measure(who, who, who, PROMPTS, None, greedy, "cpu")
+    found = measure.measure(who, who, who, PROMPTS, None, greedy, "cpu")
     assert found.kl is None
     assert all(first == second for first, second in found.policy)
 
@@ -177,13 +178,13 @@ def test_pairs_share_their_prompt_and_score_the_same(tiny_model):
     rejected = [(ids, list(range(60, 60 + n))) for ids, n in zip(prompts, (7, 1, 5), strict=True)]
     rows = [*chosen, *rejected] * 5
     rows = rows[::6] + rows[1::6] + rows[2::6] + rows[3::6] + rows[4::6] + rows[5::6]
-    alone = evaluation.score(model, rows, 2)
-    assert evaluation.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
+    alone = scoring.score(model, rows, 2)
+    assert scoring.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
     # Spread over GPUs, accelerate's hooks copy what they pass on; then prompts are not shared.
     for layer in model.model.layers:
         add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
     model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
-    assert evaluation.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
+    assert scoring.score(model, rows, 2, pairs=True) == pytest.approx(alone, abs=1e-4)
 
 
 def test_pairs_are_told_apart_by_length_and_by_category():
@@ -198,7 +199,7 @@ def test_pairs_are_told_apart_by_length_and_by_category():
             "hard": [True, None, False, False],
         }
     ).cast_column("label", ClassLabel(names=["sad", "glad"]))
-    found = paired.by_group(np.array([1.0, -1.0, -1.0, 1.0]), held_out)
+    found = pairs.by_group(np.array([1.0, -1.0, -1.0, 1.0]), held_out)
     assert found["count"] == 4 and found["accuracy"]["mean"] == 0.5
     lengths = {
         part["name"]: (part["count"], part["accuracy"]["mean"]) for part in found["by_length"]
@@ -228,7 +229,7 @@ def test_pairs_of_one_prompt_count_together():
         rows = {name: values * 10 * each for name, values in rows.items()}
         rows["prompt_digest"] = [-(n // each) for n in range(10 * each)]
         rows["topic"] = ["tea" if n // each % 2 else "rain" for n in range(10 * each)]
-        return paired.by_group(np.repeat(margins, each), Dataset.from_dict(rows))
+        return pairs.by_group(np.repeat(margins, each), Dataset.from_dict(rows))
 
     once, often = found(1), found(20)
     assert (once["count"], often["count"]) == (10, 200) and often["prompts"] == 10

@@ -7,9 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.evaluation import evaluation
-from dpo.evaluation.evaluation import accuracy, compare, pair_rows, score
+from dpo.core.stats import accuracy
+from dpo.data.schema import pair_rows
+from dpo.evaluation import generations, measure
+from dpo.evaluation.measure import Measured
+from dpo.models import scoring
 from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
+from dpo.models.scoring import score
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "How was the long walk home?")]
 
@@ -93,7 +97,7 @@ def test_scoring_does_not_depend_on_the_batch(model, tokenizer):
 def test_long_rows_are_scored_fewer_at_a_time(model, tokenizer, monkeypatch):
     rows = [([5] * n, list(range(60, 60 + n))) for n in range(1, 30)]
     together = score(model, rows, tokenizer.pad_token_id)
-    monkeypatch.setattr(evaluation, "SCORING_TOKENS", 100)
+    monkeypatch.setattr(scoring, "SCORING_TOKENS", 100)
     seen = []
     forward = model.forward
     monkeypatch.setattr(
@@ -144,10 +148,16 @@ def test_true_reward_and_length_of_known_answers():
     def answers(text: str, tokens: int):
         return [[Completion(text, [7] * tokens, True)] * 2 for _ in PROMPTS]
 
-    result = compare(PROMPTS, answers("It was terrible.", 4), answers("I love it, great!", 6))
-    assert result["true_reward"]["before"] < -0.4 and result["true_reward"]["after"] > 0.8
-    assert result["true_reward"]["difference"] == pytest.approx(
-        result["true_reward"]["after"] - result["true_reward"]["before"]
+    before, after = answers("It was terrible.", 4), answers("I love it, great!", 6)
+    found = Measured(policy=after, against=before)
+    reward = measure.known_reward(PROMPTS, found)
+    assert reward["against"]["mean"] < -0.4 and reward["policy"]["mean"] > 0.8
+    assert reward["difference"]["mean"] == pytest.approx(
+        reward["policy"]["mean"] - reward["against"]["mean"]
     )
-    assert result["mean_tokens"] == {"before": 4.0, "after": 6.0}
-    assert result["samples"][0]["prompt"] == "Hi"
+    lines = measure.lines_of(PROMPTS, found, None)
+    result = measure.results("", PROMPTS, generations.Settings(2, 1, 9, 0), found, None, lines)
+    tokens = result["answers"]["mean_tokens"]
+    assert (tokens["against"]["mean"], tokens["policy"]["mean"]) == (4, 6)
+    asked = [sample["prompt"] for sample in result["samples"]]
+    assert asked == ["Hi", "How was the long walk home?"]

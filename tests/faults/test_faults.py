@@ -24,8 +24,8 @@ import pytest
 
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import checkpoints, metrics
-from dpo.training.monitoring import completions
-from support.commands import FORKS, free_port, launch, run_flags, running, train_in_fork
+from support.commands import run_flags, running
+from support.launched import FORKS, be_train, fork, free_port
 from support.place import ROOT
 
 FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
@@ -48,7 +48,6 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
             how many seconds later; None for nothing.
         counted: is given the number of file operations.
     """
-    os.environ.update(environment)
     befallen = False
 
     def hook(event: str, args: tuple) -> None:
@@ -64,7 +63,7 @@ def run_in_fork(flags, folder: Path, log: Path, environment, fault, counted) -> 
                     befall(fault[0])
 
     sys.addaudithook(hook)
-    train_in_fork(flags, log)
+    be_train(environment, "", flags, log, log)
 
 
 def drawn(processes: int) -> random.Random:
@@ -92,7 +91,7 @@ class Runs:
         folder.parent.mkdir(exist_ok=True)
         flags = [flag.replace(f"{self.home}/", f"{self.home}/{name}/") for flag in self.flags]
         flags = [*flags, f"--output_dir={folder}", f"--reference_cache={self.home / name}/cache"]
-        environment = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+        environment = os.environ | {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
         if self.processes > 1:
             environment |= {"WORLD_SIZE": str(self.processes), "MASTER_ADDR": "127.0.0.1"}
             environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
@@ -101,14 +100,10 @@ class Runs:
         for this in range(self.processes):
             own = {"RANK": str(this), "LOCAL_RANK": str(this)} if self.processes > 1 else {}
             counted = FORKS.Value("i", 0)
-            process = FORKS.Process(
-                target=run_in_fork,
-                args=(
-                    *(flags, folder, self.home / name / f"log-{this}", environment | own),
-                    *(fault if rank == this else None, counted),
-                ),
+            process = fork(
+                *(run_in_fork, flags, folder, self.home / name / f"log-{this}"),
+                *(environment | own, fault if rank == this else None, counted),
             )
-            process.start()
             process.counted = counted
             started.append(process)
         return started
@@ -135,9 +130,9 @@ class Runs:
             {key: value for key, value in entry.items() if key not in metrics.TIMES}
             for entry in metrics.read(folder)
         ]
-        found = {key: report[key] for key in ("true_reward", "preference_accuracy", "curves")}
+        found = {key: report[key] for key in ("judge", "answers", "pairs", "curves")}
         weights = (folder / "model.safetensors").read_bytes()
-        return weights, logged, completions.read(folder), found
+        return weights, logged, metrics.completions(folder), found
 
     def finish_undisturbed(self) -> None:
         """Keeps what a run without a fault ends with, and how many file operations it takes."""
@@ -148,7 +143,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs_of(forks, tiny_model, tiny_data, tmp_path_factory):
+def runs_of(tiny_model, tiny_data, tmp_path_factory):
     """Runs of one process, and of two."""
     known = {}
 
@@ -186,20 +181,22 @@ def test_killed_runs_end_as_undisturbed_ones(processes, more, kills, runs_of):
     print(f"faults survived {survived} of {survived}: {number} runs of {processes} process(es)")
 
 
-def test_a_sharded_run_is_killed_with_all_that_started_it(tiny_model, tiny_data, tmp_path):
+def test_a_sharded_run_is_killed_with_all_that_started_it(
+    launched, tiny_model, tiny_data, tmp_path
+):
     """Two processes under ZeRO-2, their launchers, and a random moment after a checkpoint."""
 
-    def command(folder: Path) -> list[str]:
+    def flags(folder: Path) -> list[str]:
         flags = ("--report_to=none", "--eval_strategy=no", "--max_steps=9", "--save_steps=1")
-        run = run_flags(tiny_model, tiny_data, folder)
-        return ["--config", "zero2", "--gpus", "2", "--", *run, *flags, "--save_total_limit=2"]
+        return [*run_flags(tiny_model, tiny_data, folder), *flags, "--save_total_limit=2"]
 
     whole, folder, draw = tmp_path / "whole", tmp_path / "run", drawn(2)
-    assert launch(*command(whole)).returncode == 0
+    assert launched(*flags(whole), config="zero2", processes=2).returncode == 0
+    command = ("--config", "zero2", "--gpus", "2", "--", *flags(folder))
     for step in (2, 4, 6):
-        with running(folder, f"checkpoint-{step}", *command(folder)):
+        with running(folder, f"checkpoint-{step}", *command):
             time.sleep(draw.random() / 2)
-    last = launch(*command(folder))
+    last = launched(*flags(folder), config="zero2", processes=2)
     assert last.returncode == 0, last.stderr[-3000:]
     assert "Continuing from" in last.stdout
     weights = [path / "model.safetensors" for path in (whole, folder)]
@@ -233,13 +230,13 @@ def test_a_full_disk_costs_no_more_than_a_step(runs_of):
 
 def long_run(model: Path, data: Path, folder: Path) -> list[str]:
     flags = ("--report_to=none", "--max_steps=1000", "--eval_strategy=no", "--save_total_limit=2")
-    return ["--config", "cpu", "--", *run_flags(model, data, folder), *flags]
+    return [*run_flags(model, data, folder), *flags]
 
 
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(tiny_model, tiny_data, tmp_path):
     """Sent to all processes of the terminal, as it does."""
     folder = tmp_path / "run"
-    command = long_run(tiny_model, tiny_data, folder)
+    command = ["--config", "cpu", "--", *long_run(tiny_model, tiny_data, folder)]
     with running(folder, "checkpoint-2", *command) as launched:
         os.killpg(launched.pid, signal.SIGINT)
         assert launched.wait(60) == EXIT_CODE
@@ -266,7 +263,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tiny_model, tiny_data, tmp_p
 def test_a_run_that_is_asked_before_it_trains_ends_at_once(after, tiny_model, tiny_data, tmp_path):
     command = [
         sys.executable,
-        "scripts/launch.py",
+        *("scripts/launch.py", "--config", "cpu", "--"),
         *long_run(tiny_model, tiny_data, tmp_path / "r"),
     ]
     launched = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN})
@@ -276,12 +273,12 @@ def test_a_run_that_is_asked_before_it_trains_ends_at_once(after, tiny_model, ti
     assert not checkpoints.newest(tmp_path / "r")
 
 
-def test_one_folder_takes_one_run_at_a_time(tiny_model, tiny_data, tmp_path):
+def test_one_folder_takes_one_run_at_a_time(launched, tiny_model, tiny_data, tmp_path):
     folder = tmp_path / "run"
-    command = long_run(tiny_model, tiny_data, folder)
-    with running(folder, "checkpoint-2", *command):
-        for flags in ([], ["--restart"]):
-            second = launch(*command, *flags)
+    flags = long_run(tiny_model, tiny_data, folder)
+    with running(folder, "checkpoint-2", "--config", "cpu", "--", *flags):
+        for more in ([], ["--restart"]):
+            second = launched(*flags, *more)
             assert second.returncode == 1
             last = second.stderr.splitlines()[-1]
             assert f"{folder} belongs to a run that is going on (process " in last

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpo.runs import checkpoints
-from support.commands import launch, run_flags
+from support.commands import run_flags
 from support.place import ROOT
 
 
@@ -19,7 +19,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny_data, tmp_path):
+def test_a_killed_run_continues_as_if_it_had_not_been(
+    launched, finished, tiny_model, tiny_data, tmp_path
+):
     folder = tmp_path / "killed"
     flags = run_flags(tiny_model, tiny_data, folder)
     command = [sys.executable, "scripts/launch.py", "--config", "cpu", "--", *flags]
@@ -39,7 +41,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, tiny_model, tiny
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
 
-    result = launch("--config", "cpu", "--", *flags)
+    result = launched(*flags)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "checkpoint-3 is broken: it has no manifest.json" in result.stdout
     assert f"Continuing from {folder}/checkpoint-" in result.stdout

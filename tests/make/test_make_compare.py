@@ -4,6 +4,7 @@ import json
 
 from support.browser import DESKTOP, PHONE, fits, opened, pictures
 from support.commands import make
+from support.launched import made
 
 
 def test_real_runs_are_compared_through_make(swept, tmp_path):
@@ -18,7 +19,7 @@ def test_real_runs_are_compared_through_make(swept, tmp_path):
     head = next(line for line in result.stdout.splitlines() if "beta=0.1" in line)
     assert head.index("beta=0.3") < head.index("beta=0.1")
     report = json.loads((folder / "beta=0.1/report.json").read_text())
-    assert len(report["held_out_digest"]) == 16
+    assert len(report["pairs"]["digest"]) == 16
     for width in (PHONE, DESKTOP):
         with opened((tmp_path / "comparison.html").as_uri(), width) as page:
             assert page.errors == []
@@ -28,7 +29,7 @@ def test_real_runs_are_compared_through_make(swept, tmp_path):
 
 
 def test_nothing_to_compare_is_one_line():
-    result = make("compare", "RECIPE=none")
+    result = made("compare", "RECIPE=none")
     assert result.returncode
     last = result.stderr.strip().splitlines()
     assert any(line.startswith("no run of RECIPE=none; there are runs of: ") for line in last)

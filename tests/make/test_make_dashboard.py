@@ -114,7 +114,7 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
         (runs / name).mkdir(parents=True)
         for file in ("metrics.jsonl", "recipe.yaml", "completions.jsonl"):
             shutil.copy(swept[0] / name / file, runs / name)
-    kept = completions.read(runs / "beta=0.3")
+    kept = metrics.completions(runs / "beta=0.3")
     kept[-1]["policy"] = EVIL
     completions.write(runs / "beta=0.3", kept)
     logged = [entry for entry in metrics.read(runs / "beta=0.3") if "loss" in entry]

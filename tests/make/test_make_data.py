@@ -6,6 +6,7 @@ import re
 import pytest
 
 from support.commands import make
+from support.launched import made
 from support.tiny import pair
 
 
@@ -44,7 +45,7 @@ def test_make_data_shows_what_the_model_will_see(tmp_path, data):
 
 def test_make_data_refuses_what_a_run_would_refuse(tmp_path, data):
     flags = f"--dataset_name={data} --eval_strategy=no --output_dir={tmp_path}/run"
-    result = make("data", f"ARGS={flags}")
+    result = made("data", f"ARGS={flags}")
     assert result.returncode != 0
     assert "1 of 3 train rows are set aside (33.3%)" in result.stderr
     assert (tmp_path / "run/data.html").is_file()

@@ -1,11 +1,13 @@
 """Every command of README and docs runs as it stands there."""
 
+import json
+import re
 import shlex
 
 import pytest
 
 from support.commands import make
-from support.docs import assert_runs, blocks, commands
+from support.docs import FIVE_MINUTES, README, assert_runs, blocks, commands
 from support.place import ROOT
 
 
@@ -14,8 +16,30 @@ def test_every_command_of_the_docs_runs(command, tiny_flags):
     assert_runs(command, tiny_flags)
 
 
-def test_the_recipe_of_the_readme_trains(tmp_path, tiny_model, tiny_data, request):
-    """Written where the README says, under a name that no recipe has, and removed again."""
+def test_five_minutes_with_pairs_of_ones_own(tmp_path, tiny_model, request):
+    """As README says it, with its row, on the tiny model, under a name that no recipe has."""
+    assert "\n".join(FIVE_MINUTES) in re.sub(r" +#.*", "", README)
+    (row,) = map(json.loads, blocks("json"))
+    rows = [row | {"prompt": f"{row['prompt']} ({i})"} for i in range(20)]
+    pairs, name = tmp_path / "pairs.jsonl", "readme-example"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request.addfinalizer(lambda: (ROOT / f"recipes/{name}.yaml").unlink(missing_ok=True))
+    flags = {
+        "train": "--max_steps=2 --report_to=none",
+        "evaluate": "--max_new_tokens=4 --limit=2",
+    }
+    ours = {"my-recipe": name, "models/SmolLM2-135M-Instruct": str(tiny_model)}
+    for command in FIVE_MINUTES:
+        for theirs, mine in (ours | {"pairs.jsonl": str(pairs)}).items():
+            command = command.replace(theirs, mine)
+        words = shlex.split(command)[1:]
+        result = make(*words, f"ARGS={flags.get(words[0], '')}")
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert next(ROOT.glob(f"outputs/{name}/evaluations/*/evaluation.html"))
+
+
+def test_the_recipe_of_the_docs_trains(tmp_path, tiny_model, tiny_data, request):
+    """Written where docs/recipes.md says, under a name that no recipe has, and removed again."""
     (text,) = blocks("yaml")
     path = ROOT / "recipes/readme-example.yaml"
     request.addfinalizer(lambda: path.unlink(missing_ok=True))

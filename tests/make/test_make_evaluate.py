@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer
 
 from dpo.evaluation import benchmarks
@@ -20,11 +21,12 @@ from dpo.evaluation.judges.judging import judge
 from support.browser import PHONE, fits, opened
 from support.commands import make
 from support.endpoint import KEY, MODEL, comparisons, longer, serving
+from support.launched import made
 from support.models import other_model, save_reward_model
 from support.place import ROOT
 
 
-def evaluated(run, *given: str, **variables: object) -> tuple[dict, str]:
+def evaluated(run, *given: str, make=made, **variables: object) -> tuple[dict, str]:
     """`make evaluate` of a tiny run: what was written, and what was printed."""
     flags = ["--max_new_tokens=12", "--limit=6", *given]
     stated = [f"{name}={value}" for name, value in variables.items()]
@@ -39,12 +41,13 @@ def evaluated(run, *given: str, **variables: object) -> tuple[dict, str]:
 def test_a_run_is_held_against_its_reference(swept):
     folder, _, _ = swept
     run = folder / "beta=0.1"
-    found, said = evaluated(run, JUDGE="vader")
+    found, said = evaluated(run, make=make, JUDGE="vader")
     report = json.loads((run / "report.json").read_text())
     # The same pairs, scored by training and anew.
-    accuracy = report["preference_accuracy"]["after"]
+    accuracy = report["pairs"]["accuracy"]["mean"]
     assert found["pairs"]["accuracy"]["mean"] == pytest.approx(accuracy)
-    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    margin = report["pairs"]["margin"]["mean"]
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(margin, abs=1e-3)
     assert found["prompts"]["count"] == 6 and found["prompts"]["temperature"] == 0.7
     judge = found["judge"]
     assert judge["wins"] + judge["ties"] + judge["losses"] == 6
@@ -63,7 +66,8 @@ def test_a_checkpoint_is_held_against_what_its_run_started_from(swept):
     found, _ = evaluated(last)
     report = json.loads((run / "report.json").read_text())
     assert found["against"] == report["model"] and found["policy"] == str(last)
-    assert found["pairs"]["margin"]["mean"] == pytest.approx(report["margin"]["after"], abs=1e-3)
+    margin = report["pairs"]["margin"]["mean"]
+    assert found["pairs"]["margin"]["mean"] == pytest.approx(margin, abs=1e-3)
     assert (run / "evaluations/checkpoint-4-reference/evaluation.html").is_file()
 
 
@@ -93,7 +97,7 @@ def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model, tmp_pat
     assert found["judge"]["reward"]["difference"]["mean"] != 0
     report = json.loads((run / "report.json").read_text())
     margin = found["pairs"]["margin"]["mean"]
-    assert margin == pytest.approx(-report["margin"]["after"], abs=1e-3)
+    assert margin == pytest.approx(-report["pairs"]["margin"]["mean"], abs=1e-3)
     assert found["answers"]["kl"] is None and "KL of the policy" not in said
     path = next(word for word in said.split() if word.endswith("evaluation.html,"))
     shutil.rmtree(Path(path).parent)
@@ -113,7 +117,7 @@ def test_a_model_that_is_no_run_is_held_against_a_run(swept, tiny_model, tmp_pat
     ],
 )
 def test_what_cannot_be_evaluated_is_said(given, says_so):
-    result = make("evaluate", *given)
+    result = made("evaluate", *given)
     assert result.returncode and says_so in result.stderr
 
 
@@ -168,16 +172,16 @@ def test_a_benchmark_computes_as_the_run_did(tasks, tiny_model, tmp_path, monkey
     """lm-eval switches off an autocast that it is not told of."""
     monkeypatch.setattr(benchmarks, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(Contestant, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
-    seen, load = set(), Contestant.load
+    given = []
 
-    def watched(who, device):
-        model = load(who, device)
-        model.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
-        return model
+    def note(command):
+        given.append(yaml.safe_load(Path(command[-1]).read_text()))
+        return 1, "noted"
 
-    monkeypatch.setattr(Contestant, "load", watched)
-    benchmarks.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
-    assert seen == {True}
+    monkeypatch.setattr(benchmarks, "shown", note)
+    with pytest.raises(SystemExit, match="SUITE=tiny_choice cannot be run: noted"):
+        benchmarks.run(find(str(tiny_model)), ["tiny_choice"], "cpu", str(tasks), None)
+    assert given[0]["model_args"]["mixed_precision_dtype"] == "bfloat16"
 
 
 def test_a_benchmark_through_make(tasks, swept):

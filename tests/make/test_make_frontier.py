@@ -10,6 +10,7 @@ import psutil
 from dpo.runs import checkpoints, output_folder
 from support.browser import PHONE, fits, opened, pictures
 from support.commands import make, once, run, run_flags
+from support.launched import made
 from support.place import ROOT
 
 
@@ -32,10 +33,10 @@ def test_the_frontier_through_make(tiny_model, tiny_data, tmp_path):
     assert "| sigmoid | 0.05 | 2 |" in result.stdout
     with opened((tmp_path / "out/frontier.html").as_uri(), PHONE) as page:
         assert page.errors == [] and fits(page) and min(pictures(page)) > 800
-    again = make("frontier", f"ARGS={words}")
+    again = made("frontier", f"ARGS={words}")
     assert again.returncode == 0 and "started" not in again.stdout + again.stderr
     assert json.loads((tmp_path / "out/frontier.json").read_text())["points"] == found["points"]
-    other = make("frontier", f"ARGS={words.replace('--samples=1', '--samples=2')}")
+    other = made("frontier", f"ARGS={words.replace('--samples=1', '--samples=2')}")
     assert other.returncode and "or another --output" in other.stderr
 
 

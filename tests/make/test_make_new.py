@@ -7,6 +7,7 @@ import pytest
 
 from dpo.recipe.parse import FOLDER
 from support.commands import make
+from support.launched import made
 from support.place import ROOT
 from support.tiny import pair, recipe_steps
 
@@ -30,12 +31,12 @@ def test_make_new_writes_a_recipe_that_trains(tmp_path, tiny_model, name):
     assert f"make data RECIPE={name}" in result.stdout.splitlines()[-1]
     trainer, _ = recipe_steps(ROOT / FOLDER / f"{name}.yaml", tmp_path)
     assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 4
-    again = make(*command)
+    again = made(*command)
     assert again.returncode != 0 and "is there already" in again.stderr
 
 
 def test_make_new_says_what_is_missing():
-    result = make("new", "RECIPE=made-by-a-test")
+    result = made("new", "RECIPE=made-by-a-test")
     assert result.returncode != 0 and "MODEL= is missing: make new RECIPE=" in result.stderr
 
 

@@ -24,7 +24,7 @@ def test_every_point_is_run_and_compared(swept):
     folder, _, said = swept
     for beta in ("0.1", "0.3"):
         report = json.loads((folder / f"beta={beta}/report.json").read_text())
-        assert report["beta"] == float(beta) and len(report["margins"]) == 8
+        assert report["beta"] == float(beta) and len(report["pairs"]["margins"]) == 8
     assert "Compared:" in said and (folder / "comparison.html").is_file()
     assert "| held-out accuracy |" in (folder / "comparison.md").read_text()
 

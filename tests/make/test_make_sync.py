@@ -12,7 +12,8 @@ import pytest
 
 from dpo.runs import metrics, output_folder
 from dpo.training.monitoring import completions
-from support.commands import launch, make, run, run_flags, running
+from support.commands import make, run, run_flags, running
+from support.launched import made
 from support.wandb_server import Answer
 from sync import waiting
 
@@ -66,7 +67,7 @@ def test_held_out_metrics_a_table_that_grows_and_the_report(part, swept):
     assert [len(each) for each in rows] == [6, 12]  # three greedy and three sampled, twice
     assert {row[0] for row in rows[1]} == {2, 4}
     assert json.loads(tables[0].read_text())["columns"] == completions.COLUMNS
-    kept = completions.read(swept[0] / "beta=0.3")
+    kept = metrics.completions(swept[0] / "beta=0.3")
     assert [[row[name] for name in completions.COLUMNS] for row in kept] == rows[1]
     assert "report-smollm2-sentiment" in json.dumps(records(part))
 
@@ -82,24 +83,24 @@ def test_completions_are_in_the_report(swept):
     assert "While it trained" in (swept[0] / "beta=0.3/report.html").read_text()
 
 
-def test_a_killed_run_goes_on_in_wandb_too(tiny_model, tiny_data, tmp_path):
+def test_a_killed_run_goes_on_in_wandb_too(launched, tiny_model, tiny_data, tmp_path):
     """One id in both parts; completions as of a run that was not killed."""
     folder = tmp_path / "run"
     flags = [*run_flags(tiny_model, tiny_data, folder), "--max_steps=40", "--eval_steps=20"]
     with running(folder, "checkpoint-20", "--config", "cpu", "--", *flags) as process:
         for child in (*process.children(recursive=True), process):
             child.kill()
-    result = launch("--config", "cpu", "--", *flags)
+    result = launched(*flags)
     assert result.returncode == 0, result.stderr[-3000:]
     parts = sorted(folder.glob("wandb/offline-run-*"))
     ids = {part.name.rsplit("-", 1)[1] for part in parts}
     assert len(parts) == 2 and ids == {(folder / output_folder.WANDB_ID).read_text()}
-    steps = [row["step"] for row in completions.read(folder)]
+    steps = [row["step"] for row in metrics.completions(folder)]
     assert steps == [20] * 6 + [40] * 6
     assert [*folder.glob("wandb/artifacts/staging/*")]  # of tables and report, to be sent from here
 
     (folder / "report.json").unlink()  # as a kill in the evaluation leaves it
-    assert "Trained already" in launch("--config", "cpu", "--", *flags).stdout
+    assert "Trained already" in launched(*flags).stdout
     third = sorted(folder.glob("wandb/offline-run-*"))[2]
     assert third.name.endswith((folder / output_folder.WANDB_ID).read_text())
     assert "report-smollm2-sentiment" in json.dumps(records(third))
@@ -154,8 +155,8 @@ def test_what_is_waiting_is_sent_by_run_and_a_failure_ends_no_other(tmp_path, mo
     sent = tmp_path / "outputs/c/wandb/offline-run-2026_id3-id3/run.wandb.synced"
     sent.touch()
     script = (
-        "import runpy, sys; from pathlib import Path; from dpo import contestants; "
-        f"contestants.RUNS = Path({str(tmp_path / 'outputs')!r}); "
+        "import runpy, sys; from pathlib import Path; from dpo.runs import output_folder; "
+        f"output_folder.RUNS = Path({str(tmp_path / 'outputs')!r}); "
         f"sys.executable = {str(tmp_path / 'bin/python')!r}; sys.argv = ['sync.py']; "
         "runpy.run_path('scripts/sync.py', run_name='__main__')"
     )
@@ -192,7 +193,7 @@ def test_without_a_key_nothing_is_sent(swept):
 
 def test_a_server_that_is_not_there_is_said(swept):
     given = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    result = make("sync", f"RUN={swept[0] / 'beta=0.1'}", **given)
+    result = made("sync", f"RUN={swept[0] / 'beta=0.1'}", **given)
     assert "http://127.0.0.1:9 gives no answer: 1 W&B runs still wait" in result.stderr
 
 
@@ -201,15 +202,17 @@ def test_what_was_sent_is_not_sent_again(swept, tmp_path):
     (part,) = (tmp_path / "run").glob("wandb/offline-run-*")
     (file,) = part.glob("*.wandb")
     file.with_suffix(".wandb.synced").touch()
-    result = make("sync", f"RUN={tmp_path / 'run'}")
+    result = made("sync", f"RUN={tmp_path / 'run'}")
     assert result.returncode == 0 and "Nothing is waiting" in result.stdout
 
 
-def test_a_wandb_that_refuses_the_key_does_not_end_a_run(tiny_model, tiny_data, tmp_path, refusing):
+def test_a_wandb_that_refuses_the_key_does_not_end_a_run(
+    launched, tiny_model, tiny_data, tmp_path, refusing
+):
     folder = tmp_path / "run"
     flags = run_flags(tiny_model, tiny_data, folder)
     changes = {"WANDB_MODE": None, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": refusing}
-    result = launch("--config", "cpu", "--", *flags, **changes)
+    result = launched(*flags, **changes)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Wandb is off for the rest of the run (" in result.stdout
     assert (folder / "report.html").is_file()

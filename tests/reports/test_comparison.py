@@ -12,9 +12,9 @@ import yaml
 
 from compare import show
 from dpo.core import stats
-from dpo.evaluation import contestants
 from dpo.reports import comparison, comparison_page, comparison_table
 from dpo.reports.comparison_table import Row, Units
+from dpo.runs import output_folder
 from support.browser import DESKTOP, PHONE, fits, opened, pictures
 
 EVIL = "<script>alert(1)</script> | \x1b[31m [/bold]"
@@ -343,7 +343,7 @@ def test_runs_of_a_recipe_are_found_its_sweeps_too(tmp_path, monkeypatch):
 
 def test_what_is_no_run_is_refused_with_those_there_are(tmp_path, monkeypatch):
     a_run(tmp_path / "r", [1])
-    monkeypatch.setattr(contestants, "RUNS", tmp_path)
+    monkeypatch.setattr(output_folder, "RUNS", tmp_path)
     with pytest.raises(SystemExit, match=f"no run at {tmp_path}/none; the runs here: {tmp_path}/r"):
         comparison.folders([f"{tmp_path}/r", f"{tmp_path}/none"])
     assert comparison.folders([f"{tmp_path}/r", f"{tmp_path}/r/"]) == [tmp_path / "r"]

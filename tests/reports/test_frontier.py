@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import frontier as command
-from dpo.reports import frontier
+from dpo.reports import frontier_page
 
 
 def point(loss: str, beta: float, step: int, reward: float, kl: float) -> dict:
@@ -21,7 +21,7 @@ def test_every_line_begins_at_the_reference():
     found = {"reference": {"reward": {"mean": 0.3}, "kl": {"mean": 0}}}
     found["points"] = [point("ipo", 1, 12, 0.5, 2), point("ipo", 1, 6, 0.4, 1)]
     found["points"] += [point("ipo", 0.1, 6, 0.6, 3)]
-    lines = frontier.lines(found)
+    lines = frontier_page.lines(found)
     assert [*lines] == [("ipo", 0.1), ("ipo", 1)]
     assert [p["step"] for p in lines[("ipo", 1)]] == [0, 6, 12]
 
@@ -33,7 +33,7 @@ def test_its_runs_take_one_gpu_each(tiny_model, tiny_data, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["frontier.py", *given])
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     asked = []
-    monkeypatch.setattr(command.sweeping, "carry_out", lambda *how: asked.append(how[1]) or True)
+    monkeypatch.setattr(command.sweeps, "carry_out", lambda *how: asked.append(how[1]) or True)
     with pytest.raises(SystemExit):
         command.main()
     assert asked == [["--gpus", "1"]]

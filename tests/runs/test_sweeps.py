@@ -108,6 +108,7 @@ def test_a_sweep_with_a_run_that_was_asked_to_leave_is_not_done(monkeypatch, tmp
 
 def test_how_runs_are_launched_is_checked_though_all_have_finished(on_cpu, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr("dpo.runs.launch.gpus_here", lambda: 4)
     monkeypatch.setattr(sweeps, "finished", lambda run: True)
     for how, words in (
         (["--config=single_gpu", "--gpus=2"], "CONFIG=single_gpu runs one process: for GPUS=2"),

@@ -1,9 +1,7 @@
-"""Commands as a user gives them, and train.py in the forks of a server that has it imported."""
+"""Commands as a user gives them, each in a process of its own."""
 
-import multiprocessing
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -11,15 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import torch
 
 from dpo.recipe.flags import name_of
 from dpo.runs import checkpoints
 from support.place import ROOT
-
-# A server that has imported train.py, which takes seconds, and whose forks train at once.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train"])
 
 
 def run_flags(model: Path, data: Path, folder: Path) -> list[str]:
@@ -70,8 +63,8 @@ def at_once(script: str, *arguments: str, cwd: Path = ROOT) -> tuple[str, int]:
 
     Returns what it says and its exit code.
     """
-    command = (sys.executable, "-X", "importtime", f"scripts/{script}", *arguments)
-    done = run("env", "-C", str(cwd), *command)
+    command = [sys.executable, "-X", "importtime", f"scripts/{script}", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
     lines = done.stderr.splitlines(keepends=True)
     imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
     assert "argparse" in imported and not imported & HEAVY
@@ -87,27 +80,6 @@ def make(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
     given = [argument.partition("ARGS=") for argument in arguments]
     given = [f"ARGS={shlex.join(once(shlex.split(v)))}" if key else word for word, key, v in given]
     return run("make", f"VENV={sys.prefix}", *given, CUDA_VISIBLE_DEVICES="", **changes)
-
-
-def train_in_fork(flags: list[str], log: Path) -> None:
-    """In a fork: be train.py, in the environment that is set by now, until it ends."""
-    os.chdir(ROOT)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = ["train.py", "--config", "recipes/smollm2-sentiment.yaml", *once(flags)]
-
-    import train
-    from dpo.training.preempt import run_to_the_end
-
-    torch.set_num_threads(1)
-    run_to_the_end(train.main)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextmanager

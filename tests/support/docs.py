@@ -6,14 +6,20 @@ import shlex
 from support.commands import make
 from support.place import ROOT
 
-README = (ROOT / "README.md").read_text()
-
-
-DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
-
-
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob(".github/*.md")]
+README = PAGES[0].read_text()
+DOCS = "".join(path.read_text() for path in PAGES[1:])
+DEVELOPMENT = (ROOT / "docs/development.md").read_text()
+FIVE_MINUTES = [  # README's four commands from pairs to a verdict
+    "make new RECIPE=my-recipe MODEL=models/SmolLM2-135M-Instruct DATASET=pairs.jsonl",
+    "make data RECIPE=my-recipe",
+    "make train RECIPE=my-recipe",
+    "make evaluate RUN=outputs/my-recipe",
+]
 # Run whole by CI, or by another test.
 ELSEWHERE = {
+    **dict.fromkeys(FIVE_MINUTES, "test_make_docs.py, all four"),
+    "make data": ".ci/run",
     "make train": ".ci/run, cut short",
     "make test": ".ci/run",
     "make install": ".ci/run",
@@ -27,7 +33,7 @@ ELSEWHERE = {
     "make bench": "test_bench.py, on the tiny model",
     'make bench MODEL=Qwen3-0.6B DEVICE=cuda ARGS="--pairs 4 8"': "needs a GPU",
     "make train RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 NODE_RANK=0 "
-    "MAIN=10.0.0.1:29500": "test_distributed.py, on the loopback address",
+    "MAIN=10.0.0.1:29500": "test_machines.py, on the loopback address",
     "make submit": "test_slurm.py, with stand-ins for SLURM's commands",
     "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
     "make check-gpu": "needs a GPU",
@@ -62,8 +68,8 @@ def blocks(language: str) -> list[str]:
 
 def commands(processes: bool) -> list[str]:
     """Those that tests run, which start several processes or do not."""
-    lines = [line.split("  #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
-    wanted = {line for line in lines if line} - ELSEWHERE.keys()
+    lines = [line.split(" #")[0].strip() for text in blocks("bash") for line in text.splitlines()]
+    wanted = {line for line in lines if line and line[0] != "#"} - ELSEWHERE.keys()
     return sorted(line for line in wanted if ("GPUS=" in line) == processes)
 
 

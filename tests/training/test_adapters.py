@@ -17,17 +17,17 @@ from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_model
 from dpo.recipe.parse import parse
 from dpo.training.build import make_trainer
-from support.commands import launch, run, run_flags
+from support.commands import run, run_flags
 
 ADAPTER = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def trained_on(tiny_adapter, tiny_data, tmp_path_factory):
+def trained_on(launched, tiny_adapter, tiny_data, tmp_path_factory):
     """A run that began at an adapter: its folder, its flags and what it printed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     flags = [*run_flags(tiny_adapter, tiny_data, folder), "--report_to=none", "--use_peft"]
-    result = launch("--config", "cpu", "--", *flags)
+    result = launched(*flags)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, flags, result
 
@@ -39,18 +39,17 @@ def test_an_adapter_is_its_own_reference(trained_on):
     report = json.loads((folder / "report.json").read_text())
     first, *_, last = report["curves"]["train"]
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5) and last["loss"] < 0.69
-    assert report["preference_accuracy"]["before"] == 0.5
     # What the report says of pairs is what the trainer saw.
     held_out = report["curves"]["held_out"][-1]
-    assert report["preference_accuracy"]["after"] == pytest.approx(held_out["accuracy"])
+    assert report["pairs"]["accuracy"]["mean"] == pytest.approx(held_out["accuracy"])
 
 
-def test_an_adapter_on_four_bits_is_its_own_reference(tiny_adapter, tiny_data, tmp_path):
+def test_an_adapter_on_four_bits_is_its_own_reference(launched, tiny_adapter, tiny_data, tmp_path):
     """TRL rounds the trained one to bfloat16; so must its reference be."""
     folder = tmp_path / "run"
     half = ("--use_peft", "--load_in_4bit", "--dtype=bfloat16", "--bf16=false")
     flags = [*run_flags(tiny_adapter, tiny_data, folder), "--report_to=none", *half]
-    result = launch("--config", "cpu", "--", *flags, "--eval_strategy=no")
+    result = launched(*flags, "--eval_strategy=no")
     assert result.returncode == 0, result.stderr[-3000:]
     first, *_, last = json.loads((folder / "report.json").read_text())["curves"]["train"]
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5) and last["loss"] < 0.69
@@ -96,12 +95,12 @@ def test_one_module_is_a_module_and_no_pattern(tiny_model, tiny_data, tmp_path):
     assert all("q_proj" in n for n, p in model.named_parameters() if p.requires_grad)
 
 
-def test_without_save_merged_there_is_the_adapter_alone(tiny_model, tiny_data, tmp_path):
+def test_without_save_merged_there_is_the_adapter_alone(launched, tiny_model, tiny_data, tmp_path):
     """A new one, evaluated as it was trained: added to its base in memory."""
     folder = tmp_path / "run"
     flags = [*run_flags(tiny_model, tiny_data, folder), "--report_to=none", "--use_peft"]
     more = ["--learning_rate=0.01", "--save_merged=false", "--model_revision=it-SFT"]
-    result = launch("--config", "cpu", "--", *flags, *more)
+    result = launched(*flags, *more)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "LoRA r=16" in result.stdout and f"Policy: {folder}\n" in result.stdout
     assert (folder / ADAPTER).is_file()
@@ -112,17 +111,17 @@ def test_without_save_merged_there_is_the_adapter_alone(tiny_model, tiny_data, t
     report = json.loads((folder / "report.json").read_text())
     last = report["curves"]["held_out"][-1]
     assert last["step"] == 4 and last["margin"] > 0.1
-    assert report["preference_accuracy"]["after"] == pytest.approx(last["accuracy"])
+    assert report["pairs"]["accuracy"]["mean"] == pytest.approx(last["accuracy"])
 
 
-def test_another_adapter_on_that_base_is_scored_anew(trained_on, tiny_adapter, tmp_path):
+def test_another_adapter_on_that_base_is_scored_anew(launched, trained_on, tiny_adapter, tmp_path):
     folder, flags, _ = trained_on
     other = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
     shutil.copy(folder / ADAPTER, other / ADAPTER)
     kept = [flag for flag in flags if not flag.startswith(("--model_name", "--output_dir"))]
     for start, found in ((tiny_adapter, True), (other, False)):
         given = [f"--model_name_or_path={start}", f"--output_dir={tmp_path}/{found}", *kept]
-        result = launch("--config", "cpu", "--", *given, "--max_steps=1", "--save_strategy=no")
+        result = launched(*given, "--max_steps=1", "--save_strategy=no")
         assert result.returncode == 0, result.stderr[-3000:]
         assert ("all found in" in result.stdout) == found
         assert "does not agree" not in result.stdout  # under a name of its own from the start

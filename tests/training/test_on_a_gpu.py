@@ -10,7 +10,8 @@ from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
 from dpo.core.environment import Launch
-from dpo.evaluation import evaluation
+from dpo.data import schema
+from dpo.models import scoring
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import RunArguments
@@ -69,10 +70,10 @@ def test_a_run_stays_on_its_gpu(name, way, tmp_path):
             trainer.train()
         assert all(isinstance(p, OnGPU) for p in trainer.model.parameters())
         cut = (trainer.args.max_length, trainer.args.truncation_mode)
-        rows = evaluation.pair_rows(trainer.eval_dataset, *cut)
+        rows = schema.pair_rows(trainer.eval_dataset, *cut)
         with trainer.accelerator.autocast():
             trainer.model.eval()
-            scored = evaluation.score(trainer.model, rows, 0, pairs=True)
+            scored = scoring.score(trainer.model, rows, 0, pairs=True)
     assert np.isfinite(scored).all() and len(losses(trainer)) == 3
     bound = 1e-4 if way == "float32" else 0.05
     assert losses(trainer) == pytest.approx(losses(on_cpu), abs=bound)

@@ -11,8 +11,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
-from dpo.evaluation import contestants, evaluation
+from dpo.evaluation import contestants
 from dpo.models import rope as rope_
+from dpo.models import scoring
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.arguments import RunArguments
 from dpo.recipe.parse import parse
@@ -80,7 +81,7 @@ def test_a_model_that_is_loaded_again_forgets_longer_batches_too(tmp_path):
     folder = str(tmp_path / "model")
     model = contestants.Contestant(folder, folder).load("cpu")
     first, _, last = (
-        evaluation.score(model, [(random_ids(10, 0), random_ids(more, 1))], 0).item()
+        scoring.score(model, [(random_ids(10, 0), random_ids(more, 1))], 0).item()
         for more in (10, 50, 10)
     )
     assert first == last

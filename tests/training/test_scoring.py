@@ -9,10 +9,12 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from dpo.core import stats
-from dpo.evaluation import contestants, evaluation
-from dpo.evaluation.evaluation import of_pairs
+from dpo.data import schema
+from dpo.evaluation import contestants, measure
+from dpo.evaluation.pairs import of_pairs
+from dpo.models import scoring
 from dpo.recipe.parse import parse
-from dpo.training import held_out_scores, reference
+from dpo.training import held_out_scores
 from support.tiny import EDGE_PAIRS, MAX_LENGTH, trainer_of
 
 PAIRS = 7  # an odd number, so that the last batch is not full
@@ -56,8 +58,8 @@ def test_the_trainer_scores_what_its_models_say(settings, tmp_path):
     found = held_out_scores.score(trainer)
     models = [trainer.model, AutoModelForCausalLM.from_pretrained(tmp_path / "model")]
     models[0].eval()
-    pairs = evaluation.pair_rows(rows(), MAX_LENGTH, "keep_start")
-    expected = [evaluation.score(model, pairs, 0).reshape(2, PAIRS) for model in models]
+    pairs = schema.pair_rows(rows(), MAX_LENGTH, "keep_start")
+    expected = [scoring.score(model, pairs, 0).reshape(2, PAIRS) for model in models]
     assert found.policy == pytest.approx(expected[0], abs=2e-4)
     assert found.reference == pytest.approx(expected[1], abs=2e-4)
     tokens = np.array([len(completion) for _, completion in pairs]).reshape(2, PAIRS)
@@ -89,7 +91,7 @@ def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):
         ["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", f"--output_dir={tmp_path}"]
     )
     draw = np.random.default_rng(0)
-    scored = held_out_scores.Scored(
+    scored = scoring.Scored(
         draw.normal(-50, 9, (2, PAIRS)), draw.normal(-50, 9, (2, PAIRS)), np.full(PAIRS, 20), 1e-4
     )
 
@@ -98,14 +100,16 @@ def test_without_a_known_reward_no_model_is_loaded(monkeypatch, tmp_path):
 
     monkeypatch.setattr(contestants.Contestant, "load", load)
     monkeypatch.setattr(contestants.Contestant, "tokenizer", load)
-    found = evaluation.evaluate(recipe, str(tmp_path), rows(), "cpu", scored)
+    found = measure.after_training(recipe, str(tmp_path), rows(), "cpu", scored)["pairs"]
     assert found["margins"] == pytest.approx(scored.margins(0.1).round(6).tolist())
-    assert found["preference_accuracy"]["pairs"] == found["preference_accuracy"]["prompts"] == PAIRS
-    known = rows(vader_chosen=[0.5] * PAIRS, vader_rejected=[0.1] * (PAIRS - 1) + [0.5])
-    ceiling = of_pairs(scored, known, 0.1)["preference_accuracy"]["ceiling"]
+    assert found["count"] == found["prompts"] == PAIRS
+    known = rows(
+        prompt=[*"abcdefg"], vader_chosen=[0.5] * PAIRS, vader_rejected=[0.1] * (PAIRS - 1) + [0.5]
+    )
+    ceiling = of_pairs(scored, known, 0.1)["ceiling"]
     assert ceiling == (PAIRS - 0.5) / PAIRS  # a tie is half right, by whatever reward
     with pytest.raises(AssertionError, match="a model is loaded"):
-        evaluation.evaluate(recipe, str(tmp_path), known, "cpu", scored)
+        measure.after_training(recipe, str(tmp_path), known, "cpu", scored)
 
 
 @pytest.mark.parametrize("precompute", [True, False], ids=["cached", "live"])
@@ -125,14 +129,14 @@ def test_a_step_that_moves_nothing_is_a_tie_everywhere(dtype, precompute, tmp_pa
     logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     assert logged["rewards/accuracies"] == logged["eval_rewards/accuracies"] == 0.5
     found = held_out_scores.score(trainer)
-    assert found.nats_per_token == reference.NATS_PER_TOKEN[dtype]
+    assert found.nats_per_token == stats.NATS_PER_TOKEN[dtype]
     rounded = found.policy + found.nats_per_token * np.random.default_rng(1).normal(
         0, 0.1, found.policy.shape
     )
     for scored in (found, replace(found, policy=rounded)):
         result = of_pairs(scored, trainer.eval_dataset, 0.1)
-        accuracy = result["preference_accuracy"]
-        assert accuracy["after"] == 0.5 and accuracy["ties"] == PAIRS
+        accuracy = result["accuracy"]
+        assert accuracy["mean"] == 0.5 and result["ties"] == PAIRS
         assert accuracy["low"] < 0.5 < accuracy["high"]
         assert result["margins"] == [0.0] * PAIRS
 
@@ -147,7 +151,7 @@ def test_one_rule_says_what_a_tie_is():
 def test_a_small_beta_leaves_no_tie_in_what_is_kept():
     """`make compare` counts the margins of the report, in which 1e-7 is no tie."""
     one, two = np.array([[-3.0] * PAIRS, [-4.0] * PAIRS]), np.full((2, PAIRS), -3.5)
-    scored = held_out_scores.Scored(one, two, np.full(PAIRS, 9), 1e-4)
+    scored = scoring.Scored(one, two, np.full(PAIRS, 9), 1e-4)
     found = of_pairs(scored, rows(), beta=1e-7)
-    assert found["preference_accuracy"]["after"] == 1.0
+    assert found["accuracy"]["mean"] == 1.0
     assert stats.accuracy(np.array(found["margins"])).tolist() == [1.0] * PAIRS

@@ -1,9 +1,11 @@
 """A whole run as a user starts it, with a tiny model: what it leaves and how it resumes."""
 
 import json
+import shutil
 import signal
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train
 from dpo.core.signals import SIGNALS
 from dpo.training.trainer import FastDPOTrainer
-from support.commands import launch, once, run_flags
+from support.commands import once, run_flags
 from support.refusing import refusal
 
 RECIPE = ["--config", "recipes/smollm2-sentiment.yaml"]
@@ -33,15 +35,16 @@ def test_it_says_what_it_is_about_to_do(finished):
 def test_it_ends_with_a_report(finished):
     folder, _, result = finished
     report = json.loads((folder / "report.json").read_text())
-    assert {"before", "after", "difference", "low", "high"} <= report["true_reward"].keys()
-    reward = report["true_reward"]
-    assert reward["difference"] == pytest.approx(reward["after"] - reward["before"])
-    assert reward["low"] <= reward["difference"] <= reward["high"]
-    accuracy = report["preference_accuracy"]
-    assert accuracy["before"] == 0.5 and accuracy["ceiling"] == 1.0  # no label in it is wrong
-    assert accuracy["low"] <= accuracy["after"] <= accuracy["high"]
-    assert report["kl_nats_per_sequence"] > 0
-    assert set(report["mean_tokens"]) == {"before", "after"}
+    reward = report["judge"]["reward"]
+    rise = reward["difference"]
+    before, after = (reward[side]["mean"] for side in ("against", "policy"))
+    assert rise["mean"] == pytest.approx(after - before)
+    assert rise["low"] <= rise["mean"] <= rise["high"]
+    pairs = report["pairs"]
+    assert pairs["ceiling"] == 1.0  # no label in it is wrong
+    assert pairs["accuracy"]["low"] <= pairs["accuracy"]["mean"] <= pairs["accuracy"]["high"]
+    assert report["answers"]["kl"]["nats_per_sequence"]["mean"] > 0
+    assert set(report["answers"]["mean_tokens"]) == {"policy", "against", "difference"}
     assert report["seconds"]["train"] > 0 and report["seconds"]["evaluate"] > 0
     assert 0.1 < report["peak_memory_gb"] < 8
     assert [point["step"] for point in report["curves"]["train"]] == [1, 2, 3, 4]
@@ -132,11 +135,11 @@ def test_other_settings_do_not_overwrite_a_run(finished, monkeypatch):
     assert "other settings: beta (its default, now 0.5)" in message
 
 
-def test_restart_moves_the_run_aside(finished, tmp_path):
-    """`finished` comes last here: its folder is another one afterwards."""
-    folder, flags, _ = finished
+def test_restart_moves_the_run_aside(finished, launched, tmp_path):
+    there, flags, _ = finished
+    folder = Path(shutil.copytree(there, tmp_path / "run"))
     weights = (folder / "model.safetensors").read_bytes()
-    result = launch("--config", "cpu", "--", *flags, "--restart")
+    result = launched(*flags, f"--output_dir={folder}", "--restart")
     assert result.returncode == 0, result.stderr[-3000:]
     (aside,) = folder.parent.glob("run.*")
     assert str(aside) in result.stdout

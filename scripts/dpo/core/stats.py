@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+# How far the same row may come out apart in another batch, or on another number of threads.
+NATS_PER_TOKEN = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
+NATS_PER_TOKEN |= dict.fromkeys((torch.float32, torch.float64), 1e-4)
+
 
 @dataclass
 class Interval:
@@ -175,7 +179,7 @@ def width(beta: float, nats_per_token: float, tokens: np.ndarray) -> np.ndarray:
     """How far from zero a margin of β × nats may be and still be none, shape as `tokens`.
 
     Args:
-        nats_per_token: what rounding may make of one token's log-probability (reference.py).
+        nats_per_token: what rounding may make of one token's log-probability.
         tokens: of both answers of each pair. Rounding errs to both sides, token by token, so that
             the sum errs by the root of their number.
     """

@@ -22,7 +22,8 @@ from dpo.core.refusal import Refusal
 from dpo.data import lint, schema
 from dpo.data.formats.telling import SEEN
 from dpo.data.quarantine import Bad, Linted, check_length, said_of_lengths
-from dpo.data.reading import ABOUT, BATCH, IDS, IMAGES, RENDERED, column, lint_rows
+from dpo.data.reading import BATCH, lint_rows
+from dpo.data.schema import ABOUT, IDS, IMAGES, RENDERED, column
 from dpo.data.sources.load import Rows
 from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import QUARANTINE

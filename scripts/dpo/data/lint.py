@@ -18,6 +18,7 @@ from dpo.data import schema
 from dpo.data.formats.layouts import Pair
 from dpo.data.formats.parts import number
 from dpo.data.formats.turns import Fault, where_they_part
+from dpo.data.schema import PAIR
 from dpo.data.tokenize import Tokenization
 
 REASONS = {
@@ -67,7 +68,6 @@ NO_FAULT = (
 # Left out and counted apart: a pair that is too long is sound, and stops a run only where most are.
 LENGTHS = ("prompt_too_long", "prompt_cut_away", "same_when_cut")
 ROLES = {"system", "developer", "user", "assistant", "tool"}
-COLUMNS = ("prompt", "chosen", "rejected")
 SEEN = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff]")  # neither a blank nor without a width
 BROKEN = re.compile("[\ufffd\x00\ud800-\udfff]")
 
@@ -125,7 +125,7 @@ def last_said(value: str | list[dict[str, Any]]) -> str:
 
 def check_roles(pair: Pair) -> None:
     """Raises Fault if the prompt does not end where an answer begins, or a completion does not."""
-    for name in COLUMNS:
+    for name in PAIR:
         unknown = [m.get("role") for m in pair[name] if m.get("role") not in ROLES]
         if unknown:
             raise Fault("unknown_role", f"{name}: {unknown[0]!r}")
@@ -145,7 +145,7 @@ def check_roles(pair: Pair) -> None:
 
 def check_kind(pair: Pair, kind: type) -> None:
     """Raises Fault if a pair is not of the kind of the data set's pairs, messages or text."""
-    for name in COLUMNS:
+    for name in PAIR:
         if not isinstance(pair[name], kind):
             raise Fault("mixed", f"{name} is {'text' if kind is list else 'no text'}")
 
@@ -165,7 +165,7 @@ def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
     for name in ("chosen", "rejected"):
         if not pair[name]:
             raise Fault("empty", name)
-    said = {name: last_said(pair[name]) for name in COLUMNS}
+    said = {name: last_said(pair[name]) for name in PAIR}
     if kind is list:
         check_roles(pair)
     for name in ("chosen", "rejected"):
@@ -173,7 +173,7 @@ def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
             raise Fault("blank" if said[name] else "empty", name)
     if not SEEN.search(said["prompt"]):
         raise Fault("no_prompt")
-    for name in COLUMNS:
+    for name in PAIR:
         for text in strings(pair[name]):
             if match := BROKEN.search(text):
                 raise Fault("broken_text", f"{name}: {match[0]!r} at character {match.start() + 1}")

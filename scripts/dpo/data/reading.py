@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import transformers
 import trl
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -32,7 +31,7 @@ from dpo.data.formats.parts import BESIDE, ratings_of
 from dpo.data.formats.telling import SEEN, reading_of
 from dpo.data.formats.turns import Fault
 from dpo.data.quarantine import Bad, Linted
-from dpo.data.schema import IDS
+from dpo.data.schema import ABOUT, BEST, DIGESTS, IDS, IMAGES, MERGED, OPTIONS, OURS, PAIR, RENDERED
 from dpo.data.schema import REFERENCE_LOGPS as SCORED
 from dpo.data.sources.load import Rows
 from dpo.data.sources.tables import Exact
@@ -42,21 +41,7 @@ from dpo.runs.output_folder import day_of
 
 BATCH = 1000
 ROOMS = ("core", "recipe", "runs", "models", "data")
-BEST = "row of the best response"  # a column of pairs that several rows were made into
-IMAGES = ("image", "images")  # with such a column TRL takes pairs for a vision model's
-OPTIONS = "template_options"  # what the template gets beside the messages, as JSON, or nothing
-# Of what is said, by which runs of different models are held against each other; and of what the
-# model sees, by which rows repeat each other.
-DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
-RENDERED = ("prompt_rendered", "chosen_rendered", "rejected_rendered")
-ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
 SCALARS = (*(f"{kind}{bits}" for kind in ("int", "float") for bits in (32, 64)), "string", "bool")
-
-
-def column(table: Dataset, name: str) -> np.ndarray:
-    """A column of a table, shape (rows,). `datasets` would make each value in Python: 20 µs a row,
-    on every process."""
-    return table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
 
 
 def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
@@ -145,18 +130,18 @@ def lint_batch(
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     found = []
     for row, number in zip(rows, numbers, strict=True):
-        entry = dict.fromkeys((*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, "merged"))
+        entry = dict.fromkeys((*PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED))
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
             found_in_row = pair_of(row, layout, chat, parts, calls, padded)
             lint.check_kind(found_in_row, words.kind)
-            plain = {n: lint.plain(found_in_row[n], words.reads) for n in lint.COLUMNS}
+            plain = {n: lint.plain(found_in_row[n], words.reads) for n in PAIR}
             pair = found_in_row | plain
             lint.check_pair(pair, words.kind, words.control)
             entry |= plain | {"texts": words.texts(pair)}
             lint.check_differ(entry["texts"], found_in_row)
-            for name, text in zip(lint.COLUMNS, entry["texts"], strict=True):
+            for name, text in zip(PAIR, entry["texts"], strict=True):
                 entry[f"{name}_digest"] = lint.digest(lint.spoken(pair[name]))
                 entry[f"{name}_rendered"] = lint.digest(text if words.kind is list else pair[name])
             given, seen = words.options(pair)
@@ -170,13 +155,13 @@ def lint_batch(
         found.append(entry)
     sound = [entry for entry in found if not entry["reason"]]
     for entry, ids in zip(sound, words([entry["texts"] for entry in sound]), strict=True):
-        entry |= dict(zip((*IDS, "merged"), ids, strict=True))
+        entry |= dict(zip((*IDS, MERGED), ids, strict=True))
         try:
             ids = (entry[name] for name in IDS)
             lint.check_tokens(*ids, max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
-    names = [*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, "merged", *kept, *ABOUT]
+    names = [*PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED, *kept, *ABOUT]
     return {name: [entry[name] for entry in found] for name in names}
 
 
@@ -212,8 +197,7 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
     kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
-    ours = {*lint.COLUMNS, OPTIONS, *IDS, *DIGESTS, *RENDERED, *ABOUT, "merged", "texts", BEST}
-    ours |= {*IMAGES, *SCORED}  # a trainer would take them for its own
+    ours = OURS | {*IMAGES, *SCORED}  # a trainer would take the latter for its own
     kept = [name for name in kept if name not in ours]
     shape = Value("string") if kind is str else List(Exact())
     work = {
@@ -229,10 +213,10 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
         "batch_size": BATCH,
         "remove_columns": columns,
         "features": Features(
-            dict.fromkeys(lint.COLUMNS, shape)
+            dict.fromkeys(PAIR, shape)
             | {OPTIONS: Value("string")}
             | dict.fromkeys(IDS, List(Value("int32")))
-            | dict.fromkeys((*DIGESTS, *RENDERED, "merged"), Value("int64"))
+            | dict.fromkeys((*DIGESTS, *RENDERED, MERGED), Value("int64"))
             | {name: features[name] for name in kept}
             | ABOUT
         ),

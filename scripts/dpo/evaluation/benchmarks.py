@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dpo.core import files as files_
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant
-from dpo.models import chat_template
-from dpo.recipe.hub_names import one_line
+from dpo.models import adapters, chat_template, loading
 from dpo.recipe.parse import choices
 
 KEPT = Path("cache/suites")
+PYTHON = (sys.executable, "-P")  # no scripts/evaluate.py where tasks import `evaluate`
 
 
 def check(tasks: list[str], folder: str | None) -> None:
@@ -36,23 +40,13 @@ def check(tasks: list[str], folder: str | None) -> None:
             "SUITE needs lm-eval: `make evaluate SUITE=...` installs it, or "
             "pip install --requirement requirements-suite.txt"
         )
-    from lm_eval.tasks import TaskManager
-
-    known = TaskManager(include_path=folder).all_tasks
+    code = "import sys; from lm_eval.tasks import TaskManager as T; "
+    code += "print(*T(include_path=sys.argv[1] or None).all_tasks)"
+    command = [*PYTHON, "-c", code, folder or ""]
+    known = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     for task in tasks:
         if task not in known:
-            raise Refusal(f"SUITE: lm-eval has no task {task!r}: {choices(task, [*known])}")
-
-
-def import_evaluate() -> None:
-    """Import the package `evaluate`, which tasks ask for by name: scripts/evaluate.py lies before
-    it on the path."""
-    path, scripts = [*sys.path], Path(__file__).parents[2]
-    sys.path[:] = [place for place in path if Path(place).resolve() != scripts]
-    try:
-        importlib.import_module("evaluate")
-    finally:
-        sys.path[:] = path
+            raise Refusal(f"SUITE: lm-eval has no task {task!r}: {choices(task, known)}")
 
 
 def run(
@@ -66,49 +60,95 @@ def run(
     Raises:
         Refusal: a task's data, or a package that it asks for, is not there.
     """
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    import_evaluate()
-    tokenizer, manager = who.tokenizer(), TaskManager(include_path=folder)
+    tokenizer, found = who.tokenizer(), {}
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
     own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
-    model, found = None, {}
-    with who.autocast(device):
-        kind = device.split(":")[0]
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        about.append(half and str(half))
-        for task in tasks:
-            name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
-            path = KEPT / f"{name}.json"
-            if not path.is_file():
-                if model is None:
-                    loaded = who.load(device)
-                    chat_template.remember_end_tokens(loaded, tokenizer, list)
-                    # Unless it is told, it switches off the autocast that it finds.
-                    how = {"batch_size": 8, "mixed_precision_dtype": half}
-                    model = HFLM(pretrained=loaded, tokenizer=tokenizer, **how)
-                try:
-                    results = lm_eval.simple_evaluate(
-                        model=model,
-                        tasks=[task],
-                        task_manager=manager,
-                        apply_chat_template=bool(tokenizer.chat_template),
-                        limit=limit,
-                        log_samples=False,
-                    )["results"]
-                except (ImportError, OSError) as error:  # a package of its own, or its data
-                    raise Refusal(f"SUITE={task} cannot be run: {one_line(error)}") from error
-                metrics = {name: _metrics(values) for name, values in results.items()}
-                path.parent.mkdir(parents=True, exist_ok=True)
-                files_.write_json(path, metrics)
-            else:
-                print(f"{task} of {who.name}: found, not run again")
-            found |= json.loads(path.read_text(encoding="utf-8"))
+    half = who.autocast(device)
+    half = str(half.fast_dtype) if half._enabled else None
+    about.append(half)
+    for task in tasks:
+        name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
+        path = KEPT / f"{name}.json"
+        if not path.is_file():
+            how = {"device": device, "limit": limit, "include_path": folder}
+            results = lm_eval(who, tokenizer, task, half, **how)
+            metrics = {name: _metrics(values) for name, values in results.items()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files_.write_json(path, metrics)
+        else:
+            print(f"{task} of {who.name}: found, not run again")
+        found |= json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def lm_eval(
+    who: Contestant,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    half: str | None,
+    *,
+    device: str,
+    **how: Any,
+) -> dict[str, dict[str, Any]]:
+    """What `lm_eval` finds of a model on a task, in a process of its own.
+
+    Args:
+        half: the dtype of autocast, which lm-eval switches off unless it is told.
+        how: other arguments of lm-eval; None is left out.
+    """
+    adapter = adapters.config_of(who.path, who.revision)
+    name = adapter.base_model_name_or_path if adapter else who.path
+    revision = adapter.revision if adapter else who.revision
+    own = None
+    with contextlib.suppress(OSError):  # it has none
+        own = GenerationConfig.from_pretrained(who.path, revision=who.revision)
+    spread = loading.device_map(device, who.weight_bytes) == "auto"
+    with tempfile.TemporaryDirectory() as place:
+        tokenizer.save_pretrained(place)
+        model = {
+            **who.init,
+            "pretrained": name,
+            "revision": revision or "main",
+            "peft": who.path if adapter else None,
+            "tokenizer": place,
+            "dtype": who.dtype,
+            "attn_implementation": who.attention,
+            "mixed_precision_dtype": half and half.removeprefix("torch."),
+            "trust_remote_code": who.trusted,
+            "parallelize": spread,
+        }
+        given = {
+            "model": "hf",
+            "model_args": {key: value for key, value in model.items() if value is not None},
+            # As everywhere here an answer ends where any end token stands.
+            "gen_kwargs": {"eos_token_id": chat_template.end_tokens(own, tokenizer)},
+            "tasks": [task],
+            "device": device,
+            "batch_size": 8,
+            "apply_chat_template": bool(tokenizer.chat_template),
+            "output_path": place,
+            **{key: value for key, value in how.items() if value is not None},
+        }
+        asked = Path(place, "asked.yaml")
+        asked.write_text(yaml.safe_dump(given), encoding="utf-8")
+        code, said = shown([*PYTHON, "-m", "lm_eval", "run", "--config", str(asked)])
+        written = [*Path(place).rglob("results_*.json")]
+        if code or not written:
+            raise Refusal(f"SUITE={task} cannot be run: {said}")
+        return json.loads(written[0].read_text(encoding="utf-8"))["results"]
+
+
+def shown(command: list[str]) -> tuple[int, str]:
+    """Run a command, showing what it writes to stderr: its exit code, and the last line of that."""
+    said = b""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while part := process.stderr.read1():
+            sys.stderr.write(part.decode(errors="replace"))
+            said = (said + part)[-4096:]
+    lines = said.decode(errors="replace").strip().splitlines()
+    return process.returncode, lines[-1] if lines else "it says nothing"
 
 
 def beside(

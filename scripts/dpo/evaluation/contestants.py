@@ -23,8 +23,8 @@ from dpo.models.config_check import check_weights
 from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder
+from dpo.runs.output_folder import RUNS, known_runs, run_folder
 
-RUNS = Path("outputs")
 # Of a folder; a run's holds much besides.
 DECIDES = (
     "*.safetensors",
@@ -116,18 +116,6 @@ class Contestant:
         if self.init:
             digest.update(json.dumps(self.init, sort_keys=True).encode())
         return digest.hexdigest()
-
-
-def run_folder(name: str) -> Path | None:
-    """The folder of a run, given by its path or by its name under outputs/."""
-    found = (f for f in (Path(name), RUNS / name) if (f / output_folder.SETTINGS).is_file())
-    return next(found, None)
-
-
-def known_runs() -> str:
-    """The runs that there are, for a message."""
-    runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{output_folder.SETTINGS}"))
-    return f"the runs here: {', '.join(runs) or 'none yet'}"
 
 
 def policy_of(folder: Path, run: Path | None = None) -> Contestant:

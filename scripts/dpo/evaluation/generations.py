@@ -47,9 +47,12 @@ def draw(
     prompts: Sequence[Prompt],
     settings: Settings,
     asked: list[list[int]] | None = None,
+    at_once: int | None = None,
 ) -> list[list[Completion]]:
     """The answers of a model to each prompt, with the random numbers that every model gets.
-    `asked` are the prompts as it sees them, where its tokenizer and template need not say.
+    `asked` are the prompts as it sees them, where its tokenizer and template need not say;
+    `at_once` are drawn together, by transformers; without it BATCH, or all by vLLM where it is
+    installed.
 
     They are kept, batch by batch, by all that decides them: whoever asks again, after a crash, with
     another judge, or for another run's sake of the same reference, finds them.
@@ -65,7 +68,7 @@ def draw(
     if found:
         print(f"Answers of {who.name}: {len(found)} of {len(ids)} found, not generated again")
     missing = {at: row for at, row in enumerate(ids) if at not in found}
-    for part in generated(who, model, tokenizer, missing, settings, kind):
+    for part in generated(who, model, tokenizer, missing, settings, kind, at_once):
         keep(path, part)
         found |= part
     rows = [found[at] for at in range(len(ids))]
@@ -75,9 +78,12 @@ def draw(
 def keep(path: Path, part: dict[int, Completion]) -> None:
     """Add answers to a file, in one write: another run may ask the same model the same."""
     lines = [json.dumps(secrets.masked({"at": at, **asdict(row)})) for at, row in part.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n".join(["", *lines, ""]))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n".join(["", *lines, ""]))
+    except OSError as error:  # costs whoever asks again time, and this evaluation nothing
+        print(f"Answers are not kept, since {path} cannot be written: {error.strerror}")
 
 
 def read(path: Path) -> dict[int, Completion]:
@@ -98,6 +104,7 @@ def generated(
     rows: dict[int, list[int]],
     settings: Settings,
     kind: type = list,
+    at_once: int | None = None,
 ) -> Iterator[dict[int, Completion]]:
     """Answers to prompts, both by their number, a batch at a time: by vLLM on a GPU where it is
     installed and the model that scores leaves it room, else by transformers, fewer at a time where
@@ -106,27 +113,27 @@ def generated(
     del how["samples"]
     adapter = adapters.config_of(who.path, who.revision)
     installed = model.device.type == "cuda" and importlib.util.find_spec("vllm")
-    if installed and not adapter and loading.room_beside(FOR_VLLM):
+    if installed and not at_once and not adapter and loading.room_beside(FOR_VLLM):
         if rows:
             stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
             yield by_vllm(who, tokenizer, rows, stops=stops, **how)
         return
     seed = how.pop("seed")
 
-    @find_executable_batch_size(starting_batch_size=BATCH)
+    @find_executable_batch_size(starting_batch_size=at_once or BATCH)
     def next_batch(batch_size: int) -> dict[int, Completion]:
         part = dict(islice(rows.items(), batch_size))
-        begin = next(iter(part))
-        drawn = sample(model, tokenizer, [*part.values()], seed=seed + begin, kind=kind, **how)
+        progress.update(total - len(rows) - progress.n)  # where memory ran out in the middle of one
+        begin = {"seed": seed + next(iter(part)), "progress": progress}
+        drawn = sample(model, tokenizer, [*part.values()], **begin, kind=kind, **how)
         return dict(zip(part, drawn, strict=True))
 
-    desc = f"Answers of {who.name}"
-    with tqdm(total=len(rows), desc=desc, unit="answer", disable=not rows) as progress:
+    total, desc = len(rows), f"Answers of {who.name}"
+    with tqdm(total=total, desc=desc, unit="answer", disable=not rows) as progress:
         while rows:
             part = next_batch()
             rows = {at: row for at, row in rows.items() if at not in part}
             yield part
-            progress.update(len(part))
 
 
 def by_vllm(

@@ -17,7 +17,7 @@ from dpo.data.formats.layouts import asked, begun
 from dpo.data.formats.parts import again, beside, example_of, first_of
 from dpo.data.formats.telling import NAMED, listed
 from dpo.data.formats.turns import Fault
-from dpo.data.reading import OPTIONS
+from dpo.data.schema import OPTIONS
 from dpo.data.sources.files import Broken, lines_of
 from dpo.data.sources.load import load, load_rows
 from dpo.data.sources.rows import Rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,14 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    set_seed,
+)
 
 from dpo.models import chat_template
 
@@ -42,17 +49,38 @@ class Completion:
         return cls(text, said if length is None else new_ids[: length + 1], length is not None)
 
 
-_VADER = SentimentIntensityAnalyzer()
-
-
-def vader_score(text: str) -> float:
-    """Sentiment of a text, from -1 to 1: the compound score of VADER (Hutto and Gilbert 2014)."""
-    return _VADER.polarity_scores(text)["compound"]
-
-
 def parts(prompt: Prompt) -> tuple[Messages | str, dict[str, Any]]:
     """What is said, and what the chat template is given beside it: tools and other options."""
     return (prompt["prompt"], prompt["options"]) if isinstance(prompt, dict) else (prompt, {})
+
+
+def turns(prompt: Prompt) -> Messages:
+    """Plain text is what a user says. Tools, and what else of the template's options are words and
+    not switches, are told first."""
+    said, options = parts(prompt)
+    said = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    words = {name: value for name, value in options.items() if value and value is not True}
+    before = {"role": "system", "content": json.dumps(words, ensure_ascii=False)}
+    if words and said[0]["role"] == "system":  # chat templates take one such turn
+        first = {"role": "system", "content": f"{before['content']}\n\n{told(said[0])}"}
+        return [first, *said[1:]]
+    return [before, *said] if words else said
+
+
+def told(message: dict[str, Any]) -> str:
+    """What a message says; of an assistant that calls tools without a word, the calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    return json.dumps(calls) if calls and not content else content or ""
+
+
+def said(prompt: Prompt) -> str:
+    """A prompt as text, with who spoke where there was more than one turn."""
+    if isinstance(prompt, str):
+        return prompt
+    prompt = turns(prompt)
+    if len(prompt) == 1:
+        return told(prompt[0])
+    return "\n".join(f"{turn['role']}: {told(turn)}" for turn in prompt)
 
 
 def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -87,17 +115,18 @@ def sample_completions(
 ) -> list[list[Completion]]:
     """`samples` completions for each of `prompts`, drawn as `sample` draws them."""
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
-    completions = sample(
-        model,
-        tokenizer,
-        rows,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        batch_size=batch_size,
-        desc=desc,
-        kind=kind_of(prompts),
-    )
+    with tqdm(total=len(rows), desc=desc, unit="answer") as progress:
+        completions = sample(
+            model,
+            tokenizer,
+            rows,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+            kind=kind_of(prompts),
+        )
     return [completions[i : i + samples] for i in range(0, len(completions), samples)]
 
 
@@ -117,6 +146,28 @@ def own_distribution(model: PreTrainedModel) -> Iterator[None]:
         settings.update(theirs)
 
 
+class Watch(StoppingCriteria):
+    """Stops nothing, and moves a bar as the answers of a batch end.
+
+    Args:
+        before: answers that had ended before this batch.
+    """
+
+    def __init__(self, progress: tqdm, before: int, stops: list[int]):
+        self.progress, self.before, self.stops = progress, before, torch.tensor(stops)
+        self.ended: torch.Tensor | None = None
+        self.tokens = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        last = input_ids[:, -1]
+        ends = torch.isin(last, self.stops.to(last.device))
+        self.ended = ends if self.ended is None else self.ended | ends
+        self.tokens += 1
+        self.progress.set_postfix_str(f"token {self.tokens}", refresh=False)
+        self.progress.update(self.before + int(self.ended.sum()) - self.progress.n)
+        return torch.zeros_like(ends)
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -127,7 +178,7 @@ def sample(
     max_new_tokens: int,
     seed: int,
     batch_size: int = 256,
-    desc: str | None = None,
+    progress: tqdm | None = None,
     kind: type = list,
 ) -> list[Completion]:
     """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
@@ -138,9 +189,9 @@ def sample(
 
     Every batch starts from its own seed, so a batch is drawn the same whatever came before it,
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
-    memory: about 20 MB a row for a 135M model and 90 tokens. `desc` names the bar; without it there
-    is none. `kind` is what the prompts were before they were tokens, messages (list) or text (str):
-    an answer ends where its kind does (chat_template.py).
+    memory: about 20 MB a row for a 135M model and 90 tokens. `progress` is moved at each answer
+    that ends. `kind` is what the prompts were before they were tokens, messages (list) or text
+    (str): an answer ends where its kind does (chat_template.py).
     """
     stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -149,8 +200,8 @@ def sample(
     completions: list[Completion] = []
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc)
-    with bar as progress, own_distribution(model):
+    done = progress.n if progress is not None else 0
+    with own_distribution(model):
         for start in range(0, len(rows), batch_size):
             set_seed(seed + start)
             batch = tokenizer.pad(
@@ -158,15 +209,20 @@ def sample(
                 padding_side="left",
                 return_tensors="pt",
             ).to(model.device)
+            watch = None
+            if progress is not None:
+                watch = StoppingCriteriaList([Watch(progress, done + start, stops)])
             output = model.generate(
                 **batch,
                 **how,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=stops,
                 pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=watch,
             )
             for new_ids in output[:, batch["input_ids"].shape[1] :].tolist():
                 completions.append(Completion.of(new_ids, stops, tokenizer))
-                progress.update()
+            if progress is not None:
+                progress.update(done + len(completions) - progress.n)
     model.train(was_training)
     return completions

@@ -147,7 +147,7 @@ def usage() -> str:
         "argument is a key of a recipe too.",
         formatter_class=partial(Help, width=width, max_help_position=8),
     )
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    groups: dict[str, Any] = {}
     ordered = sorted(arguments().items(), key=lambda each: TITLES.index(each[1].title))
     for name, argument in ordered:
         title = f"{argument.title} ({argument.group})" if argument.group else argument.title

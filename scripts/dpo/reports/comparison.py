@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 import yaml
 
 from dpo.core.refusal import Refusal
-from dpo.evaluation.contestants import RUNS, known_runs, run_folder
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
-from dpo.reports import run_report
+from dpo.reports import results, run_report
 from dpo.runs import metrics, output_folder
-from dpo.training.monitoring import completions
+from dpo.runs.output_folder import RUNS, known_runs, run_folder
 
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting
@@ -122,14 +120,9 @@ def folders(names: list[str]) -> list[Path]:
 
 
 def read(folder: Path) -> Compared:
-    def loaded(path: Path) -> dict:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    evaluations = {
-        path.parent.name: loaded(path)
-        for path in sorted(folder.glob("evaluations/*/evaluation.json"))
-    }
-    finished = loaded(folder / output_folder.REPORT)
+    found = sorted(folder.glob("evaluations/*/evaluation.json"))
+    evaluations = {path.parent.name: results.read(path) for path in found}
+    finished = results.read(folder / output_folder.REPORT)
     return Compared(folder, settings_of(folder), finished, metrics.read(folder), evaluations)
 
 
@@ -200,7 +193,7 @@ def _facts(run: Compared) -> dict[str, Any]:
         "code": run.report.get("commit") or "not known",
         "recipe": run.settings.get("recipe"),
         "data": data.get("name"),
-        "held-out pairs": run.report.get("held_out_digest") or "not known",
+        "held-out pairs": (run.report["pairs"] or {}).get("digest") or "not known",
         **{f"rows, {split}": count for split, count in rows.items()},
         **{f"set aside, {split}": sum(of.values()) for split, of in aside.items()},
         **{f"left out, {split}": sum(of.values()) for split, of in left_out.items()},
@@ -225,9 +218,9 @@ def warnings(runs: list[Compared]) -> list[str]:
 def samples(runs: list[Compared]) -> dict[str, list[dict[str, Any]]]:
     """Prompts that all have answered which have answered any, by where the answers are from: each
     with what the references said and what the runs said, (name, text, reward)."""
-    found = {"After training": [_finals(run) for run in runs]}
+    found = {"After training": [_answered(run.report) for run in runs]}
     for name in dict.fromkeys(name for run in runs for name in run.evaluations):
-        found[f"make evaluate, {name}"] = [_evaluated(run, name) for run in runs]
+        found[f"make evaluate, {name}"] = [_answered(run.evaluations.get(name, {})) for run in runs]
     found["While they trained, at the last evaluation"] = [_along(run) for run in runs]
     return {where: rows for where, of in found.items() if (rows := _aligned(runs, of))}
 
@@ -235,28 +228,21 @@ def samples(runs: list[Compared]) -> dict[str, list[dict[str, Any]]]:
 Said = tuple[str, float | None]
 
 
-def _finals(run: Compared) -> dict[str, tuple[Said, Said]]:
+def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, Said]]:
     """By prompt, what the reference said and what the run said."""
-    return {
-        row["prompt"]: ((row["before"], row["reward_before"]), (row["after"], row["reward_after"]))
-        for row in run.report.get("samples", [])
-    }
-
-
-def _evaluated(run: Compared, name: str) -> dict[str, tuple[Said, Said]]:
     return {
         row["prompt"]: (
             (row["against"], row["reward_against"]),
             (row["policy"], row["reward_policy"]),
         )
-        for row in run.evaluations.get(name, {}).get("samples", [])
+        for row in found.get("samples", [])
     }
 
 
 def _along(run: Compared) -> dict[str, tuple[Said, Said]]:
     return {
         f"{row['prompt']} ({row['decoding']})": ((row["reference"], None), (row["policy"], None))
-        for row in completions.read(run.folder)
+        for row in metrics.completions(run.folder)
     }
 
 

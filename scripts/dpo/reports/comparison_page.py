@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +16,7 @@ from dpo.core.terminal import visible
 from dpo.reports import comparison, comparison_table
 from dpo.reports.comparison import Compared
 from dpo.reports.comparison_table import Row, against, verdicts, within_noise
-from dpo.reports.html import document, picture, png
+from dpo.reports.html import png, render
 
 # Okabe and Ito's colours, told apart by the colour-blind too; then once more, dashed and dotted.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -47,6 +46,11 @@ def note(runs: list[Compared]) -> str:
 def style(at: int) -> tuple[str, tuple[str, str]]:
     """The colour and the line of the run at a place."""
     return COLORS[at % len(COLORS)], STYLES[at // len(COLORS) % len(STYLES)]
+
+
+def css_of(at: int) -> tuple[str, str]:
+    color, (_, line) = style(at)
+    return color, line
 
 
 def draw(runs: list[Compared], name: str) -> Figure | None:
@@ -119,86 +123,19 @@ def markdown(runs: list[Compared], rows: list[Row], title: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _text(said: str) -> str:
-    return html.escape(visible(said))
-
-
-def _cell(said: str) -> str:
-    """With lines broken before an interval, and not within."""
-    return re.sub(r"\([^()]*\)", lambda part: part[0].replace(" ", "&nbsp;"), _text(said))
-
-
-def _head(at: int, name: str) -> str:
-    parts = (
-        f'<span class="whole">{_text(part)}</span>' if "=" in part else _text(part)
-        for part in name.split(" ")
-    )
-    return f"<th>{_key(at)}<br>{' '.join(parts)}</th>"
-
-
-def _key(at: int) -> str:
-    color, (_, line) = style(at)
-    return f'<i class="key"><i style="border-top: 3px {line} {color}"></i></i>'
-
-
-def _legend(runs: list[Compared]) -> str:
-    names = "".join(f"<span>{_key(at)} {_text(run.name)}</span>" for at, run in enumerate(runs))
-    return f'<p class="legend">{names}</p>'
-
-
-def _table(runs: list[Compared], rows: list[Row]) -> str:
-    heads = "".join(_head(at, run.name) for at, run in enumerate(runs))
-    body = []
-    for name, cells, tones in lines(runs, rows):
-        parts = zip(cells, tones, strict=True)
-        said = "".join(f'<td class="{tone}">{_cell(cell)}</td>' for cell, tone in parts)
-        body.append(f'<tr><td class="dim">{_text(name)}</td>{said}</tr>')
-    return f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(body)}</table></div>'
-
-
-def _panels(runs: list[Compared]) -> str:
-    figures = {name: draw(runs, name) for name in PANELS}
-    return "".join(
-        picture(png(figure), f"{PANELS[name]} of all runs, by step")
-        for name, figure in figures.items()
-        if figure
-    )
-
-
-def _side_by_side(sample: dict) -> str:
-    def side(name: str, said: str, reward: float | None) -> str:
-        score = "" if reward is None else f" {reward:+.2f}"
-        return f"<div><small>{_text(name)}{score}</small>{_text(said)}</div>"
-
-    said = "".join(side(*each) for each in (*sample["references"], *sample["answers"]))
-    head = f"<h3>{_text(sample['prompt'])}</h3>"
-    return f'<div class="sample">{head}<div class="pair many">{said}</div></div>'
-
-
 def page(runs: list[Compared], rows: list[Row], title: str) -> str:
-    found = "".join(
-        f"<li><b>{_text(name)}</b>: {_text(said)}</li>"
-        for name, said in verdicts(runs, rows).items()
-    )
-    warned = "".join(
-        f'<p class="alert">Not the settings alone: {_text(said)}</p>'
-        for said in comparison.warnings(runs)
-    )
-    panels = _panels(runs)
-    shown = "".join(
-        f"<details{' open' * (at == 0)}><summary>{_text(where)}</summary>"
-        f"{''.join(map(_side_by_side, samples))}</details>"
-        for at, (where, samples) in enumerate(comparison.samples(runs).items())
-    )
-    along = f"""<h2>Along the runs</h2><p class="dim">Strong, on held-out pairs; pale, on training
-batches.</p>{_legend(runs)}<div class="panels">{panels}</div>"""
-    return document(
-        visible(title),
-        f"""<p class="dim">{comparison.today()}. {html.escape(note(runs))}</p>{warned}
-{f"<h2>What it comes to</h2><ul>{found}</ul>" if found else ""}
-<h2>Settings that differ, and results</h2>{_table(runs, rows)}
-{along if panels else ""}
-{f"<h2>The same prompts</h2>{shown}" if shown else ""}""",
+    figures = {PANELS[name]: draw(runs, name) for name in PANELS}
+    return render(
+        "comparison",
+        title=title,
+        today=comparison.today(),
+        note=note(runs),
+        warnings=comparison.warnings(runs),
+        verdicts=verdicts(runs, rows),
+        runs=[(run.name, css_of(at)) for at, run in enumerate(runs)],
+        lines=lines(runs, rows),
+        panels={name: png(figure) for name, figure in figures.items() if figure},
+        samples=comparison.samples(runs),
     )
 
 

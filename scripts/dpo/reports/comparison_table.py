@@ -12,7 +12,7 @@ import numpy as np
 from dpo.core import files, stats
 from dpo.core.stats import Interval, accuracy
 from dpo.reports.comparison import Compared
-from dpo.reports.evaluation_page import with_error
+from dpo.reports.evaluation_page import said, with_error
 
 
 @dataclass
@@ -128,7 +128,9 @@ def verdicts(runs: list[Compared], rows: list[Row]) -> dict[str, str]:
 
 
 def table(runs: list[Compared]) -> list[Row]:
-    """All that is known of the runs; rows that no run has are left out."""
+    """All that is known of the runs; rows that no run has are left out. What `make evaluate` found
+    is a set of rows for each opponent and judge."""
+    evaluated = sorted({name for run in runs for name in run.evaluations})
 
     def row(name: str, value: Callable[[Compared], str]) -> Row:
         return Row(name, [value(run) for run in runs])
@@ -136,65 +138,72 @@ def table(runs: list[Compared]) -> list[Row]:
     found = [
         row("state", lambda run: run.state),
         _accuracy(runs),
-        row("held-out margin", lambda run: _interval(run.report.get("margin"), "+.3f")),
+        row("held-out margin", lambda run: _interval(_of(run, "pairs").get("margin"), "+.3f")),
         row("held-out loss, last", _last),
         row("held-out loss, best", lambda run: _best(run, "loss", min)),
         row("held-out accuracy, best", lambda run: _best(run, "accuracy", max)),
         _reward(runs),
-        row("KL, nats a sequence", lambda run: _number(run, "kl_nats_per_sequence", ".2f")),
-        row("KL, nats a token", lambda run: _number(run, "kl_nats_per_token", ".3f")),
+        row("KL, nats a sequence", lambda run: _kl(run, "nats_per_sequence", ".2f")),
+        row("KL, nats a token", lambda run: _kl(run, "nats_per_token", ".3f")),
         row("answer, tokens", _tokens),
-        *_evaluated(runs),
+        *(each for name in evaluated for each in _evaluation(runs, name)),
         row("alerts", _alerts),
         row("minutes", _minutes),
-        row("peak memory, GB", lambda run: _number(run, "peak_memory_gb", ".1f")),
+        row("peak memory, GB", lambda run: _form(run.report.get("peak_memory_gb"), ".1f")),
     ]
     return [row for row in found if any(row.values)]
 
 
 def _interval(of: dict | None, form: str) -> str:
-    """A mean of a report or an evaluation, and its 95% interval: `0.62 (0.55 to 0.69)`."""
-    if not of:
-        return ""
-    mean = of["after"] if "after" in of else of["mean"]
-    return f"{mean:{form}} ({of['low']:{form}} to {of['high']:{form}})"
+    return said(of, form) if of else ""
 
 
-def _number(run: Compared, key: str, form: str) -> str:
-    value = run.report.get(key)
+def _kl(run: Compared, key: str, form: str) -> str:
+    mean = (_of(run, "answers").get("kl") or {}).get(key, {}).get("mean")
+    return _form(mean, form)
+
+
+def _form(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
 
 
+def _of(run: Compared, part: str) -> dict[str, Any]:
+    return run.report.get(part) or {}
+
+
 def _accuracy(runs: list[Compared]) -> Row:
-    found = [run.report.get("preference_accuracy") for run in runs]
-    units = []
-    for run in runs:
-        units.append(_held_out(run, accuracy(np.array(run.report.get("margins") or []))))
+    found = [_of(run, "pairs").get("accuracy") for run in runs]
+    units = [
+        _held_out(run, accuracy(np.array(_of(run, "pairs").get("margins") or []))) for run in runs
+    ]
     said = [_interval(of, ".3f") for of in found]
     gained = [of["low"] > 0.5 if of else None for of in found]
     return Row("held-out accuracy", said, units, gained)
 
 
-def _held_out(run: Compared, values: np.ndarray) -> Units | None:
+def _held_out(run: Compared, values: np.ndarray, by_pair: bool = True) -> Units | None:
     """What was measured on the first held-out pairs, or on their prompts."""
-    of, numbers = (run.report.get("held_out_digest"), len(values)), run.report.get("prompt_numbers")
-    return Units(of, values, numbers and np.array(numbers[: len(values)])) if all(of) else None
+    pairs, count = _of(run, "pairs"), len(values)
+    if not (pairs.get("digest") and count):
+        return None
+    numbers = pairs["prompt_numbers"][:count] if by_pair and pairs.get("prompt_numbers") else None
+    return Units((pairs["digest"], count), values, numbers and np.array(numbers))
 
 
 def _reward(runs: list[Compared]) -> Row:
-    found = [run.report.get("true_reward") for run in runs]
+    judges = [_of(run, "judge") for run in runs]
+    found = [judge.get("reward") for judge in judges]
+    rises = [of["difference"] if of else {} for of in found]
     said = [
-        f"{of['after']:+.3f}; rise {of['difference']:+.3f} ({of['low']:+.3f} to {of['high']:+.3f})"
-        if of
-        else ""
-        for of in found
+        f"{of['policy']['mean']:+.3f}; rise {_interval(rise, '+.3f')}" if of else ""
+        for of, rise in zip(found, rises, strict=True)
     ]
     units = []
-    for run in runs:
-        answers = run.report.get("answers")
-        values = np.array(answers["after"]).mean(axis=1) if answers else np.array([])
-        units.append(_held_out(run, values))
-    return Row("true reward", said, units, [of["low"] > 0 if of else None for of in found])
+    for run, judge in zip(runs, judges, strict=True):
+        values = np.array(judge["rewards"]["policy"]).mean(axis=1) if judge else np.array([])
+        old = run.report.get("format") == 1  # then prompts are asked as often as pairs have them
+        units.append(_held_out(run, values, old))
+    return Row("true reward", said, units, [rise["low"] > 0 if rise else None for rise in rises])
 
 
 def _points(run: Compared, key: str) -> list[dict]:
@@ -216,8 +225,10 @@ def _best(run: Compared, key: str, which: Callable) -> str:
 
 
 def _tokens(run: Compared) -> str:
-    length = run.report.get("mean_tokens")
-    return f"{length['after']:.1f} ({length['after'] - length['before']:+.1f})" if length else ""
+    length = _of(run, "answers").get("mean_tokens")
+    if not length:
+        return ""
+    return f"{length['policy']['mean']:.1f} ({length['difference']['mean']:+.1f})"
 
 
 def _alerts(run: Compared) -> str:
@@ -230,15 +241,6 @@ def _minutes(run: Compared) -> str:
         seconds = run.report["seconds"]
         return f"{sum(seconds.values()) / 60:.1f} (training {seconds['train'] / 60:.1f})"
     return f"{run.entries[-1]['seconds'] / 60:.1f} so far" if run.entries else ""
-
-
-def _evaluated(runs: list[Compared]) -> list[Row]:
-    """What `make evaluate` found, wherever a run has it: one set of rows for each opponent and
-    judge."""
-    rows: list[Row] = []
-    for name in sorted({name for run in runs for name in run.evaluations}):
-        rows += _evaluation(runs, name)
-    return rows
 
 
 def _evaluation(runs: list[Compared], name: str) -> list[Row]:

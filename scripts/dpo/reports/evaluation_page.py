@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
-
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dpo.core.terminal import visible
-from dpo.reports.html import document, facts, picture, png, tile
+from dpo.reports.html import png, render
 from dpo.reports.run_report import AFTER, NEUTRAL, of_pairs
 
 Row = tuple[str, str, str]
@@ -138,31 +136,6 @@ def draw(named: dict[str, dict]) -> Figure:
     return figure
 
 
-def _sample(sample: dict) -> str:
-    won = {1: "policy", 0: "against"}.get(sample["preferred"])
-
-    def side(name: str, title: str) -> str:
-        reward = sample[f"reward_{name}"]
-        said = f"{title} {reward:+.2f}" if reward is not None else title
-        tone = "up" if won == name else ""
-        return (
-            f'<div><small class="{tone}">{html.escape(said)}{" ✓" if tone else ""}</small>'
-            f"{html.escape(sample[name])}</div>"
-        )
-
-    return (
-        f'<div class="sample"><h3>{html.escape(sample["prompt"])}</h3><div class="pair">'
-        f"{side('against', 'against')}{side('policy', 'policy')}</div></div>"
-    )
-
-
-def _tile(row: Row) -> str:
-    """The number alone is large; what stands behind it would not fit."""
-    name, value, note = row
-    number, _, rest = value.partition(" ")
-    return tile(name, number, "; ".join(filter(None, (rest, note))))
-
-
 def page(found: dict) -> str:
     """The evaluation as one page."""
     asked = found["prompts"]
@@ -171,16 +144,13 @@ def page(found: dict) -> str:
         f"temperature {asked['temperature']:g}, cut at {asked['max_new_tokens']} tokens. "
         f"{found['finished']}"
     )
-    judge = found["judge"]["about"] if found["judge"] else {}
-    named = shares(found)
-    drawn = picture(png(draw(named)), "Win rates and accuracy with intervals") if named else ""
-    return document(
-        f"{found['policy']} against {found['against']}",
-        f"""<p class="dim">{html.escape(about)}</p>
-<div class="tiles">{"".join(_tile(row) for row in rows(found) if row[0][0] != "—")}</div>
-{drawn}
-<h2>All that was measured</h2>
-{facts({name: f"{value}; {note}" for name, value, note in rows(found)})}
-<h2>The same prompts</h2>{"".join(map(_sample, found["samples"]))}
-<h2>With what</h2>{facts({**judge, **found["versions"], "machine": found["machine"]})}""",
+    judge, named = found["judge"]["about"] if found["judge"] else {}, shares(found)
+    return render(
+        "evaluation",
+        title=f"{found['policy']} against {found['against']}",
+        about=about,
+        rows=rows(found),
+        drawn=png(draw(named)) if named else None,
+        samples=found["samples"],
+        settings={**judge, **found["versions"], "machine": found["machine"]},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from matplotlib.figure import Figure
 
 from dpo.core.files import write_json, write_whole
 from dpo.data.quarantine import said_of_lengths
-from dpo.reports.html import document, facts, picture, png, tile
+from dpo.reports.html import png, render
 from dpo.runs.output_folder import REPORT
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
+SCALES = {"vader": "VADER compound score, -1 to 1"}  # of known rewards
 CHOSEN, REJECTED = "#1a7f37", "#cf222e"
 
 
@@ -41,7 +41,7 @@ def curves(log_history: list[dict]) -> dict[str, list[dict]]:
 def draw(report: dict) -> Figure:
     """The run in one picture: true reward if known, accuracy, loss, implicit rewards."""
     train, held_out = report["curves"]["train"], report["curves"]["held_out"]
-    known = "true_reward" in report
+    known = report["judge"]
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         rows, columns = (2, 2) if known else (1, 3)
         size = (3.8 * columns, 2.7 * rows)
@@ -54,19 +54,21 @@ def draw(report: dict) -> Figure:
         axis.plot([p["step"] for p in points], [p[key] for p in points], **style)
 
     accuracy, loss, rewards = axes
-    result = report["preference_accuracy"]
+    pairs = report["pairs"]
     line(accuracy, train, "accuracy", color=NEUTRAL, label="training batches")
-    if result:
-        # The last point is the saved policy's, with its interval.
-        last = {"step": report["steps"], "accuracy": result["after"]}
-        start = {"step": 0, "accuracy": result["before"]}
+    if pairs:
+        # The last point is the saved policy's, with its interval. At first its implicit reward is
+        # zero everywhere.
+        result = pairs["accuracy"]
+        last = {"step": report["steps"], "accuracy": result["mean"]}
+        start = {"step": 0, "accuracy": 0.5}
         inner = [point for point in held_out if point["step"] < report["steps"]]
         line(accuracy, [start, *inner, last], "accuracy", color=AFTER, label="held-out pairs")
-        bar = [[result["after"] - result["low"]], [result["high"] - result["after"]]]
-        accuracy.errorbar(report["steps"], result["after"], bar, fmt="o", color=AFTER, capsize=3)
-        if result["ceiling"] is not None:
+        bar = [[result["mean"] - result["low"]], [result["high"] - result["mean"]]]
+        accuracy.errorbar(report["steps"], result["mean"], bar, fmt="o", color=AFTER, capsize=3)
+        if pairs["ceiling"] is not None:
             accuracy.axhline(
-                result["ceiling"], color=INK, linestyle=":", label="ceiling: label noise"
+                pairs["ceiling"], color=INK, linestyle=":", label="ceiling: label noise"
             )
     accuracy.set(title="Preference accuracy", xlabel="step", ylim=(0, 1.03))
     accuracy.legend(frameon=False, loc="lower right")
@@ -87,8 +89,9 @@ def draw(report: dict) -> Figure:
 
 
 def draw_true_reward(axis, report: dict) -> None:
-    answers, reward = report["answers"], report["true_reward"]
-    values = {name: np.ravel(answers[name]) for name in ("before", "after")}
+    judge, sides = report["judge"], {"before": "against", "after": "policy"}
+    values = {name: np.ravel(judge["rewards"][side]) for name, side in sides.items()}
+    reward = {name: judge["reward"][side]["mean"] for name, side in sides.items()}
     axis.hist(
         values.values(),
         bins=10,
@@ -98,7 +101,11 @@ def draw_true_reward(axis, report: dict) -> None:
     )
     for name, color in (("before", BEFORE), ("after", AFTER)):
         axis.axvline(reward[name], color=color, linestyle="--", linewidth=1.5)
-    axis.set(title="True reward of held-out answers", xlabel=reward["name"], ylabel="answers")
+    axis.set(
+        title="True reward of held-out answers",
+        xlabel=SCALES.get(judge["name"], judge["name"]),
+        ylabel="answers",
+    )
     axis.legend(frameon=False, loc="upper left")
 
 
@@ -114,40 +121,40 @@ def of_pairs(count: int, found: dict) -> str:
 
 def tiles(report: dict) -> list[tuple[str, str, str]]:
     """The results as (name, value, what it is measured on); the page and the terminal show them."""
-    rows = []
-    if "true_reward" in report:
-        reward = report["true_reward"]
-        answers = reward["prompts"] * reward["answers_per_prompt"]
+    rows, judge, answers = [], report["judge"], report["answers"]
+    if judge:
+        prompts, reward = report["prompts"], judge["reward"]
+        rise, count = reward["difference"], prompts["count"] * prompts["samples"]
         rows.append(
             (
                 "True reward",
-                f"{reward['before']:+.2f} → {reward['after']:+.2f}",
-                f"difference {reward['difference']:+.3f}, 95% interval {reward['low']:+.3f} to "
-                f"{reward['high']:+.3f}; {answers} answers to {reward['prompts']} held-out prompts",
+                f"{reward['against']['mean']:+.2f} → {reward['policy']['mean']:+.2f}",
+                f"difference {rise['mean']:+.3f}, 95% interval {rise['low']:+.3f} to "
+                f"{rise['high']:+.3f}; {count} answers to {prompts['count']} held-out prompts",
             )
         )
-    if accuracy := report["preference_accuracy"]:
-        ceiling = accuracy["ceiling"]
+    if pairs := report["pairs"]:
+        accuracy, ceiling = pairs["accuracy"], pairs["ceiling"]
         rows.append(
             (
                 "Preference accuracy",
-                f"{accuracy['before']:.2f} → {accuracy['after']:.2f}",
+                f"0.50 → {accuracy['mean']:.2f}",
                 f"95% interval {accuracy['low']:.2f} to {accuracy['high']:.2f}; "
                 + (f"label noise leaves {ceiling:.2f}; " if ceiling is not None else "")
-                + of_pairs(accuracy["pairs"], accuracy),
+                + of_pairs(pairs["count"], pairs),
             )
         )
-    if "true_reward" in report:
-        length = report["mean_tokens"]
+    if answers:
+        length, kl = answers["mean_tokens"], answers["kl"]
         rows += [
             (
                 "KL from the reference",
-                f"{report['kl_nats_per_sequence']:.2f} nats",
+                f"{kl['nats_per_sequence']['mean']:.2f} nats",
                 "a sequence, on the policy's own answers",
             ),
             (
                 "Answer length",
-                f"{length['before']:.1f} → {length['after']:.1f}",
+                f"{length['against']['mean']:.1f} → {length['policy']['mean']:.1f}",
                 "tokens, mean, the end token counted",
             ),
         ]
@@ -161,26 +168,6 @@ def tiles(report: dict) -> list[tuple[str, str, str]]:
         )
     )
     return rows
-
-
-def sample(row: dict) -> str:
-    def side(name: str, tone: str = "") -> str:
-        reward = row[f"reward_{name}"]
-        return (
-            f'<div><small>{name} <span class="{tone}">{reward:+.2f}</span></small>'
-            f"{html.escape(row[name])}</div>"
-        )
-
-    tone = "up" if row["reward_after"] > row["reward_before"] else "down"
-    return (
-        f'<div class="sample"><h3>{html.escape(row["prompt"])}</h3>'
-        f'<div class="pair">{side("before")}{side("after", tone)}</div></div>'
-    )
-
-
-def alert(row: dict) -> str:
-    text = f"{row['kind']}, step {row['step']}: {row['says']}"
-    return f'<p class="alert">{html.escape(text)}</p>'
 
 
 def data_notes(report: dict) -> list[str]:
@@ -201,42 +188,28 @@ def summary(report: dict) -> str:
     )
 
 
-def along(rows: list[dict]) -> str:
-    """What the policy said at each evaluation, prompt by prompt, after what the reference says."""
+def along(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """What the policy said at each evaluation, by prompt and way of decoding."""
     by_prompt: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         by_prompt.setdefault((row["prompt"], row["decoding"]), []).append(row)
-
-    def side(name: str, text: str) -> str:
-        return f"<div><small>{name}</small>{html.escape(text)}</div>"
-
-    def sides(said: list[dict]) -> str:
-        steps = "".join(side(f"step {row['step']}", row["policy"]) for row in said)
-        return side("reference", said[0]["reference"]) + steps
-
-    return "".join(
-        f'<div class="sample"><h3>{html.escape(prompt)} <small>{decoding}</small></h3>'
-        f'<div class="pair">{sides(said)}</div></div>'
-        for (prompt, decoding), said in by_prompt.items()
-    )
+    return by_prompt
 
 
 def page(report: dict, drawn: bytes) -> str:
     """The report as one page."""
-    samples = "".join(map(sample, report.get("samples", [])))
-    results = "".join(tile(*row) for row in tiles(report))
-    said = along(report.get("completions", []))
-    notes = "".join(f'<p class="alert">Data: {html.escape(n)}</p>' for n in data_notes(report))
     code = {"commit": report["commit"]} if report.get("commit") else {}
-    says = "True reward, preference accuracy, loss and implicit rewards of the run"
-    return document(
-        report["recipe"],
-        f"""<p class="dim">{html.escape(summary(report))}</p>
-{notes}{"".join(map(alert, report["alerts"]))}<div class="tiles">{results}</div>
-{picture(drawn, says)}
-{f"<h2>The same prompts, before and after</h2>{samples}" if samples else ""}
-{f"<h2>While it trained</h2>{said}" if said else ""}
-<h2>Settings and versions</h2>{facts({**report["settings"], **report["versions"], **code})}""",
+    return render(
+        "run",
+        title=report["recipe"],
+        summary=summary(report),
+        notes=data_notes(report),
+        alerts=report["alerts"],
+        tiles=tiles(report),
+        drawn=drawn,
+        samples=report["samples"],
+        along=along(report.get("completions", [])),
+        settings={**report["settings"], **report["versions"], **code},
     )
 
 

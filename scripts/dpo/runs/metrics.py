@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dpo.core.files import read_lines, write_whole
-from dpo.runs.output_folder import METRICS
+from dpo.runs.output_folder import COMPLETIONS, METRICS
 
 # What the clock says; all else is the same in every run of a recipe on the same machine.
 TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
@@ -22,6 +22,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, oldest first: `step`, `epoch`, `seconds` since training began
     (of all its parts, if it was resumed), and what TRL logs, None where it is not finite."""
     return read_lines(folder / METRICS)
+
+
+def completions(folder: Path) -> list[dict[str, Any]]:
+    """What the policy said at each evaluation, a row for each prompt; none where nothing was kept.
+
+    Of each row: `step`, `prompt`, `decoding`, and the answers of `reference` and `policy`."""
+    return read_lines(folder / COMPLETIONS)
 
 
 def line(entry: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
 
+RUNS = Path("outputs")
 SETTINGS = "recipe.yaml"
 BEGAN = "# begun on "  # its first line
 REPORT = "report.json"
@@ -26,11 +27,18 @@ COMPLETIONS = "completions.jsonl"  # of the policy, at every evaluation
 WANDB_ID = "wandb-run"
 HELD_OUT = "held_out.json"  # log-probabilities of the held-out pairs when training had ended
 DRIFT = "drift.json"  # answers of the reference that the policy is held against
-# For pages that show what data and models say. It is escaped; were it not, it still could not run.
-NO_SCRIPTS = (
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-)
+
+
+def run_folder(name: str) -> Path | None:
+    """The folder of a run, given by its path or by its name under outputs/."""
+    found = (f for f in (Path(name), RUNS / name) if (f / SETTINGS).is_file())
+    return next(found, None)
+
+
+def known_runs() -> str:
+    """The runs that there are, for a message."""
+    runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{SETTINGS}"))
+    return f"the runs here: {', '.join(runs) or 'none yet'}"
 
 
 def finished(folder: Path) -> bool:

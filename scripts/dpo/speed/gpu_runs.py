@@ -88,12 +88,13 @@ def default_run(job: Job) -> Iterator[Row]:
     whole, killed = job.folder / "whole", job.folder / "killed"
     report = launched(job, job.single, whole, *settings)
     yield start(f"default run, {STEPS} steps in float32", report["losses"], "float32")
-    accuracy, reward = report["preference_accuracy"], report.get("true_reward")
+    pairs, judge = report["pairs"], report["judge"]
+    before, after = (judge["reward"][side]["mean"] for side in ("against", "policy"))
     yield judged(
         "default run: gates, trial and evaluation",
-        bool(accuracy and reward) and (whole / "report.html").is_file(),
-        f"accuracy {accuracy['after']:.2f} on {accuracy['pairs']} pairs, true reward "
-        f"{reward['before']:+.2f} → {reward['after']:+.2f}",
+        bool(pairs and judge) and (whole / "report.html").is_file(),
+        f"accuracy {pairs['accuracy']['mean']:.2f} on {pairs['count']} pairs, true reward "
+        f"{before:+.2f} → {after:+.2f}",
         "there, and a report",
     )
     config = AutoConfig.from_pretrained(job.model)

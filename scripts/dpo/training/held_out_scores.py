@@ -6,39 +6,19 @@ process that loads the models again may have no room for them, and rounds otherw
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from accelerate.utils import tqdm
 from trl import DPOTrainer
 
-from dpo.core import files, stats
+from dpo.core import files
 from dpo.data import schema
-from dpo.losses import implicit_reward
+from dpo.models.scoring import Scored
 from dpo.runs import output_folder
 from dpo.training import reference
 from dpo.training.preflight import memory
-
-
-@dataclass
-class Scored:
-    """Log-probabilities in nats, chosen and rejected, each of shape (2, pairs).
-
-    `tokens`: of both answers of each pair, as cut in training, shape (pairs,). `nats_per_token`:
-    what rounding may make of one token's.
-    """
-
-    policy: np.ndarray
-    reference: np.ndarray
-    tokens: np.ndarray
-    nats_per_token: float
-
-    def margins(self, beta: float) -> np.ndarray:
-        """Implicit reward of the chosen answer less that of the rejected, shape (pairs,); 0 where
-        it is no more than rounding."""
-        chosen, rejected = implicit_reward(self.policy, self.reference, beta)
-        return stats.settled(chosen - rejected, stats.width(beta, self.nats_per_token, self.tokens))
 
 
 def score(trainer: DPOTrainer) -> Scored | None:
@@ -76,7 +56,7 @@ def keep(folder: Path, scored: Scored, digest: str) -> None:
     """Write them beside the policy: a run that is killed before its report needs them again.
 
     Args:
-        digest: of the pairs (evaluation.digest_of).
+        digest: of the pairs (schema.digest_of).
     """
     said = {name: np.asarray(value).tolist() for name, value in asdict(scored).items()}
     files.write_whole(folder / output_folder.HELD_OUT, json.dumps({"pairs": digest, **said}))

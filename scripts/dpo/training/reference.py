@@ -33,13 +33,11 @@ from trl.models import prepare_deepspeed
 from dpo.core.files import write_whole
 from dpo.core.hashing import digests_of
 from dpo.core.refusal import Refusal
+from dpo.core.stats import NATS_PER_TOKEN
 from dpo.data.schema import IDS, REFERENCE_LOGPS, shared_lengths
 from dpo.models import adapters
 
 CHECKED_ROWS = 4
-# How far the same row may come out apart in another batch, or on another number of threads.
-NATS_PER_TOKEN = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
-NATS_PER_TOKEN |= dict.fromkeys((torch.float32, torch.float64), 1e-4)
 
 
 def with_logps(

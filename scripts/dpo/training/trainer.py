@@ -21,8 +21,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo.core import stats
 from dpo.core.environment import Launch, launched
 from dpo.data import schema
-from dpo.data.reading import IDS, column
-from dpo.data.schema import longest_row
+from dpo.data.schema import IDS, column, longest_row
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone, head
 from dpo.prefix_sharing.plan import SharedPrefixCollator

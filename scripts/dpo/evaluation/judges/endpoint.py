@@ -18,8 +18,8 @@ import openai
 from tqdm.auto import tqdm
 
 from dpo.core.refusal import Refusal
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, told, turns
-from dpo.models.sampling import Messages
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
+from dpo.models.sampling import Messages, told, turns
 from dpo.recipe.hub_names import one_line
 
 TEMPLATE = """\

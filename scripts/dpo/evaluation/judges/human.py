@@ -11,8 +11,8 @@ from rich.text import Text
 
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, told, turns
-from dpo.models.sampling import Prompt
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest
+from dpo.models.sampling import told, turns
 
 FIRST_IS_BETTER = {"1": 1.0, "2": 0.0, "3": 0.5}
 QUESTION = "Which is better, 1 or 2? (3 neither, s skip, q quit and keep) "
@@ -70,13 +70,3 @@ def ask() -> str:
             return "q"
         if choice in {*FIRST_IS_BETTER, "s", "q"}:
             return choice
-
-
-def said(prompt: Prompt) -> str:
-    """A prompt as text, with who spoke where there was more than one turn."""
-    if isinstance(prompt, str):
-        return prompt
-    prompt = turns(prompt)
-    if len(prompt) == 1:
-        return told(prompt[0])
-    return "\n".join(f"{turn['role']}: {told(turn)}" for turn in prompt)

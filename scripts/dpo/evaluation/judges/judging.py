@@ -10,12 +10,14 @@ import numpy as np
 
 from dpo.core.refusal import Refusal
 from dpo.evaluation.judges import endpoint, human
+from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.judges.reward_model import RewardModel
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out, turns
-from dpo.models.sampling import Messages, vader_score
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
+from dpo.models.sampling import Messages, turns
 
 __all__ = ["Comparison", "Verdicts", "check", "judge"]
 KNOWN, HAND = "vader", "hand"
+ABOUT_KNOWN = {"kind": "reward", "name": KNOWN}
 # How a judge scores answers: key → prompt and answer in; key, reward, or why there is none, out.
 Score = Callable[[dict[str, tuple[Messages, str]]], Iterator[tuple[str, float | None, str | None]]]
 
@@ -64,8 +66,7 @@ def judge(
         elif name == HAND:
             verdicts = human.judge(comparisons, judgements)
         elif name == KNOWN:
-            about = {"kind": "reward", "name": KNOWN}
-            verdicts = by_reward(about, about, known, comparisons, judgements)
+            verdicts = by_reward(ABOUT_KNOWN, ABOUT_KNOWN, known, comparisons, judgements)
         else:
             scorer = RewardModel(name, device)
             how = (scorer.about, scorer.identity, scorer.score)
@@ -74,6 +75,12 @@ def judge(
         why = ", ".join(f"{reason} ({count})" for reason, count in verdicts.left_out.items())
         raise Refusal(f"the judge {name} gave no verdict: {why or 'it was asked nothing'}")
     return verdicts
+
+
+def by_known_reward(comparisons: list[Comparison]) -> Verdicts:
+    """Verdicts of the known reward, kept nowhere: it takes no time."""
+    rewards = [[vader_score(each.policy), vader_score(each.against)] for each in comparisons]
+    return of_rewards(rewards, ABOUT_KNOWN, {})
 
 
 def known(answers: dict[str, tuple[Messages, str]]) -> Iterator[tuple[str, float, None]]:
@@ -105,7 +112,12 @@ def by_reward(
     for key, reward, reason in score(missing):
         kept.append({"key": key, "reward": reward} | ({"reason": reason} if reason else {}))
     found = [[kept.entries[key]["reward"] for key in pair] for pair in keys]
-    rewards = np.array(found, dtype=float).reshape(-1, 2).T
+    return of_rewards(found, about, left_out(keys, kept.entries, {}, "reward"))
+
+
+def of_rewards(pairs: list, about: dict[str, Any], left_out: dict[str, int]) -> Verdicts:
+    """Verdicts by the rewards of the policy's and the other answer, shape (n, 2); None is NaN."""
+    rewards = np.array(pairs, dtype=float).reshape(-1, 2).T
     preferred = (np.sign(rewards[0] - rewards[1]) + 1) / 2  # NaN stays NaN
     rewards[:, np.isnan(preferred)] = np.nan
-    return Verdicts(preferred, rewards, left_out(keys, kept.entries, {}, "reward"), about)
+    return Verdicts(preferred, rewards, left_out, about)

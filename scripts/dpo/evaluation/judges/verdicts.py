@@ -15,7 +15,7 @@ import numpy as np
 
 from dpo.core.refusal import Refusal
 from dpo.core.secrets import masked
-from dpo.models.sampling import Messages, Prompt, parts
+from dpo.models.sampling import Prompt
 
 
 @dataclass
@@ -45,25 +45,6 @@ class Verdicts:
     left_out: dict[str, int]
     about: dict[str, Any]
     cost: dict[str, Any] | None = None
-
-
-def turns(prompt: Prompt) -> Messages:
-    """Plain text is what a user says. Tools, and what else of the template's options are words and
-    not switches, are told first."""
-    said, options = parts(prompt)
-    said = [{"role": "user", "content": said}] if isinstance(said, str) else said
-    words = {name: value for name, value in options.items() if value and value is not True}
-    before = {"role": "system", "content": json.dumps(words, ensure_ascii=False)}
-    if words and said[0]["role"] == "system":  # chat templates take one such turn
-        first = {"role": "system", "content": f"{before['content']}\n\n{told(said[0])}"}
-        return [first, *said[1:]]
-    return [before, *said] if words else said
-
-
-def told(message: dict[str, Any]) -> str:
-    """What a message says; of an assistant that calls tools without a word, the calls."""
-    content, calls = message.get("content"), message.get("tool_calls")
-    return json.dumps(calls) if calls and not content else content or ""
 
 
 def digest(*parts: Any) -> str:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from dpo.core.refusal import Refusal
-from dpo.data.reading import column
+from dpo.data.schema import column
 from dpo.runs import checkpoints, tracking
 from dpo.training.monitoring.probes import sampled, trainable
 

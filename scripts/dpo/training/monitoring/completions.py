@@ -10,15 +10,10 @@ from tqdm.auto import tqdm
 
 from dpo.core import files
 from dpo.core.terminal import visible
-from dpo.runs import output_folder, tracking
+from dpo.runs import metrics, output_folder, tracking
 
 COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]
 SHOWN = 160  # characters of a line in the terminal
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's completions.jsonl, each with COLUMNS; none without it."""
-    return files.read_lines(folder / output_folder.COMPLETIONS)
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -28,8 +23,8 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 def add(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Keep the answers of an evaluation: in completions.jsonl, a line in the terminal, and in the
     W&B run a table of all so far, under one name: what is logged last is what its page shows."""
-    write(folder, [*read(folder), *rows])
-    every, row = read(folder), rows[0]  # secrets in the file are masked
+    write(folder, [*metrics.completions(folder), *rows])
+    every, row = metrics.completions(folder), rows[0]  # secrets in the file are masked
     said = " ".join(f"{row['prompt']} → {row['policy']}".split())
     tqdm.write(visible(f"{'says':>8}  step {row['step']}  {said}")[:SHOWN])
 
@@ -43,4 +38,4 @@ def add(folder: Path, rows: list[dict[str, Any]]) -> None:
 def forget_after(folder: Path, step: int) -> None:
     """Take away what lies past the checkpoint that a run goes on from."""
     if (folder / output_folder.COMPLETIONS).is_file():
-        write(folder, [row for row in read(folder) if row["step"] <= step and step])
+        write(folder, [row for row in metrics.completions(folder) if row["step"] <= step and step])

@@ -19,10 +19,8 @@ from transformers import Trainer, TrainerCallback
 
 from dpo.core import files
 from dpo.data import schema
-from dpo.evaluation import evaluation
-from dpo.evaluation.judges.human import said
-from dpo.models import chat_template
-from dpo.models.sampling import sample
+from dpo.models import chat_template, scoring
+from dpo.models.sampling import said, sample
 from dpo.runs import output_folder
 from dpo.training.monitoring import completions
 from dpo.training.monitoring.probes import own_draws
@@ -112,7 +110,7 @@ class Drift(TrainerCallback):
         model.eval()
         with trainer.accelerator.autocast():
             rows = [*zip(prompts, answers, strict=True)]
-            logps = evaluation.score(trainer.accelerator.unwrap_model(model), rows, pad)
+            logps = scoring.score(trainer.accelerator.unwrap_model(model), rows, pad)
         model.train(was_training)
         return logps
 

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from trl import DPOTrainer
 
 from dpo.data import schema
-from dpo.data.reading import column
+from dpo.data.schema import column
 from dpo.losses import START
 from dpo.training import reference
 from dpo.training.preflight.longest_batch import batch_of

@@ -3,68 +3,14 @@ left of figure 2 of the DPO paper (Rafailov et al. 2023, arXiv 2305.18290)."""
 
 from __future__ import annotations
 
-import gc
-import html
-from dataclasses import asdict
-
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel
 
-from dpo.core.stats import bootstrap
-from dpo.evaluation import evaluation, generations
-from dpo.evaluation.contestants import Contestant
-from dpo.models.sampling import Completion, Messages, prompt_token_ids, vader_score
 from dpo.reports.evaluation_page import said
-from dpo.reports.html import document, picture, png
+from dpo.reports.html import png, render
 
 COLORS = plt.get_cmap("viridis")
 LINES = ("-", "--", ":", "-.")
-
-
-def measure(
-    policy: Contestant,
-    reference: PreTrainedModel,
-    prompts: list[Messages],
-    settings: generations.Settings,
-) -> dict:
-    """True reward of a policy's answers, and its KL from the reference on them in nats a sequence,
-    each with a 95% interval over prompts."""
-    tokenizer, device = policy.tokenizer(), str(reference.device)
-    with policy.autocast(device):
-        model = policy.load(device)
-        drawn = generations.draw(policy, model, tokenizer, prompts, settings)
-        ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
-        own = [
-            (prompt, answer.token_ids)
-            for prompt, row in zip(ids, drawn, strict=True)
-            for answer in row
-        ]
-        how = (own, tokenizer.pad_token_id, settings.temperature)
-        nats = evaluation.score(model, *how) - evaluation.score(reference, *how)
-    del model
-    gc.collect()
-    found = generations.kl(nats.reshape(len(prompts), -1), generations.lengths(drawn))
-    return {"reward": reward_of(drawn), "kl": found["nats_per_sequence"]}
-
-
-def reward_of(drawn: list[list[Completion]]) -> dict:
-    scores = np.array([[vader_score(answer.text) for answer in row] for row in drawn])
-    return asdict(bootstrap(scores.mean(axis=1)))
-
-
-def start(
-    reference: Contestant,
-    model: PreTrainedModel,
-    prompts: list[Messages],
-    settings: generations.Settings,
-) -> dict:
-    """The reference itself, which is no nat from itself."""
-    with reference.autocast(str(model.device)):
-        drawn = generations.draw(reference, model, reference.tokenizer(), prompts, settings)
-    nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    return {"reward": reward_of(drawn), "kl": nothing}
 
 
 def lines(found: dict) -> dict[tuple[str, float], list[dict]]:
@@ -121,24 +67,13 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
 
 
-def page(found: dict, drawn: bytes) -> str:
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table(found)
-    )
-    says = "True reward over KL from the reference, a line for each loss type and β"
-    return document(
-        "The reward–KL frontier",
-        f"""<p class="dim">{html.escape(found["about"])}</p>{picture(drawn, says)}
-<h2>Every point, with 95% intervals over prompts</h2><table>{cells}</table>""",
-    )
-
-
 def files(found: dict) -> dict[str, str | bytes]:
     """What a frontier is written as, by file name."""
     drawn = png(draw(found))
+    given = {"title": "The reward–KL frontier", "about": found["about"], "drawn": drawn}
+    given["table"] = table(found)
     return {
         "frontier.png": drawn,
-        "frontier.html": page(found, drawn),
+        "frontier.html": render("frontier", **given),
         "frontier.md": markdown(table(found)),
     }

@@ -1,0 +1,103 @@
+"""log π(y | x) of answers under a model, and what a policy prefers by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from dpo.core import stats
+from dpo.losses import completion_logps, implicit_reward
+from dpo.prefix_sharing import backbone
+from dpo.prefix_sharing.backbone import SharedPrefixes
+
+SCORING_ROWS, SCORING_TOKENS = 16, 8192  # at a time: a head gives every token a row of its words
+
+
+@dataclass
+class Scored:
+    """Log-probabilities in nats, chosen and rejected, each of shape (2, pairs).
+
+    `tokens`: of both answers of each pair, as cut in training, shape (pairs,). `nats_per_token`:
+    what rounding may make of one token's.
+    """
+
+    policy: np.ndarray
+    reference: np.ndarray
+    tokens: np.ndarray
+    nats_per_token: float
+
+    def margins(self, beta: float) -> np.ndarray:
+        """Implicit reward of the chosen answer less that of the rejected, shape (pairs,); 0 where
+        it is no more than rounding."""
+        chosen, rejected = implicit_reward(self.policy, self.reference, beta)
+        return stats.settled(chosen - rejected, stats.width(beta, self.nats_per_token, self.tokens))
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    rows: list[tuple[list[int], list[int]]],
+    pad: int,
+    temperature: float = 1.0,
+    desc: str | None = None,
+    *,
+    pairs: bool = False,
+) -> np.ndarray:
+    """log π(y | x) in nats of rows of (prompt ids, completion ids), shape (rows,).
+
+    `pairs` says that the second half of the rows are the rejected answers to the prompts of the
+    first half: then each prompt is computed once, where the model allows it.
+    """
+    if not rows:
+        return np.zeros(0)
+    each = 2 if pairs else 1
+    together = np.arange(len(rows)).reshape(each, -1).T  # the rows of each pair, or each alone
+    lengths = np.array([len(prompt) + len(completion) for prompt, completion in rows])
+    longest_first = np.argsort(-lengths[together].sum(axis=1), kind="stable")
+    shared = pairs and not backbone.obstacle(model)
+    if shared:
+        backbone.share_prefixes(model)
+    logps = np.zeros(len(rows))
+    for some in tqdm(
+        batches(lengths[together].max(axis=1), longest_first, each),
+        desc=desc,
+        unit="batch",
+        disable=not desc,
+    ):
+        part = together[some].T.flatten()
+        width = lengths[part].max()
+        input_ids = torch.full((len(part), width), pad)
+        attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+        for row, i in enumerate(part):
+            prompt, completion = rows[i]
+            input_ids[row, : lengths[i]] = torch.tensor(prompt + completion)
+            attention_mask[row, : lengths[i]] = 1
+            completion_mask[row, len(prompt) : lengths[i]] = 1
+        batch = [tensor.to(model.device) for tensor in (input_ids, attention_mask, completion_mask)]
+        plan = SharedPrefixes.of(input_ids, attention_mask) if shared else None
+        given = {"shared_prefixes": plan.to(model.device)} if shared else {}
+        found = completion_logps(model, *batch, temperature=temperature, **given)
+        logps[part] = found.cpu().numpy()
+    return logps
+
+
+def batches(widths: np.ndarray, order: np.ndarray, each: int) -> list[np.ndarray]:
+    """`order` in parts whose rows, `each` to one entry and padded to the widest, are not too many.
+
+    Args:
+        widths: tokens of the longest row of each entry, by its number in `order`.
+    """
+    parts: list[list[int]] = []
+    widest = 0
+    for at in order:
+        rows = each * (len(parts[-1]) + 1) if parts else 0
+        widest = max(widest, widths[at])
+        if not rows or rows > SCORING_ROWS or rows * widest > SCORING_TOKENS:
+            parts.append([])
+            widest = widths[at]
+        parts[-1].append(int(at))
+    return [np.array(part) for part in parts]

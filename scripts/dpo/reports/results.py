@@ -1,0 +1,93 @@
+"""What runs have measured, in the one form of report.json and evaluation.json (`format`), whatever
+form it was written in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report.json or evaluation.json in today's form; empty where there is none."""
+    return upgraded(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def upgraded(found: dict[str, Any]) -> dict[str, Any]:
+    """A report of the time before there was a `format` in today's form, where it can be told.
+    An evaluation of that time has it already."""
+    if "format" in found or "preference_accuracy" not in found:
+        return found
+    accuracy, margin, reward = map(found.get, ("preference_accuracy", "margin", "true_reward"))
+    tokens, answers, kl = map(found.get, ("mean_tokens", "answers", "kl_nats_per_sequence"))
+    new = found | {"format": 1, "against": found.get("model"), "prompts": None, "pairs": None}
+    new |= {"answers": None, "judge": None, "samples": [*map(_sample, found.get("samples", []))]}
+    if accuracy:
+        new["pairs"] = {
+            "count": accuracy.get("pairs"),
+            **{key: accuracy[key] for key in ("prompts", "ties") if key in accuracy},
+            "accuracy": _interval(accuracy),
+            "margin": margin and _interval(margin),
+            "ceiling": accuracy.get("ceiling"),
+            "margins": found.get("margins", []),
+            "prompt_numbers": found.get("prompt_numbers"),
+            "digest": found.get("held_out_digest"),
+        }
+    if tokens:
+        longer = tokens["after"] - tokens["before"]
+        sides = {"policy": tokens["after"], "against": tokens["before"], "difference": longer}
+        new["answers"] = {
+            "mean_tokens": {side: {"mean": value} for side, value in sides.items()},
+            "kl": kl
+            and {
+                "from": found.get("model"),
+                "nats_per_sequence": {"mean": kl},
+                "nats_per_token": {"mean": found.get("kl_nats_per_token")},
+            },
+        }
+    if reward:
+        new["prompts"] = {
+            "count": reward.get("prompts"),
+            "samples": reward.get("answers_per_prompt"),
+            "temperature": reward.get("temperature"),
+        }
+        new["judge"] = {
+            "name": reward.get("name"),
+            "reward": {
+                "policy": {"mean": reward["after"]},
+                "against": {"mean": reward.get("before")},
+                "difference": _interval(reward | {"after": reward["difference"]}),
+            },
+            "rewards": {"policy": answers["after"], "against": answers.get("before")},
+        }
+    for key in ("preference_accuracy", "margin", "margins", "true_reward", "mean_tokens"):
+        new.pop(key, None)
+    return new
+
+
+def _interval(of: dict[str, float]) -> dict[str, float]:
+    return {"mean": of["after"], "low": of["low"], "high": of["high"]}
+
+
+def _sample(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt": row["prompt"],
+        "policy": row["after"],
+        "against": row["before"],
+        "reward_policy": row["reward_after"],
+        "reward_against": row["reward_before"],
+        "preferred": None,
+    }
+
+
+def headline(found: dict[str, Any]) -> dict[str, Any]:
+    """The results of a run by name, as its summary on W&B has them."""
+    pairs, answers, judge = (found[key] or {} for key in ("pairs", "answers", "judge"))
+    kl = answers.get("kl") or {}
+    named = {
+        "preference_accuracy": pairs.get("accuracy"),
+        "true_reward": judge.get("reward"),
+        "kl_nats_per_sequence": kl.get("nats_per_sequence"),
+        "mean_tokens": answers.get("mean_tokens"),
+    }
+    return {name: value for name, value in named.items() if value}

@@ -1,0 +1,51 @@
+"""What is misspelt, and `--help`, is answered before anything heavy is imported."""
+
+import pytest
+
+from dpo.recipe import known
+from dpo.recipe.parse import make_parser
+from support.commands import at_once
+
+
+def flags_of(parser) -> dict:
+    return {flag: (it.dest, it.nargs) for flag, it in parser._option_string_actions.items()}
+
+
+def test_the_sources_as_text_have_the_arguments_that_trl_has():
+    there = make_parser()
+    assert flags_of(known.parser()) == flags_of(there)
+    helps = {it.dest: it.help for it in there._actions if it.dest != "help"}
+    read = {name: argument.about.get("help") for name, argument in known.arguments().items()}
+    # The flag that says no to an argument has its help too.
+    assert read == helps
+
+
+def test_help_begins_with_what_is_ours(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = known.usage().splitlines()
+    assert max(map(len, lines)) < 100
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings[1].startswith("This repository (") and headings[-1] == "Several data sets:"
+    titles = [heading.split(" (")[0].rstrip(":") for heading in headings[1:]]
+    assert tuple(dict.fromkeys(titles)) == known.TITLES
+    said = "\n".join(lines)
+    assert all(f"\n  --{name} " in said for name in known.arguments())
+    assert "(default: end)" in said  # hub_strategy, which is ours
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "words"),
+    [
+        ("launch.py", ["--help"], 0, "a file in recipes/"),
+        ("launch.py", ["--", "--help"], 0, "This repository ("),
+        ("launch.py", ["--", "--betaa=1"], 1, "unknown argument '--betaa=1': did you mean: beta, "),
+        ("launch.py", ["--", "1"], 1, "ARGS: '1' belongs to no flag"),
+        ("launch.py", ["--", "--beta=1", "--beta", "2"], 1, "beta stands twice"),
+        ("launch.py", ["--recipe=qwen-ultrafeedbak"], 1, "did you mean: qwen-ultrafeedback"),
+        ("launch.py", ["--config=zero9"], 1, "no CONFIG 'zero9': one of: cpu, "),
+        ("launch.py", ["--gpus=none"], 1, "GPUS=none is not a number"),
+    ],
+)
+def test_it_is_answered_at_once(script, arguments, code, words):
+    said, ended = at_once(script, *arguments)
+    assert words in said and ended == code

@@ -1,0 +1,185 @@
+"""Runs as the launcher starts them, in forks of a server that has imported what they need: what
+takes seconds is done once.
+
+The launcher itself is asked once for each config what it tells its processes: their environment.
+Tests of the launcher, and of what ends it, use commands.launch.
+"""
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import runpy
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from filelock import FileLock
+
+from support.commands import launch, make, once, run
+from support.place import ROOT
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["support.preloaded"])
+FSDP = "tests/support/fsdp_on_cpu"
+# At the start of each process that is launched: it leaves its environment behind, and ends.
+TOLD = """
+import json, os, sys
+if "scripts/train.py" in sys.orig_argv[1:3]:
+    with open(f"{os.environ['TOLD']}/{os.environ.get('RANK', 0)}", "w") as file:
+        json.dump(dict(os.environ), file)
+    os._exit(0)
+"""
+# Of a launcher that has ended; without the last, the first process opens the store for all.
+GONE = {"TOLD", "DPO_TOLD_IN", "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_USE_AGENT_STORE"}
+GONE |= {"PYTHONPATH"}
+
+
+def fork(target: Callable, *arguments: object) -> multiprocessing.Process:
+    """A process that does this at once, all imported."""
+    # Python 3.11's fork server looks for what it imports beforehand here alone.
+    with patch.dict(os.environ, PYTHONPATH=f"{ROOT}/scripts{os.pathsep}{ROOT}/tests"):
+        ensure_running()
+    process = FORKS.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def be(
+    script: str, arguments: list[str], environment: dict[str, str], *out: Path, first=""
+) -> None:
+    """In a fork: be a script in this environment, until it ends.
+
+    Args:
+        out: the files that what it prints is added to, and its errors.
+        first: Python to run before, as a sitecustomize.py would.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    for path, descriptor in zip(out, (1, 2), strict=True):
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.argv = [f"scripts/{script}.py", *arguments]
+    torch.set_num_threads(1)
+    exec(first, {})
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def be_train(environment: dict[str, str], first: str, flags: list[str], *out: Path) -> None:
+    """In a fork: be train.py, told this by its launcher."""
+    if environment.get("ACCELERATE_USE_FSDP"):
+        first = f"import runpy; runpy.run_path('{FSDP}/sitecustomize.py')\n{first}"
+    recipe = ["--config", "recipes/smollm2-sentiment.yaml"]
+    be("train", [*recipe, *once(flags)], environment, *out, first=first)
+
+
+def forked(script: str, *arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+    """Run a script in a fork; `changes` are environment variables, None takes one away."""
+    environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        out = [Path(folder, name) for name in ("output", "errors")]
+        process = fork(be, script, [*arguments], environment, *out)
+        process.join(300)
+        process.kill()
+        process.join()
+        said = [path.read_text(errors="replace") for path in out]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+
+
+def made(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+    """The script that make would run, in a fork, with the arguments that make would give it."""
+    ready = ("--old-file", f"{sys.prefix}/ready")
+    planned = make("--dry-run", *ready, *arguments, **changes).stdout.replace("\\\n", " ")
+    (command,) = re.findall(r"^\S*/python (scripts/.*)$", planned, flags=re.MULTILINE)
+    script, *given = shlex.split(command)
+    return forked(Path(script).stem, *given, **changes, CUDA_VISIBLE_DEVICES="")
+
+
+def launch_fsdp(processes: int, *flags: str, PYTHONPATH: str = FSDP, **changes: str):
+    """launch.py refuses fsdp2 without a GPU, as accelerate cannot do what a test can."""
+    shape = ("--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0")
+    return run(
+        *("accelerate", "launch", "--config_file", "accelerate_configs/fsdp2.yaml", *shape),
+        *("--quiet", "scripts/train.py", "--config", "recipes/smollm2-sentiment.yaml", *flags),
+        PYTHONPATH=PYTHONPATH,
+        ACCELERATE_USE_CPU="true",
+        OMP_NUM_THREADS="1",
+        **changes,
+    )
+
+
+class Launched:
+    """Starts runs; `kept` is a folder that all workers of pytest share."""
+
+    def __init__(self, kept: Path):
+        self.kept = kept
+
+    def told(self, config: str, processes: int) -> list[dict[str, str]]:
+        """What the launcher adds to the environment of each process of a config."""
+        folder = self.kept / f"{config}-{processes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not (folder / str(processes - 1)).exists():
+                (folder / "sitecustomize.py").write_text(TOLD)
+                changes = {"TOLD": str(folder), "PYTHONPATH": str(folder)}
+                if config == "fsdp2":
+                    result = launch_fsdp(processes, **changes)
+                else:
+                    result = launch("--config", config, "--gpus", str(processes), **changes)
+                assert result.returncode == 0, result.stderr[-3000:]
+                for rank in range(processes):
+                    told = json.loads((folder / str(rank)).read_text())
+                    new = {k: v for k, v in told.items() if os.environ.get(k) != v}
+                    new = {k: v for k, v in new.items() if k not in GONE}
+                    (folder / str(rank)).write_text(json.dumps(new))
+        return [json.loads((folder / str(rank)).read_text()) for rank in range(processes)]
+
+    def __call__(
+        self,
+        *flags: str,
+        config: str = "cpu",
+        processes: int = 1,
+        first: str = "",
+        **changes: str | None,
+    ) -> subprocess.CompletedProcess:
+        """Train, and wait for the end; `changes` are environment variables, None takes one away.
+
+        Of several processes that fail the others are killed, and the first to fail says how.
+        """
+        together = {"MASTER_PORT": str(free_port())} if processes > 1 else {}
+        with tempfile.TemporaryDirectory() as folder:
+            output, errors = Path(folder, "output"), Path(folder, "errors")
+            started = []
+            for told in self.told(config, processes):
+                told = os.environ | told | together | changes
+                told = {name: value for name, value in told.items() if value is not None}
+                started.append(fork(be_train, told, first, flags, output, errors))
+            failed = 0
+            for _ in started:
+                ended = multiprocessing.connection.wait(
+                    [process.sentinel for process in started if process.exitcode is None], 300
+                )
+                codes = [process.exitcode for process in started if process.sentinel in ended]
+                failed = next((code for code in [failed, *codes] if code), 0)
+                if failed or not ended:
+                    for process in started:
+                        process.kill()
+            for process in started:
+                process.join()
+            said = [path.read_text(errors="replace") for path in (output, errors)]
+        return subprocess.CompletedProcess(flags, failed, *said)
