@@ -25,6 +25,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -33,12 +34,11 @@ from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
 from torch.distributed.elastic.multiprocessing.errors import record
-from transformers import PreTrainedModel, TrainerState
+from transformers import TrainerState
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     unset_hf_deepspeed_config,
 )
-from trl import DPOTrainer
 
 from dpo.core import files
 from dpo.core.environment import check_ranks, launched
@@ -62,17 +62,18 @@ from dpo.training.monitoring import alerts
 from dpo.training.monitoring.wandb_run import Describe, add_report
 from dpo.training.preempt import Leave, run_to_the_end
 from dpo.training.preflight.checks import Gates
+from dpo.training.stock import Declared
 
 
-def sharding(trainer: DPOTrainer) -> str:
+def sharding(trainer: Declared) -> str:
     plugin = trainer.accelerator.state.deepspeed_plugin
     return f", ZeRO-{plugin.zero_stage}" if plugin else ", FSDP" * trainer.is_fsdp_enabled
 
 
-def shares(trainer: DPOTrainer) -> str:
+def shares(trainer: Declared) -> str:
     """The parameters of policy and reference that this process holds under ZeRO-3."""
 
-    def held(model: PreTrainedModel) -> str:
+    def held(model: Any) -> str:
         parameters = trainer.accelerator.unwrap_model(model).parameters()
         # A new adapter is sharded when training starts.
         sharded = [p for p in parameters if hasattr(p, "ds_tensor")]
@@ -83,7 +84,7 @@ def shares(trainer: DPOTrainer) -> str:
     return text + (f" and {held(trainer.ref_model)} of the reference" if trainer.ref_model else "")
 
 
-def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
+def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
     """Say what the run is about to do."""
     args, model = recipe.training, trainer.accelerator.unwrap_model(trainer.model)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-found[:, 0]))
 
 
-def numerics(model: torch.nn.Module) -> torch.dtype:
+def numerics(model: Any) -> torch.dtype:
     """What a model computes in here and now: autocast's dtype, or that of its weights."""
     device = model.device.type
     if torch.is_autocast_enabled(device):

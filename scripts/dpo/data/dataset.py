@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import QUARANTINE
 
 
-def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -> Linted:
+def joined(parts: list[tuple[Rows, Linted]], held_out: Collection[int] = ()) -> Linted:
     """The sources of a split as one, what they say twice or against each other set aside.
 
     Args:

@@ -55,7 +55,10 @@ def check_rows(
 def highest_token(pairs: Dataset) -> int:
     table = pairs.select_columns(schema.IDS).with_format("arrow")[:]
     columns = (table[name].combine_chunks().flatten() for name in schema.IDS)
-    return max(pc.max(column).as_py() or 0 for column in columns)
+    return max(
+        pc.max(column).as_py() or 0  # pyright: ignore[reportAttributeAccessIssue]
+        for column in columns
+    )
 
 
 def check(

@@ -17,6 +17,7 @@ import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dpo.core import files as files_
+from dpo.core.hashing import digests_of
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading
@@ -62,7 +63,7 @@ def run(
     """
     tokenizer, found = who.tokenizer(), {}
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
-    own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    own = digests_of(files)
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
     half = who.autocast(device)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import peft
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, TaskType
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, TaskType
 from peft.utils import CONFIG_NAME
 from transformers import (
     AutoModelForCausalLM,
@@ -22,7 +22,7 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapte
 from trl import ModelConfig, get_peft_config
 
 from dpo.core import files
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
 
@@ -40,11 +40,11 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(
             f"{name}/{CONFIG_NAME} is of no adapter that peft {peft.__version__} knows: "
-            f"{model_files.one_line(error)}: save it again with save_pretrained"
+            f"{one_line(error)}: save it again with save_pretrained"
         ) from error
 
 
-def planned(model: ModelConfig) -> PeftConfig | None:
+def planned(model: ModelConfig) -> LoraConfig | None:
     """The adapter that a recipe puts on a model; None without `use_peft`."""
     stated = copy.copy(model)
     modules = model.lora_target_modules

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.models import adapters, model_files, trust
-from dpo.models.model_files import AGAIN, config_of, one_line
+from dpo.models.model_files import AGAIN, config_of
 from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 

@@ -84,7 +84,7 @@ def whole() -> Iterator[None]:
         return found
 
     modeling_utils.log_state_dict_report = checked
-    PeftModel.load_adapter = checked_adapter
+    PeftModel.load_adapter = checked_adapter  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

@@ -11,6 +11,8 @@ from dpo.core.refusal import Refusal
 from dpo.recipe.flags import mapping_of
 
 if TYPE_CHECKING:
+    from trl import TrlParser
+
     from dpo.recipe.parse import Recipe
 
 BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
@@ -56,7 +58,7 @@ OF_ONE = {
 }
 
 
-def check_kinds(path: Path, keys: dict[str, Any], parser: argparse.ArgumentParser) -> None:
+def check_kinds(path: Path, keys: dict[str, Any], parser: TrlParser) -> None:
     """See that values of a file are of a kind that its keys can have, where no flag would tell.
 
     Raises:

@@ -5,7 +5,6 @@ Nothing heavy is imported at the top: the launcher reads recipes too, and answer
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -29,7 +28,7 @@ from dpo.recipe.known import OneLine, check_names, choices, names, usage
 from dpo.recipe.strict import load_yaml
 
 if TYPE_CHECKING:
-    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 FOLDER = Path("recipes")
 
@@ -167,7 +166,7 @@ def data_workers(values: dict[str, Any], launch: Launch) -> int:
     return 0 if on_cpu or streams or not torch.cuda.is_available() else 2
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> TrlParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
@@ -216,7 +215,7 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def resolve(
-    parser: argparse.ArgumentParser,
+    parser: TrlParser,
     path: Path,
     name: str,
     keys: dict[str, Any],

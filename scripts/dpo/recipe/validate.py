@@ -188,7 +188,7 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if model.use_peft and "lm_head" in (model.lora_target_modules or ()):
         yield "lora_target_modules", "TRL would not train an adapter on lm_head: leave it out"
     yield from unbuildable(args)
-    dealt = args.accelerator_config
+    dealt: Any = args.accelerator_config
     other = dealt.split_batches or dealt.dispatch_batches or not dealt.even_batches
     if other or not dealt.use_seedable_sampler:
         yield (

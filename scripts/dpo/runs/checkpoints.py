@@ -91,7 +91,7 @@ def share_of(sizes: list[int], process: int, processes: int) -> list[int]:
 def flushed(beside: Path) -> dict[str, dict[str, Any]]:
     """The digests of the files in `beside`, all on the disk. Every process takes a share of them,
     side by side: one alone would take minutes over a large model, while the others wait."""
-    state, found = PartialState(), [None]
+    state, found = PartialState(), [([], [])]
     if state.is_main_process:  # another machine's view of a shared folder may be seconds old
         files = _files(beside)
         found = [([str(path) for path in files], [path.stat().st_size for path in files])]

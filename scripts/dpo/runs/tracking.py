@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from dpo.core import files
+from dpo.core.refusal import first_line
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import Recipe, read_yaml
 from dpo.runs import output_folder
@@ -52,10 +53,6 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     if "raised" in outcome:
         raise RuntimeError(first_line(outcome["raised"])) from outcome["raised"]
     return outcome["returned"]
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Bounded:

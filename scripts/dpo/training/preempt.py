@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import reduce
@@ -94,8 +94,8 @@ class Leave(TrainerCallback):
         self._training = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        asked = reduce(torch.tensor(float(self.asked), device=args.device), "sum").item()
-        if asked and state.global_step < state.max_steps:
+        asked: Any = reduce(torch.tensor(float(self.asked), device=args.device), "sum")
+        if asked.item() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.left = True
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -58,7 +58,7 @@ def stays_live(
     return rope.by_batch(model, args, max(longest_row(each, args.max_length) for each in data))
 
 
-class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
+class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
     """What is learned is what stock TRL learns.
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
@@ -155,7 +155,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     # copy what goes into each, the plan of a batch too; and keep the gradients of a step whole, in
     # bfloat16, until its last micro-batch. Weights are gathered in bfloat16 as before.
     def create_accelerator_and_postprocess(self) -> None:
-        config = self.args.accelerator_config
+        config: Any = self.args.accelerator_config
         if self.launch.fsdp:
             sums = {"sync_each_batch": True, **(config.gradient_accumulation_kwargs or {})}
             config.gradient_accumulation_kwargs = sums

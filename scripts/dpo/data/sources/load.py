@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
 import yaml
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants, snapshot_download
 from trl import DatasetMixtureConfig
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.data.formats.columns import mapping_of
 from dpo.data.sources import files, tables
 from dpo.data.sources.files import COMPRESSED, FILES
@@ -30,7 +30,7 @@ from dpo.data.sources.rows import (
     unreadable,
     without_backups,
 )
-from dpo.recipe.hub_names import check_reachable, looks_local, one_line
+from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
@@ -80,12 +80,12 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
         ) from error
     except yaml.YAMLError as error:
-        said = f"the lines between --- in its README.md are no YAML: {one_line(error)}"
+        said = f"the lines between --- in its README.md are no YAML: {one_line(error, cause=True)}"
         raise Refusal(f"cannot load the data set {path}: {said}") from error
     except files.Broken as error:
         raise Refusal(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        said = unreadable(path, error) or one_line(error)
+        said = unreadable(path, error) or one_line(error, cause=True)
         raise Refusal(f"cannot load the data set {path}: {said}") from error
 
 

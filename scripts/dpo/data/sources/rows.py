@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
 from datasets import Dataset, IterableDataset, Json, Value, data_files
 from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
-from dpo.core.hashing import digests_of
+from dpo.core.hashing import digest_of_all
 from dpo.core.refusal import Refusal
 from dpo.data.formats import parsing
 from dpo.data.formats.turns import Fault
@@ -235,7 +235,5 @@ def content_cache(given: list[Path]) -> str:
     digest = hashlib.sha256()
     for data in given:
         found = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
-        for path, of_file in zip(found, digests_of(found), strict=True):
-            digest.update(str(path.relative_to(data)).encode())
-            digest.update(bytes.fromhex(of_file))
+        digest.update(digest_of_all(found, data).encode())
     return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"

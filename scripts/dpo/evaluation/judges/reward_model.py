@@ -12,11 +12,11 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.evaluation.contestants import DECIDES
 from dpo.models import loading, trust
 from dpo.models.sampling import Messages
-from dpo.recipe.hub_names import check_reachable, looks_local, one_line
+from dpo.recipe.hub_names import check_reachable, looks_local
 
 ROWS = 16  # answers at a time
 JUDGES = (
@@ -41,7 +41,9 @@ class RewardModel:
             self.config = AutoConfig.from_pretrained(name)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise Refusal(f"the judge {name} cannot be read: {one_line(error)}") from error
+            raise Refusal(
+                f"the judge {name} cannot be read: {one_line(error, cause=True)}"
+            ) from error
         labels = self.config.num_labels
         if labels != 1:
             kinds = ", ".join(self.config.architectures or ["a model"])

@@ -21,6 +21,7 @@ from dpo.core.refusal import Refusal
 from dpo.data.schema import column
 from dpo.runs import checkpoints, tracking
 from dpo.training.monitoring.probes import sampled, trainable
+from dpo.training.stock import Declared
 
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
 # margins below 1, 0.17 nats a token between policy and reference, and over its first 72 pairs a
@@ -80,7 +81,7 @@ class Monitors(TrainerCallback):
     All processes see the gathered numbers, so that they stop alike.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Declared):
         self.trainer = trainer
         self.kept = nothing_yet()
         self.micro_losses: list[float] = []
