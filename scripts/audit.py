@@ -32,7 +32,7 @@ def main() -> None:
         print(asked.stdout.strip())
         raise Refusal("Raise the version in requirements.txt")
     else:
-        why = [*asked.stderr.strip().splitlines(), "no reason is given"][-1]
+        why = ["no reason is given", *asked.stderr.strip().splitlines()][-1]
         print(f"Not audited: the advisory service does not answer: {why:.200}")
 
 

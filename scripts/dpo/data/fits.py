@@ -81,7 +81,7 @@ def check(
     trusted = args.trust_remote_code
     how = recipe.init | {"revision": revision, "trust_remote_code": trusted}
     config = model_files.config_of(base, **how)
-    if not (adapter and adapter.modules_to_save):  # which may be an embedding of its own
+    if not getattr(adapter, "modules_to_save", None):  # which may be an embedding of its own
         known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
         check_rows(config, tokenizer, base, max(map(highest_token, known), default=0))
     if args.pad_token is not None and args.pad_token not in tokenizer.get_vocab():

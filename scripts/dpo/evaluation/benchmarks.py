@@ -145,7 +145,8 @@ def shown(command: list[str]) -> tuple[int, str]:
     """Run a command, showing what it writes to stderr: its exit code, and the last line of that."""
     said = b""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while part := process.stderr.read1():
+        stderr: Any = process.stderr
+        while part := stderr.read1():
             sys.stderr.write(part.decode(errors="replace"))
             said = (said + part)[-4096:]
     lines = said.decode(errors="replace").strip().splitlines()

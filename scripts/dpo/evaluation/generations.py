@@ -124,7 +124,7 @@ def generated(
     total, desc = len(rows), f"Answers of {who.name}"
     with tqdm(total=total, desc=desc, unit="answer", disable=not rows) as progress:
         while rows:
-            part = next_batch()
+            part = next_batch()  # pyright: ignore[reportCallIssue]  the decorator gives the size
             rows = {at: row for at, row in rows.items() if at not in part}
             yield part
 

@@ -28,7 +28,7 @@ from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
 
 if TYPE_CHECKING:  # peft takes seconds to import, and few models are adapters
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from trl import ModelConfig
 
 MERGED = "merged"
@@ -61,7 +61,8 @@ def planned(model: ModelConfig) -> LoraConfig | None:
     modules = model.lora_target_modules
     if isinstance(modules, str) and re.fullmatch(r"[\w.]+", modules):
         stated.lora_target_modules = [modules]  # peft takes a string for a pattern of whole names
-    return get_peft_config(stated)
+    made: Any = get_peft_config(stated)  # of LoRA, the one kind that it knows
+    return made
 
 
 def shape_of(folder: Path) -> str:
@@ -115,8 +116,9 @@ def checked_base(recipe: Recipe) -> str | None:
 def tokenizer_home(model: ModelConfig) -> tuple[str, str | None]:
     """Name and revision of what holds the tokenizer: the model; or the base of an adapter that was
     saved without one."""
-    name, revision = model.model_name_or_path, model.model_revision
-    config = config_of(name, revision)
+    name: Any = model.model_name_or_path  # named by now
+    revision = model.model_revision
+    config: Any = config_of(name, revision)
     if config and not has_file(name, "tokenizer_config.json", revision=revision):
         return config.base_model_name_or_path, config.revision
     return name, revision

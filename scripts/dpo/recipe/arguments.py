@@ -99,7 +99,8 @@ def check_entries(path: Path, entries: Any) -> None:
         for key, value in entry.items():
             wrong = isinstance(value, bool) or not isinstance(value, (*OF_ONE[key], type(None)))
             if key == "columns" and not wrong:
-                wrong = not all(isinstance(name, str) for name in value or ())
+                names: Any = value or ()
+                wrong = not all(isinstance(name, str) for name in names)
             if wrong or (key == "fraction" and value is not None and not 0 < value < float("inf")):
                 words = {"columns": "a list of names", "fraction": "a number above 0"}
                 raise Refusal(f"{where}: {key} is {value}: give {words.get(key, 'a name')}")

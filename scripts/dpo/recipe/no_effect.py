@@ -90,9 +90,9 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
     whole = recipe.mixture.test_split_size is None
     yield "dataset_test_split", "test_split_size", whole, "left out"
     for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        yield key, "gradient_checkpointing", args.activation_checkpointing, "true"
+        yield key, "gradient_checkpointing", bool(args.activation_checkpointing), "true"
     for key in ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"):
-        yield key, "report_to", "trackio" in args.report_to, "trackio"
+        yield key, "report_to", "trackio" in (args.report_to or ()), "trackio"
     for key in ("model_id", "private_repo", "revision", "always_push", "strategy"):
         yield f"hub_{key}", "push_to_hub", args.push_to_hub, "true"
     # Beside each other steps win, as is well known; not so where the recipe states the steps.
@@ -191,7 +191,8 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
     try:
         scheduler = get_scheduler(args.lr_scheduler_type, *how)
         for rate in getattr(scheduler, "lr_lambdas", ()):
-            [*map(rate, range(0, steps, steps // 1000))]  # past the warmup too
+            for step in range(0, steps, steps // 1000):  # past the warmup too
+                rate(step)
     except (ArithmeticError, TypeError, ValueError) as error:
         if args.lr_scheduler_kwargs:
             yield "lr_scheduler_kwargs", said(error)

@@ -156,7 +156,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     W&B takes these from the environment. Returns a line that says where the run goes, None if the
     recipe does not report to W&B.
     """
-    if "wandb" not in recipe.training.report_to:
+    if "wandb" not in (recipe.training.report_to or ()):
         return None
     stated = "project" in {*recipe.chosen, *recipe.flags}
     os.environ.setdefault("WANDB_PROJECT", recipe.training.project if stated else PROJECT)

@@ -12,7 +12,7 @@ from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
-from trl import DPOConfig, DPOTrainer, get_quantization_config
+from trl import DPOConfig, get_quantization_config
 
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
@@ -80,7 +80,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase | None,
     train: Dataset | IterableDataset,
     held_out: Dataset | None,
-) -> DPOTrainer:
+) -> FastDPOTrainer:
     """TRL's DPOTrainer with the recipe's model, reference and adapter.
 
     Policy and reference are loaded alike: same weights, same dtype, same attention.
@@ -103,11 +103,12 @@ def make_trainer(
         )
     if tokenizer is not None:  # else TRL finds it, and makes tokens of the rows
         fits.check(recipe, tokenizer, train, held_out)
+    init: Any = args.model_init_kwargs or {}  # parsed by now
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
-        **(args.model_init_kwargs or {}),
+        **init,
         "use_safetensors": True,  # never a pickle
         "device_map": own_device(args, launch),
     }

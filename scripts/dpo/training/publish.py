@@ -66,9 +66,9 @@ def publish(trainer: Declared, message: str, revision: str | None) -> CommitInfo
     if not trainer.is_world_process_zero():
         return None
     trainer.create_model_card(model_name=trainer.hub_model_id.split("/")[-1])
-    folder = Path(trainer.args.output_dir)
+    folder, name = Path(trainer.args.output_dir), str(trainer.hub_model_id)
     return HfApi().upload_folder(
-        repo_id=trainer.hub_model_id,
+        repo_id=name,
         folder_path=folder,
         commit_message=message,
         revision=revision,

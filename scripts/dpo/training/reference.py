@@ -161,10 +161,12 @@ def numerics(trainer: Declared) -> dict[str, str]:
 def digest_of_rows(dataset: Dataset) -> str:
     """Hash of the token ids of all rows, in order; the integer type they are kept in is nothing."""
     digest = hashlib.sha256()
-    for table in dataset.select_columns(IDS).with_format("arrow").iter(batch_size=1000):
+    length = pc.list_value_length  # pyright: ignore[reportAttributeAccessIssue]  made as it loads
+    tables: Any = dataset.select_columns(IDS).with_format("arrow").iter(batch_size=1000)
+    for table in tables:
         for name in IDS:
             column = table[name].combine_chunks()
-            for numbers in (pc.list_value_length(column), column.flatten()):
+            for numbers in (length(column), column.flatten()):
                 digest.update(numbers.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
     return digest.hexdigest()
 

@@ -146,7 +146,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
 
     def _models(self) -> list[PreTrainedModel]:
         """The policy, and the reference if it is a model of its own, without what wraps them."""
-        models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
+        policy: Any = self.model
+        models = [policy.get_base_model() if is_peft_model(policy) else policy]
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         return models

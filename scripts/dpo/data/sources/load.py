@@ -106,7 +106,8 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
         StopIteration: a split's files have no rows.
     """
     parts = {str(split): [*paths] for split, paths in (builder.config.data_files or {}).items()}
-    kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
+    kind, splits = type(builder).__module__.rpartition(".")[2], {}
+    config: Any = builder.config  # of its kind
     if kind in files.FILES.values():
         parts = {split: without_backups(paths) for split, paths in parts.items()}
     if kind in ("csv", "json") and not streaming:  # of the hub, brought here
@@ -114,7 +115,7 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
     if not parts or not all(Path(path).is_file() for paths in parts.values() for path in paths):
         if not streaming:
             builder.download_and_prepare()
-        found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
+        found: Any = builder.as_streaming_dataset() if streaming else builder.as_dataset()
         return {
             str(split): Rows(f"{name} ({split})", data, parts.get(str(split), []))
             for split, data in found.items()
@@ -164,7 +165,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
         data = data.select_columns(entry.columns) if entry.columns else data
         notes = next(iter(splits.values())).notes
         parts.append(Rows(f"{name} ({entry.split})", data, notes=notes))
-    shares = [entry.fraction for entry in mixture.datasets]
+    shares: list[Any] = [entry.fraction for entry in mixture.datasets]
     if not any(share is not None for share in shares):
         return parts
     if None in shares or mixture.streaming:

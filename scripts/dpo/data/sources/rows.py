@@ -125,7 +125,8 @@ def part_of(splits: dict[str, Rows], wanted: str, name: str) -> Dataset | Iterab
             f"datasets: {name} has no split {wanted!r}, only {', '.join(splits)}, and slices of "
             "them where it is no stream"
         ) from error
-    parts = [splits[p.splitname].data.select(range(p.from_, p.to)) for p in pieces]
+    data: dict[str, Any] = {name: rows.data for name, rows in splits.items()}
+    parts = [data[p.splitname].select(range(p.from_, p.to)) for p in pieces]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 

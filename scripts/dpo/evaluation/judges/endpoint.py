@@ -249,7 +249,7 @@ def judge(
             "kept, and the same command goes on from there"
         ) from error
 
-    verdicts = {key: kept.entries.get(key, {}).get("verdict") for key in texts}
+    verdicts: dict[str, Any] = {key: kept.entries.get(key, {}).get("verdict") for key in texts}
     points = [[FIRST_IS_BETTER.get(verdicts[k], np.nan) for k in pair] for pair in keys.values()]
     first, second = np.array(points).reshape(-1, 2).T
     second = 1 - second  # there the other's answer stood first

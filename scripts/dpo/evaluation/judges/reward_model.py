@@ -18,6 +18,7 @@ from dpo.models import loading, trust
 from dpo.models.sampling import Messages
 from dpo.recipe.hub_names import check_reachable, looks_local
 
+NO_REWARD = "no finite reward"
 ROWS = 16  # answers at a time
 JUDGES = (
     "vader (the known reward), hand (you, in the terminal), the URL of an OpenAI-compatible "
@@ -91,7 +92,7 @@ class RewardModel:
                 rewards = logits(model, [rows[key] for key in part], pad)
                 for key, reward in zip(part, rewards, strict=True):
                     finite = bool(np.isfinite(reward))
-                    yield key, *((float(reward), None) if finite else (None, "no finite reward"))
+                    yield key, float(reward) if finite else None, None if finite else NO_REWARD
                 progress.update(len(part))
 
     def ids(self, messages: Messages) -> list[int]:

@@ -63,7 +63,8 @@ EMPTY, EMPTY_STEPS = 0.1, 10
 
 def alerts_of(state: TrainerState) -> list[dict[str, Any]]:
     """The alerts of a run: kind, step, and what it says."""
-    return state.stateful_callbacks.get(NAME, nothing_yet())["alerts"]
+    kept: Any = state.stateful_callbacks  # a mapping, once it was read from a file too
+    return kept.get(NAME, nothing_yet())["alerts"]
 
 
 NAME = "monitors"  # in the state that checkpoints keep: a run that is resumed has seen as much
@@ -89,7 +90,8 @@ class Monitors(TrainerCallback):
         self.moving_steps = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.kept = state.stateful_callbacks.setdefault(NAME, nothing_yet())
+        kept: Any = state.stateful_callbacks
+        self.kept = kept.setdefault(NAME, nothing_yet())
         self.micro_losses = []
         # DeepSpeed keeps float32 masters, and shows weights in half precision that hardly move.
         if state.global_step == 0 and not self.trainer.is_deepspeed_enabled:
