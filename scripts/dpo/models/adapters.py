@@ -107,7 +107,7 @@ def checked_base(recipe: Recipe) -> str | None:
             f"{name} is a LoRA adapter of {base}: --use_peft trains it on; to train all weights, "
             "merge it into its base first, with peft's merge_and_unload()"
         )
-    for key in recipe.chosen:
+    for key in recipe.stated:
         if key.startswith("lora_") or key in ("use_rslora", "use_dora"):
             raise Refusal(f"{key}: the adapter {name} brings its own: leave it out")
     return base

@@ -113,7 +113,7 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
     low_rank = args.optim.startswith(("galore", "apollo"))
     yield "optim_target_modules", "optim", low_rank, "a kind of GaLore or APOLLO"
     yield "liger_kernel_config", "use_liger_kernel", args.use_liger_kernel, "true"
-    workers = args.dataloader_num_workers > 0 or "dataloader_num_workers" not in recipe.chosen
+    workers = args.dataloader_num_workers > 0 or "dataloader_num_workers" not in recipe.stated
     yield "dataloader_persistent_workers", "dataloader_num_workers", workers, "1 or more"
     alpha = args.f_divergence_type == "alpha_divergence"
     yield "f_alpha_divergence_coef", "f_divergence_type", alpha, "alpha_divergence"
@@ -142,7 +142,7 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
     values = {key: value for part in parts for key, value in vars(part).items()}
 
     def stated(key: str) -> bool:
-        there, default = key in recipe.chosen or key in recipe.flags, recipe.defaults.get(key)
+        there, default = key in recipe.stated or key in recipe.flags, recipe.defaults.get(key)
         off = values[key] is False and default is not True
         return there and not off and values[key] not in (None, default)
 
@@ -155,7 +155,7 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
         words = "give a folder that holds the model as it is to be, or load_in_4bit"
         yield "model_init_kwargs", f"{' and '.join(sorted(other))} is not looked at here: {words}"
     for key, other, works, needed in without_effect(recipe):
-        off = other in {*recipe.chosen, *recipe.flags} and values[other] in (False, "no")
+        off = other in {*recipe.stated, *recipe.flags} and values[other] in (False, "no")
         overruled = other in recipe.flags and key not in recipe.flags
         if stated(key) and not (works or off or overruled):
             yield key, f"it does nothing unless {other} is {needed}: leave it out, or give that"

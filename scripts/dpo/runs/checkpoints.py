@@ -1,8 +1,8 @@
-"""Checkpoints: written beside, hashed, renamed; taken by runs that they fit.
+"""Checkpoints that are complete or absent, and resumed only by a run that matches them.
 
 A checkpoint is a folder `checkpoint-<step>`. transformers writes it file by file, so that a kill
-leaves half of one under its final name. Here all processes write into a folder beside; then a
-manifest lists every file with its size and hash, and the folder gets its name, whole or not at all.
+leaves half of one under its final name. Here all processes write to a temporary folder beside it;
+`finish` writes a manifest of every file with its size and hash, and renames the folder.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def has_key() -> bool:
     return bool(os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=base_url()))
 
 
-def answers(url: str) -> bool:
+def reachable(url: str) -> bool:
     """Whether anything at `url` answers, whatever it says, through the proxies that are set."""
     try:
         within(REACHED, lambda: requests.head(url, timeout=REACHED))
@@ -133,7 +133,7 @@ def name_of(recipe: Recipe) -> str:
     stated = recipe.defaults | read_yaml(recipe.path)
     given = [
         f"{key}={value}"
-        for key, value in recipe.chosen.items()
+        for key, value in recipe.stated.items()
         if decides(key) and value != stated.get(key)
     ]
     return " ".join([recipe.name, *given])
@@ -158,7 +158,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     """
     if "wandb" not in (recipe.training.report_to or ()):
         return None
-    stated = "project" in {*recipe.chosen, *recipe.flags}
+    stated = "project" in {*recipe.stated, *recipe.flags}
     os.environ.setdefault("WANDB_PROJECT", recipe.training.project if stated else PROJECT)
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
     os.environ.setdefault("WANDB_DIR", str(folder))
@@ -177,7 +177,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     if "WANDB_MODE" not in os.environ:
         if not has_key():
             os.environ["WANDB_MODE"] = "offline"
-        elif not answers(base_url()):
+        elif not reachable(base_url()):
             os.environ["WANDB_MODE"] = "offline"
             why = f"offline, since {base_url()} gave no answer in {REACHED} s; when it does"
     if os.environ.get("WANDB_MODE") == "offline":

@@ -96,7 +96,7 @@ def make_trainer(
     args = copy.copy(recipe.training)  # the recipe stays what it was
     publish.check(args)
     trust.read_as_data(launch.deepspeed)
-    if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
+    if "device_map" in (recipe.stated.get("model_init_kwargs") or ()):
         raise Refusal(
             "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
             "and shard a model that is too large for one GPU with CONFIG=zero3"
@@ -130,7 +130,7 @@ def make_trainer(
             "model": adapters.trainable(start["model"], zero3, **init),
             "adapter": adapters.weights_file(model),
         }
-    stated = "precompute_ref_log_probs" in {*recipe.chosen, *recipe.flags}
+    stated = "precompute_ref_log_probs" in {*recipe.stated, *recipe.flags}
     if stated and args.precompute_ref_log_probs:
         of = (start["model"], start.get("peft_config"), args, launch)
         if reason := stays_live(*of, train, held_out):
@@ -142,7 +142,7 @@ def make_trainer(
         trainer = FastDPOTrainer(
             share_prefix=recipe.run.share_prefix,
             reference_cache=recipe.run.reference_cache,
-            settings=recipe.learned(recipe.chosen),
+            settings=recipe.learned(recipe.stated),
             launch=launch,
             args=args,
             train_dataset=train,

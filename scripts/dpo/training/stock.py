@@ -1,4 +1,7 @@
-"""What TRL and transformers do at every start or step that takes time and changes nothing here."""
+"""Stock DPOTrainer: its types as they are here, and what it does that is left out.
+
+TRL and transformers do some things at every start or step that take time and change nothing here.
+"""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
         self.launch = launch or launched()
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
-        self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
+        self.pairs: list[list[float]] = []  # the last batch's, of all processes (probes.per_pair)
         self._sharing, self._ready = "off", False
         self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
@@ -227,7 +227,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
         return loss * (mine * self.step_layout.size / self.step_layout.sum())
 
     def right(self, pairs: np.ndarray) -> np.ndarray:
-        """Accuracy of the pairs, columns as `seen.per_pair` has them, each alone."""
+        """Accuracy of the pairs, columns as `probes.per_pair` has them, each alone."""
         tie = stats.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
         return stats.accuracy(stats.settled(pairs[:, 0] - pairs[:, 1], tie))
 

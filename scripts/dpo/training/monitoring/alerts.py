@@ -128,7 +128,7 @@ class Monitors(TrainerCallback):
     # ---- not finite
 
     def saw(self, pairs: list[list[float]]) -> None:
-        """Take in a micro-batch, as `seen.per_pair` has it, before it goes backward.
+        """Take in a micro-batch, as `probes.per_pair` has it, before it goes backward.
 
         Raises:
             Refusal: the loss of some process is not finite.
