@@ -6,6 +6,8 @@ from dpo.recipe import known
 from dpo.recipe.parse import make_parser
 from support.commands import at_once
 
+RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
+
 
 def flags_of(parser) -> dict:
     return {flag: (it.dest, it.nargs) for flag, it in parser._option_string_actions.items()}
@@ -43,6 +45,10 @@ def test_help_begins_with_what_is_ours(monkeypatch):
         ("launch.py", ["--", "--beta=1", "--beta", "2"], 1, "beta stands twice"),
         ("launch.py", ["--recipe=qwen-ultrafeedbak"], 1, "did you mean: qwen-ultrafeedback"),
         ("launch.py", ["--config=zero9"], 1, "no CONFIG 'zero9': one of: cpu, "),
+        ("train.py", ["--help"], 0, "This repository ("),
+        ("train.py", [], 2, "usage: train.py --config"),
+        ("train.py", [*RECIPE, "--betaa=1"], 1, "unknown argument '--betaa=1': did you mean: beta"),
+        ("train.py", ["--config", "recipes/qwn.yaml"], 1, "no recipe at recipes/qwn.yaml: "),
         ("launch.py", ["--gpus=none"], 1, "GPUS=none is not a number"),
     ],
 )

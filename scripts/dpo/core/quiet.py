@@ -1,8 +1,12 @@
-"""What libraries say of themselves, and nobody who runs a command can change, is not shown."""
+"""Libraries as they are imported: what they say of themselves, and nobody who runs a command can
+change, is not shown; and what they import of others, for a use that few commands have, waits for
+that use."""
 
 import builtins
+import importlib.util
 import logging
 import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -47,3 +51,27 @@ def hush() -> None:
             lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
         )
     builtins.print = printed
+
+
+class OfPeft(type):
+    """A class with the instances of peft's class of the same name: none where peft is not."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        peft = sys.modules.get("peft")
+        return peft is not None and isinstance(instance, getattr(peft, cls.__name__))
+
+
+def defer_peft() -> None:
+    """Have transformers' arguments imported without peft. They would take it, and with it the code
+    of all models, for two classes, of which an object may be one."""
+    if "peft" in sys.modules or "transformers.trainer_utils" in sys.modules:
+        return
+    stand_in = types.ModuleType("peft")
+    stand_in.__spec__ = importlib.util.find_spec("peft")
+    for name in ("PeftModel", "PeftMixedModel"):
+        setattr(stand_in, name, OfPeft(name, (), {}))
+    sys.modules["peft"] = stand_in
+    try:
+        importlib.import_module("transformers.trainer_utils")
+    finally:
+        del sys.modules["peft"]

@@ -19,12 +19,13 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from dpo.core.refusal import Refusal
-from dpo.data import lint, schema
+from dpo.data import lint, quarantine, schema
 from dpo.data.formats.telling import SEEN
 from dpo.data.quarantine import Bad, Linted, check_length, said_of_lengths
 from dpo.data.reading import BATCH, lint_rows
 from dpo.data.schema import ABOUT, IDS, IMAGES, RENDERED, column
 from dpo.data.sources.load import Rows
+from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import QUARANTINE
 
@@ -251,3 +252,22 @@ def prepare(
             if isinstance(part.pairs, Dataset):
                 part.pairs = flat(part.pairs)
     return linted
+
+
+def read(
+    recipe: Recipe, rows: tuple[list[Rows], list[Rows]], folder: Path
+) -> tuple[PreTrainedTokenizerBase, dict[str, Linted]]:
+    """Lint and tokenise the rows, set the bad ones aside, and say so.
+
+    Returns the tokenizer and the pairs of each split.
+
+    Raises:
+        Refusal: the rows are no preferences, or too many of them are wrong.
+    """
+    state, tokenizer = PartialState(), load_tokenizer(recipe)
+    data = prepare(recipe, rows, tokenizer)
+    if state.is_main_process:
+        print(*quarantine.said(data, quarantine.set_aside(data, folder)), sep="\n")
+    state.wait_for_everyone()
+    quarantine.check_share(data, recipe.run.quarantine_limit, folder)
+    return tokenizer, data

@@ -7,10 +7,8 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import peft
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, TaskType
-from peft.utils import CONFIG_NAME
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -18,13 +16,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, has_file
-from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
-from trl import ModelConfig, get_peft_config
+from transformers.utils.peft_utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    find_adapter_config_file,
+)
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
+
+if TYPE_CHECKING:  # peft takes seconds to import, and few models are adapters
+    from peft import PeftConfig, PeftModel
+    from trl import ModelConfig
 
 MERGED = "merged"
 
@@ -34,18 +39,24 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
     if not find_adapter_config_file(name, revision=revision):
         return None
     if Path(name).is_dir():
-        model_files.read_json(Path(name, CONFIG_NAME))
+        model_files.read_json(Path(name, ADAPTER_CONFIG_NAME))
+    import peft
+
     try:
-        return PeftConfig.from_pretrained(name, revision=revision)
+        return peft.PeftConfig.from_pretrained(name, revision=revision)
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(
-            f"{name}/{CONFIG_NAME} is of no adapter that peft {peft.__version__} knows: "
+            f"{name}/{ADAPTER_CONFIG_NAME} is of no adapter that peft {peft.__version__} knows: "
             f"{model_files.one_line(error)}: save it again with save_pretrained"
         ) from error
 
 
 def planned(model: ModelConfig) -> PeftConfig | None:
     """The adapter that a recipe puts on a model; None without `use_peft`."""
+    if not model.use_peft:
+        return None
+    from trl import get_peft_config
+
     stated = copy.copy(model)
     modules = model.lora_target_modules
     if isinstance(modules, str) and re.fullmatch(r"[\w.]+", modules):
@@ -56,7 +67,7 @@ def planned(model: ModelConfig) -> PeftConfig | None:
 def shape_of(folder: Path) -> str:
     """How an adapter in a folder acts on its base (rank, α, modules, rsLoRA, ...), as JSON; not
     where that base lies, nor who wrote it."""
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
     aside = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
     return json.dumps({k: v for k, v in config.items() if k not in aside}, sort_keys=True)
 
@@ -72,10 +83,10 @@ def checked_base(recipe: Recipe) -> str | None:
     config = config_of(name, recipe.model.model_revision)
     if not config:
         return None
-    base, file = config.base_model_name_or_path, f"{name}/{CONFIG_NAME}"
+    base, file = config.base_model_name_or_path, f"{name}/{ADAPTER_CONFIG_NAME}"
     if not base:
         raise Refusal(f"{file} names no base model: state its base_model_name_or_path there")
-    if config.task_type not in (None, TaskType.CAUSAL_LM):
+    if config.task_type not in (None, "CAUSAL_LM"):
         raise Refusal(
             f"{file} has task_type {config.task_type}: an adapter of a causal language model is "
             "trained on here (CAUSAL_LM)"
@@ -127,6 +138,8 @@ def trainable(name: str, zero3: bool, **init) -> PeftModel:
             saw DeepSpeed fail on weights of two dtypes (TRL's issue 6089).
         init: how transformers loads the base.
     """
+    from peft import AutoPeftModelForCausalLM
+
     policy = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **init)
     if zero3:
         for parameter in policy.parameters():
@@ -159,6 +172,8 @@ def load(name: str, revision: str | None = None, **init) -> PreTrainedModel:
     """A model; of an adapter the model that it makes of its base, their weights added."""
     init["revision"] = revision
     if config_of(name, revision):
+        from peft import AutoPeftModelForCausalLM
+
         return AutoPeftModelForCausalLM.from_pretrained(name, **init).merge_and_unload()
     return AutoModelForCausalLM.from_pretrained(name, **init)
 
@@ -168,6 +183,12 @@ def save_generation_config(model: PeftModel, folder: Path) -> None:
     the answers of the model that was trained end, and its base's may not."""
     text = model.generation_config.to_json_string(ignore_metadata=True)
     files.write_whole(folder / GENERATION_CONFIG_NAME, text)
+
+
+def loaded_as(recipe: Recipe) -> dict[str, Any]:
+    """How the recipe's model is loaded, beside by its name."""
+    trusted = recipe.training.trust_remote_code
+    return recipe.init | {"dtype": recipe.model.dtype, "trust_remote_code": trusted}
 
 
 def merge(folder: Path, tokenizer: PreTrainedTokenizerBase, **init) -> Path:

@@ -8,20 +8,22 @@ import copy
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from dpo.core.refusal import Refusal
 from dpo.models import adapters, model_files, trust
 from dpo.models.model_files import AGAIN, config_of, one_line
 from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 ATTENTIONS = "eager and sdpa always are; flash_attention_2, flash_attention_3 and kernels of the "
 ATTENTIONS += "hub (kernels-community/...) with their package, on a GPU"
@@ -83,14 +85,16 @@ def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> No
     """Raises Refusal where a saved adapter would not go on its base."""
     file = folder / ADAPTER_SAFE_WEIGHTS_NAME
     base, kind = adapter.base_model_name_or_path, type(shape).__name__
+    from peft import get_peft_model, get_peft_model_state_dict
+
     try:
         made = get_peft_model(shape, copy.deepcopy(adapter))
     except (NotImplementedError, RuntimeError):
         return  # what needs weights
     except (ImportError, TypeError, ValueError) as error:
         raise Refusal(
-            f"{folder / CONFIG_NAME} does not fit its base {base}, a {kind}: {one_line(error)}: "
-            "state there the base that it was trained on"
+            f"{folder / ADAPTER_CONFIG_NAME} does not fit its base {base}, a {kind}: "
+            f"{one_line(error)}: state there the base that it was trained on"
         ) from error
     needed = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(made).items()}
     with safe_open(file, "pt") as weights:
@@ -98,8 +102,8 @@ def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> No
     for name in sorted(needed.keys() & found.keys()):
         if needed[name] != found[name]:
             raise Refusal(
-                f"{file} does not fit {CONFIG_NAME} and its base {base}, a {kind}: {name} is "
-                f"{found[name]} there, and would be {needed[name]}: {AGAIN}"
+                f"{file} does not fit {ADAPTER_CONFIG_NAME} and its base {base}, a {kind}: {name} "
+                f"is {found[name]} there, and would be {needed[name]}: {AGAIN}"
             )
 
 
@@ -130,6 +134,8 @@ def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
                 f"{recipe.place(key)}: {key} is {lost}: {type(shape).__name__} has none of that "
                 f"name: give some, with blanks between them, of {choices}"
             )
+    from peft import get_peft_model
+
     try:
         get_peft_model(shape, copy.deepcopy(planned))
     except (NotImplementedError, RuntimeError):

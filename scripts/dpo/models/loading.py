@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, modeling_utils
 
 from dpo.core.refusal import Refusal
@@ -50,6 +49,8 @@ def whole() -> Iterator[None]:
     Raises:
         Refusal: there are such weights, or the model predicts no words.
     """
+    from peft import PeftModel
+
     report, load_adapter = modeling_utils.log_state_dict_report, PeftModel.load_adapter
 
     def checked(model: PreTrainedModel, pretrained_model_name_or_path: str, *args, **kwargs):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dpo.core import secrets
 from dpo.core.environment import Launch, launched
 from dpo.core.files import at_home
+from dpo.core.quiet import defer_peft
 from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import (
     BATCH,
@@ -169,6 +170,7 @@ def data_workers(values: dict[str, Any], launch: Launch) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
+    defer_peft()
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
     class Parser(OneLine, TrlParser):

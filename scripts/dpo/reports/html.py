@@ -7,16 +7,17 @@ import base64
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from dpo.core.terminal import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
 
 
 def _shown(value: Any) -> str:
@@ -46,6 +47,8 @@ def render(page: str, **given: Any) -> str:
 
 
 def png(figure: Figure) -> bytes:
+    import matplotlib.pyplot as plt
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     plt.close(figure)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
 from dpo.core.files import write_json, write_whole
+from dpo.core.terminal import visible
 from dpo.data.quarantine import said_of_lengths
 from dpo.reports.html import png, render
+from dpo.runs import metrics, output_folder
 from dpo.runs.output_folder import REPORT
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+    from dpo.data.quarantine import Linted
+    from dpo.data.sources.load import Rows
+    from dpo.recipe.parse import Recipe
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
 SCALES = {"vader": "VADER compound score, -1 to 1"}  # of known rewards
@@ -220,3 +233,58 @@ def write(report: dict, folder: Path) -> list[Path]:
     write_whole(folder / "report.html", page(report, drawn))
     write_json(folder / REPORT, report)
     return [folder / "report.html", folder / REPORT]
+
+
+def about(
+    recipe: Recipe,
+    rows: tuple[list[Rows], list[Rows]],
+    data: dict[str, Linted],
+    trained: TrainerState,
+    alerts: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What a report says of a training: of what, on what, how it went, and by which software."""
+    from dpo.core.machine import commit, device_name, versions  # which ask torch
+
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model.model_name_or_path,
+        "data": {
+            "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
+            "rows": {split: linted.rows for split, linted in data.items()},
+            "set_aside": {split: linted.set_aside for split, linted in data.items()},
+            "left_out": {split: linted.left_out for split, linted in data.items()},
+            "lengths": {split: linted.lengths() for split, linted in data.items()},
+            "notes": data["train"].notes,
+        },
+        "global_batch": recipe.global_batch,
+        "steps": trained.global_step,
+        "beta": recipe.training.beta,
+        "loss_type": recipe.training.loss_type,
+        "curves": curves(metrics.read(Path(recipe.training.output_dir)) or trained.log_history),
+        "alerts": alerts,
+        "settings": output_folder.settings(recipe),
+        "versions": versions(),
+        "commit": commit(),
+        "machine": device_name(),
+        "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def spent(folder: Path, **seconds: float) -> dict[str, Any]:
+    """What a report says at the end: time and memory, and the answers that the run has shown."""
+    from dpo.core.machine import peak_memory_gb
+
+    completions = metrics.completions(folder)
+    return {"seconds": seconds, "peak_memory_gb": peak_memory_gb(), "completions": completions}
+
+
+def show(results: dict, written: list[Path], policies: list[Path]) -> None:
+    """The results in the terminal, and where they and the policies lie."""
+    table = Table(title=results["recipe"], title_justify="left", show_header=False)
+    for row in tiles(results):
+        table.add_row(*row)
+    Console().print(table)
+    for note in data_notes(results):
+        print(f"Data: {visible(note)}")
+    print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
+    print(f"Next: make evaluate RUN={policies[0]}")

@@ -9,18 +9,18 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
-from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from dpo.core import files
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import Recipe, read_yaml
 from dpo.runs import output_folder
+
+if TYPE_CHECKING:  # what was kept offline is sent without them
+    from transformers import Trainer, TrainerCallback
 
 PROJECT = "dpo-recipes"
 REACHED = 5  # seconds in which W&B must answer, or the run is offline
@@ -66,6 +66,8 @@ class Bounded:
         self.tracker, self.off = tracker, False
 
     def __getattr__(self, event: str) -> Callable[..., Any]:
+        from transformers import TrainerCallback
+
         if getattr(type(self.tracker), event) is getattr(TrainerCallback, event):
             return getattr(self.tracker, event)  # it does nothing here
 
@@ -85,6 +87,8 @@ class Bounded:
 
 def bound(trainer: Trainer) -> None:
     """Put every tracker of the trainer behind its bound."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     trackers = tuple(INTEGRATION_TO_CALLBACK.values())
     callbacks = trainer.callback_handler.callbacks
     callbacks[:] = [Bounded(c) if isinstance(c, trackers) else c for c in callbacks]
@@ -166,6 +170,8 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     os.environ.setdefault("WANDB_SILENT", "true")
     # W&B writes an offline run down every 15 seconds, and a kill takes what it has not.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+    from accelerate import PartialState
+
     if PartialState().is_main_process:  # which alone opens the run
         os.environ.setdefault("WANDB_RUN_ID", kept_id(folder))
         os.environ.setdefault("WANDB_RESUME", "allow")

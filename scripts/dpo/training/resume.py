@@ -7,21 +7,31 @@ step, and the tokens seen so far; and with `sync_ref_model` the reference, which
 
 from __future__ import annotations
 
+import gc
+import json
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOTrainer
 
+from dpo.core import files
 from dpo.core.refusal import Refusal
-from dpo.runs import checkpoints
+from dpo.data import schema
+from dpo.recipe.parse import Recipe
+from dpo.runs import checkpoints, output_folder, tracking
+from dpo.training import held_out_scores, publish
+from dpo.training.preempt import Leave
 
 # In a checkpoint, where the reference moves. Apart from the policy's weights: vLLM and SGLang load
 # all that lies beside a configuration.
@@ -155,3 +165,62 @@ class TakeUp(TrainerCallback):
         trainer._metrics["train"].update(left["metrics"])
         trainer._total_train_tokens = left["tokens"]
         trainer.started = time.monotonic() - self.manifest["seconds"]
+
+
+def to_the_end(
+    trainer: DPOTrainer, recipe: Recipe, leave: Leave
+) -> tuple[Dataset | None, TrainerState, float]:
+    """Train, or go on, or find that training had ended; save the policy, or a checkpoint if the
+    run is asked to leave.
+
+    Returns the tokenised held-out pairs (None without evaluation), the trainer's state, which
+    holds all that was logged, and the seconds that it took, loading and the reference included.
+    """
+    folder = Path(recipe.training.output_dir)
+    done = folder / output_folder.TRAINED
+    if done.exists():
+        trainer.accelerator.print(f"Trained already: {folder} holds the policy; evaluating it")
+        trainer.state = TrainerState.load_from_json(str(done))
+        tracking.open_again(trainer)
+    else:
+        given, others = recipe.training.resume_from_checkpoint, recipe.run.other_processes
+        checkpoint = to_go_on_from(trainer, folder, given, others)
+        if checkpoint:
+            trainer.accelerator.print(f"Continuing from {checkpoint}")
+            trainer.add_callback(TakeUp(trainer, checkpoint))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if leave.left:
+            step = trainer.state.global_step
+            trainer.accelerator.print(
+                f"Asked to leave at step {step} of {trainer.state.max_steps}: saved in "
+                f"{folder}/checkpoint-{step}; the same command goes on from there"
+            )
+        else:
+            with files.written_to(folder / "model.safetensors"):
+                trainer.save_model(_internal_call=True)  # not published before it counts as done
+            if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():
+                # No checkpoint is there to score again from: the policy counts as done.
+                files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+            scored = held_out_scores.score(trainer)
+        if trainer.is_world_process_zero() and not leave.left:
+            for weights in folder.glob("*.safetensors"):
+                files.follow_umask(weights)
+            if scored:
+                held_out_scores.keep(folder, scored, schema.digest_of(trainer.eval_dataset))
+            files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
+    if recipe.training.push_to_hub and not leave.left:
+        publish.publish_or_say(trainer)
+    seconds = time.monotonic() - trainer.started
+    # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
+    # engine asks for its rank as it goes.
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()  # no process waits for another from here on
+    return trainer.eval_dataset, trainer.state, seconds
+
+
+def make_room() -> None:
+    """Give back what training held, for the models that are loaded next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    unset_hf_deepspeed_config()  # or ZeRO-3 would shard them

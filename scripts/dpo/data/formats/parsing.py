@@ -11,8 +11,6 @@ import tokenize
 from collections.abc import Container
 from typing import Any
 
-from trl.trainer.utils import remove_none_values
-
 from dpo.data.formats.parts import CANDIDATES, RATINGS
 from dpo.data.formats.turns import Fault, as_anthropic_has_it
 from dpo.data.sources.files import Twice, once
@@ -116,6 +114,11 @@ def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
             value = messages_in(as_anthropic_has_it(value), name)
         elif isinstance(value, (list, dict)):
             value = turned(value)
-            value = remove_none_values(value) if name in padded else value
+            if name in padded:
+                from trl.trainer.utils import (
+                    remove_none_values,  # with which come seconds of others
+                )
+
+                value = remove_none_values(value)
         read[name] = value
     return read
