@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import DEFAULTS
-from dpo.recipe.convert.old_keys import refuse_unknown, spelling
+from dpo.recipe.convert.other_tools import refuse_unknown, spelling
 from dpo.recipe.flags import check as flags_given
 
 # Where arguments are defined, and what they are of. A class that comes later gives those that it

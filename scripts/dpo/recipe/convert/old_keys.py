@@ -4,10 +4,6 @@ now, or why there is no such key any more.
 What a strict parse says of an unknown key, and what `make new FROM=` does with it.
 """
 
-from pathlib import Path
-
-from dpo.core.refusal import Refusal
-
 
 def because(*groups: tuple[str, str]) -> dict[str, str]:
     """Each key to the reason of its group; a group is a reason and its keys."""
@@ -97,33 +93,3 @@ DROPPED = because(
     ("make evaluate does it", "benchmarks callbacks system_prompt"),
     (AT_LAUNCH, "accelerate_config num_processes num_machines"),
 )
-
-
-def spelling(key: str) -> str | None:
-    """What to write in the place of a key that is not ours; None if no other tool has it."""
-    from dpo.recipe.convert.other_tools import TOOLS  # which takes its reasons from here
-
-    for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
-        if key in renamed:
-            return f"{key!r} is now {renamed[key]}"
-        if key in dropped:
-            return f"leave {key!r} out: {dropped[key]}"
-    return None
-
-
-def refuse_unknown(path: Path, unknown: dict[str, str]) -> None:
-    """Name all keys of a recipe that are not known, each with what to write in its place.
-
-    Args:
-        unknown: the keys, each with those of ours that are near.
-
-    Raises:
-        Refusal: there are some.
-    """
-    if not unknown:
-        return
-    old = {key: spelling(key) for key in unknown}
-    said = "; ".join(old[key] or f"{key!r}: {near}" for key, near in unknown.items())
-    many = "unknown key" if len(unknown) == 1 else f"{len(unknown)} unknown keys:"
-    hint = f"; make new FROM={path} RECIPE=another-name writes it anew" if any(old.values()) else ""
-    raise Refusal(f"{path}: {many} {said}{hint}")

@@ -2,16 +2,21 @@
 none. Keys that are TRL's own are not repeated; what takes thought is in from_tools.py.
 """
 
+from pathlib import Path
+
+from dpo.core.refusal import Refusal
 from dpo.recipe.convert import axolotl, ms_swift
 from dpo.recipe.convert.old_keys import (
     AT_AI2,
     AT_LAUNCH,
     BATCHES,
+    DROPPED,
     GENERATES,
     KERNELS,
     NOT_DPO,
     NOT_WANDB,
     PREPARED,
+    RENAMED,
     TEMPLATE,
     TOKENIZER,
     UNLIKE,
@@ -194,3 +199,31 @@ TOOLS = {
     "open-instruct": (OPEN_INSTRUCT_RENAMED, OPEN_INSTRUCT_DROPPED),
     "ms-swift": (ms_swift.RENAMED, ms_swift.DROPPED),
 }
+
+
+def spelling(key: str) -> str | None:
+    """What to write in the place of a key that is not ours; None if no other tool has it."""
+    for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
+        if key in renamed:
+            return f"{key!r} is now {renamed[key]}"
+        if key in dropped:
+            return f"leave {key!r} out: {dropped[key]}"
+    return None
+
+
+def refuse_unknown(path: Path, unknown: dict[str, str]) -> None:
+    """Name all keys of a recipe that are not known, each with what to write in its place.
+
+    Args:
+        unknown: the keys, each with those of ours that are near.
+
+    Raises:
+        Refusal: there are some.
+    """
+    if not unknown:
+        return
+    old = {key: spelling(key) for key in unknown}
+    said = "; ".join(old[key] or f"{key!r}: {near}" for key, near in unknown.items())
+    many = "unknown key" if len(unknown) == 1 else f"{len(unknown)} unknown keys:"
+    hint = f"; make new FROM={path} RECIPE=another-name writes it anew" if any(old.values()) else ""
+    raise Refusal(f"{path}: {many} {said}{hint}")
