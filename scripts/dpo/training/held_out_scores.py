@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.utils import tqdm
-from trl import DPOTrainer
 
 from dpo.core import files
 from dpo.data import schema
@@ -19,9 +18,10 @@ from dpo.models.scoring import Scored
 from dpo.runs import output_folder
 from dpo.training import reference
 from dpo.training.preflight import memory
+from dpo.training.stock import Declared
 
 
-def score(trainer: DPOTrainer) -> Scored | None:
+def score(trainer: Declared) -> Scored | None:
     """The held-out pairs under the model as training has left it; every process takes part.
 
     What TRL computes in an evaluation, pair by pair. None without held-out pairs, where the
