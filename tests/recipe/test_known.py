@@ -6,7 +6,6 @@ from dpo.recipe import known
 from dpo.recipe.parse import make_parser
 from support.commands import at_once
 
-
 RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -57,6 +58,25 @@ def test_log_probabilities_are_those_of_the_live_reference(lora, tmp_path):
         REFERENCE_LOGPS, live.compute_ref_log_probs(model, batch), strict=True
     ):
         assert cached[column] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_held_out_pairs_are_scored_at_the_first_evaluation(lora, tmp_path):
+    """By what the policy was before it learned; and all that is learned and measured is to the bit
+    what it is where their scores are found, dropout too."""
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
+    settings = {"fast": True, "with_held_out": True, "eval_strategy": "steps", "eval_steps": 2}
+    settings |= {"max_steps": 4, "objects": {"peft_config": adapter if lora else None}}
+    logs, columns = [], []
+    for found in (False, True):
+        trainer = trainer_of(tmp_path, "llama", **settings)
+        assert (REFERENCE_LOGPS[0] in trainer.eval_dataset.column_names) == found
+        trainer.train()
+        assert trainer.ref_model is None
+        keys = ("loss", "eval_loss", "eval_rewards/margins", "grad_norm")
+        logs.append([[log.get(key) for key in keys] for log in trainer.state.log_history[:-1]])
+        columns.append([trainer.eval_dataset[name] for name in REFERENCE_LOGPS])
+    assert logs[0] == logs[1] and columns[0] == columns[1] and len(logs[0]) == 6
 
 
 def test_a_sweep_scores_nothing_again(tmp_path, scored):
