@@ -37,6 +37,7 @@ from trl import DPOConfig, DPOTrainer
 from dpo.core.machine import device_name, peak_memory_gb
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
+from dpo.data.schema import IDS
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import positive
@@ -136,11 +137,10 @@ def work(variant: Variant, job: Job) -> dict:
     lengths = np.concatenate([job.warm_up, job.timed])
     config = config_of(job.model)
     draw = np.random.default_rng(0)
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
     rows = [
         {
             name: draw.integers(2, config.vocab_size, n).tolist()
-            for name, n in zip(names, row, strict=True)
+            for name, n in zip(IDS, row, strict=True)
         }
         for row in lengths
     ]

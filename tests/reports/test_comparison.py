@@ -12,7 +12,7 @@ import yaml
 
 from compare import show
 from dpo.core import stats
-from dpo.reports import comparison, comparison_page, comparison_table
+from dpo.reports import comparison, comparison_page, comparison_table, results
 from dpo.reports.comparison_table import Row, Units
 from dpo.runs import output_folder
 from support.browser import DESKTOP, PHONE, fits, opened, pictures
@@ -93,6 +93,23 @@ def evaluated(folder, preferred, name="reference-vader", against="m", temperatur
 
 def row(runs, name) -> Row:
     return next(row for row in comparison_table.table(runs) if row.name == name)
+
+
+def test_reports_of_either_form_say_the_same(tmp_path):
+    """`a_run` writes the form of the time before there was a `format`."""
+    given = [a_run(tmp_path / name, [1, -1], [0.1, 0.2], beta=at) for at, name in enumerate("ab")]
+
+    def said() -> list:
+        runs = comparison.collect(given)
+        table = comparison_table.table(runs)
+        return [(row.name, row.values, row.between, row.gained) for row in table]
+
+    old = said()
+    for folder in given:
+        path = folder / "report.json"
+        found = results.upgraded(json.loads(path.read_text())) | {"format": 2}
+        path.write_text(json.dumps(found))
+    assert said() == old and {"held-out accuracy", "true reward"} <= {row[0] for row in old}
 
 
 def test_only_what_differs_is_shown_and_names_the_runs(tmp_path):

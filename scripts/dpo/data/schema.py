@@ -102,8 +102,8 @@ def pair_rows(
     """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training."""
     return [
         cut_row(prompt, completion, max_length, truncation_mode)
-        for side in ("chosen_ids", "rejected_ids")
-        for prompt, completion in zip(held_out["prompt_ids"], held_out[side], strict=True)
+        for side in IDS[1:]
+        for prompt, completion in zip(held_out[IDS[0]], held_out[side], strict=True)
     ]
 
 

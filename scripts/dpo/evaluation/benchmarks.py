@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -65,9 +66,8 @@ def run(
     own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
-    half = who.autocast(device)
-    half = str(half.fast_dtype) if half._enabled else None
-    about.append(half)
+    half = who.half()
+    about.append(str(half))
     for task in tasks:
         name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
         path = KEPT / f"{name}.json"
@@ -87,7 +87,7 @@ def lm_eval(
     who: Contestant,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    half: str | None,
+    half: torch.dtype | None,
     *,
     device: str,
     **how: Any,
@@ -115,7 +115,7 @@ def lm_eval(
             "tokenizer": place,
             "dtype": who.dtype,
             "attn_implementation": who.attention,
-            "mixed_precision_dtype": half and half.removeprefix("torch."),
+            "mixed_precision_dtype": half and str(half).removeprefix("torch."),
             "trust_remote_code": who.trusted,
             "parallelize": spread,
         }

@@ -88,12 +88,17 @@ class Contestant:
         config = model_files.config_of(name, revision, **trusted)
         return loading.weight_bytes(config, self.dtype, **trusted)
 
+    def half(self) -> torch.dtype | None:
+        """The half precision that its run computes in; None for that of the weights."""
+        args = self.recipe.training if self.recipe else None
+        if args is None or not (args.fp16 or args.bf16):
+            return None
+        return torch.float16 if args.fp16 else torch.bfloat16
+
     def autocast(self, device: str) -> torch.autocast:
         """The precision that its run computes in; for another model that of its weights."""
-        args = self.recipe.training if self.recipe else None
-        half = args is not None and (args.fp16 or args.bf16)
-        dtype = torch.float16 if half and args.fp16 else torch.bfloat16
-        return torch.autocast(device.split(":")[0], dtype, enabled=half)
+        half = self.half()
+        return torch.autocast(device.split(":")[0], half or torch.bfloat16, enabled=bool(half))
 
     def digest(self) -> str:
         """A hash of all that decides what it answers: weights, tokenizer, configuration and code,

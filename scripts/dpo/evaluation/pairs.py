@@ -58,9 +58,7 @@ def by_group(margins: np.ndarray, held_out: Dataset) -> dict:
         counts = {"count": int(mask.sum()), "prompts": asked, "ties": ties}
         return name | counts | {"accuracy": asdict(correct), "margin": margin}
 
-    chosen, rejected = (
-        np.array([len(ids) for ids in held_out[side]]) for side in ("chosen_ids", "rejected_ids")
-    )
+    chosen, rejected = (np.array([len(ids) for ids in held_out[side]]) for side in schema.IDS[1:])
     longer = (chosen - rejected) / np.maximum(chosen, rejected)
     lengths = {
         "chosen is longer": longer > ALIKE,

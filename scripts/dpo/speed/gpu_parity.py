@@ -28,6 +28,7 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from dpo.data.schema import IDS
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import share_prefixes
 from dpo.prefix_sharing.plan import SharedPrefixCollator
@@ -83,8 +84,7 @@ def real_pairs(words: int) -> list[tuple[list[int], list[int], list[int]]]:
 
 
 def batch_of(pairs: list, max_length: int, device: str) -> dict:
-    names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    rows = [dict(zip(IDS, pair, strict=True)) for pair in pairs]
     batch = SharedPrefixCollator(pad_token_id=0, max_length=max_length)(rows)
     return send_to_device(batch, torch.device(device))
 
