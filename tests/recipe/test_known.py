@@ -49,6 +49,9 @@ def test_help_begins_with_what_is_ours(monkeypatch):
         ("train.py", [], 2, "usage: train.py --config"),
         ("train.py", [*RECIPE, "--betaa=1"], 1, "unknown argument '--betaa=1': did you mean: beta"),
         ("train.py", ["--config", "recipes/qwn.yaml"], 1, "no recipe at recipes/qwn.yaml: "),
+        ("evaluate.py", ["--nothing=1"], 2, "the following arguments are required: --run"),
+        ("bench.py", ["--stepps=1"], 2, "unrecognized arguments: --stepps=1"),
+        ("sync.py", ["--run=nowhere"], 1, "no run at nowhere"),
         ("launch.py", ["--gpus=none"], 1, "GPUS=none is not a number"),
     ],
 )
