@@ -127,9 +127,10 @@ test-gemma: $(READY) ## a second real model, Gemma 3 270M, under Gemma's own ter
 test-trl: $(READY) ## TRL's own DPO tests with our trainer: TRL=(a checkout)
 	$(BIN)/python tests/support/stock_trl.py "$(TRL)" $(ARGS)
 
-lint: $(READY) ## check style and format
+lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 audit: $(READY) ## known advisories against what is installed
 	$(BIN)/python scripts/audit.py

@@ -150,7 +150,9 @@ def show_pairs(console: Console, pairs: dict[int, dict[str, tuple[str, list[Piec
                 console.print(marked(pieces), soft_wrap=True)
 
 
-def seen(recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer) -> tuple:
+def seen(
+    recipe: Recipe, linted: dict[str, quarantine.Linted], tokenizer
+) -> tuple[dict, list, dict]:
     """What is shown: a table of lengths and remarks for each split, and a few pairs by row."""
     cut = recipe.training.max_length, recipe.training.truncation_mode
     splits = {split: found.pairs for split, found in linted.items() if len(found.pairs)}

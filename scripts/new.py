@@ -176,7 +176,7 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
         )
     else:
         share = 0.05 if pairs is None or 400 <= pairs <= MANY else 0.1 if pairs < 400 else None
-        share = share or round(1000 / pairs, 4)
+        share = share or round(1000 / (pairs or MANY), 4)
         held = f" {max(int(pairs * share), 1)} pairs" if pairs else ""
         lines.append(line("test_split_size", f"{share:g}", f"no split is held out yet:{held}"))
         pairs = pairs and pairs - max(int(pairs * share), 1)

@@ -47,13 +47,11 @@ from dpo.core.environment import launched
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import visible
-from dpo.recipe.parse import FOLDER, choices, names, share_batch
+from dpo.recipe.parse import share_batch
 from dpo.reports import comparison, comparison_page, results
 from dpo.runs import output_folder, sweeps, tracking
-from dpo.runs.launch import choose, visible_gpus
+from dpo.runs.launch import check_there, choose, visible_gpus
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
-
-CONFIGS = Path("accelerate_configs")
 
 
 def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path) -> Path:
@@ -120,12 +118,7 @@ def show(runs: list[Run]) -> None:
 @guarded
 def main() -> None:
     args = arguments()
-    for what, given, folder in (
-        ("RECIPE", args.recipe, FOLDER),
-        ("CONFIG", args.config, CONFIGS),
-    ):
-        if given and given not in names(folder):
-            raise Refusal(f"no {what} {given!r}: {choices(given, names(folder))}")
+    check_there(args.recipe, args.config)
     into = Path(args.output or f"outputs/{args.recipe}-sweep")
     at_a_time = places(args.config, args.gpus)
     on_gpus = at_a_time != [None]

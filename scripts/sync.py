@@ -44,7 +44,7 @@ def main() -> None:
         return
     if not tracking.has_key():
         raise Refusal(f"{len(runs)} W&B runs are waiting: wandb login, then make sync again")
-    if not tracking.answers(tracking.base_url()):
+    if not tracking.reachable(tracking.base_url()):
         raise Refusal(f"{tracking.base_url()} gives no answer: {len(runs)} W&B runs still wait")
     wandb, failed = str(Path(sys.executable).with_name("wandb")), []
     for number, (name, parts) in enumerate(runs.items(), start=1):

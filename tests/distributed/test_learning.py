@@ -45,7 +45,7 @@ def test_two_processes_learn_what_one_learns(
     ways = [f"--share_prefix={shared}"]
     ways += ["--precompute_ref_log_probs=False"] if reference == "live" else []
     scored = (trained, prefix, reference) == WAYS[0]
-    ways += [] if scored else ["--eval_strategy=no"]
+    ways += [] if scored else ["--eval_strategy=no", "--save_strategy=no"]
     said = learn(folder, trained, config, 2, *ways)
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in said
     stage = f", ZeRO-{config[4]}" if config.startswith("zero") else ", FSDP" * (config == "fsdp2")
@@ -118,7 +118,7 @@ def test_a_reference_that_moves_is_sharded_and_goes_on(config, learn, one_proces
 def test_four_bits_are_carried_by_every_config(config, learn, one_process, tmp_path):
     """What one process learns in them, to bfloat16's precision; without them it learns other
     things."""
-    learn(tmp_path / "run", "qlora", config, 2, "--eval_strategy=no")
+    learn(tmp_path / "run", "qlora", config, 2, "--eval_strategy=no", "--save_strategy=no")
     losses = losses_of(tmp_path / "run")
     assert losses == pytest.approx(losses_of(one_process("qlora")), abs=5e-3)
     assert losses != pytest.approx(losses_of(one_process("half")), abs=2e-2)

@@ -279,4 +279,4 @@ def test_a_run_that_goes_on_another_day_has_the_prompts_of_its_first(tiny_flags,
     earlier, others = read()
     assert earlier == prompt.replace(f"{today:%d %B %Y}", "29 February 2024")
     assert digest_of_rows(others) != digest_of_rows(pairs)
-    assert output_folder.recipe_of(tmp_path / "run").chosen == recipe.chosen
+    assert output_folder.recipe_of(tmp_path / "run").stated == recipe.stated

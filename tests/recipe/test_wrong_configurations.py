@@ -412,7 +412,7 @@ def test_a_recipe_knows_no_variables(key, value, tmp_path):
 @pytest.mark.parametrize("given", ["a/run/", "a//run", "./a/run", "a/b/../run"])
 def test_a_folder_is_the_same_however_it_is_written(given):
     recipe = parse(["--config", str(RECIPE), "--use_cpu", f"--output_dir={given}"])
-    assert recipe.training.output_dir == recipe.chosen["output_dir"] == "a/run"
+    assert recipe.training.output_dir == recipe.stated["output_dir"] == "a/run"
 
 
 def test_a_large_rate_is_left_to_plain_descent(monkeypatch):

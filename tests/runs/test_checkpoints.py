@@ -170,7 +170,7 @@ def test_what_a_recipe_learns_is_told_from_how_it_runs():
 
     def learned(*flags: str) -> dict:
         parsed = parse([*recipe, "--use_cpu", *flags])
-        return parsed.learned(parsed.chosen)
+        return parsed.learned(parsed.stated)
 
     pieces = ("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4")
     ways = ("--gradient_checkpointing=true", "--save_steps=3", "--logging_steps=1", "--beta=0.1")

@@ -53,8 +53,8 @@ def test_batches_are_made_ahead_beside_a_gpu(monkeypatch, gpus, flags, workers):
     assert found.training.dataloader_num_workers == workers
     # What a run remembers is what was stated, and none of it decides what is learned.
     stated = any("workers" in flag for flag in flags)
-    assert ("dataloader_num_workers" in found.chosen) == stated
-    assert "dataloader_num_workers" not in found.learned(found.chosen)
+    assert ("dataloader_num_workers" in found.stated) == stated
+    assert "dataloader_num_workers" not in found.learned(found.stated)
 
 
 def test_batches_made_ahead_are_the_same(tmp_path):

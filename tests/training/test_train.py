@@ -76,7 +76,7 @@ def test_what_trained_is_gone_when_the_evaluation_loads(
         raise SystemExit("enough")
 
     monkeypatch.setattr(FastDPOTrainer, "train", noted)
-    monkeypatch.setattr(train.measure, "after_training", evaluate)
+    monkeypatch.setattr("dpo.evaluation.measure.after_training", evaluate)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), "--report_to=none", *more]
     monkeypatch.setattr(sys, "argv", ["train.py", *RECIPE, *once(flags)])

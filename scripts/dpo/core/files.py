@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,15 @@ def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none without the file. A line that was cut off is left
-    out: of a file that is appended to, only the last can be, by a kill in the middle of a write."""
+    """The objects of a file with one a line; none without the file. A line that a kill in the
+    middle of a write has cut off is left out."""
     entries = []
     # Not splitlines(), to which U+2028 in an answer ends a line as well.
     for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         if not line:
             continue
-        try:
+        with suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return entries
 
 

@@ -14,8 +14,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import datasets
-
 from dpo.core.files import write_whole
 
 LARGE = 10_000_000  # bytes; what is smaller is hashed sooner than it is looked up
@@ -23,6 +21,8 @@ SETTLED = 2_000_000_000  # ns since the last change; the clock of some file syst
 
 
 def kept_in() -> Path:
+    import datasets.config  # late: the hash of one file needs no libraries
+
     return Path(datasets.config.HF_DATASETS_CACHE) / "digests.json"
 
 
@@ -30,6 +30,14 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file as it lies on the disk now, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_all(paths: list[Path], under: Path) -> str:
+    """The SHA-256 of files, their names in the folder `under` and what they hold, in hex."""
+    digest = hashlib.sha256()
+    for path, of_file in zip(paths, digests_of(paths), strict=True):
+        digest.update(f"{path.relative_to(under)} {of_file}\n".encode())
+    return digest.hexdigest()
 
 
 def _state(path: Path) -> list[int]:

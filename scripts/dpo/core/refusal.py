@@ -1,4 +1,6 @@
-"""The type of a refusal, which is told from other exits of a process."""
+"""The type of a refusal, which is told from other exits, and what an error says in one line."""
+
+LONGEST = 400  # characters of what an error says
 
 
 class Refusal(SystemExit):
@@ -7,3 +9,17 @@ class Refusal(SystemExit):
 
     Exits that hand a code on, as a launcher's do, stay a SystemExit.
     """
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: BaseException, cause: bool = False) -> str:
+    """All that an error says, or what caused it if a library has wrapped that, on one line of
+    bounded length."""
+    said = (
+        " ".join(str((cause and error.__cause__) or error).split()).rstrip(".")
+        or type(error).__name__
+    )
+    return said if len(said) < LONGEST else f"{said[:LONGEST]} …"

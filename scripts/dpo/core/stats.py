@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,8 +73,8 @@ def resampled(values: np.ndarray, resamples: int = 10_000) -> np.ndarray:
 def paired(
     values: np.ndarray, resamples: int = 10_000, prompts: np.ndarray | None = None
 ) -> list[list[Interval]]:
-    """How the mean of each row of `values`, shape (rows, n), differs from that of each other one,
-    paired: `[i][j]` is row i less row j. `prompts`, shape (n,), as for `bootstrap`."""
+    """Paired differences between the means of the rows of `values`, shape (rows, n): `[i][j]` is
+    row i less row j. `prompts`, shape (n,), as for `bootstrap`."""
     counted = np.concatenate([values, np.ones((1, values.shape[1]))])
     grouped = by_prompt(counted, prompts)
     *sums, counts = resampled(grouped, resamples)
@@ -114,7 +115,7 @@ def win_rate(preferred: np.ndarray) -> Interval:
     """Share of comparisons that the first of two models wins, a tie half.
 
     Args:
-        preferred: shape (prompts, samples): 1, ½ or 0, NaN where there is no verdict. Answers to
+        preferred: shape (prompts, samples): 1, 0.5 or 0, NaN where there is no verdict. Answers to
             one prompt are alike, so that the prompt is what is resampled.
     """
     judged = preferred[~np.isnan(preferred).all(axis=1)]
@@ -167,7 +168,7 @@ def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-found[:, 0]))
 
 
-def numerics(model: torch.nn.Module) -> torch.dtype:
+def numerics(model: Any) -> torch.dtype:
     """What a model computes in here and now: autocast's dtype, or that of its weights."""
     device = model.device.type
     if torch.is_autocast_enabled(device):
@@ -192,8 +193,8 @@ def settled(margins: np.ndarray, width: np.ndarray) -> np.ndarray:
 
 
 def accuracy(margins: np.ndarray) -> np.ndarray:
-    """1 where the implicit reward prefers the chosen answer, 0 where not, ½ where it has no view
-    (everywhere, as long as the policy is its reference).
+    """1 if the implicit reward prefers the chosen answer, 0 if not, 0.5 on ties (all pairs, as long
+    as the policy is its reference).
 
     Args:
         margins: settled ones.

@@ -35,7 +35,7 @@ def pieces(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
 
     def text(stop: int) -> str:
         both, before = (
-            tokenizer.decode(ids[known:end], clean_up_tokenization_spaces=False)
+            str(tokenizer.decode(ids[known:end], clean_up_tokenization_spaces=False))
             for end in (stop, start)
         )
         return both[len(before) :]
@@ -45,7 +45,7 @@ def pieces(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
         if alone and start < place:  # a part of a character, that nothing makes whole
             found.append(Piece(text(place), start, place))
             known, start = start, place
-        spelt = tokenizer.decode([token]) if alone else text(place + 1)
+        spelt = str(tokenizer.decode([token])) if alone else text(place + 1)
         last = place + 1 == len(ids)
         if alone or last or (spelt and not spelt.endswith(PART)):
             found.append(Piece(spelt, start, place + 1, alone))

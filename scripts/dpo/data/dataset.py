@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import QUARANTINE
 
 
-def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -> Linted:
+def joined(parts: list[tuple[Rows, Linted]], held_out: Collection[int] = ()) -> Linted:
     """The sources of a split as one, what they say twice or against each other set aside.
 
     Args:
@@ -54,7 +55,7 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: set[int] = frozenset()) -
     good = np.flatnonzero(reasons == "")
     digests = digests_of(table.select(good))
     for at, (reason, other) in lint.repeated(digests).items():
-        at, other = good[at], good[other]
+        at, other = int(good[at]), int(good[other])
         reasons[at], details[at] = reason, f"row {rows[other]} of {sources[other].name}"
     used = good[np.isin(digests[:, 0], [*held_out])]
     reasons[used[reasons[used] == ""]] = "held_out_prompt"
@@ -96,7 +97,7 @@ def beginning(parts: list[tuple[Rows, Linted]], max_length: int | None) -> Linte
                 continue
             lengths = [len(row[name] or ()) for name in IDS]
             needed = lengths[0] + max(lengths[1:])
-            bad.append(Bad(source, *(row[name] for name in ABOUT), needed))
+            bad.append(Bad(source, *(row[name] for name in ABOUT), tokens=needed))
     pairs = Dataset.from_list(sound)
     return Linted(pairs, "", rows, bad, max_length=max_length)
 
@@ -167,8 +168,9 @@ def hold_out(train: Linted, share: float, seed: int) -> Linted:
     taken = np.cumsum(np.bincount(numbers)[order]) <= share * len(numbers)
     taken[:1] = True
     held = np.isin(numbers, order[taken])
-    test = Linted(train.pairs.select(np.flatnonzero(held)), train.layout, int(held.sum()))
-    train.pairs, train.rows = train.pairs.select(np.flatnonzero(~held)), train.rows - test.rows
+    pairs: Any = train.pairs  # no stream: hold_out asks for its length
+    test = Linted(pairs.select(np.flatnonzero(held)), train.layout, int(held.sum()))
+    train.pairs, train.rows = pairs.select(np.flatnonzero(~held)), train.rows - test.rows
     return test
 
 

@@ -55,7 +55,10 @@ def check_rows(
 def highest_token(pairs: Dataset) -> int:
     table = pairs.select_columns(schema.IDS).with_format("arrow")[:]
     columns = (table[name].combine_chunks().flatten() for name in schema.IDS)
-    return max(pc.max(column).as_py() or 0 for column in columns)
+    return max(
+        pc.max(column).as_py() or 0  # pyright: ignore[reportAttributeAccessIssue]
+        for column in columns
+    )
 
 
 def check(
@@ -78,7 +81,7 @@ def check(
     trusted = args.trust_remote_code
     how = recipe.init | {"revision": revision, "trust_remote_code": trusted}
     config = model_files.config_of(base, **how)
-    if not (adapter and adapter.modules_to_save):  # which may be an embedding of its own
+    if not getattr(adapter, "modules_to_save", None):  # which may be an embedding of its own
         known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
         check_rows(config, tokenizer, base, max(map(highest_token, known), default=0))
     if args.pad_token is not None and args.pad_token not in tokenizer.get_vocab():

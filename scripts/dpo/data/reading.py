@@ -157,8 +157,8 @@ def lint_batch(
     for entry, ids in zip(sound, words([entry["texts"] for entry in sound]), strict=True):
         entry |= dict(zip((*IDS, MERGED), ids, strict=True))
         try:
-            ids = (entry[name] for name in IDS)
-            lint.check_tokens(*ids, max_length, truncation_mode, words)
+            prompt, chosen, rejected = (entry[name] for name in IDS)
+            lint.check_tokens(prompt, chosen, rejected, max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
     names = [*PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED, *kept, *ABOUT]
@@ -269,7 +269,8 @@ def fingerprint(data: Dataset, tokenizer: PreTrainedTokenizerBase, work: dict[st
     code = [source_digest(), trl.__version__, transformers.__version__]
     settings = {key: value for key, value in work.items() if key != "words"}
     fast = tokenizer.is_fast
-    words = tokenizer.backend_tokenizer.to_str() if fast else sorted(tokenizer.get_vocab().items())
+    backend: Any = tokenizer.backend_tokenizer if fast else None
+    words = backend.to_str() if fast else sorted(tokenizer.get_vocab().items())
     rendering = [tokenizer.special_tokens_map, tokenizer.chat_template, str(work["words"].kind)]
     if work["words"].template:
         rendering.append(work["words"].template)  # with the date that it writes into each prompt

@@ -63,7 +63,8 @@ def cut_row(
 def token_counts(pairs: Dataset) -> tuple[np.ndarray, ...]:
     """Tokens of each prompt, chosen and rejected, not cut; each of shape (rows,)."""
     table = pairs.select_columns([*IDS]).with_format("arrow")[:]
-    counts = (pc.fill_null(pc.list_value_length(table[name]), 0) for name in IDS)
+    length = pc.list_value_length  # pyright: ignore[reportAttributeAccessIssue]  made as it loads
+    counts = (pc.fill_null(length(table[name]), 0) for name in IDS)
     return tuple(count.to_numpy().astype(int) for count in counts)
 
 
@@ -112,7 +113,8 @@ def cut_lengths(
 ) -> tuple[np.ndarray, ...]:
     """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
     prompt and rejected, as cut in training; each of shape (rows,)."""
-    return kept_lengths(*token_counts(dataset), max_length, truncation_mode)
+    prompt, chosen, rejected = token_counts(dataset)
+    return kept_lengths(prompt, chosen, rejected, max_length, truncation_mode)
 
 
 def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:

@@ -18,6 +18,7 @@ import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dpo.core import files as files_
+from dpo.core.hashing import digests_of
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading
@@ -63,7 +64,7 @@ def run(
     """
     tokenizer, found = who.tokenizer(), {}
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
-    own = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    own = digests_of(files)
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
     half = who.half()
@@ -144,7 +145,8 @@ def shown(command: list[str]) -> tuple[int, str]:
     """Run a command, showing what it writes to stderr: its exit code, and the last line of that."""
     said = b""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while part := process.stderr.read1():
+        stderr: Any = process.stderr
+        while part := stderr.read1():
             sys.stderr.write(part.decode(errors="replace"))
             said = (said + part)[-4096:]
     lines = said.decode(errors="replace").strip().splitlines()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from dpo.core.hashing import digests_of
+from dpo.core.hashing import digest_of_all
 from dpo.core.refusal import Refusal
 from dpo.data import fits
 from dpo.models import adapters, loading, model_files, rope, trust
@@ -107,8 +107,7 @@ class Contestant:
         adapter = adapters.config_of(self.path, self.revision)
         if folder.is_dir():
             files = sorted({path for kind in DECIDES for path in folder.glob(kind)})
-            for path, of_file in zip(files, digests_of(files), strict=True):
-                digest.update(f"{path.name} {of_file}\n".encode())
+            digest.update(digest_of_all(files, folder).encode())
             if adapter:
                 digest.update(adapters.shape_of(folder).encode())
         else:

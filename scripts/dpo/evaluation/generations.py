@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -18,7 +17,7 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo.core import secrets
+from dpo.core import files, secrets
 from dpo.core.stats import bootstrap, share
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading
@@ -88,13 +87,7 @@ def keep(path: Path, part: dict[int, Completion]) -> None:
 
 def read(path: Path) -> dict[int, Completion]:
     """Answers by their number. A line that a kill has cut off is left out."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            at = row.pop("at")
-            found[at] = Completion(**row)
-    return found
+    return {row.pop("at"): Completion(**row) for row in files.read_lines(path)}
 
 
 def generated(
@@ -131,7 +124,7 @@ def generated(
     total, desc = len(rows), f"Answers of {who.name}"
     with tqdm(total=total, desc=desc, unit="answer", disable=not rows) as progress:
         while rows:
-            part = next_batch()
+            part = next_batch()  # pyright: ignore[reportCallIssue]  the decorator gives the size
             rows = {at: row for at, row in rows.items() if at not in part}
             yield part
 
@@ -149,7 +142,7 @@ def by_vllm(
     """The same distribution, drawn by vLLM beside the model that scores, in FOR_VLLM of the GPUs'
     memory. Every answer has a seed of its own, by its number. `stops` are the tokens at which
     it ends, without them those of the tokenizer and its chat template."""
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
     stops = stops or chat_template.end_tokens(None, tokenizer)
     config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()

@@ -113,8 +113,8 @@ def measure(
             found.kl |= {"from": reference.name}
         if rows:
             tokens = np.array([len(completion) for _, completion in rows]).reshape(2, -1)
-            halves = (of_rows.reshape(2, -1) for of_rows, _ in logps)
-            scored = Scored(*halves, tokens.sum(axis=0), max(rounding))
+            first, second = (of_rows.reshape(2, -1) for of_rows, _ in logps)
+            scored = Scored(first, second, tokens.sum(axis=0), max(rounding))
     if measures_pairs and scored:
         found.pairs = pairs.of_pairs(scored, held_out, recipe.training.beta)
     return found
@@ -192,7 +192,9 @@ def judged(found: Measured, verdicts: Verdicts) -> dict:
         mine, other = np.nanmean(each[:, rewarded], axis=2)
         parts = {"policy": mine, "against": other, "difference": mine - other}
         reward = {name: asdict(bootstrap(values)) for name, values in parts.items()}
-        given = np.where(np.isnan(each), None, each.round(4)).tolist()
+        rounded = each.round(4).astype(object)
+        rounded[np.isnan(each)] = None
+        given = rounded.tolist()
         rewards = dict(zip(("policy", "against"), given, strict=True))
     wins, ties, losses = (int((preferred == value).sum()) for value in (1, 0.5, 0))
     return {

@@ -96,4 +96,4 @@ def categories(held_out: Dataset) -> dict[str, dict[str, np.ndarray]]:
 def _named(kind: Value | ClassLabel, value: str | int | bool | None) -> str:
     if value is None or (value == -1 and isinstance(kind, ClassLabel)):
         return "none"
-    return kind.int2str(value) if isinstance(kind, ClassLabel) else str(value)
+    return str(kind.int2str(value)) if isinstance(kind, ClassLabel) else str(value)

@@ -38,7 +38,8 @@ def held_out_pairs(recipe: Recipe) -> Dataset | None:
     train, held_out = load_rows(recipe)
     # Where they are a split of their own, what is trained on is nothing to them.
     linted = dataset.prepare(recipe, (held_out or train, held_out), load_tokenizer(recipe))
-    return linted["held-out"].pairs if "held-out" in linted else None
+    pairs: Any = linted["held-out"].pairs if "held-out" in linted else None
+    return pairs
 
 
 def of_pairs(held_out: Dataset) -> list[Prompt]:
@@ -109,8 +110,8 @@ def rows_of(path: Path) -> tuple[Rows, str]:
     name = first_of((*QUESTIONS, *CONVERSATIONS, "query"), columns)
     if not name:
         raise Refusal(
-            f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns)}: call the column "
-            "of the questions so"
+            f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns or ())}: call the "
+            "column of the questions so"
         )
     return source, name
 
@@ -148,7 +149,8 @@ def read(file: str) -> list[Prompt]:
                 said = said[:-1]
             check_prompt(said)
         except (Fault, ValueError) as error:
-            why, detail = getattr(error, "reason", error), getattr(error, "detail", "")
+            why: Any = getattr(error, "reason", error)
+            detail = getattr(error, "detail", "")
             raise Refusal(
                 f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
                 + (f" ({detail})" if detail else "")

@@ -23,12 +23,12 @@ from transformers.utils.peft_utils import (
 )
 
 from dpo.core import files
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
 
 if TYPE_CHECKING:  # peft takes seconds to import, and few models are adapters
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from trl import ModelConfig
 
 MERGED = "merged"
@@ -47,11 +47,11 @@ def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(
             f"{name}/{ADAPTER_CONFIG_NAME} is of no adapter that peft {peft.__version__} knows: "
-            f"{model_files.one_line(error)}: save it again with save_pretrained"
+            f"{one_line(error)}: save it again with save_pretrained"
         ) from error
 
 
-def planned(model: ModelConfig) -> PeftConfig | None:
+def planned(model: ModelConfig) -> LoraConfig | None:
     """The adapter that a recipe puts on a model; None without `use_peft`."""
     if not model.use_peft:
         return None
@@ -61,7 +61,8 @@ def planned(model: ModelConfig) -> PeftConfig | None:
     modules = model.lora_target_modules
     if isinstance(modules, str) and re.fullmatch(r"[\w.]+", modules):
         stated.lora_target_modules = [modules]  # peft takes a string for a pattern of whole names
-    return get_peft_config(stated)
+    made: Any = get_peft_config(stated)  # of LoRA, the one kind that it knows
+    return made
 
 
 def shape_of(folder: Path) -> str:
@@ -106,7 +107,7 @@ def checked_base(recipe: Recipe) -> str | None:
             f"{name} is a LoRA adapter of {base}: --use_peft trains it on; to train all weights, "
             "merge it into its base first, with peft's merge_and_unload()"
         )
-    for key in recipe.chosen:
+    for key in recipe.stated:
         if key.startswith("lora_") or key in ("use_rslora", "use_dora"):
             raise Refusal(f"{key}: the adapter {name} brings its own: leave it out")
     return base
@@ -115,8 +116,9 @@ def checked_base(recipe: Recipe) -> str | None:
 def tokenizer_home(model: ModelConfig) -> tuple[str, str | None]:
     """Name and revision of what holds the tokenizer: the model; or the base of an adapter that was
     saved without one."""
-    name, revision = model.model_name_or_path, model.model_revision
-    config = config_of(name, revision)
+    name: Any = model.model_name_or_path  # named by now
+    revision = model.model_revision
+    config: Any = config_of(name, revision)
     if config and not has_file(name, "tokenizer_config.json", revision=revision):
         return config.base_model_name_or_path, config.revision
     return name, revision

@@ -78,7 +78,8 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, kind: type, day: datetime.date | None = None
     ):
-        self.tokenizer, self.kind = tokenizer, kind
+        self.tokenizer: Any = tokenizer
+        self.kind = kind
         self.day = day or datetime.date.today()
         self._reads: dict[str, bool] = {}
 
@@ -86,7 +87,7 @@ class ChatTemplate:
     def template(self) -> str | None:
         """The chat template with `day` written where it would write today's date; None where the
         tokenizer's own has no date."""
-        own = self.tokenizer.chat_template
+        own: Any = self.tokenizer.chat_template
         if "strftime_now(" not in str(own):
             return None
         return DATE.sub(lambda found: repr(self.day.strftime(found[2])), own)
@@ -117,7 +118,7 @@ class ChatTemplate:
     @cached_property
     def ends(self) -> set[int]:
         """The end token, and the one that the template ends an assistant's turn with."""
-        ends = {self.tokenizer.eos_token_id}
+        ends = {int(self.tokenizer.eos_token_id)}
         if self.kind is list:
             last = [token for token in self.rendered if token not in self.blanks][-1]
             ends |= {last} & {*self.tokenizer.get_added_vocab().values()}

@@ -8,7 +8,7 @@ import copy
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.models import adapters, model_files, trust
-from dpo.models.model_files import AGAIN, config_of, one_line
+from dpo.models.model_files import AGAIN, config_of
 from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 
@@ -109,7 +109,8 @@ def check_saved(adapter: PeftConfig, folder: Path, shape: PreTrainedModel) -> No
 
 def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
     """Raises Refusal where a new adapter would not go on a model as the recipe says."""
-    planned, modules = adapters.planned(recipe.model), dict(shape.named_modules())
+    planned: Any = adapters.planned(recipe.model)
+    modules = dict(shape.named_modules())
     linear = {
         n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)
     }

@@ -85,7 +85,7 @@ def whole() -> Iterator[None]:
         return found
 
     modeling_utils.log_state_dict_report = checked
-    PeftModel.load_adapter = checked_adapter
+    PeftModel.load_adapter = checked_adapter  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
@@ -105,7 +105,7 @@ def weight_bytes(
     Weights in fewer bits, such as 4, count as if they were whole."""
     with torch.device("meta"):
         model = kind.from_config(config, **how)
-    given = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+    given: Any = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
     return sum(parameter.numel() for parameter in model.parameters()) * given.itemsize
 
 

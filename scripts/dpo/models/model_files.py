@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 
 POINTER = b"version https://git-lfs"
 FETCH = (
@@ -34,11 +34,6 @@ OTHERS = {
     "ForConditionalGeneration": "a model of more than text, or an encoder-decoder",
     "Model": "a model without a head that predicts words",
 }
-
-
-def one_line(error: BaseException) -> str:
-    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return said if len(said) < 300 else f"{said[:300]} …"
 
 
 def is_pointer(file: Path) -> bool:

@@ -60,7 +60,8 @@ def by_batch(model: Any, args: DPOConfig, longest: float) -> str | None:
     """
     config = getattr(model, "config", None)
     if config is None:
-        how = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+        init: Any = args.model_init_kwargs or {}  # parsed by now
+        how = {"trust_remote_code": args.trust_remote_code, **init}
         config = AutoConfig.from_pretrained(model, **how)
     for kind, limit in limits(config):
         if longest > limit:

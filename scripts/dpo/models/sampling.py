@@ -39,9 +39,7 @@ class Completion:
     finished: bool
 
     @classmethod
-    def of(
-        cls, new_ids: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase
-    ) -> Completion:
+    def of(cls, new_ids: list[int], ends: list[int], tokenizer: Any) -> Completion:
         """What was generated, up to the first of the tokens that end an answer."""
         length = next((at for at, token in enumerate(new_ids) if token in ends), None)
         said = new_ids[:length]
@@ -83,7 +81,7 @@ def said(prompt: Prompt) -> str:
     return "\n".join(f"{turn['role']}: {told(turn)}" for turn in prompt)
 
 
-def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+def prompt_token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The prompt as the model sees it, up to where the assistant begins to speak; plain text as it
     stands, and so what a user says to a model that is not made to chat."""
     prompt, options = parts(prompt)
@@ -212,7 +210,8 @@ def sample(
             watch = None
             if progress is not None:
                 watch = StoppingCriteriaList([Watch(progress, done + start, stops)])
-            output = model.generate(
+            generate: Any = model.generate
+            output = generate(
                 **batch,
                 **how,
                 max_new_tokens=max_new_tokens,

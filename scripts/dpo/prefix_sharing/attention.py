@@ -7,7 +7,7 @@ itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def _flash(query, key, value, plan: SharedPrefixes, window, dtype, kwargs) -> Te
     """The same in one call of FlashAttention: its varlen form allows a branch more keys than
     queries, so keys and values are gathered branch by branch. Causal from the last key, so that
     a window is right by true positions. Shapes as in `_segments`."""
-    output = varlen_attn(
+    output: Any = varlen_attn(
         query[0].transpose(0, 1).to(dtype),
         key[0].index_select(1, plan.visible).transpose(0, 1).to(dtype),
         value[0].index_select(1, plan.visible).transpose(0, 1).to(dtype),

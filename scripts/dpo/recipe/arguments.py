@@ -11,6 +11,8 @@ from dpo.core.refusal import Refusal
 from dpo.recipe.flags import mapping_of
 
 if TYPE_CHECKING:
+    from trl import TrlParser
+
     from dpo.recipe.parse import Recipe
 
 BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
@@ -56,7 +58,7 @@ OF_ONE = {
 }
 
 
-def check_kinds(path: Path, keys: dict[str, Any], parser: argparse.ArgumentParser) -> None:
+def check_kinds(path: Path, keys: dict[str, Any], parser: TrlParser) -> None:
     """See that values of a file are of a kind that its keys can have, where no flag would tell.
 
     Raises:
@@ -97,7 +99,8 @@ def check_entries(path: Path, entries: Any) -> None:
         for key, value in entry.items():
             wrong = isinstance(value, bool) or not isinstance(value, (*OF_ONE[key], type(None)))
             if key == "columns" and not wrong:
-                wrong = not all(isinstance(name, str) for name in value or ())
+                names: Any = value or ()
+                wrong = not all(isinstance(name, str) for name in names)
             if wrong or (key == "fraction" and value is not None and not 0 < value < float("inf")):
                 words = {"columns": "a list of names", "fraction": "a number above 0"}
                 raise Refusal(f"{where}: {key} is {value}: give {words.get(key, 'a name')}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, first_line
 
 LOCAL_INSTEAD = (
     "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
@@ -15,16 +16,6 @@ LOCAL_INSTEAD = (
 )
 ABROAD = re.compile(r"^[A-Za-z]:|://|\\")  # a drive, a server, folders as Windows has them
 HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, its cause first, on one line of bounded length."""
-    said = " ".join(str(error.__cause__ or error).split())
-    return said if len(said) < 400 else f"{said[:400]} …"
 
 
 def looks_local(name: str, endings: tuple[str, ...] = ()) -> bool:
@@ -46,7 +37,7 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
     if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
         return None
     try:
-        found = HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
+        found: Any = HfApi().repo_info(name, repo_type=repo_type, timeout=HUB_TIMEOUT)
         return [file.rfilename for file in found.siblings or ()]
     # Whatever goes wrong in this one call (no network, no such name, no access), the run cannot
     # load it, and the reader needs the same two facts.

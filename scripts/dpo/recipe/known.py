@@ -72,19 +72,20 @@ def value_of(node: ast.AST | None) -> Any:
 def fields_of(title: str, package: str, file: str, name: str) -> Iterator[tuple[str, Argument]]:
     """The fields of a dataclass with their names, as its source has them."""
     source = (Path(find_spec(package).origin).parent / file).read_text(encoding="utf-8")
-    (found,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == name)
+    found: Any = next(node for node in ast.parse(source).body if getattr(node, "name", "") == name)
     lines, at, group = source.splitlines(), found.lineno, ""
     for node in found.body:
         for heading in filter(None, map(HEADING.match, lines[at : node.lineno])):
             group = next(filter(None, heading.groups()))
         at = node.end_lineno
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
-            given = {part.arg: part.value for part in node.value.keywords}
+            given: dict[str | None, Any] = {p.arg: p.value for p in node.value.keywords}
             about = zip(given["metadata"].keys, given["metadata"].values, strict=True)
             about = {value_of(key): value_of(value) for key, value in about}
             default = value_of(given.get("default", given.get("default_factory")))
             kind = ast.unparse(node.annotation)
-            yield node.target.id, Argument(title, group, kind, default, about)
+            target: Any = node.target
+            yield target.id, Argument(title, group, kind, default, about)
 
 
 @cache
@@ -100,6 +101,8 @@ def arguments() -> dict[str, Argument]:
 
 class OneLine:
     """A parser that ends with one line."""
+
+    prog: str
 
     def error(self, message: str):
         raise Refusal(f"{self.prog}: {message}")

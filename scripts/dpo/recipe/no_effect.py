@@ -90,9 +90,9 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
     whole = recipe.mixture.test_split_size is None
     yield "dataset_test_split", "test_split_size", whole, "left out"
     for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        yield key, "gradient_checkpointing", args.activation_checkpointing, "true"
+        yield key, "gradient_checkpointing", bool(args.activation_checkpointing), "true"
     for key in ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"):
-        yield key, "report_to", "trackio" in args.report_to, "trackio"
+        yield key, "report_to", "trackio" in (args.report_to or ()), "trackio"
     for key in ("model_id", "private_repo", "revision", "always_push", "strategy"):
         yield f"hub_{key}", "push_to_hub", args.push_to_hub, "true"
     # Beside each other steps win, as is well known; not so where the recipe states the steps.
@@ -113,7 +113,7 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
     low_rank = args.optim.startswith(("galore", "apollo"))
     yield "optim_target_modules", "optim", low_rank, "a kind of GaLore or APOLLO"
     yield "liger_kernel_config", "use_liger_kernel", args.use_liger_kernel, "true"
-    workers = args.dataloader_num_workers > 0 or "dataloader_num_workers" not in recipe.chosen
+    workers = args.dataloader_num_workers > 0 or "dataloader_num_workers" not in recipe.stated
     yield "dataloader_persistent_workers", "dataloader_num_workers", workers, "1 or more"
     alpha = args.f_divergence_type == "alpha_divergence"
     yield "f_alpha_divergence_coef", "f_divergence_type", alpha, "alpha_divergence"
@@ -142,7 +142,7 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
     values = {key: value for part in parts for key, value in vars(part).items()}
 
     def stated(key: str) -> bool:
-        there, default = key in recipe.chosen or key in recipe.flags, recipe.defaults.get(key)
+        there, default = key in recipe.stated or key in recipe.flags, recipe.defaults.get(key)
         off = values[key] is False and default is not True
         return there and not off and values[key] not in (None, default)
 
@@ -155,7 +155,7 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
         words = "give a folder that holds the model as it is to be, or load_in_4bit"
         yield "model_init_kwargs", f"{' and '.join(sorted(other))} is not looked at here: {words}"
     for key, other, works, needed in without_effect(recipe):
-        off = other in {*recipe.chosen, *recipe.flags} and values[other] in (False, "no")
+        off = other in {*recipe.stated, *recipe.flags} and values[other] in (False, "no")
         overruled = other in recipe.flags and key not in recipe.flags
         if stated(key) and not (works or off or overruled):
             yield key, f"it does nothing unless {other} is {needed}: leave it out, or give that"
@@ -191,7 +191,8 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
     try:
         scheduler = get_scheduler(args.lr_scheduler_type, *how)
         for rate in getattr(scheduler, "lr_lambdas", ()):
-            [*map(rate, range(0, steps, steps // 1000))]  # past the warmup too
+            for step in range(0, steps, steps // 1000):  # past the warmup too
+                rate(step)
     except (ArithmeticError, TypeError, ValueError) as error:
         if args.lr_scheduler_kwargs:
             yield "lr_scheduler_kwargs", said(error)

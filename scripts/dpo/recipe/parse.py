@@ -5,7 +5,6 @@ Nothing heavy is imported at the top: the launcher reads recipes too, and answer
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -30,7 +29,7 @@ from dpo.recipe.known import OneLine, check_names, choices, names, usage
 from dpo.recipe.strict import load_yaml
 
 if TYPE_CHECKING:
-    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 FOLDER = Path("recipes")
 
@@ -39,7 +38,7 @@ FOLDER = Path("recipes")
 class Recipe:
     """A recipe and the flags given after it, parsed, checked and resolved.
 
-    `chosen` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
+    `stated` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
     `flags` are the names of the latter, which win over the recipe.
     `global_batch` is the number of pairs of one optimizer step, over all processes; `launch` says
     how this one was launched, which decides its share.
@@ -47,7 +46,7 @@ class Recipe:
 
     name: str
     path: Path
-    chosen: dict[str, Any]
+    stated: dict[str, Any]
     defaults: dict[str, Any]
     global_batch: int
     script: ScriptArguments
@@ -66,8 +65,8 @@ class Recipe:
     def init(self) -> dict[str, Any]:
         """What the model is loaded with beside keys of their own (`model_init_kwargs`), which may
         be another configuration than its files have: also where it is loaded again."""
-        stated = self.chosen.get("model_init_kwargs") or {}
-        return json.loads(stated) if isinstance(stated, str) else stated
+        given = self.stated.get("model_init_kwargs") or {}
+        return json.loads(given) if isinstance(given, str) else given
 
     def learned(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Of a run's settings those that decide what is learned, where they are no defaults."""
@@ -168,7 +167,7 @@ def data_workers(values: dict[str, Any], launch: Launch) -> int:
     return 0 if on_cpu or streams or not torch.cuda.is_available() else 2
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> TrlParser:
     """TRL's parser over TRL's arguments and our own; one-line errors, no abbreviations."""
     defer_peft()
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
@@ -218,7 +217,7 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def resolve(
-    parser: argparse.ArgumentParser,
+    parser: TrlParser,
     path: Path,
     name: str,
     keys: dict[str, Any],
@@ -249,7 +248,7 @@ def resolve(
     parser.parse_known_args(flags)
     parser.prog = "ARGS"
     namespace = parser.parse_args(flags + argv)
-    chosen = {
+    stated = {
         key: value
         for key, value in vars(namespace).items()
         if key in keys or value != defaults[key]
@@ -275,9 +274,9 @@ def resolve(
         values["gradient_accumulation_steps"],
         launch.processes or 1,
     )
-    for stated in (values, chosen):  # a run that was killed is the same with a slash at its end
-        if "://" not in (stated.get("output_dir") or "://"):
-            stated["output_dir"] = os.path.normpath(stated["output_dir"])
+    for each in (values, stated):  # a run that was killed is the same with a slash at its end
+        if "://" not in (each.get("output_dir") or "://"):
+            each["output_dir"] = os.path.normpath(each["output_dir"])
     try:
         parts = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
@@ -286,7 +285,7 @@ def resolve(
         where = "ARGS" if any(key in said for key in given) else path
         raise Refusal(f"{where}: {said}{hint}") from error
     script, training, model, mixture, run = parts
-    stated = (chosen, defaults, batch)
-    recipe = Recipe(name, path, *stated, script, training, model, mixture, run, launch, given)
+    kinds = (script, training, model, mixture, run)
+    recipe = Recipe(name, path, stated, defaults, batch, *kinds, launch, given)
     check_data(recipe)
     return recipe

@@ -180,15 +180,15 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if args.sync_ref_model and model.use_peft:
         yield "sync_ref_model", "an adapter has no reference beside it to move: leave one of them"
     if not model.use_peft:
-        stated = sorted(k for k in recipe.chosen if k.startswith("lora_") or k in ADAPTED)
-        if stated and "use_peft" not in {*recipe.chosen, *recipe.flags}:
+        stated = sorted(k for k in recipe.stated if k.startswith("lora_") or k in ADAPTED)
+        if stated and "use_peft" not in {*recipe.stated, *recipe.flags}:
             yield stated[0], "without use_peft all weights are trained: add it, or leave this out"
         if model.load_in_4bit or model.load_in_8bit:
             yield "use_peft", "weights in 4 or 8 bits cannot be trained: an adapter on them can"
     if model.use_peft and "lm_head" in (model.lora_target_modules or ()):
         yield "lora_target_modules", "TRL would not train an adapter on lm_head: leave it out"
     yield from unbuildable(args)
-    dealt = args.accelerator_config
+    dealt: Any = args.accelerator_config
     other = dealt.split_batches or dealt.dispatch_batches or not dealt.even_batches
     if other or not dealt.use_seedable_sampler:
         yield (
@@ -211,7 +211,7 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
         new = old.replace("gradient", "activation")
         lost = old in recipe.flags or new not in recipe.flags
-        if {old, new} <= {*recipe.chosen} and recipe.chosen[old] != recipe.chosen[new] and lost:
+        if {old, new} <= {*recipe.stated} and recipe.stated[old] != recipe.stated[new] and lost:
             yield old, f"it is the old name of {new}, which is another: leave one of them out"
     if args.push_to_hub and constants.HF_HUB_OFFLINE:
         yield "push_to_hub", "HF_HUB_OFFLINE is set, and nothing can be sent: unset one of them"

@@ -29,7 +29,7 @@ def check() -> None:
     """
     if not tracking.has_key():
         raise Refusal("a W&B report needs a login: wandb login. Without one, leave --wandb out")
-    if not tracking.answers(tracking.base_url()):
+    if not tracking.reachable(tracking.base_url()):
         raise Refusal(f"{tracking.base_url()} gives no answer: leave --wandb out, or try later")
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints: written beside, hashed, renamed; taken by runs that they fit.
+"""Checkpoints that are complete or absent, and resumed only by a run that matches them.
 
 A checkpoint is a folder `checkpoint-<step>`. transformers writes it file by file, so that a kill
-leaves half of one under its final name. Here all processes write into a folder beside; then a
-manifest lists every file with its size and hash, and the folder gets its name, whole or not at all.
+leaves half of one under its final name. Here all processes write to a temporary folder beside it;
+`finish` writes a manifest of every file with its size and hash, and renames the folder.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def share_of(sizes: list[int], process: int, processes: int) -> list[int]:
 def flushed(beside: Path) -> dict[str, dict[str, Any]]:
     """The digests of the files in `beside`, all on the disk. Every process takes a share of them,
     side by side: one alone would take minutes over a large model, while the others wait."""
-    state, found = PartialState(), [None]
+    state, found = PartialState(), [([], [])]
     if state.is_main_process:  # another machine's view of a shared folder may be seconds old
         files = _files(beside)
         found = [([str(path) for path in files], [path.stat().st_size for path in files])]

@@ -185,6 +185,13 @@ def tell_if_finished(recipe: str, keys: dict[str, Any]) -> None:
         raise SystemExit(0)
 
 
+def check_there(recipe: str, config: str) -> None:
+    """Raises Refusal if there is no recipe of that name, or no launch config."""
+    for what, given, folder in (("RECIPE", recipe, RECIPES), ("CONFIG", config, CONFIGS)):
+        if given and given not in names(folder):
+            raise Refusal(f"no {what} {given!r}: {choices(Path(given).stem, names(folder))}")
+
+
 def plan(
     recipe: str,
     *,
@@ -203,9 +210,7 @@ def plan(
             what is asked for.
         SystemExit: `--help` was asked for, or the run went to its end and nothing asks for another.
     """
-    for what, given, folder in (("RECIPE", recipe, RECIPES), ("CONFIG", config, CONFIGS)):
-        if given and given not in names(folder):
-            raise Refusal(f"no {what} {given!r}: {choices(Path(given).stem, names(folder))}")
+    check_there(recipe, config)
     path, keys, flags = look(["--config", f"{RECIPES}/{recipe}.yaml", *arguments])
     machines, joined = across(nodes, node_rank, main)
     # With flags it takes the whole parser to know whether they ask for the same run: train.py does.

@@ -69,7 +69,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What the run's folder remembers of the recipe: everything stated, but how to restart."""
-    return {key: value for key, value in recipe.chosen.items() if key != "restart"}
+    return {key: value for key, value in recipe.stated.items() if key != "restart"}
 
 
 def day_of(folder: Path) -> datetime.date:

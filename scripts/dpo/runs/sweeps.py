@@ -114,7 +114,7 @@ def resolved(
             if not any(key in said for key in point):
                 raise
             raise Refusal(f"SWEEP: {said}") from stop
-        stated = parsed.defaults | parsed.chosen
+        stated = parsed.defaults | parsed.stated
         values = {key: stated[key] for key in point}
         name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
         folder = into / re.sub(r"[^\w.=,+-]", "_", name)

@@ -15,6 +15,7 @@ import requests
 from tqdm.auto import tqdm
 
 from dpo.core import files
+from dpo.core.refusal import first_line
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import Recipe, read_yaml
 from dpo.runs import output_folder
@@ -52,10 +53,6 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     if "raised" in outcome:
         raise RuntimeError(first_line(outcome["raised"])) from outcome["raised"]
     return outcome["returned"]
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Bounded:
@@ -122,7 +119,7 @@ def has_key() -> bool:
     return bool(os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=base_url()))
 
 
-def answers(url: str) -> bool:
+def reachable(url: str) -> bool:
     """Whether anything at `url` answers, whatever it says, through the proxies that are set."""
     try:
         within(REACHED, lambda: requests.head(url, timeout=REACHED))
@@ -136,7 +133,7 @@ def name_of(recipe: Recipe) -> str:
     stated = recipe.defaults | read_yaml(recipe.path)
     given = [
         f"{key}={value}"
-        for key, value in recipe.chosen.items()
+        for key, value in recipe.stated.items()
         if decides(key) and value != stated.get(key)
     ]
     return " ".join([recipe.name, *given])
@@ -159,9 +156,9 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     W&B takes these from the environment. Returns a line that says where the run goes, None if the
     recipe does not report to W&B.
     """
-    if "wandb" not in recipe.training.report_to:
+    if "wandb" not in (recipe.training.report_to or ()):
         return None
-    stated = "project" in {*recipe.chosen, *recipe.flags}
+    stated = "project" in {*recipe.stated, *recipe.flags}
     os.environ.setdefault("WANDB_PROJECT", recipe.training.project if stated else PROJECT)
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
     os.environ.setdefault("WANDB_DIR", str(folder))
@@ -180,7 +177,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     if "WANDB_MODE" not in os.environ:
         if not has_key():
             os.environ["WANDB_MODE"] = "offline"
-        elif not answers(base_url()):
+        elif not reachable(base_url()):
             os.environ["WANDB_MODE"] = "offline"
             why = f"offline, since {base_url()} gave no answer in {REACHED} s; when it does"
     if os.environ.get("WANDB_MODE") == "offline":

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def ids(draw: np.random.Generator, words: int, count: int) -> list[int]:
     return draw.integers(2, words, count).tolist()
 
 
-def edge_pairs(words: int, shorter: int = 1) -> list[tuple[list[int], list[int], list[int]]]:
+def edge_pairs(words: int, shorter: int = 1) -> list[tuple[list[int], ...]]:
     """(prompt, chosen, rejected) whose rows differ in every way that matters to a plan."""
     draw = np.random.default_rng(0)
     alike = ids(draw, words, 40)
@@ -76,14 +77,14 @@ def edge_pairs(words: int, shorter: int = 1) -> list[tuple[list[int], list[int],
     return pairs
 
 
-def real_pairs(words: int) -> list[tuple[list[int], list[int], list[int]]]:
+def real_pairs(words: int) -> list[tuple[list[int], ...]]:
     """A micro-batch of four, as long as UltraFeedback's."""
     draw = np.random.default_rng(0)
     lengths = typical_lengths(str(LENGTHS), 4, 4)
     return [tuple(ids(draw, words, size) for size in each) for each in lengths]
 
 
-def batch_of(pairs: list, max_length: int, device: str) -> dict:
+def batch_of(pairs: list, max_length: int, device: str) -> Any:
     rows = [dict(zip(IDS, pair, strict=True)) for pair in pairs]
     batch = SharedPrefixCollator(pad_token_id=0, max_length=max_length)(rows)
     return send_to_device(batch, torch.device(device))

@@ -187,7 +187,7 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
         return json.loads(result.stdout.splitlines()[-1])
     if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
         return {"out_of_memory": True}
-    raise Refusal(f"{variant.name}: {[*result.stderr.strip().splitlines(), 'no word'][-1]}")
+    raise Refusal(f"{variant.name}: {['no word', *result.stderr.strip().splitlines()][-1]}")
 
 
 def measure(job: Job, peak: float) -> list[dict]:

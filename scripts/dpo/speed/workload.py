@@ -95,7 +95,10 @@ def draw_lengths(table: str, count: int, seed: int) -> np.ndarray:
         known = np.array([[int(n) for n in row] for row in [*csv.reader(file)][1:]])
     known = known[known[:, 0] < MAX_LENGTH]
     rows = known[np.random.default_rng(seed).choice(len(known), count)]
-    prompt, chosen, rejected = schema.kept_lengths(*rows.T, MAX_LENGTH, "keep_start")
+    prompt, chosen, rejected = rows.T
+    prompt, chosen, rejected = schema.kept_lengths(
+        prompt, chosen, rejected, MAX_LENGTH, "keep_start"
+    )
     return np.stack([prompt, chosen - prompt, rejected - prompt], axis=1)
 
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from datasets import IterableDataset
 from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from dpo.training.stock import Declared
 
 # These take their mean over the tokens of a micro-batch, or sort within it: for them it matters
 # which pairs come together.
 COMPOSITION_MATTERS = {"sft", "aot", "aot_unpaired"}
 
 
-def innermost(loader: DataLoader) -> BatchSampler:
+def innermost(loader: DataLoader) -> Any:
     """The batch sampler that still goes by row numbers, beneath those by which accelerate gives
     each process its batches."""
-    batches = loader.batch_sampler
+    batches: Any = loader.batch_sampler
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     return batches
@@ -90,7 +93,7 @@ class DealtSampler(Sampler[int]):
     An incomplete last global batch stays as it is.
     """
 
-    def __init__(self, order: Sampler[int], lengths: np.ndarray, micro_batch: int, batch: int):
+    def __init__(self, order: Any, lengths: np.ndarray, micro_batch: int, batch: int):
         self.order, self.lengths = order, lengths
         self.micro_batch, self.batch = micro_batch, batch
 
@@ -112,7 +115,7 @@ class DealtSampler(Sampler[int]):
 COUNTED = "pairs counted"  # among TRL's metrics: of each batch, to weigh the others by
 
 
-class WeighsPairs:
+class WeighsPairs(Declared):
     """The part of FastDPOTrainer (trainer.py) that deals pairs evenly and weighs them alike; above
     TRL's in its bases."""
 
@@ -160,7 +163,8 @@ class WeighsPairs:
         return loader
 
     def _deal_evenly(self, loader: DataLoader, micro_batch: int, batch: int) -> None:
-        shard, processes = loader.batch_sampler, self.args.world_size
+        shard: Any = loader.batch_sampler
+        processes = self.args.world_size
         shard.batch_sampler = EvenBatches(innermost(loader).sampler, micro_batch, batch, processes)
         shard.batch_size = None  # it may differ from one to the next
 

@@ -12,7 +12,7 @@ from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback
-from trl import DPOConfig, DPOTrainer, get_quantization_config
+from trl import DPOConfig, get_quantization_config
 
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
@@ -80,7 +80,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase | None,
     train: Dataset | IterableDataset,
     held_out: Dataset | None,
-) -> DPOTrainer:
+) -> FastDPOTrainer:
     """TRL's DPOTrainer with the recipe's model, reference and adapter.
 
     Policy and reference are loaded alike: same weights, same dtype, same attention.
@@ -96,18 +96,19 @@ def make_trainer(
     args = copy.copy(recipe.training)  # the recipe stays what it was
     publish.check(args)
     trust.read_as_data(launch.deepspeed)
-    if "device_map" in (recipe.chosen.get("model_init_kwargs") or ()):
+    if "device_map" in (recipe.stated.get("model_init_kwargs") or ()):
         raise Refusal(
             "model_init_kwargs: device_map would spread the model that is trained: leave it out, "
             "and shard a model that is too large for one GPU with CONFIG=zero3"
         )
     if tokenizer is not None:  # else TRL finds it, and makes tokens of the rows
         fits.check(recipe, tokenizer, train, held_out)
+    init: Any = args.model_init_kwargs or {}  # parsed by now
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
-        **(args.model_init_kwargs or {}),
+        **init,
         "use_safetensors": True,  # never a pickle
         "device_map": own_device(args, launch),
     }
@@ -129,7 +130,7 @@ def make_trainer(
             "model": adapters.trainable(start["model"], zero3, **init),
             "adapter": adapters.weights_file(model),
         }
-    stated = "precompute_ref_log_probs" in {*recipe.chosen, *recipe.flags}
+    stated = "precompute_ref_log_probs" in {*recipe.stated, *recipe.flags}
     if stated and args.precompute_ref_log_probs:
         of = (start["model"], start.get("peft_config"), args, launch)
         if reason := stays_live(*of, train, held_out):
@@ -141,7 +142,7 @@ def make_trainer(
         trainer = FastDPOTrainer(
             share_prefix=recipe.run.share_prefix,
             reference_cache=recipe.run.reference_cache,
-            settings=recipe.learned(recipe.chosen),
+            settings=recipe.learned(recipe.stated),
             launch=launch,
             args=args,
             train_dataset=train,

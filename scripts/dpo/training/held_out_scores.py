@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from accelerate.utils import is_peft_model, tqdm
 from datasets import Dataset
-from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id
 
 from dpo.core import files
@@ -27,10 +26,11 @@ from dpo.runs import output_folder
 from dpo.training import reference, stock
 from dpo.training.monitoring.probes import own_draws
 from dpo.training.preflight import memory
+from dpo.training.stock import Declared
 
 
 @contextmanager
-def with_reference(trainer: DPOTrainer) -> Iterator[None]:
+def with_reference(trainer: Declared) -> Iterator[None]:
     """Within, the trainer has the model that its policy was before it learned, loaded as TRL loads
     a reference that stays. An adapter learns beside it, and needs none."""
     policy, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
@@ -53,7 +53,7 @@ def with_reference(trainer: DPOTrainer) -> Iterator[None]:
         trainer.ref_model = None
 
 
-def have_reference_score(trainer: DPOTrainer) -> None:
+def have_reference_score(trainer: Declared) -> None:
     """Have the reference score the held-out pairs, if that has waited until they are asked for.
     The run's own random draws stay as they were."""
     dataset, args = trainer.eval_dataset, trainer.args
@@ -64,7 +64,7 @@ def have_reference_score(trainer: DPOTrainer) -> None:
             trainer.eval_dataset = trainer._precompute_ref_logps(dataset, "eval", batch)
 
 
-def score(trainer: DPOTrainer) -> Scored | None:
+def score(trainer: Declared) -> Scored | None:
     """The held-out pairs under the model as training has left it; every process takes part.
 
     What TRL computes in an evaluation, pair by pair. None without held-out pairs, where the

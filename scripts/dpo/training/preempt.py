@@ -1,8 +1,9 @@
-"""A run that is asked to leave saves a checkpoint first; the same command goes on from there.
+"""On SIGTERM, SIGUSR1 or Ctrl-C the run saves a checkpoint and exits with code 75; the same command
+resumes from there.
 
-Schedulers, service managers and people ask with SIGTERM, SIGUSR1 or Ctrl-C. While it trains, a run
-goes on to the end of its step, saves, and ends; before and after that there is nothing to save,
-and it ends at once. Either way it ends with EXIT_CODE, on which a launcher starts it again.
+Schedulers, service managers and people send these. While it trains, a run completes its step,
+saves and exits; before and after that there is nothing to save, and it exits at once. A launcher
+that sees EXIT_CODE starts it again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import reduce
@@ -94,8 +95,8 @@ class Leave(TrainerCallback):
         self._training = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        asked = reduce(torch.tensor(float(self.asked), device=args.device), "sum").item()
-        if asked and state.global_step < state.max_steps:
+        asked: Any = reduce(torch.tensor(float(self.asked), device=args.device), "sum")
+        if asked.item() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.left = True
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
-from trl import DPOConfig, DPOTrainer
+from transformers.trainer_utils import HubStrategy
+from trl import DPOConfig
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, first_line
 from dpo.runs.output_folder import DRIFT, HELD_OUT, REPORT, TRAINED
+from dpo.training.stock import Declared
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # .py: a model's own code
 OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)
@@ -18,9 +20,10 @@ OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)
 
 def check(training: DPOConfig) -> None:
     """Raises Refusal if the recipe would publish checkpoints: optimizer states are pickles."""
-    if training.push_to_hub and training.hub_strategy != "end":
+    strategy = HubStrategy(training.hub_strategy).value
+    if training.push_to_hub and strategy != "end":
         raise Refusal(
-            f"hub_strategy {training.hub_strategy.value}: choose end: the trained policy is "
+            f"hub_strategy {strategy}: choose end: the trained policy is "
             "published, and no checkpoint, which holds pickles"
         )
 
@@ -43,19 +46,18 @@ def published(folder: Path) -> list[str]:
     )
 
 
-def publish_or_say(trainer: DPOTrainer) -> None:
+def publish_or_say(trainer: Declared) -> None:
     """Publish the trained policy, and say how that went."""
     name, folder = trainer.hub_model_id, trainer.args.output_dir
     try:
         trainer.push_to_hub()
         said = f"Published: {name}"
     except Exception as error:  # whatever an outage looks like, the policy is saved
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        said = f"Not published ({why}): hf upload {name} {folder} sends it"
+        said = f"Not published ({first_line(error)}): hf upload {name} {folder} sends it"
     trainer.accelerator.print(said)
 
 
-def publish(trainer: DPOTrainer, message: str, revision: str | None) -> CommitInfo | None:
+def publish(trainer: Declared, message: str, revision: str | None) -> CommitInfo | None:
     """Upload the policy that the output folder holds. The token is the one that huggingface_hub
     finds: in HF_TOKEN, or kept by `hf auth login`.
 
@@ -64,9 +66,9 @@ def publish(trainer: DPOTrainer, message: str, revision: str | None) -> CommitIn
     if not trainer.is_world_process_zero():
         return None
     trainer.create_model_card(model_name=trainer.hub_model_id.split("/")[-1])
-    folder = Path(trainer.args.output_dir)
+    folder, name = Path(trainer.args.output_dir), str(trainer.hub_model_id)
     return HfApi().upload_folder(
-        repo_id=trainer.hub_model_id,
+        repo_id=name,
         folder_path=folder,
         commit_message=message,
         revision=revision,

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -27,7 +28,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
 from dpo.core.files import write_whole
@@ -36,12 +36,13 @@ from dpo.core.refusal import Refusal
 from dpo.core.stats import NATS_PER_TOKEN
 from dpo.data.schema import IDS, REFERENCE_LOGPS, shared_lengths
 from dpo.models import adapters
+from dpo.training.stock import Declared
 
 CHECKED_ROWS = 4
 
 
 def with_logps(
-    trainer: DPOTrainer,
+    trainer: Declared,
     dataset: Dataset,
     split: str,
     batch_size: int,
@@ -121,7 +122,7 @@ def keep(path: Path | None, logps: np.ndarray, about: dict[str, str | None]) -> 
     return f"kept in {path} ({path.stat().st_size / 1000:,.0f} kB)"
 
 
-def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str | None]:
+def content(trainer: Declared, dataset: Dataset) -> dict[str, Any]:
     """All that the log-probabilities depend on, and nothing else: no β, learning rate, seed,
     output folder or number of processes."""
     args, model = trainer.args, reference_itself(trainer)
@@ -140,12 +141,12 @@ def content(trainer: DPOTrainer, dataset: Dataset) -> dict[str, str | None]:
     }
 
 
-def reference_itself(trainer: DPOTrainer) -> torch.nn.Module:
+def reference_itself(trainer: Declared) -> PreTrainedModel:
     """The model that is the reference, without what wraps it: the policy, if it has none apart."""
     return trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
 
 
-def numerics(trainer: DPOTrainer) -> dict[str, str]:
+def numerics(trainer: Declared) -> dict[str, str]:
     """What the reference computes in. DeepSpeed casts the weights themselves, later than this is
     asked, and FSDP as it gathers them: that is not what autocast does with float32 weights. Nor
     does autocast the same on a CPU, or every version, by less than the check of an entry grants."""
@@ -166,10 +167,12 @@ def numerics(trainer: DPOTrainer) -> dict[str, str]:
 def digest_of_rows(dataset: Dataset) -> str:
     """Hash of the token ids of all rows, in order; the integer type they are kept in is nothing."""
     digest = hashlib.sha256()
-    for table in dataset.select_columns(IDS).with_format("arrow").iter(batch_size=1000):
+    length = pc.list_value_length  # pyright: ignore[reportAttributeAccessIssue]  made as it loads
+    tables: Any = dataset.select_columns(IDS).with_format("arrow").iter(batch_size=1000)
+    for table in tables:
         for name in IDS:
             column = table[name].combine_chunks()
-            for numbers in (pc.list_value_length(column), column.flatten()):
+            for numbers in (length(column), column.flatten()):
                 digest.update(numbers.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
     return digest.hexdigest()
 
@@ -208,7 +211,7 @@ def read(path: Path, rows: int) -> np.ndarray | None:
     return logps if logps.shape == (2, rows) else None
 
 
-def reference_model(trainer: DPOTrainer) -> torch.nn.Module:
+def reference_model(trainer: Declared) -> Any:
     """The model to score with. Before training, DeepSpeed has not placed or gathered the weights:
     an inference engine does, the one that TRL itself would use."""
     if trainer.ref_model is not None or not trainer.is_deepspeed_enabled:
@@ -218,13 +221,13 @@ def reference_model(trainer: DPOTrainer) -> torch.nn.Module:
     return trainer._precompute_engine
 
 
-def nats_per_token(trainer: DPOTrainer) -> float:
+def nats_per_token(trainer: Declared) -> float:
     """How far a log-probability of this run may come out apart, for each token."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return NATS_PER_TOKEN[half.get(trainer.accelerator.mixed_precision, trainer.model.dtype)]
 
 
-def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
+def agrees(trainer: Declared, dataset: Dataset, logps: np.ndarray) -> bool:
     """Whether a few rows, scored again, come out as kept. Every process scores the same ones."""
     (kept,) = np.nonzero(~np.isnan(logps).any(axis=0))
     if not len(kept):
@@ -240,7 +243,7 @@ def agrees(trainer: DPOTrainer, dataset: Dataset, logps: np.ndarray) -> bool:
 
 
 def score(
-    trainer: DPOTrainer, dataset: Dataset, rows: np.ndarray, split: str, batch_size: int
+    trainer: Declared, dataset: Dataset, rows: np.ndarray, split: str, batch_size: int
 ) -> np.ndarray:
     """Chosen and rejected log-probabilities of some rows under the reference, shape (2, rows).
 
@@ -258,7 +261,7 @@ def score(
 
 
 def longest_first(
-    trainer: DPOTrainer, dataset: Dataset, batch_size: int, rows: np.ndarray | None = None
+    trainer: Declared, dataset: Dataset, batch_size: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, DataLoader]:
     """The order of rows, longest pairs first, and a loader of them in that order, dealt out to all
     processes; some may come twice in its last batches.

@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from trl import DPOTrainer
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
@@ -32,6 +31,7 @@ from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder, tracking
 from dpo.training import held_out_scores, publish
 from dpo.training.preempt import Leave
+from dpo.training.stock import Declared
 
 # In a checkpoint, where the reference moves. Apart from the policy's weights: vLLM and SGLang load
 # all that lies beside a configuration.
@@ -39,7 +39,7 @@ REFERENCE = "reference/weights.safetensors"
 
 
 def to_go_on_from(
-    trainer: DPOTrainer, folder: Path, given: str | None, other_processes: bool
+    trainer: Declared, folder: Path, given: str | None, other_processes: bool
 ) -> Path | None:
     """The checkpoint that a run goes on from: the one `given`, or the newest in its `folder` that
     is as it was written; None if there is none. All processes get the first one's answer.
@@ -75,7 +75,7 @@ def to_go_on_from(
     return answer[0]
 
 
-def unlogged(trainer: DPOTrainer) -> dict[str, Any]:
+def unlogged(trainer: Declared) -> dict[str, Any]:
     """What a trainer will log with the next steps, and has not yet. Called by all processes."""
     losses = trainer.accelerator.gather(trainer._tr_loss.reshape(1)).tolist()
     return {
@@ -86,7 +86,7 @@ def unlogged(trainer: DPOTrainer) -> dict[str, Any]:
     }
 
 
-def moving(trainer: DPOTrainer) -> dict[str, torch.nn.Parameter]:
+def moving(trainer: Declared) -> dict[str, torch.nn.Parameter]:
     """The weights of a reference that follows the policy; each process has the same order."""
     return dict(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
 
@@ -102,7 +102,7 @@ def gathered(parameter: torch.nn.Parameter, written: bool = False):
 
 
 @torch.no_grad()
-def save_reference(trainer: DPOTrainer, folder: Path) -> None:
+def save_reference(trainer: Declared, folder: Path) -> None:
     """Write the reference as it is now, whole, whatever shards it. Called by all processes."""
     weights = {}
     for name, parameter in moving(trainer).items():
@@ -116,7 +116,7 @@ def save_reference(trainer: DPOTrainer, folder: Path) -> None:
 
 
 @torch.no_grad()
-def load_reference(trainer: DPOTrainer, folder: Path) -> None:
+def load_reference(trainer: Declared, folder: Path) -> None:
     """Give the reference the weights that it had moved to. Called by all processes."""
     with safe_open(folder / REFERENCE, framework="pt") as file:
         for name, parameter in moving(trainer).items():
@@ -134,7 +134,7 @@ class Settled(TrainerCallback):
     fails within the step saves itself as it was then. Of a single process only: of several, the
     others would wait for the one that failed."""
 
-    def __init__(self, trainer: DPOTrainer):
+    def __init__(self, trainer: Declared):
         self.trainer, self.unlogged = trainer, None
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -150,13 +150,13 @@ class TakeUp(TrainerCallback):
     """Gives a trainer that goes on from a checkpoint what the interrupted one had not logged, and
     the reference as it had moved."""
 
-    def __init__(self, trainer: DPOTrainer, checkpoint: Path):
+    def __init__(self, trainer: Declared, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
         self.manifest = checkpoints.read(checkpoint)
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, left = self.trainer, self.manifest["unlogged"]
-        if args.sync_ref_model:
+        if trainer.args.sync_ref_model:
             load_reference(trainer, self.checkpoint)
         losses, rank = left["losses"], trainer.accelerator.process_index
         same = len(losses) == trainer.accelerator.num_processes
@@ -168,7 +168,7 @@ class TakeUp(TrainerCallback):
 
 
 def to_the_end(
-    trainer: DPOTrainer, recipe: Recipe, leave: Leave
+    trainer: Declared, recipe: Recipe, leave: Leave
 ) -> tuple[Dataset | None, TrainerState, float]:
     """Train, or go on, or find that training had ended; save the policy, or a checkpoint if the
     run is asked to leave.

@@ -18,9 +18,10 @@ from dpo.data import schema
 from dpo.models import adapters
 from dpo.runs import checkpoints
 from dpo.training import publish, reference, resume
+from dpo.training.stock import Declared
 
 
-class WritesCheckpoints:
+class WritesCheckpoints(Declared):
     """The part of FastDPOTrainer (trainer.py) that writes; above TRL's in its bases.
 
     Args:

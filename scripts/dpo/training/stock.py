@@ -1,13 +1,53 @@
-"""What TRL and transformers do at every start or step that takes time and changes nothing here."""
+"""Stock DPOTrainer: its types as they are here, and what it does that is left out.
+
+TRL and transformers do some things at every start or step that take time and change nothing here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
+from transformers import PreTrainedModel
+from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
+
+
+class Declared(DPOTrainer):
+    """DPOTrainer, with the types that its attributes have here once it is built: its libraries
+    declare them wider, or not at all. What FastDPOTrainer adds is declared where it is set."""
+
+    args: DPOConfig
+    model: PreTrainedModel
+    # What wraps them looks every attribute up in what it wraps.
+    model_wrapped: Any
+    ref_model: Any
+    accelerator: Any
+    processing_class: Any
+    train_dataset: Dataset
+    eval_dataset: Any
+    optimizer: Any
+    # of FastDPOTrainer, for the functions that it hands itself to
+    adapter: Path | None
+    settings: dict[str, Any]
+    settled: Any
+    monitors: Any
+    batch: dict[str, Any] | None
+    pairs: list[list[float]]
+    sharing: str
+    live: str | None
+    started: float
+    about: dict[str, Any]
+    composition_matters: bool
+    right: Callable[..., Any]
+    save_alone: Callable[[], None]
+    _micro_batches: list[int]
+    _data_workers_explained: Callable[..., Any]
 
 
 @contextmanager
@@ -21,7 +61,7 @@ def unhashed() -> Iterator[None]:
         dpo_trainer.hash_module = hash_module
 
 
-def may_leave_unused(model: torch.nn.Module) -> bool:
+def may_leave_unused(model: PreTrainedModel) -> bool:
     """Whether a step can leave weights without a gradient: a router's experts that no token goes
     to, or the towers of a model that reads more than text. For others DDP need not look for such,
     in a walk over every step's graph."""

@@ -58,7 +58,7 @@ def stays_live(
     return rope.by_batch(model, args, max(longest_row(each, args.max_length) for each in data))
 
 
-class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
+class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
     """What is learned is what stock TRL learns.
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
@@ -80,7 +80,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
         self.launch = launch or launched()
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
-        self.pairs: list[list[float]] = []  # the last batch's, of all processes (seen.per_pair)
+        self.pairs: list[list[float]] = []  # the last batch's, of all processes (probes.per_pair)
         self._sharing, self._ready, self._waits = "off", False, False
         self._held_out: dict[str, str | None] | None = None  # what their scores depend on
         self.live: str | None = None  # why not scored beforehand, though asked for
@@ -150,7 +150,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
 
     def _models(self) -> list[PreTrainedModel]:
         """The policy, and the reference if it is a model of its own, without what wraps them."""
-        models = [self.model.get_base_model() if is_peft_model(self.model) else self.model]
+        policy: Any = self.model
+        models = [policy.get_base_model() if is_peft_model(policy) else policy]
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         return models
@@ -159,7 +160,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
     # copy what goes into each, the plan of a batch too; and keep the gradients of a step whole, in
     # bfloat16, until its last micro-batch. Weights are gathered in bfloat16 as before.
     def create_accelerator_and_postprocess(self) -> None:
-        config = self.args.accelerator_config
+        config: Any = self.args.accelerator_config
         if self.launch.fsdp:
             sums = {"sync_each_batch": True, **(config.gradient_accumulation_kwargs or {})}
             config.gradient_accumulation_kwargs = sums
@@ -240,7 +241,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, DPOTrainer):
         return loss * (mine * self.step_layout.size / self.step_layout.sum())
 
     def right(self, pairs: np.ndarray) -> np.ndarray:
-        """Accuracy of the pairs, columns as `seen.per_pair` has them, each alone."""
+        """Accuracy of the pairs, columns as `probes.per_pair` has them, each alone."""
         tie = stats.width(self.beta, reference.nats_per_token(self), pairs[:, 2] + pairs[:, 3])
         return stats.accuracy(stats.settled(pairs[:, 0] - pairs[:, 1], tie))
 

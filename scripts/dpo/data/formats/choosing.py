@@ -101,7 +101,7 @@ def preferred(row: Row, parts: dict[str, str]) -> float:
     if name in STRENGTHS:
         return number(value)
     if name == SHP:
-        return {1: -1, 0: 1}.get(number(value), math.nan)
+        return {1.0: -1.0, 0.0: 1.0}.get(number(value), math.nan)
     side = side_of(value, (parts["first"][-1], parts["second"][-1]))
     return math.nan if side is None else side
 
@@ -130,5 +130,6 @@ def _texts(value: Any) -> list[Any] | None:
             value = json.loads(value)
         except ValueError:
             return None
-    texts = isinstance(value, list) and all(isinstance(text, (str, type(None))) for text in value)
-    return value if texts and value else None
+    if not isinstance(value, list) or not value:
+        return None
+    return value if all(isinstance(text, (str, type(None))) for text in value) else None

@@ -107,7 +107,7 @@ def again(rows: list[Row], parts: dict[str, str]) -> dict[str, str]:
         found["again"] = name
     for part in ("input", "context"):
         texts = [(row.get(parts.get(part)), question) for question, row in asked]
-        held = [text in question for text, question in texts if text and isinstance(text, str)]
+        held = [text in str(question) for text, question in texts if text and isinstance(text, str)]
         if held and all(held):
             found[f"{part} again"] = parts[part]
     return found
@@ -230,12 +230,11 @@ def side_of(value: Any, ends: tuple[str, str]) -> int | None:
     text = _as_text(value).strip()
     if text.startswith(("tie", "both")):
         return 0
-    found, ends = WORD.fullmatch(text), [end.lower() for end in ends]
+    found, (first, second) = WORD.fullmatch(text), (end.lower() for end in ends)
     if not found:
         return None
-    return {ends[0]: -1, ends[1]: 1}.get(
-        found[1], {"1": -1, "2": 1}.get(found[1] * ends[0].isalpha())
-    )
+    numbers = {"1": -1, "2": 1} if first.isalpha() else {}
+    return {first: -1, second: 1}.get(found[1], numbers.get(found[1]))
 
 
 def question_of(columns: Row, parts: dict[str, str]) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.data.formats.columns import instead, not_said, suggested
 from dpo.data.formats.parsing import is_message
 from dpo.data.formats.parts import (
@@ -26,7 +26,6 @@ from dpo.data.sources.load import Rows
 from dpo.data.sources.rows import listed
 from dpo.data.tokenize import GIVEN, Tokenization
 from dpo.recipe.arguments import LAYOUTS
-from dpo.recipe.hub_names import one_line
 
 FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told
@@ -179,7 +178,7 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     try:
         rows = source.first(SEEN)
     except ValueError as error:  # a stream is read only now
-        raise Refusal(f"cannot read {source.name}: {one_line(error)}") from error
+        raise Refusal(f"cannot read {source.name}: {one_line(error, cause=True)}") from error
     if not rows:
         raise Refusal(f"{source.name} has no rows")
     layout, parts = told(rows, given)

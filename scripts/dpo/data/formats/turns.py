@@ -72,7 +72,7 @@ def role_of(turn: Message) -> Any:
     """Whose turn this is, in the words of chat templates where it is known."""
     role = turn.get("role", turn.get("from"))
     known = role.strip().lower() if isinstance(role, str) else None
-    return known if known in CALLS else ROLES.get(known, role)
+    return known if known in CALLS else ROLES.get(known or "", role)
 
 
 def tool_calls(text: Any) -> list[Message] | None:

@@ -91,7 +91,7 @@ def lines_of(path: str, encoding: str | None = None) -> Iterator[str]:
             encoding = wide or encoding or "utf-8"
             text = io.TextIOWrapper(stream, encoding, newline="\n") if wide else stream
             for number, line in enumerate(text, start=1):
-                line = line if wide else line.decode(encoding)
+                line = line.decode(encoding) if isinstance(line, bytes) else line
                 yield line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeDecodeError as error:
         raise Broken(path, None if wide else number, f"{error}: write it again as UTF-8") from error

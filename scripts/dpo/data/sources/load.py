@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
 import yaml
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants, snapshot_download
 from trl import DatasetMixtureConfig
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.data.formats.columns import mapping_of
 from dpo.data.sources import files, tables
 from dpo.data.sources.files import COMPRESSED, FILES
@@ -30,7 +30,7 @@ from dpo.data.sources.rows import (
     unreadable,
     without_backups,
 )
-from dpo.recipe.hub_names import check_reachable, looks_local, one_line
+from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
@@ -80,12 +80,12 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
             f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
         ) from error
     except yaml.YAMLError as error:
-        said = f"the lines between --- in its README.md are no YAML: {one_line(error)}"
+        said = f"the lines between --- in its README.md are no YAML: {one_line(error, cause=True)}"
         raise Refusal(f"cannot load the data set {path}: {said}") from error
     except files.Broken as error:
         raise Refusal(f"cannot load the data set {path}: {error}") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        said = unreadable(path, error) or one_line(error)
+        said = unreadable(path, error) or one_line(error, cause=True)
         raise Refusal(f"cannot load the data set {path}: {said}") from error
 
 
@@ -106,7 +106,8 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
         StopIteration: a split's files have no rows.
     """
     parts = {str(split): [*paths] for split, paths in (builder.config.data_files or {}).items()}
-    kind, config, splits = type(builder).__module__.rpartition(".")[2], builder.config, {}
+    kind, splits = type(builder).__module__.rpartition(".")[2], {}
+    config: Any = builder.config  # of its kind
     if kind in files.FILES.values():
         parts = {split: without_backups(paths) for split, paths in parts.items()}
     if kind in ("csv", "json") and not streaming:  # of the hub, brought here
@@ -114,7 +115,7 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
     if not parts or not all(Path(path).is_file() for paths in parts.values() for path in paths):
         if not streaming:
             builder.download_and_prepare()
-        found = builder.as_streaming_dataset() if streaming else builder.as_dataset()
+        found: Any = builder.as_streaming_dataset() if streaming else builder.as_dataset()
         return {
             str(split): Rows(f"{name} ({split})", data, parts.get(str(split), []))
             for split, data in found.items()
@@ -164,7 +165,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
         data = data.select_columns(entry.columns) if entry.columns else data
         notes = next(iter(splits.values())).notes
         parts.append(Rows(f"{name} ({entry.split})", data, notes=notes))
-    shares = [entry.fraction for entry in mixture.datasets]
+    shares: list[Any] = [entry.fraction for entry in mixture.datasets]
     if not any(share is not None for share in shares):
         return parts
     if None in shares or mixture.streaming:

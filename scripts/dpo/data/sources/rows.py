@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
 from datasets import Dataset, IterableDataset, Json, Value, data_files
 from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
-from dpo.core.hashing import digests_of
+from dpo.core.hashing import digest_of_all
 from dpo.core.refusal import Refusal
 from dpo.data.formats import parsing
 from dpo.data.formats.turns import Fault
@@ -125,7 +125,8 @@ def part_of(splits: dict[str, Rows], wanted: str, name: str) -> Dataset | Iterab
             f"datasets: {name} has no split {wanted!r}, only {', '.join(splits)}, and slices of "
             "them where it is no stream"
         ) from error
-    parts = [splits[p.splitname].data.select(range(p.from_, p.to)) for p in pieces]
+    data: dict[str, Any] = {name: rows.data for name, rows in splits.items()}
+    parts = [data[p.splitname].select(range(p.from_, p.to)) for p in pieces]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
@@ -235,7 +236,5 @@ def content_cache(given: list[Path]) -> str:
     digest = hashlib.sha256()
     for data in given:
         found = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
-        for path, of_file in zip(found, digests_of(found), strict=True):
-            digest.update(str(path.relative_to(data)).encode())
-            digest.update(bytes.fromhex(of_file))
+        digest.update(digest_of_all(found, data).encode())
     return f"{datasets.config.HF_DATASETS_CACHE}/{digest.hexdigest()[:16]}"

@@ -17,10 +17,9 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
 from dpo.models.sampling import Messages, told, turns
-from dpo.recipe.hub_names import one_line
 
 TEMPLATE = """\
 Below are a conversation and two answers to its last message, A and B. Say which answer is better: \
@@ -87,9 +86,11 @@ def check(url: str, model: str | None) -> None:
                 )
             )
         except openai.NotFoundError as error:
-            raise Refusal(f"JUDGE_MODEL={model}: {one_line(error)}{serves(client)}") from error
+            raise Refusal(
+                f"JUDGE_MODEL={model}: {one_line(error, cause=True)}{serves(client)}"
+            ) from error
         except (openai.APIError, ValueError) as error:
-            raise Refusal(f"no judge answers at {url}: {one_line(error)}") from error
+            raise Refusal(f"no judge answers at {url}: {one_line(error, cause=True)}") from error
 
 
 def serves(client: openai.OpenAI) -> str:
@@ -193,7 +194,7 @@ class Asking:
             except ValueError as error:
                 broken = error
                 await asyncio.sleep(BACK_OFF * 2**tried)
-        raise broken
+        raise broken  # pyright: ignore[reportPossiblyUnbound, reportGeneralTypeIssues]
 
 
 def reason_of(error: Exception) -> str:
@@ -244,11 +245,11 @@ def judge(
         asyncio.run(asking.ask_all(missing, parallel))
     except REFUSED as error:
         raise Refusal(
-            f"the judge at {url} refuses: {one_line(error)}. What it said before is kept, and the "
-            "same command goes on from there"
+            f"the judge at {url} refuses: {one_line(error, cause=True)}. What it said before is "
+            "kept, and the same command goes on from there"
         ) from error
 
-    verdicts = {key: kept.entries.get(key, {}).get("verdict") for key in texts}
+    verdicts: dict[str, Any] = {key: kept.entries.get(key, {}).get("verdict") for key in texts}
     points = [[FIRST_IS_BETTER.get(verdicts[k], np.nan) for k in pair] for pair in keys.values()]
     first, second = np.array(points).reshape(-1, 2).T
     second = 1 - second  # there the other's answer stood first

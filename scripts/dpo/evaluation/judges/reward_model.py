@@ -12,12 +12,13 @@ from jinja2 import TemplateError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.evaluation.contestants import DECIDES
 from dpo.models import loading, trust
 from dpo.models.sampling import Messages
-from dpo.recipe.hub_names import check_reachable, looks_local, one_line
+from dpo.recipe.hub_names import check_reachable, looks_local
 
+NO_REWARD = "no finite reward"
 ROWS = 16  # answers at a time
 JUDGES = (
     "vader (the known reward), hand (you, in the terminal), the URL of an OpenAI-compatible "
@@ -41,7 +42,9 @@ class RewardModel:
             self.config = AutoConfig.from_pretrained(name)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise Refusal(f"the judge {name} cannot be read: {one_line(error)}") from error
+            raise Refusal(
+                f"the judge {name} cannot be read: {one_line(error, cause=True)}"
+            ) from error
         labels = self.config.num_labels
         if labels != 1:
             kinds = ", ".join(self.config.architectures or ["a model"])
@@ -89,7 +92,7 @@ class RewardModel:
                 rewards = logits(model, [rows[key] for key in part], pad)
                 for key, reward in zip(part, rewards, strict=True):
                     finite = bool(np.isfinite(reward))
-                    yield key, *((float(reward), None) if finite else (None, "no finite reward"))
+                    yield key, float(reward) if finite else None, None if finite else NO_REWARD
                 progress.update(len(part))
 
     def ids(self, messages: Messages) -> list[int]:

@@ -32,7 +32,7 @@ class Verdicts:
     """What a judge says of n comparisons.
 
     Attributes:
-        preferred: shape (n,): 1 the policy's answer, 0 the other, ½ a tie, NaN where it is left
+        preferred: shape (n,): 1 the policy's answer, 0 the other, 0.5 a tie, NaN where it is left
             out.
         rewards: shape (2, n), the policy's and the other's, of a judge that scores; NaN likewise.
         left_out: why, and how many.

@@ -6,22 +6,9 @@ from __future__ import annotations
 
 import re
 
+from dpo.recipe.convert import reasons
 from dpo.recipe.convert.brought import Brought, columns, place, with_sft
-from dpo.recipe.convert.old_keys import (
-    AT_LAUNCH,
-    ATTENTION,
-    BATCHES,
-    GENERATES,
-    KERNELS,
-    NOT_DPO,
-    NOT_WANDB,
-    PREPARED,
-    TEMPLATE,
-    TOKENIZER,
-    UNLIKE,
-    WANDB,
-    because,
-)
+from dpo.recipe.convert.reasons import because
 
 RENAMED = {
     "base_model": "model_name_or_path",
@@ -64,21 +51,21 @@ DROPPED = because(
         "excess_length_strategy",
     ),
     (
-        BATCHES,
+        reasons.BATCHES,
         "sample_packing eval_sample_packing pad_to_sequence_len batch_flattening "
         "dpo_padding_free sample_packing_group_size sample_packing_bin_size "
         "sample_packing_eff_est curriculum_sampling multipack_real_batches eval_sequence_len "
         "min_sample_len",
     ),
     (
-        ATTENTION,
+        reasons.ATTENTION,
         "flash_attention xformers_attention sdp_attention flex_attention eager_attention "
         "sage_attention s2_attention flash_optimum flash_attn_cross_entropy "
         "flash_attn_rms_norm flash_attn_fuse_mlp flash_attn_fuse_qkv scaling_softmax "
         "large_head_attention",
     ),
     (
-        AT_LAUNCH,
+        reasons.AT_LAUNCH,
         "fsdp_version deepcompile dp_shard_size dp_replicate_size world_size "
         "tensor_parallel_size context_parallel_size sequence_parallel_degree heads_k_stride "
         "ring_attn_func device_map max_memory gpu_memory_limit low_cpu_mem_usage ddp device "
@@ -92,23 +79,23 @@ DROPPED = because(
         "overrides_of_model_config overrides_of_model_kwargs",
     ),
     (
-        TOKENIZER,
+        reasons.TOKENIZER,
         "tokenizer_type tokenizer_config tokenizer_use_fast tokenizer_legacy "
         "tokenizer_use_mistral_common tokenizer_save_jinja_files special_tokens tokens "
         "added_tokens_overrides processor_type processor_kwargs "
         "resize_token_embeddings_to_32x shrink_embeddings mean_resizing_embeddings "
         "embeddings_skip_upcast fix_untrained_tokens",
     ),
-    (TEMPLATE, "chat_template eot_tokens default_system_message chat_template_kwargs"),
+    (reasons.TEMPLATE, "chat_template eot_tokens default_system_message chat_template_kwargs"),
     (
-        PREPARED,
+        reasons.PREPARED,
         "dataset_prepared_path dataset_keep_in_memory dataset_exact_deduplication "
         "dataset_shard_num dataset_shard_idx skip_prepare_dataset num_dataset_shards_to_save "
         "shuffle_merged_datasets push_dataset_to_hub shuffle_before_merging_datasets "
         "hf_use_auth_token is_preprocess",
     ),
     (
-        KERNELS,
+        reasons.KERNELS,
         "plugins use_kernels use_scattermoe use_sonicmoe lora_mlp_kernel lora_qkv_kernel "
         "lora_o_kernel lora_embedding_kernel liger_rope liger_rms_norm liger_glu_activation "
         "liger_layer_norm liger_cross_entropy liger_fused_linear_cross_entropy "
@@ -119,11 +106,11 @@ DROPPED = because(
         "save_first_step auto_resume_from_checkpoints",
     ),
     (
-        WANDB,
+        reasons.WANDB,
         "wandb_project wandb_entity wandb_watch wandb_log_model wandb_run_id wandb_mode use_wandb",
     ),
     (
-        NOT_WANDB,
+        reasons.NOT_WANDB,
         "use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name "
         "hf_mlflow_log_artifacts use_comet comet_project_name use_tensorboard use_swanlab "
         "swanlab_project swanlab_experiment_name swanlab_description swanlab_mode "
@@ -131,9 +118,9 @@ DROPPED = because(
         "swanlab_completion_log_interval swanlab_completion_max_buffer use_trackio "
         "swanlab_run_name swanlab_api_key swanlab_logdir include_tkps",
     ),
-    (NOT_DPO, "train_on_inputs orpo_alpha cpo_alpha simpo_gamma train_on_eos vllm"),
+    (reasons.NOT_DPO, "train_on_inputs orpo_alpha cpo_alpha simpo_gamma train_on_eos vllm"),
     (
-        UNLIKE,
+        reasons.UNLIKE,
         "relora relora_steps relora_prune_ratio loftq_config gptq peft lisa_n_layers "
         "lora_fan_in_fan_out loraplus_lr_ratio unfrozen_parameters loraplus_lr_embedding "
         "lr_groups embedding_lr embedding_lr_scale peft_layers_to_transform "
@@ -143,7 +130,7 @@ DROPPED = because(
         "torchdistx_path",
     ),
     (
-        GENERATES,
+        reasons.GENERATES,
         "do_bench_eval bench_dataset do_causal_lm_eval eval_causal_lm_metrics eval_table_size "
         "eval_max_new_tokens generate_samples dpo_generate_during_eval",
     ),
@@ -161,7 +148,7 @@ ROLES = "roles and templates are told from the rows"
 OF_ENTRIES = {
     "revision": NEWEST,
     "trust_remote_code": "no code of a data set is run",
-    "preprocess_shards": PREPARED,
+    "preprocess_shards": reasons.PREPARED,
 }
 
 
@@ -271,10 +258,10 @@ def axolotl(b: Brought) -> None:
         if b.take(key):
             b.put("dtype", dtype, of=key)
     if (template := b.old.get("chat_template")) not in (None, "tokenizer_default"):
-        b.warned.append(f"chat_template: {template}: {TEMPLATE}")
+        b.warned.append(f"chat_template: {template}: {reasons.TEMPLATE}")
     if template := b.take("chat_template_jinja"):
-        b.dropped["chat_template_jinja"] = f"put it in a .jinja file: {TEMPLATE}"
-        b.warned.append(f"chat_template_jinja ({len(template)} characters): {TEMPLATE}")
+        b.dropped["chat_template_jinja"] = f"put it in a .jinja file: {reasons.TEMPLATE}"
+        b.warned.append(f"chat_template_jinja ({len(template)} characters): {reasons.TEMPLATE}")
     # Its own defaults, where they are not ours.
     defaults = {"sequence_len": 512, "micro_batch_size": 1, "lr_scheduler": "cosine"}
     defaults |= {"num_epochs": 1, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}

@@ -99,7 +99,7 @@ def evaluation(b: Brought) -> None:
 def known_names(b: Brought) -> None:
     """Leave out optimizers and schedules that Transformers has not."""
     removed = {"adamw_hf": "adamw_torch", "adamw": "adamw_torch"}
-    b.new["optim"] = removed.get(b.new.get("optim"), b.new.get("optim", "adamw_torch_fused"))
+    b.new["optim"] = removed.get(b.new.get("optim", ""), b.new.get("optim", "adamw_torch_fused"))
     for key, kinds in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
         value = b.new.get(key)
         if value is not None and value not in [kind.value for kind in kinds]:

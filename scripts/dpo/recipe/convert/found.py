@@ -55,7 +55,7 @@ def filled(text: str, known: dict[str, str]) -> str:
     text = re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda m: known.get(m[1] or m[2], m[0]), text)
     text = re.sub(r"\$\(expr ([^()]+)\)|`expr ([^`]+)`", lambda m: f"$(({m[1] or m[2]}))", text)
     for inner in re.findall(r"\$\(\(([\w\s*/$]+)\)\)", text):  # as batch sizes are divided
-        words = [known.get(word, word) for word in re.findall(r"\w+|[*/]", inner)]
+        words = [str(known.get(word, word)) for word in re.findall(r"\w+|[*/]", inner)]
         if all(word.isdigit() or word in "*/" for word in words):
             value = int(words[0])
             for sign, number in zip(words[1::2], words[2::2], strict=True):

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from dpo.recipe.arguments import QUESTIONS
+from dpo.recipe.convert import reasons
 from dpo.recipe.convert.brought import (
     Brought,
     columns,
@@ -17,7 +18,6 @@ from dpo.recipe.convert.brought import (
     sliced,
     system_prompt,
 )
-from dpo.recipe.convert.old_keys import TEMPLATE
 
 # Of LLaMA-Factory's own dataset_info.json, those of text that lie on the hub: name and subset.
 ITS_DATA = {
@@ -69,7 +69,7 @@ def llama_factory(b: Brought) -> None:
     other_reference(b, "ref_model", b.old.get("model_name_or_path"))
     system_prompt(b, "default_system")
     if b.old.get("template"):
-        b.warned.append(f"template: {b.old['template']}: {TEMPLATE}")
+        b.warned.append(f"template: {b.old['template']}: {reasons.TEMPLATE}")
     folder, samples, parts = b.take("dataset_dir", "data"), b.take("max_samples"), []
     names = b.take("dataset", [])
     for name in filter(None, names.split(",") if isinstance(names, str) else names):

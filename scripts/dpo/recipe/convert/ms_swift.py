@@ -8,6 +8,7 @@ import json
 import math
 import re
 
+from dpo.recipe.convert import reasons
 from dpo.recipe.convert.brought import (
     Brought,
     columns,
@@ -17,19 +18,7 @@ from dpo.recipe.convert.brought import (
     system_prompt,
     with_sft,
 )
-from dpo.recipe.convert.old_keys import (
-    AT_LAUNCH,
-    BATCHES,
-    GENERATES,
-    KERNELS,
-    NOT_DPO,
-    NOT_WANDB,
-    PREPARED,
-    TEMPLATE,
-    TOKENIZER,
-    UNLIKE,
-    because,
-)
+from dpo.recipe.convert.reasons import because
 
 RENAMED = {
     "adapters": "model_name_or_path",
@@ -63,28 +52,28 @@ DROPPED = because(
     ("train_sampling_strategy: sequential takes rows as they come", "train_dataloader_shuffle"),
     ("completions alone are scored", "loss_scale is_binary_loss_scale"),
     (
-        TEMPLATE,
+        reasons.TEMPLATE,
         "template system use_chat_template template_backend agent_template response_prefix "
         "add_non_thinking_prefix disable_ignore_empty_think enable_thinking preserve_thinking",
     ),
     (
-        PREPARED,
+        reasons.PREPARED,
         "load_from_cache_file dataset_shuffle val_dataset_shuffle shuffle_buffer_size "
         "download_mode strict disable_auto_column_mapping custom_dataset_info cached_dataset "
         "cached_val_dataset stopping_strategy lazy_tokenize load_args load_data_args "
         "external_plugins custom_register_path",
     ),
     ("models and data are fetched from the Hugging Face hub", "use_hf"),
-    (TOKENIZER, "new_special_tokens padding_side"),
+    (reasons.TOKENIZER, "new_special_tokens padding_side"),
     ("the model's configuration says it", "model_type task_type num_labels problem_type"),
-    (BATCHES, "packing packing_length packing_num_proc packing_strategy"),
+    (reasons.BATCHES, "packing packing_length packing_num_proc packing_strategy"),
     (
-        AT_LAUNCH,
+        reasons.AT_LAUNCH,
         "sequence_parallel_size zero_hpz_partition_size deepspeed_autotp_size device_map "
         "max_memory ds3_gather_for_generation",
     ),
     (
-        KERNELS,
+        reasons.KERNELS,
         "tuner_backend experts_impl use_swift_lora use_flash_ckpt check_model max_shard_size "
         "safe_serialization enable_npu_model_patch lora_dtype",
     ),
@@ -99,24 +88,27 @@ DROPPED = because(
         "vit_gradient_checkpointing model_kwargs local_repo_path",
     ),
     (
-        GENERATES,
+        reasons.GENERATES,
         "eval_use_evalscope eval_dataset eval_dataset_args eval_limit eval_generation_config "
         "extra_eval_args max_new_tokens temperature top_k top_p repetition_penalty num_beams "
         "predict_with_generate",
     ),
     (
-        NOT_DPO,
+        reasons.NOT_DPO,
         "cpo_alpha simpo_gamma enable_dft_loss enable_channel_loss model_author model_name",
     ),
     (
-        UNLIKE,
+        reasons.UNLIKE,
         "optimizer freeze_parameters freeze_parameters_regex freeze_parameters_ratio "
         "trainable_parameters trainable_parameters_regex lora_bias lorap_lr_ratio init_weights "
         "use_galore galore_rank galore_target_modules galore_update_proj_gap galore_scale "
         "lisa_activated_layers lisa_step_interval llamapro_num_new_blocks quant_method "
         "rope_scaling max_model_len init_strategy",
     ),
-    (NOT_WANDB, "swanlab_token swanlab_project swanlab_workspace swanlab_exp_name swanlab_mode"),
+    (
+        reasons.NOT_WANDB,
+        "swanlab_token swanlab_project swanlab_workspace swanlab_exp_name swanlab_mode",
+    ),
 )
 # A data set there is `name:subset#rows`, before which may stand whose hub it is on.
 NAMED = re.compile(r"(?:(?:HF|MS)::)?([^:#]+)(?::([^#]+))?(?:#(\d+))?")
@@ -208,7 +200,7 @@ def ms_swift(b: Brought) -> None:
     other_reference(b, "ref_model", b.old.get("model"))
     system_prompt(b, "system")
     if b.old.get("template"):
-        b.warned.append(f"template: {b.old['template']}: {TEMPLATE}")
+        b.warned.append(f"template: {b.old['template']}: {reasons.TEMPLATE}")
     data(b)
     rate = 1.0e-4 if adapter(b) else 1.0e-5
     if epochs := b.take("max_epochs"):  # it goes before the other

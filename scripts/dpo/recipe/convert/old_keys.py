@@ -7,27 +7,9 @@ What a strict parse says of an unknown key, and what `make new FROM=` does with 
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
-
-
-def because(*groups: tuple[str, str]) -> dict[str, str]:
-    """Each key to the reason of its group; a group is a reason and its keys."""
-    return {key: reason for reason, keys in groups for key in keys.split()}
-
-
-# Reasons that keys of several tools have.
-AT_LAUNCH = "make train CONFIG= says how a run is sharded"
-BATCHES = "prefix sharing has no padding to pack away"
-ATTENTION = "attn_implementation says it; prefix sharing has attention of its own"
-TOKENIZER = "the tokenizer is the model's, with its own special tokens"
-TEMPLATE = "the model's own chat template, or another with chat_template_path"
-PREPARED = "rows are read, checked and kept by content"
-KERNELS = "not here: it changes speed or memory, not what is learned"
-WANDB = "W&B reads its environment: WANDB_PROJECT, WANDB_ENTITY"
-NOT_WANDB = "W&B and a local page are the trackers here"
-NOT_DPO = "it is no part of DPO"
-GENERATES = "make evaluate does it"
-AT_AI2 = "it starts jobs of the authors' own cluster"
-UNLIKE = "there is no such method here"
+from dpo.recipe.convert import reasons
+from dpo.recipe.convert.other_tools import TOOLS
+from dpo.recipe.convert.reasons import because
 
 RENAMED = {
     "torch_dtype": "dtype",
@@ -91,18 +73,16 @@ DROPPED = because(
     ("the columns tell; column_mapping names others", "text_column"),
     ("rows are rendered and tokenised by the tokenizer alone", "dataset_kwargs"),
     (
-        "W&B reads its environment: WANDB_PROJECT, WANDB_ENTITY",
+        reasons.WANDB,
         "wandb_project wandb_entity wandb_run_group wandb_log_model",
     ),
-    ("make evaluate does it", "benchmarks callbacks system_prompt"),
-    (AT_LAUNCH, "accelerate_config num_processes num_machines"),
+    (reasons.GENERATES, "benchmarks callbacks system_prompt"),
+    (reasons.AT_LAUNCH, "accelerate_config num_processes num_machines"),
 )
 
 
 def spelling(key: str) -> str | None:
     """What to write in the place of a key that is not ours; None if no other tool has it."""
-    from dpo.recipe.convert.other_tools import TOOLS  # which takes its reasons from here
-
     for renamed, dropped in ((RENAMED, DROPPED), *TOOLS.values()):
         if key in renamed:
             return f"{key!r} is now {renamed[key]}"

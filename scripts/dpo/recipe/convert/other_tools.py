@@ -2,22 +2,8 @@
 none. Keys that are TRL's own are not repeated; what takes thought is in from_tools.py.
 """
 
-from dpo.recipe.convert import axolotl, ms_swift
-from dpo.recipe.convert.old_keys import (
-    AT_AI2,
-    AT_LAUNCH,
-    BATCHES,
-    GENERATES,
-    KERNELS,
-    NOT_DPO,
-    NOT_WANDB,
-    PREPARED,
-    TEMPLATE,
-    TOKENIZER,
-    UNLIKE,
-    WANDB,
-    because,
-)
+from dpo.recipe.convert import axolotl, ms_swift, reasons
+from dpo.recipe.convert.reasons import because
 
 LLAMA_FACTORY_RENAMED = {
     "adapter_name_or_path": "model_name_or_path",
@@ -53,14 +39,14 @@ LLAMA_FACTORY_RENAMED = {
 LLAMA_FACTORY_DROPPED = because(
     ("DPO is what is done here", "stage"),
     ("dataset_name is a folder, a file or a name of the hub", "dataset_dir"),
-    (TEMPLATE, "template tool_format default_system enable_thinking preserve_thinking"),
+    (reasons.TEMPLATE, "template tool_format default_system enable_thinking preserve_thinking"),
     (
         "the reference is what the policy starts from",
         "ref_model ref_model_adapters ref_model_quantization_bit",
     ),
     ("report.html has the curves", "plot_loss"),
     (
-        NOT_DPO,
+        reasons.NOT_DPO,
         "mask_history train_on_prompt simpo_gamma kto_chosen_weight kto_rejected_weight "
         "reward_model ppo_epochs ppo_buffer_size ppo_target use_dft_loss",
     ),
@@ -69,7 +55,7 @@ LLAMA_FACTORY_DROPPED = because(
     ("a loss that stays high or is not finite ends a run in any case", "early_stopping_steps"),
     ("an adapter to start from is merged, and a new one trained", "create_new_adapter"),
     (
-        UNLIKE,
+        reasons.UNLIKE,
         "use_adam_mini shift_attn rope_scaling mixture_of_depths loraplus_lr_ratio "
         "loraplus_lr_embedding pissa_init pissa_iter pissa_convert freeze_trainable_layers "
         "freeze_trainable_modules freeze_extra_modules use_llama_pro use_galore galore_target "
@@ -78,37 +64,37 @@ LLAMA_FACTORY_DROPPED = because(
         "badam_switch_interval badam_update_ratio use_muon ld_alpha_warmup "
         "name_module_trainable num_layer_trainable",
     ),
-    (BATCHES, "packing neat_packing preprocessing_batch_size"),
+    (reasons.BATCHES, "packing neat_packing preprocessing_batch_size"),
     (
-        PREPARED,
+        reasons.PREPARED,
         "overwrite_cache tokenized_path data_shared_file_system cache_dir buffer_size media_dir",
     ),
     (
-        TOKENIZER,
+        reasons.TOKENIZER,
         "use_fast_tokenizer resize_vocab split_special_tokens add_tokens add_special_tokens "
         "new_special_tokens ignore_pad_token_for_loss new_special_tokens_config "
         "init_special_tokens tokenizer_path",
     ),
     (
-        KERNELS,
+        reasons.KERNELS,
         "use_unsloth use_unsloth_gc upcast_layernorm upcast_lmhead_output quantization_method "
         "use_v1_kernels low_cpu_mem_usage use_kv_cache use_kt fp8 fp8_backend "
         "include_effective_tokens_per_second print_param_status enable_torch_profiler "
         "infer_dtype infer_backend ms_hub_token om_hub_token export_dir export_size",
     ),
-    (AT_LAUNCH, "quantization_device_map device_map ray_num_workers ray_run_name use_mca"),
+    (reasons.AT_LAUNCH, "quantization_device_map device_map ray_num_workers ray_run_name use_mca"),
     (
         "text alone is trained on here",
         "image_max_pixels image_min_pixels video_max_pixels video_fps video_maxlen "
         "freeze_vision_tower freeze_multi_modal_projector freeze_language_model",
     ),
     (
-        GENERATES,
+        reasons.GENERATES,
         "predict_with_generate do_sample temperature top_p top_k num_beams max_new_tokens "
         "repetition_penalty length_penalty eval_num_beams",
     ),
     (
-        NOT_WANDB,
+        reasons.NOT_WANDB,
         "use_swanlab swanlab_project swanlab_run_name swanlab_mode swanlab_workspace "
         "swanlab_api_key swanlab_logdir",
     ),
@@ -149,42 +135,42 @@ OPEN_INSTRUCT_RENAMED = {
 }
 OPEN_INSTRUCT_DROPPED = because(
     (
-        TOKENIZER,
+        reasons.TOKENIZER,
         "tokenizer_name tokenizer_revision use_slow_tokenizer add_bos use_fast "
         "get_tokenizer_fn config_name",
     ),
-    (TEMPLATE, "chat_template_name"),
+    (reasons.TEMPLATE, "chat_template_name"),
     (
-        PREPARED,
+        reasons.PREPARED,
         "overwrite_cache dataset_cache_mode dataset_local_cache_dir skip_cache "
         "dataset_skip_cache cache_dataset_only dataset_transform_fn transform_fn "
         "dataset_target_columns target_columns dataset_config_hash config_hash "
         "dataset_mix_dir cache_mode local_cache_dir reference_logprobs_cache_path "
         "ground_truths_key sft_messages_key cache_logprobs_only",
     ),
-    (BATCHES, "concatenated_forward packing"),
-    (NOT_DPO, "gamma_beta_ratio dpo_gamma_beta_ratio"),
+    (reasons.BATCHES, "concatenated_forward packing"),
+    (reasons.NOT_DPO, "gamma_beta_ratio dpo_gamma_beta_ratio"),
     (
-        AT_LAUNCH,
+        reasons.AT_LAUNCH,
         "zero_stage offload_optimizer offload_param zero_hpz_partition_size "
         "tensor_parallel_degree context_parallel_degree fsdp_shard_degree fsdp_num_replicas "
         "low_cpu_mem_usage sync_each_batch cp_degree cp_strategy",
     ),
     (
-        KERNELS,
+        reasons.KERNELS,
         "fused_optimizer compile_model activation_memory_budget profiling "
         "activation_checkpointing_mode loss_implementation ephemeral_save_interval "
         "add_seed_and_date_to_exp_name do_not_randomize_output_dir",
     ),
     ("norms of gradients are logged in any case", "log_grad_norm"),
-    (WANDB, "wandb_project wandb_project_name wandb_entity wandb_group_name"),
+    (reasons.WANDB, "wandb_project wandb_project_name wandb_entity wandb_group_name"),
     (
-        AT_AI2,
+        reasons.AT_AI2,
         "try_launch_beaker_eval_jobs try_auto_save_to_beaker gs_bucket_path oe_eval_tasks "
         "oe_eval_max_length oe_eval_gpu_multiplier eval_workspace eval_priority "
         "hf_metadata_dataset hf_entity hf_repo_url send_slack_alerts",
     ),
-    (UNLIKE, "rope_scaling_factor rope_scaling_beta_fast rope_scaling_beta_slow"),
+    (reasons.UNLIKE, "rope_scaling_factor rope_scaling_beta_fast rope_scaling_beta_slow"),
     ("optim_args takes them, as key=value", "optimizer_kwargs"),
 )
 

@@ -21,6 +21,7 @@ from dpo.core.refusal import Refusal
 from dpo.data.schema import column
 from dpo.runs import checkpoints, tracking
 from dpo.training.monitoring.probes import sampled, trainable
+from dpo.training.stock import Declared
 
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
 # margins below 1, 0.17 nats a token between policy and reference, and over its first 72 pairs a
@@ -62,7 +63,8 @@ EMPTY, EMPTY_STEPS = 0.1, 10
 
 def alerts_of(state: TrainerState) -> list[dict[str, Any]]:
     """The alerts of a run: kind, step, and what it says."""
-    return state.stateful_callbacks.get(NAME, nothing_yet())["alerts"]
+    kept: Any = state.stateful_callbacks  # a mapping, once it was read from a file too
+    return kept.get(NAME, nothing_yet())["alerts"]
 
 
 NAME = "monitors"  # in the state that checkpoints keep: a run that is resumed has seen as much
@@ -80,7 +82,7 @@ class Monitors(TrainerCallback):
     All processes see the gathered numbers, so that they stop alike.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Declared):
         self.trainer = trainer
         self.kept = nothing_yet()
         self.micro_losses: list[float] = []
@@ -88,7 +90,8 @@ class Monitors(TrainerCallback):
         self.moving_steps = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.kept = state.stateful_callbacks.setdefault(NAME, nothing_yet())
+        kept: Any = state.stateful_callbacks
+        self.kept = kept.setdefault(NAME, nothing_yet())
         self.micro_losses = []
         # DeepSpeed keeps float32 masters, and shows weights in half precision that hardly move.
         if state.global_step == 0 and not self.trainer.is_deepspeed_enabled:
@@ -125,7 +128,7 @@ class Monitors(TrainerCallback):
     # ---- not finite
 
     def saw(self, pairs: list[list[float]]) -> None:
-        """Take in a micro-batch, as `seen.per_pair` has it, before it goes backward.
+        """Take in a micro-batch, as `probes.per_pair` has it, before it goes backward.
 
         Raises:
             Refusal: the loss of some process is not finite.

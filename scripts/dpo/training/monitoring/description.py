@@ -8,19 +8,19 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl import DPOTrainer
 
 from dpo.core.machine import device_name
 from dpo.data import fits
 from dpo.recipe.parse import Recipe
+from dpo.training.stock import Declared
 
 
-def sharding(trainer: DPOTrainer) -> str:
+def sharding(trainer: Declared) -> str:
     plugin = trainer.accelerator.state.deepspeed_plugin
     return f", ZeRO-{plugin.zero_stage}" if plugin else ", FSDP" * trainer.is_fsdp_enabled
 
 
-def shares(trainer: DPOTrainer) -> str:
+def shares(trainer: Declared) -> str:
     """The parameters of policy and reference that this process holds under ZeRO-3."""
 
     def held(model: PreTrainedModel) -> str:
@@ -34,7 +34,7 @@ def shares(trainer: DPOTrainer) -> str:
     return text + (f" and {held(trainer.ref_model)} of the reference" if trainer.ref_model else "")
 
 
-def describe(recipe: Recipe, trainer: DPOTrainer, tracked: str | None) -> None:
+def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
     """Say it, and where W&B has the run, if it is `tracked`."""
     args, model = recipe.training, trainer.accelerator.unwrap_model(trainer.model)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())

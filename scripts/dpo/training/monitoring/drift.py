@@ -18,12 +18,14 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
 from dpo.core import files
+from dpo.core.refusal import first_line
 from dpo.data import schema
 from dpo.models import chat_template, scoring
 from dpo.models.sampling import said, sample
 from dpo.runs import output_folder
 from dpo.training.monitoring import completions
 from dpo.training.monitoring.probes import own_draws
+from dpo.training.stock import Declared
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
 PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328
@@ -48,7 +50,7 @@ class Drift(TrainerCallback):
     was sharded because there is no room for it. Nor without evaluation.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Declared):
         self.trainer, self.start = trainer, None
 
     def applies(self) -> bool:
@@ -89,7 +91,7 @@ class Drift(TrainerCallback):
             yield
         except RuntimeError as error:
             self.start = None
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             tqdm.write(f"Drift from the reference is not measured from here on: {reason}")
 
     def answers(self, prompts: list[list[int]], temperature: float = 1.0) -> list[list[int]]:

@@ -6,16 +6,16 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 SAMPLE = 256  # elements of a tensor, at most
 
 
-def gather_pairs(accelerator: Accelerator, rows: Tensor, pairs: np.ndarray | None) -> Tensor:
+def gather_pairs(accelerator: Any, rows: Tensor, pairs: np.ndarray | None) -> Tensor:
     """A row for each pair of all processes, from those of this process's micro-batch.
 
     Args:
@@ -32,7 +32,7 @@ def gather_pairs(accelerator: Accelerator, rows: Tensor, pairs: np.ndarray | Non
 
 
 @contextmanager
-def gathered(accelerator: Accelerator, pairs: np.ndarray | None = None) -> Iterator[list[Tensor]]:
+def gathered(accelerator: Any, pairs: np.ndarray | None = None) -> Iterator[list[Tensor]]:
     """What `accelerator.gather` returns, kept. TRL gathers the numbers of all pairs for its means,
     the last six times in this order: rewards of the chosen and the rejected, accuracies, margins,
     log-probabilities of the chosen and the rejected; each of shape (pairs of all processes,).
@@ -57,7 +57,7 @@ def gathered(accelerator: Accelerator, pairs: np.ndarray | None = None) -> Itera
 
 
 def per_pair(
-    accelerator: Accelerator,
+    accelerator: Any,
     numbers: list[Tensor],
     completion_mask: Tensor,
     loss: Tensor,
@@ -94,7 +94,7 @@ def own_draws(device: torch.device) -> Iterator[None]:
 def local(tensor: Tensor) -> Tensor:
     """The part of a parameter, or of its gradient, that this process holds: all, or its shard under
     ZeRO-3 or FSDP."""
-    part = getattr(tensor, "ds_tensor", tensor).detach()
+    part: Any = getattr(tensor, "ds_tensor", tensor).detach()
     return part.to_local() if hasattr(part, "to_local") else part
 
 

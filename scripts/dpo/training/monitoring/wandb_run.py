@@ -6,12 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from dpo.core.machine import commit, versions
 from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder, tracking
+from dpo.training.stock import Declared
 
 LONGEST_TAG = 64  # characters, W&B's own bound
 
@@ -20,7 +21,7 @@ class Describe(TrainerCallback):
     """Tells W&B, as training begins, what the run is made of. After the tracker, which opens the
     run."""
 
-    def __init__(self, trainer: Trainer, recipe: Recipe, data: dict[str, quarantine.Linted]):
+    def __init__(self, trainer: Declared, recipe: Recipe, data: dict[str, quarantine.Linted]):
         self.trainer, self.recipe, self.data = trainer, recipe, data
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import IterableDataset
 from transformers import TrainerCallback
-from trl import DPOTrainer
 
 from dpo.core.refusal import Refusal
 from dpo.data import schema
@@ -24,6 +23,7 @@ from dpo.recipe.parse import Recipe
 from dpo.training.monitoring.probes import local
 from dpo.training.preflight.longest_batch import batch_of, longest_fails, parameters, untouched
 from dpo.training.preflight.same_start import starts_elsewhere
+from dpo.training.stock import Declared
 
 SAMPLE = 64  # rows whose batch is compared with them
 
@@ -31,7 +31,7 @@ SAMPLE = 64  # rows whose batch is compared with them
 class Gates(TrainerCallback):
     """The checks, in the order of what they cost, when the model is wrapped and no step is done."""
 
-    def __init__(self, trainer: DPOTrainer, recipe: Recipe):
+    def __init__(self, trainer: Declared, recipe: Recipe):
         self.trainer, self.run, self.save_merged = trainer, recipe.run, recipe.run.save_merged
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -47,7 +47,7 @@ class Gates(TrainerCallback):
             agreed(trainer, longest_fails(trainer))
 
 
-def agreed(trainer: DPOTrainer, reason: str | None) -> None:
+def agreed(trainer: Declared, reason: str | None) -> None:
     """Refuse on all processes what one of them refuses.
 
     Raises:
@@ -59,7 +59,7 @@ def agreed(trainer: DPOTrainer, reason: str | None) -> None:
         raise Refusal(found)
 
 
-def disk_too_small(trainer: DPOTrainer, save_merged: bool) -> str | None:
+def disk_too_small(trainer: Declared, save_merged: bool) -> str | None:
     """Room for the checkpoints that stay, the one being written beside them, and the policy.
 
     Weights in their dtype; AdamW's two moments in float32, which are as large as any optimizer's
@@ -99,7 +99,7 @@ def disk_too_small(trainer: DPOTrainer, save_merged: bool) -> str | None:
     )
 
 
-def not_finite(trainer: DPOTrainer) -> str | None:
+def not_finite(trainer: Declared) -> str | None:
     """The first of the weights that is not finite, among those that this process holds."""
     for name, parameter in parameters(trainer):
         if not torch.isfinite(local(parameter.data if parameter.is_leaf else parameter)).all():
@@ -111,7 +111,7 @@ def not_finite(trainer: DPOTrainer) -> str | None:
     return None
 
 
-def wrong_batch(trainer: DPOTrainer) -> str | None:
+def wrong_batch(trainer: Declared) -> str | None:
     """Whether a batch holds what its rows do: each completion as it is cut, with its end token,
     counted whole, and nothing else.
 

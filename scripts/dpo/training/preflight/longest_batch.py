@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from trl import DPOTrainer
 
 from dpo.data import schema
 from dpo.training.batching import innermost
 from dpo.training.monitoring.probes import local, own_draws
 from dpo.training.preflight import memory
+from dpo.training.stock import Declared
 
 
 @contextmanager
-def untouched(trainer: DPOTrainer) -> Iterator[None]:
+def untouched(trainer: Declared) -> Iterator[None]:
     """Whatever goes through the model in here, training goes on as if it had not."""
     training, tokens = trainer.model.training, trainer._total_train_tokens
     metrics, gradients = trainer._metrics, trainer.accelerator.gradient_state
@@ -39,16 +39,16 @@ def untouched(trainer: DPOTrainer) -> Iterator[None]:
         trainer.model_wrapped.train(training)
 
 
-def parameters(trainer: DPOTrainer) -> list[tuple[str, torch.nn.Parameter]]:
+def parameters(trainer: Declared) -> list[tuple[str, torch.nn.Parameter]]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     return [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
 
 
-def batch_of(trainer: DPOTrainer, rows: Any) -> dict[str, Any]:
+def batch_of(trainer: Declared, rows: Any) -> dict[str, Any]:
     return trainer.data_collator(list(trainer.train_dataset.select(rows)))
 
 
-def longest_micro_batch(trainer: DPOTrainer) -> list[int]:
+def longest_micro_batch(trainer: Declared) -> list[int]:
     """The rows of the micro-batch that has the most tokens of all that the run will take, on
     whichever process: computed tokens with shared prefixes, else those of the padded rectangle."""
     args, state = trainer.args, trainer.state
@@ -71,7 +71,7 @@ def longest_micro_batch(trainer: DPOTrainer) -> list[int]:
     return longest
 
 
-def longest_fails(trainer: DPOTrainer) -> str | None:
+def longest_fails(trainer: Declared) -> str | None:
     """Train the longest micro-batch forward and backward, and forget it.
 
     Its gradients are summed over no other process under DDP, which would lay out its buckets anew,
@@ -115,7 +115,7 @@ def longest_fails(trainer: DPOTrainer) -> str | None:
     return None
 
 
-def room_for_states(trainer: DPOTrainer) -> list[Tensor]:
+def room_for_states(trainer: Declared) -> list[Tensor]:
     """Tensors as large as what AdamW will keep from its first step on: two moments of every trained
     weight, in 8 bits one byte each. None where that is not known, as of other optimizers, or the
     states are there already."""
@@ -128,7 +128,7 @@ def room_for_states(trainer: DPOTrainer) -> list[Tensor]:
     return [torch.empty_like(weight, dtype=dtype) for weight in weights for _ in range(2)]
 
 
-def forget_gradients(trainer: DPOTrainer) -> None:
+def forget_gradients(trainer: Declared) -> None:
     """As if nothing had gone backward.
 
     ZeRO-3 begins anew when its gradients are zeroed, and so does ZeRO-1 in bfloat16, which has an

@@ -11,18 +11,18 @@ from typing import Any
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from transformers import TrainingArguments
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from dpo.core.refusal import Refusal
 from dpo.runs import checkpoints
+from dpo.training.stock import Declared
 
 # What cuBLAS, the driver and NCCL say, beside torch's own allocator, where a GPU is full.
 FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "Cuda failure 2 'out of memory'")
 
 
 @contextmanager
-def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
+def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
     """Say which batch of `trainer` ran out of memory, and what to change, with a whole checkpoint
     behind it where one can be written.
 
@@ -58,7 +58,7 @@ def explained(trainer: DPOTrainer, doing: str | None = None) -> Iterator[None]:
         ) from None
 
 
-def total_memory(trainer: DPOTrainer) -> int:
+def total_memory(trainer: Declared) -> int:
     device = trainer.accelerator.device
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
@@ -88,7 +88,7 @@ def smaller_scoring(args: DPOConfig, doing: str) -> list[str]:
     return [f"{key} to {batch // 2}"] if batch > 1 else []
 
 
-def same_run(args: TrainingArguments) -> Iterator[str]:
+def same_run(args: DPOConfig) -> Iterator[str]:
     """What needs less memory and changes nothing that is learned."""
     micro, share = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batch = micro * share * args.world_size
@@ -102,7 +102,7 @@ def same_run(args: TrainingArguments) -> Iterator[str]:
         yield "gradient_checkpointing to true"
 
 
-def another_run(args: TrainingArguments, model: torch.nn.Module) -> Iterator[str]:
+def another_run(args: DPOConfig, model: torch.nn.Module) -> Iterator[str]:
     """What needs less memory and does not fit the checkpoints that there are."""
     yield "CONFIG to zero2, zero3 or zero3_offload"
     if not hasattr(model, "peft_config"):

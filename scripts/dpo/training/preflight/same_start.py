@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from transformers import TrainingArguments
-from trl import DPOTrainer
+from trl import DPOConfig
 
 from dpo.data import schema
 from dpo.data.schema import column
 from dpo.losses import START
 from dpo.training import reference
 from dpo.training.preflight.longest_batch import batch_of
+from dpo.training.stock import Declared
 
 SCORED = 4  # pairs
 
 
-def start_loss(args: TrainingArguments) -> tuple[float, float] | None:
+def start_loss(args: DPOConfig) -> tuple[float, float] | None:
     """The loss where policy and reference are the same, and its slope in nats, as the weighted sum
     over its types; None if one of them has no constant."""
     if args.use_weighting or "sft" in args.loss_type:
@@ -28,7 +28,7 @@ def start_loss(args: TrainingArguments) -> tuple[float, float] | None:
     return loss, sum(abs(weight) * part[1] for weight, part in zip(weights, parts, strict=True))
 
 
-def starts_elsewhere(trainer: DPOTrainer) -> str | None:
+def starts_elsewhere(trainer: Declared) -> str | None:
     """Whether the policy differs from its reference: their log-ratios are zero, and the loss is
     the constant of its type.
 
