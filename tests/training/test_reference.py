@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets.config
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
 
 from dpo.core import hashing
 from dpo.data.schema import REFERENCE_LOGPS
@@ -34,13 +36,13 @@ from support.tiny import losses_of, random_model, trainer_of
 def scored(monkeypatch) -> list[int]:
     """Rows of every batch that the reference is asked to score."""
     rows = []
-    plain = reference.DPOTrainer.compute_ref_log_probs
+    plain = DPOTrainer.compute_ref_log_probs
 
     def counted(self, model, inputs):
         rows.append(len(inputs["input_ids"]) // 2)
         return plain(self, model, inputs)
 
-    monkeypatch.setattr(reference.DPOTrainer, "compute_ref_log_probs", counted)
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", counted)
     return rows
 
 
@@ -202,7 +204,7 @@ def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, mo
     hashed = []
     plain = hashing.digest_of
     monkeypatch.setattr(hashing, "digest_of", lambda path: hashed.append(path) or plain(path))
-    monkeypatch.setattr(hashing.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(hashing, "LARGE", 1000)
     monkeypatch.setattr(hashing, "SETTLED", 50_000_000)
     file, small = tmp_path / "model.safetensors", tmp_path / "config.json"
