@@ -37,7 +37,7 @@ def with_reference(trainer: Declared) -> Iterator[None]:
     if is_peft_model(policy) or trainer.ref_model is not None or not trainer.state.global_step:
         yield
         return
-    init = {"trust_remote_code": args.trust_remote_code, **args.model_init_kwargs}
+    init = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     with loading.whole():
         model = create_model_from_path(get_config_model_id(policy.config), **init)
     if args.disable_dropout:

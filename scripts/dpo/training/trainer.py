@@ -92,8 +92,10 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
             self.live = stays_live(*start, self.launch, *data)
             given["args"] = copy.copy(config)
             given["args"].precompute_ref_log_probs = self.live is None
-            sharded = self.launch.deepspeed or self.launch.fsdp
-            self._waits = isinstance(given["model"], str) and not sharded
+            # On a GPU the reference would be loaded beside the optimizer's states, for which no
+            # check before step 1 has seen room.
+            alone = not (self.launch.deepspeed or self.launch.fsdp) and config.device.type == "cpu"
+            self._waits = isinstance(given["model"], str) and alone
         with stock.unhashed():
             super().__init__(adapter=adapter, settings=settings, **given)
         self._waits = False
