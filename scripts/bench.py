@@ -12,287 +12,46 @@ padding weigh what they weigh in the whole table. Steps are timed after a warm-u
 without loading and scoring the reference before. Writes bench.json, .md, .png to outputs/bench.
 """
 
-import dpo  # noqa: F401  first, that no library speaks
-
-# isort: split
 import argparse
-import copy
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from accelerate import PartialState
-from datasets import Dataset
-from peft import LoraConfig
-from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer
-
-from dpo.core.machine import device_name, peak_memory_gb
-from dpo.core.refusal import Refusal
+import dpo  # noqa: F401  first, that no library speaks
 from dpo.core.terminal import guarded
-from dpo.data.schema import IDS
-from dpo.prefix_sharing import attention
-from dpo.prefix_sharing.head import head_on_completions
 from dpo.recipe.arguments import positive
-from dpo.runs.launch import KEPT_MEMORY, visible_gpus
-from dpo.speed.table import show, write
-from dpo.speed.workload import (
-    LENGTHS,
-    MAX_LENGTH,
-    SHAPES,
-    Stopwatch,
-    any_tokenizer,
-    config_of,
-    dealing,
-    matmul_peak,
-    repeats_and_padding,
-    typical_lengths,
-    useful_flops,
-)
-from dpo.training.trainer import FastDPOTrainer
-
-LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
 
 
-@dataclass
-class Variant:
-    """One row: what is switched on beside TRL's DPOTrainer."""
-
-    name: str
-    checkpointing: bool = False
-    head: bool = False
-    share: bool = False
-    kept_memory: bool = False
-    cached: bool = False
-    flash: bool = True
-    only_on: str | None = None
-
-
-FAST = {"head": True, "share": True, "kept_memory": True}
-VARIANTS = [
-    Variant("TRL's defaults: activation checkpointing", checkpointing=True),
-    Variant("stock TRL: no activation checkpointing"),
-    Variant("+ head on completion tokens only", head=True),
-    Variant("+ prompts once, no padding", head=True, share=True),
-    Variant("+ freed memory kept, in huge pages", **FAST, only_on="cpu"),
-    Variant("+ reference scored once: everything", **FAST, cached=True),
-    Variant("reference live, activation checkpointing", True, **FAST),
-    Variant("everything, activation checkpointing", True, **FAST, cached=True),
-    Variant(
-        "everything, SDPA for FlashAttention", **FAST, cached=True, flash=False, only_on="cuda"
-    ),
-]
-BASELINE = VARIANTS[1].name
-
-
-@dataclass
-class Job:
-    """What every variant of one table has in common."""
-
-    model: str
-    device: str
-    pairs: int
-    steps: int
-    lengths: str
-    turns: int
-    turn: int = 0
-
-    @property
-    def warm_up(self) -> np.ndarray:
-        """Memory is touched for the first time, and a GPU chooses its kernels."""
-        batches = 1 if self.device == "cpu" else 3
-        return typical_lengths(self.lengths, batches * self.pairs, self.pairs)
-
-    @property
-    def timed(self) -> np.ndarray:
-        """The rows of this turn, of those that all turns have together."""
-        rows = typical_lengths(self.lengths, self.pairs * self.steps * self.turns, self.pairs)
-        return np.split(rows, self.turns)[self.turn]
-
-
-class GivenRows:
-    """The rows are tokens already."""
-
-    def _prepare_dataset(self, dataset, *args):
-        return dataset
-
-
-class Stock(GivenRows, DPOTrainer):
-    pass
-
-
-class Ours(GivenRows, FastDPOTrainer):
-    pass
-
-
-def work(variant: Variant, job: Job) -> dict:
-    """Train one variant in this process: seconds of each timed step, and peak memory in GB."""
-    lengths = np.concatenate([job.warm_up, job.timed])
-    config = config_of(job.model)
-    draw = np.random.default_rng(0)
-    rows = [
-        {
-            name: draw.integers(2, config.vocab_size, n).tolist()
-            for name, n in zip(IDS, row, strict=True)
-        }
-        for row in lengths
-    ]
-    torch.manual_seed(0)
-    with torch.device(job.device):
-        if job.model in SHAPES:
-            large = useful_flops(config, np.array([[1, 0, 0]])) / 6 > LORA_FROM
-            dtype = torch.bfloat16 if large else torch.float32
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            model.config._commit_hash = "random"  # what reference.py files them under
-        else:
-            large, model = False, AutoModelForCausalLM.from_pretrained(job.model, dtype="float32")
-    live = not variant.cached and not large  # with LoRA the reference is the policy without it
-    watch = Stopwatch()
-    if not variant.flash:
-        attention.uses_flash = lambda device, half: False
-    if variant.head:
-        head_on_completions(torch.device(job.device))
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = {
-            "model": model,
-            "ref_model": copy.deepcopy(model) if live else None,
-            "train_dataset": Dataset.from_list(rows),
-            "processing_class": any_tokenizer(),
-            "peft_config": LoraConfig(r=64, target_modules="all-linear") if large else None,
-            "callbacks": [watch],
-            "args": DPOConfig(
-                output_dir=folder,
-                per_device_train_batch_size=job.pairs,
-                max_steps=len(rows) // job.pairs,
-                max_length=MAX_LENGTH,
-                gradient_checkpointing=variant.checkpointing,
-                precompute_ref_log_probs=variant.cached,
-                train_sampling_strategy="sequential",
-                bf16=job.device == "cuda",
-                use_cpu=job.device == "cpu",
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-            ),
-        }
-        if variant.share:
-            trainer = Ours(share_prefix=True, reference_cache=folder, **arguments)
-        else:
-            trainer = Stock(**arguments)
-        trainer.train()
-    return {"seconds": watch.seconds[-job.steps :], "peak_memory_gb": peak_memory_gb()}
-
-
-def work_elsewhere(variant: Variant, job: Job) -> dict:
-    """`work` in a process of its own; `{"out_of_memory": True}` if it did not fit."""
-    command = [sys.executable, __file__, "--work", json.dumps([asdict(variant), asdict(job)])]
-    kept = KEPT_MEMORY if variant.kept_memory else {}
-    kept = {"CUDA_VISIBLE_DEVICES": visible_gpus(1)[0]} if job.device == "cuda" else kept
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | kept)
-    if result.returncode == 0:
-        return json.loads(result.stdout.splitlines()[-1])
-    if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
-        return {"out_of_memory": True}
-    raise Refusal(f"{variant.name}: {['no word', *result.stderr.strip().splitlines()][-1]}")
-
-
-def measure(job: Job, peak: float) -> list[dict]:
-    """The rows of one table. In each turn every variant trains, on pairs of that turn."""
-    variants = [variant for variant in VARIANTS if variant.only_on in (None, job.device)]
-    seconds: dict[str, float] = {variant.name: 0.0 for variant in variants}
-    memory: dict[str, float | None] = dict.fromkeys(seconds, 0.0)
-    bar = tqdm(total=job.turns * len(variants), unit="run")
-    lengths = []
-    for number in range(job.turns):
-        turn = replace(job, turn=number)
-        lengths.append(turn.timed)
-        for variant in variants if number % 2 == 0 else variants[::-1]:
-            bar.set_description(f"{job.model}, {job.pairs} pairs: {variant.name}")
-            got = work_elsewhere(variant, turn) if memory[variant.name] is not None else {}
-            if "seconds" in got:
-                seconds[variant.name] += sum(got["seconds"])
-                memory[variant.name] = max(memory[variant.name], got["peak_memory_gb"])
-            else:
-                memory[variant.name] = None
-            bar.update()
-    bar.close()
-    lengths = np.concatenate(lengths)
-    rows = []
-    for variant in variants:
-        row = {
-            "name": variant.name,
-            "model": job.model,
-            "pairs_per_micro_batch": job.pairs,
-            "lengths": Path(job.lengths).stem,
-            "stock_tokens_per_token": repeats_and_padding(lengths, job.pairs),
-            **dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "ratio_to_stock")),
-            "peak_memory_gb": memory[variant.name],
-        }
-        if row["peak_memory_gb"] is not None:
-            spent = seconds[variant.name]
-            row["pairs_per_second"] = len(lengths) / spent
-            row["tokens_per_second"] = int(lengths.sum()) / spent
-            row["mfu"] = useful_flops(config_of(job.model), lengths) / spent / peak
-            if memory[BASELINE] is not None:
-                row["ratio_to_stock"] = seconds[BASELINE] / spent
-        rows.append(row)
-    return rows
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], help="(a GPU if there is one)")
+    add(
+        "--model",
+        nargs="+",
+        help="SmolLM2-135M or another shape of speed/workload.py (random weights), or a model's "
+        "folder; default: SmolLM2-135M on a CPU, all shapes on a GPU",
+    )
+    add("--pairs", nargs="+", type=positive, help="a micro-batch (4; GPU: 4 and 8)")
+    add("--steps", type=positive, help="timed steps a turn (1; GPU: 10)")
+    add("--rounds", type=positive, default=2, help="turns of every variant (2)")
+    add(
+        "--lengths",
+        default="",
+        help="a table of prompt, chosen and rejected tokens (UltraFeedback's), or three numbers: "
+        "50,50,50",
+    )
+    add("--output", type=Path, default=Path("outputs/bench"), help="folder (outputs/bench)")
+    return parser.parse_args()
 
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=["cpu", "cuda"], default=here)
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        help=f"{', '.join(SHAPES)} (random weights of that shape), or a model's folder; default: "
-        "SmolLM2-135M on a CPU, all three on a GPU",
-    )
-    parser.add_argument("--pairs", nargs="+", type=positive, help="a micro-batch (4; GPU: 4 and 8)")
-    parser.add_argument("--steps", type=positive, help="timed steps a turn (1; GPU: 10)")
-    parser.add_argument("--rounds", type=positive, default=2, help="turns of every variant (2)")
-    parser.add_argument(
-        "--lengths",
-        default=str(LENGTHS),
-        help="a table of prompt, chosen and rejected tokens, or three numbers: 50,50,50",
-    )
-    parser.add_argument("--output", type=Path, default=Path("outputs/bench"), help="folder")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.work:
-        variant, job = json.loads(args.work)
-        print(json.dumps(work(Variant(**variant), Job(**job))))
-        return
-    on_cpu = args.device == "cpu"
-    PartialState(cpu=on_cpu)
-    results = {
-        "machine": device_name(),
-        "dtype": "float32" if on_cpu else "bfloat16 autocast",
-        "torch": torch.__version__,
-        "matmul_peak_tflops": matmul_peak(args.device) / 1e12,
-        "dealing": dealing(),
-        "rows": [],
-    }
-    for model in args.model or (["SmolLM2-135M"] if on_cpu else SHAPES):
-        if model not in SHAPES and not Path(model).is_dir():
-            raise Refusal(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
-        for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
-            steps = args.steps or (1 if on_cpu else 10)
-            job = Job(model, args.device, pairs, steps, args.lengths, args.rounds)
-            results["rows"] += (rows := measure(job, results["matmul_peak_tflops"] * 1e12))
-            show(rows)
-            written = write(results, args.output)  # after each table: the next may take an hour
+    args = arguments()
+    from dpo.speed import variants  # late: what is misspelt is answered at once
+
+    which = (args.model, args.device, args.pairs, args.steps, args.rounds, args.lengths)
+    written = variants.compare(*which, args.output)
     print(f"Written: {', '.join(map(str, written))}")
 
 

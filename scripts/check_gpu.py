@@ -36,12 +36,11 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import bench
 from dpo.core.files import read_lines
 from dpo.core.machine import PACKAGES, commit, cpu_name
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded
-from dpo.speed import gpu_runs
+from dpo.speed import gpu_runs, variants
 from dpo.speed.gpu_checks import (
     JSON,
     TABLE,
@@ -78,13 +77,13 @@ def machine(job: Job) -> Iterator[Row]:
 
 def speed(job: Job) -> Iterator[Row]:
     """Stock TRL beside everything, as make bench times them; the second one's peak memory."""
-    asked = bench.Job("Qwen3-0.6B", job.device, 4, 20, str(LENGTHS), turns=1)
+    asked = variants.Job("Qwen3-0.6B", job.device, 4, 20, str(LENGTHS), turns=1)
     if job.small:
-        asked = bench.Job(str(job.model), job.device, 2, 1, "9,5,6", turns=1)
+        asked = variants.Job(str(job.model), job.device, 2, 1, "9,5,6", turns=1)
     label, found = f"speed, {Path(asked.model).name}", {}
-    for name in (bench.BASELINE, "+ reference scored once: everything"):
-        (variant,) = [variant for variant in bench.VARIANTS if variant.name == name]
-        got = found[name] = bench.work_elsewhere(variant, asked)
+    for name in (variants.BASELINE, "+ reference scored once: everything"):
+        (variant,) = [variant for variant in variants.VARIANTS if variant.name == name]
+        got = found[name] = variants.work_elsewhere(variant, asked)
         if "seconds" not in got:
             yield skipped(label, f"{name}: out of memory")
             return

@@ -13,12 +13,32 @@ import argparse
 import sys
 from pathlib import Path
 
+from dpo.core.terminal import guarded
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", default="", help="folders of runs, or names under outputs/")
+    parser.add_argument("--recipe", default="", help="all runs of this recipe instead")
+    parser.add_argument("--against", default="", help="the run that others are held against")
+    parser.add_argument(
+        "--output", default="outputs/comparison", help="folder (outputs/comparison)"
+    )
+    parser.add_argument("--wandb", action="store_true", help="make a W&B report of them too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    guarded(arguments)()
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded, visible
+from dpo.core.terminal import visible
 from dpo.reports import comparison, comparison_page, comparison_table, wandb_report
 from dpo.reports.comparison import Compared
 from dpo.reports.comparison_table import Row
@@ -49,17 +69,7 @@ def show(runs: list[Compared], rows: list[Row], title: str) -> None:
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", default="", help="folders of runs, or names under outputs/")
-    parser.add_argument("--recipe", default="", help="all runs of this recipe instead")
-    parser.add_argument("--against", default="", help="the run that others are held against")
-    parser.add_argument(
-        "--output", default="outputs/comparison", help="folder (outputs/comparison)"
-    )
-    parser.add_argument("--wandb", action="store_true", help="make a W&B report of them too")
-    args = parser.parse_args()
+    args = arguments()
     if args.wandb:
         wandb_report.check()
     names = args.runs.split()

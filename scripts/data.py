@@ -15,6 +15,20 @@ import dpo  # noqa: F401  first, that no library speaks
 import sys
 from pathlib import Path
 
+from dpo.core.terminal import guarded, visible
+from dpo.recipe.parse import Recipe, look, parse
+
+
+def answer() -> None:
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        raise SystemExit(0)
+    look(sys.argv[1:])
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    guarded(answer)()
+
 import numpy as np
 from datasets import Dataset
 from rich.console import Console
@@ -25,14 +39,12 @@ from rich.text import Text
 from dpo.core.environment import Launch
 from dpo.core.files import write_whole
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded, visible
 from dpo.data import characters, dataset, lint, quarantine, schema
 from dpo.data.characters import Piece
 from dpo.data.schema import column
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_model
-from dpo.recipe.parse import Recipe, parse
 from dpo.reports import data_page
 from dpo.runs.output_folder import DATA_PAGE, unwritable
 
@@ -177,9 +189,6 @@ def show(
 
 @guarded
 def main() -> None:
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(__doc__)
-        return
     recipe = parse(sys.argv[1:], Launch(on_cpu=True))  # there is nothing here for a GPU to do
     if recipe.script.dataset_streaming or recipe.mixture.streaming:
         raise Refusal("a stream has no length to show: leave streaming out to look at its data")

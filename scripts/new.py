@@ -23,6 +23,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo.core.terminal import guarded
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("recipe", "model", "dataset", "columns", "from", "gpus"):
+        parser.add_argument(f"--{name}", default="", help=f"{name.upper()} of make new")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    guarded(arguments)()
+
 import torch
 import yaml
 from datasets import IterableDataset
@@ -31,7 +46,7 @@ from transformers import AutoModelForCausalLM
 
 from dpo.core.files import write_whole
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded, visible
+from dpo.core.terminal import visible
 from dpo.data.fits import check_rows
 from dpo.data.formats import telling
 from dpo.data.formats.columns import described, mapping_of, renamed
@@ -243,12 +258,7 @@ def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name in ("recipe", "model", "dataset", "columns", "from", "gpus"):
-        parser.add_argument(f"--{name}", default="", help=f"{name.upper()} of make new")
-    args = vars(parser.parse_args())
+    args = vars(arguments())
     source = Path(args["from"])
     if args["from"] and not args["recipe"]:
         args["recipe"] = re.sub(r"[^a-z0-9._]+", "-", source.stem.lower()).strip("-._")

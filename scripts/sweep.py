@@ -17,6 +17,26 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from dpo.core.terminal import guarded
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, help="a file in recipes/")
+    parser.add_argument("--sweep", nargs="+", required=True, help="key=value,value ...")
+    parser.add_argument("--output", default="", help="folder (outputs/<recipe>-sweep)")
+    parser.add_argument("--config", default="", help="a file in accelerate_configs/")
+    parser.add_argument("--gpus", default="", help="GPUs of each run (1)")
+    parser.add_argument("--wandb", action="store_true", help="write a W&B sweep file, run nothing")
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    guarded(arguments)()
+
 import torch
 import yaml
 from rich.console import Console
@@ -26,7 +46,7 @@ from dpo.core import files
 from dpo.core.environment import launched
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
-from dpo.core.terminal import guarded, visible
+from dpo.core.terminal import visible
 from dpo.recipe.parse import share_batch
 from dpo.reports import comparison, comparison_page, results
 from dpo.runs import output_folder, sweeps, tracking
@@ -97,17 +117,7 @@ def show(runs: list[Run]) -> None:
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", required=True, help="a file in recipes/")
-    parser.add_argument("--sweep", nargs="+", required=True, help="key=value,value ...")
-    parser.add_argument("--output", default="", help="folder (outputs/<recipe>-sweep)")
-    parser.add_argument("--config", default="", help="a file in accelerate_configs/")
-    parser.add_argument("--gpus", default="", help="GPUs of each run (1)")
-    parser.add_argument("--wandb", action="store_true", help="write a W&B sweep file, run nothing")
-    parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
-    args = parser.parse_args()
+    args = arguments()
     check_there(args.recipe, args.config)
     into = Path(args.output or f"outputs/{args.recipe}-sweep")
     at_a_time = places(args.config, args.gpus)

@@ -48,6 +48,7 @@ OVERRIDDEN = {
     "_prepare_input": "data",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "_get_grad_norm": "model grad_norm",
+    "evaluate": "eval_dataset ignore_keys metric_key_prefix",
     "get_train_dataloader": "",
     "get_eval_dataloader": "eval_dataset",
     "get_batch_samples": "epoch_iterator num_batches device",

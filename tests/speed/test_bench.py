@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 import bench
-from dpo.speed import table, workload
+from dpo.speed import table, variants, workload
 from support.place import ROOT
 
 
@@ -21,7 +21,7 @@ def results(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(bench, "VARIANTS", [bench.VARIANTS[1], bench.VARIANTS[5]])
+        patch.setattr(variants, "VARIANTS", [variants.VARIANTS[1], variants.VARIANTS[5]])
         words = ["--device=cpu", "--model", str(tiny_model), "--pairs=2", "--rounds=1"]
         patch.setattr(sys, "argv", ["bench.py", *words, "--lengths=9,5,6", f"--output={folder}"])
         bench.main()
@@ -61,18 +61,18 @@ def test_what_did_not_fit_is_a_row_as_well(results, tmp_path):
 
 def test_every_variant_is_what_its_name_says():
     flags = {}
-    for variant in bench.VARIANTS:
+    for variant in variants.VARIANTS:
         flags[variant.name] = {k for k, v in asdict(variant).items() if v is True}
-    assert flags[bench.BASELINE] == {"flash"}
+    assert flags[variants.BASELINE] == {"flash"}
     everything = flags["+ reference scored once: everything"]
     assert everything == {"head", "share", "kept_memory", "cached", "flash"}
-    assert len(flags) == len(bench.VARIANTS) == len({*map(frozenset, flags.values())})
+    assert len(flags) == len(variants.VARIANTS) == len({*map(frozenset, flags.values())})
 
 
 def test_useful_flops_are_those_that_torch_counts(tiny_model):
     """Of a pair without a prompt, so that all of its tokens are useful in the plain path too."""
     config = AutoConfig.from_pretrained(tiny_model, attn_implementation="eager")
-    model = bench.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = variants.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with FlopCounterMode(display=False) as counter:
         model(torch.arange(40)[None], use_cache=False).logits.sum().backward()
     counted = counter.get_total_flops()
@@ -104,7 +104,7 @@ def test_few_batches_stand_for_the_whole_table():
 
 
 def test_turns_share_out_the_rows_and_warm_up_with_a_batch():
-    job = bench.Job("SmolLM2-135M", "cpu", 4, 2, str(workload.LENGTHS), turns=3)
+    job = variants.Job("SmolLM2-135M", "cpu", 4, 2, str(workload.LENGTHS), turns=3)
     turns = [replace(job, turn=number).timed for number in range(3)]
     whole = workload.typical_lengths(job.lengths, 24, 4)
     assert (np.concatenate(turns) == whole).all()

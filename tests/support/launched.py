@@ -7,7 +7,6 @@ Tests of the launcher, and of what ends it, use commands.launch.
 
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import runpy
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from unittest.mock import patch
@@ -29,6 +29,7 @@ from support.place import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["support.preloaded"])
+LIMIT = 600  # seconds: DeepSpeed may compile its optimizer
 FSDP = "tests/support/fsdp_on_cpu"
 # At the start of each process that is launched: it leaves its environment behind, and ends.
 TOLD = """
@@ -51,6 +52,21 @@ def fork(target: Callable, *arguments: object) -> multiprocessing.Process:
     process = FORKS.Process(target=target, args=arguments)
     process.start()
     return process
+
+
+def end(started: list[multiprocessing.Process]) -> int:
+    """Wait for the processes of a run, and return the exit code of the first that fails, or 0.
+
+    Where one fails, or all take too long, the others are killed.
+    """
+    failed = 0
+    while going := [process for process in started if process.exitcode is None]:
+        failed = failed or next(filter(None, (process.exitcode for process in started)), 0)
+        if failed or not wait([process.sentinel for process in going], LIMIT):
+            for process in going:
+                process.kill()
+                process.join()
+    return failed or next(filter(None, (process.exitcode for process in started)), 0)
 
 
 def free_port() -> int:
@@ -93,12 +109,9 @@ def forked(script: str, *arguments: str, **changes: str | None) -> subprocess.Co
     environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
     with tempfile.TemporaryDirectory() as folder:
         out = [Path(folder, name) for name in ("output", "errors")]
-        process = fork(be, script, [*arguments], environment, *out)
-        process.join(300)
-        process.kill()
-        process.join()
+        code = end([fork(be, script, [*arguments], environment, *out)])
         said = [path.read_text(errors="replace") for path in out]
-    return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+    return subprocess.CompletedProcess(arguments, code, *said)
 
 
 def made(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
@@ -159,7 +172,7 @@ class Launched:
     ) -> subprocess.CompletedProcess:
         """Train, and wait for the end; `changes` are environment variables, None takes one away.
 
-        Of several processes that fail the others are killed, and the first to fail says how.
+        Its exit code is that of the first process that fails.
         """
         together = {"MASTER_PORT": str(free_port())} if processes > 1 else {}
         with tempfile.TemporaryDirectory() as folder:
@@ -169,17 +182,6 @@ class Launched:
                 told = os.environ | told | together | changes
                 told = {name: value for name, value in told.items() if value is not None}
                 started.append(fork(be_train, told, first, flags, output, errors))
-            failed = 0
-            for _ in started:
-                ended = multiprocessing.connection.wait(
-                    [process.sentinel for process in started if process.exitcode is None], 300
-                )
-                codes = [process.exitcode for process in started if process.sentinel in ended]
-                failed = next((code for code in [failed, *codes] if code), 0)
-                if failed or not ended:
-                    for process in started:
-                        process.kill()
-            for process in started:
-                process.join()
+            failed = end(started)
             said = [path.read_text(errors="replace") for path in (output, errors)]
         return subprocess.CompletedProcess(flags, failed, *said)

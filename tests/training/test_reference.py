@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets.config
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
 
 from dpo.core import hashing
 from dpo.data.schema import REFERENCE_LOGPS
@@ -33,13 +36,13 @@ from support.tiny import losses_of, random_model, trainer_of
 def scored(monkeypatch) -> list[int]:
     """Rows of every batch that the reference is asked to score."""
     rows = []
-    plain = reference.DPOTrainer.compute_ref_log_probs
+    plain = DPOTrainer.compute_ref_log_probs
 
     def counted(self, model, inputs):
         rows.append(len(inputs["input_ids"]) // 2)
         return plain(self, model, inputs)
 
-    monkeypatch.setattr(reference.DPOTrainer, "compute_ref_log_probs", counted)
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", counted)
     return rows
 
 
@@ -57,6 +60,25 @@ def test_log_probabilities_are_those_of_the_live_reference(lora, tmp_path):
         REFERENCE_LOGPS, live.compute_ref_log_probs(model, batch), strict=True
     ):
         assert cached[column] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_held_out_pairs_are_scored_at_the_first_evaluation(lora, tmp_path):
+    """By what the policy was before it learned; and all that is learned and measured is to the bit
+    what it is where their scores are found, dropout too."""
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
+    settings = {"fast": True, "with_held_out": True, "eval_strategy": "steps", "eval_steps": 2}
+    settings |= {"max_steps": 4, "objects": {"peft_config": adapter if lora else None}}
+    logs, columns = [], []
+    for found in (False, True):
+        trainer = trainer_of(tmp_path, "llama", **settings)
+        assert (REFERENCE_LOGPS[0] in trainer.eval_dataset.column_names) == found
+        trainer.train()
+        assert trainer.ref_model is None
+        keys = ("loss", "eval_loss", "eval_rewards/margins", "grad_norm")
+        logs.append([[log.get(key) for key in keys] for log in trainer.state.log_history[:-1]])
+        columns.append([trainer.eval_dataset[name] for name in REFERENCE_LOGPS])
+    assert logs[0] == logs[1] and columns[0] == columns[1] and len(logs[0]) == 6
 
 
 def test_a_sweep_scores_nothing_again(tmp_path, scored):
@@ -182,7 +204,7 @@ def test_large_files_are_hashed_once_and_believed_only_as_they_were(tmp_path, mo
     hashed = []
     plain = hashing.digest_of
     monkeypatch.setattr(hashing, "digest_of", lambda path: hashed.append(path) or plain(path))
-    monkeypatch.setattr(hashing.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(hashing, "LARGE", 1000)
     monkeypatch.setattr(hashing, "SETTLED", 50_000_000)
     file, small = tmp_path / "model.safetensors", tmp_path / "config.json"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
+from dpo.core import files
 from dpo.core.terminal import visible
 from dpo.reports.html import png, render
 from dpo.reports.run_report import AFTER, NEUTRAL, of_pairs
@@ -154,3 +159,21 @@ def page(found: dict) -> str:
         samples=found["samples"],
         settings={**judge, **found["versions"], "machine": found["machine"]},
     )
+
+
+def write(results: dict, lines: list[dict], folder: Path) -> None:
+    """The results as a page and as JSON, and all prompts with their answers."""
+    files.write_lines(folder / "answers.jsonl", lines)
+    files.write_whole(folder / "evaluation.html", page(results))
+    files.write_json(folder / "evaluation.json", results)
+
+
+def show(results: dict) -> None:
+    """The results in the terminal."""
+    title = f"{results['policy']} against {results['against']}"
+    table = Table(title=visible(title), title_justify="left")
+    for column in ("", "policy (95% interval)", ""):
+        table.add_column(column)
+    for row in rows(results):
+        table.add_row(*map(visible, row))
+    Console().print(table)

@@ -48,17 +48,21 @@ def with_logps(
     batch_size: int,
     folder: Path,
     rows: np.ndarray | None = None,
+    waits: bool = False,
+    about: dict[str, str | None] | None = None,
 ) -> Dataset:
     """The data set with the columns `ref_chosen_logps` and `ref_rejected_logps`, in nats.
 
     Args:
         trainer: built, and not yet training: its policy is still the reference, or its adapter
-            can be disabled.
+            can be disabled; or with a reference of its own.
         dataset: tokenised by TRL.
         split: its name, for messages.
         batch_size: pairs scored at a time on each process.
         folder: where entries are kept. Several processes and several runs may share it.
         rows: row numbers that the run needs; None for all. Others may come out as NaN.
+        waits: leave the data set as it is where the model would have to score more than a few.
+        about: its `content`, for the first process, where that was asked for earlier.
 
     Raises:
         Refusal: the model gives no finite numbers.
@@ -67,7 +71,7 @@ def with_logps(
     wanted = np.arange(len(dataset)) if rows is None else rows
     name, found = [None], [None]
     if accelerator.is_main_process:
-        about = content(trainer, dataset)
+        about = about or content(trainer, dataset)
         if about["weights"]:
             name = [hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]]
             found = [read(folder / f"{name[0]}.safetensors", len(dataset))]
@@ -84,6 +88,8 @@ def with_logps(
             print(f"{path} is damaged or does not agree with the reference: moved to {aside.name}")
         logps = np.full((2, len(dataset)), np.nan, dtype=np.float32)
     missing = wanted[np.isnan(logps[:, wanted]).any(axis=0)]
+    if len(missing) and waits:
+        return dataset
     if len(missing):
         logps[:, missing] = score(trainer, dataset, missing, split, batch_size)
         lost = np.count_nonzero(~np.isfinite(logps[:, missing]).all(axis=0))

@@ -25,7 +25,7 @@ from dpo.data.schema import IDS, column, longest_row
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone, head
 from dpo.prefix_sharing.plan import SharedPrefixCollator
-from dpo.training import batching, reference, stock
+from dpo.training import batching, held_out_scores, reference, stock
 from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
 from dpo.training.monitoring.probes import gathered, per_pair
@@ -81,7 +81,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
         self.launch = launch or launched()
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (probes.per_pair)
-        self._sharing, self._ready = "off", False
+        self._sharing, self._ready, self._waits = "off", False, False
+        self._held_out: dict[str, str | None] | None = None  # what their scores depend on
         self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
         del given["self"]
@@ -91,8 +92,11 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
             self.live = stays_live(*start, self.launch, *data)
             given["args"] = copy.copy(config)
             given["args"].precompute_ref_log_probs = self.live is None
+            sharded = self.launch.deepspeed or self.launch.fsdp
+            self._waits = isinstance(given["model"], str) and not sharded
         with stock.unhashed():
             super().__init__(adapter=adapter, settings=settings, **given)
+        self._waits = False
         self._make_ready()
         if self._precompute_engine is not None:
             # Its hooks would go on counting the modules that pass, and after a single batch, the
@@ -185,8 +189,18 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
         self._make_ready()
         trained = dataset is self.train_dataset  # an evaluation set may be called "train" too
         rows = self._rows_of_the_run(super().get_train_dataloader()) if trained else None
+        held_out = dataset is self.eval_dataset
+        if held_out and self._held_out is None and self.accelerator.is_main_process:
+            self._held_out = reference.content(self, dataset)  # training changes the configuration
+        given = {"waits": self._waits and held_out, "about": self._held_out if held_out else None}
+        where = (batch_size, self.reference_cache, rows)
         with memory.explained(self, "scoring the reference"):
-            return reference.with_logps(self, dataset, name, batch_size, self.reference_cache, rows)
+            return reference.with_logps(self, dataset, name, *where, **given)
+
+    # Step 1 need not wait for the reference's scores of what is held out.
+    def evaluate(self, *args, **kwargs):
+        held_out_scores.have_reference_score(self)
+        return super().evaluate(*args, **kwargs)
 
     # A run that is out of memory while it scores says with which batch.
     def compute_ref_log_probs(self, model, inputs):

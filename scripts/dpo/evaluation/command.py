@@ -1,0 +1,123 @@
+"""An evaluation as `make evaluate` asks for it: one model held against another, and who wins."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpo.core.machine import device_name, versions
+from dpo.core.refusal import Refusal
+from dpo.evaluation import benchmarks, generations, measure, prompts
+from dpo.evaluation.contestants import Contestant, find, reference_of
+from dpo.evaluation.judges import judging
+from dpo.evaluation.measure import SEED, TEMPERATURE
+from dpo.runs.output_folder import RUNS, run_folder
+
+
+def prices(given: str) -> tuple[float, float] | None:
+    if not given:
+        return None
+    try:
+        into, out = map(float, given.split(","))
+    except ValueError:
+        raise Refusal(
+            f"judge_price {given!r}: give two numbers, dollars for a million tokens in and out"
+        ) from None
+    return into, out
+
+
+def folder_of(args: argparse.Namespace, policy: Contestant, against: Contestant) -> Path:
+    """Where an evaluation lies: by what the policy was held against, on what, and the judge."""
+
+    def short(name: str) -> str:
+        return re.sub(r"[^\w.=,-]+", "-", name.removeprefix(f"{RUNS}/")).strip("-.")
+
+    parts = [short(args.against) if args.against else "reference"]
+    run = policy.recipe and run_folder(policy.name)
+    if policy.recipe and not run:  # a checkpoint, which may be rotated away
+        run = Path(policy.name).parent
+        parts.insert(0, Path(policy.name).name)
+    parts += [short(Path(args.prompts).stem)] if args.prompts else []
+    parts += [short(part) for part in (args.judge, args.judge_model) if part]
+    parts += ["suite"] if args.suite else []
+    mine = run / "evaluations" if run else RUNS / "evaluations" / short(policy.name)
+    return mine / "-".join(parts)
+
+
+def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+    """Measure what the arguments of evaluate.py ask for.
+
+    Returns the folder that it goes to, a line for each prompt with both answers, and the results.
+
+    Raises:
+        Refusal: a model, the prompts, a judge or a benchmark is not as it must be.
+    """
+    started = time.monotonic()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    policy = find(args.run)
+    if not args.against and not policy.recipe:
+        raise Refusal(f"{args.run} is no run: name with AGAINST= what it is held against")
+    reference = reference_of(policy.recipe) if policy.recipe else None
+    against = find(args.against, policy) if args.against else reference
+    recipe = policy.recipe or against.recipe
+    price = prices(args.judge_price)
+    if args.judge:
+        judging.check(args.judge, args.judge_model or None)
+    suite = args.suite.split(",") if args.suite else []
+    if suite:
+        benchmarks.check(suite, args.suite_tasks)
+    held_out = prompts.held_out_pairs(recipe) if recipe else None
+    if not args.prompts and held_out is None:
+        raise Refusal("there are no held-out prompts: name a file of some with PROMPTS=")
+    given = prompts.read(args.prompts) if args.prompts else prompts.of_pairs(held_out)
+    asked = prompts.each_once(given, args.limit)
+    for who in (policy, against):
+        prompts.check(asked, who)
+    drawn = (args.samples, TEMPERATURE if args.temperature is None else args.temperature)
+    seed = SEED if args.seed is None else args.seed
+    settings = generations.Settings(*drawn, args.max_new_tokens, seed)
+
+    # First, since a benchmark may not be had, and what it needs cannot be seen before.
+    reached = benchmarks.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)
+    how = (asked, held_out, settings, device)
+    found = measure.measure(policy, reference or against, against, *how, skip_pairs=args.skip_pairs)
+    folder = folder_of(args, policy, against)
+    folder.mkdir(parents=True, exist_ok=True)
+    verdicts = None
+    if args.judge:
+        verdicts = judging.judge(
+            args.judge,
+            measure.comparisons(asked, found),
+            folder / "judgements.jsonl",
+            model=args.judge_model or None,
+            price=price,
+            parallel=args.judge_parallel,
+            timeout=args.judge_timeout,
+            device=device,
+        )
+    lines = measure.lines_of(asked, found, verdicts)
+    source = args.prompts or f"{recipe.name}, held out"
+    return (
+        folder,
+        lines,
+        {
+            "policy": policy.name,
+            "against": against.name,
+            "recipe": recipe.name if recipe else None,
+            "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            "machine": device_name(),
+            "versions": versions(),
+            **measure.results(source, asked, settings, found, verdicts, lines),
+            "suite": reached,
+            "seconds": time.monotonic() - started,
+        },
+    )
