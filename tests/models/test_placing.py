@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers.training_args
 from accelerate.state import AcceleratorState, PartialState
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dpo.core.environment import Launch
@@ -111,7 +111,7 @@ def test_a_model_is_asked_on_one_gpu_where_it_fits(monkeypatch, tmp_path, tiny_m
         base = AutoModelForCausalLM.from_pretrained(tiny_model)
         lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
         get_peft_model(base, lora).save_pretrained(path)
-        loaded(monkeypatch, adapters.AutoPeftModelForCausalLM)
+        loaded(monkeypatch, AutoPeftModelForCausalLM)
         asked, load = Contestant("", str(path)), Contestant.load
     elif of == "judge":
         judge = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
