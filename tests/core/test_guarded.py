@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -188,3 +189,9 @@ def test_the_tests_hush_first():
     """They say the same where a test fails as anywhere."""
     text = (ROOT / "tests/conftest.py").read_text()
     assert text.index("import dpo ") < text.index("from transformers")
+
+
+def test_who_has_read_enough_ends_no_command_with_an_error():
+    command = f"{sys.executable} scripts/launch.py -- --help | head -1; echo ${{PIPESTATUS[0]}}"
+    said = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert said.stderr == "" and said.stdout.splitlines()[-1] == "0"

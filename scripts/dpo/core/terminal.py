@@ -111,8 +111,12 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
             if alone:
                 forget_ranks()
             main()
+            sys.stdout.flush()
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+        except BrokenPipeError:  # whoever reads has read enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
         except Refusal as refusal:
             refusal.code = once(str(refusal), launch)
             raise

@@ -163,6 +163,8 @@ def usage() -> str:
         kind = argument.kind.removesuffix(" | None").replace("bool", "true | false")
         values = argument.about.get("choices") or kind.split(" | ")
         metavar = "|".join(values)
+        if argument.kind == "bool" and argument.default is True:
+            said += f", or --no_{name}"
         groups[title].add_argument(f"--{name}", metavar=metavar, help=said)
     return parser.format_help()
 
