@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate.utils import is_peft_model, tqdm
@@ -37,7 +38,8 @@ def with_reference(trainer: Declared) -> Iterator[None]:
     if is_peft_model(policy) or trainer.ref_model is not None or not trainer.state.global_step:
         yield
         return
-    init = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    given: Any = args.model_init_kwargs or {}
+    init = {"trust_remote_code": args.trust_remote_code, **given}
     with loading.whole():
         model = create_model_from_path(get_config_model_id(policy.config), **init)
     if args.disable_dropout:
