@@ -12,6 +12,7 @@ the recipe's output folder. Ends with an error where a run would refuse the data
 import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
+import shlex
 import sys
 from pathlib import Path
 
@@ -207,7 +208,7 @@ def main() -> None:
     write_whole(page, data_page.page(recipe.name, model, linted, *found))
     print(f"\nWritten: {page}{f', {aside}' if aside else ''}")
     quarantine.check_share(linted, recipe.run.quarantine_limit, folder)
-    print(f"Next: make train RECIPE={recipe.name}")
+    print(f"Next: make train RECIPE={shlex.quote(recipe.name)}")
 
 
 if __name__ == "__main__":

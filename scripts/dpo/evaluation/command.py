@@ -75,10 +75,14 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
     suite = args.suite.split(",") if args.suite else []
     if suite:
         benchmarks.check(suite, args.suite_tasks)
+    given = (
+        prompts.read(args.prompts) if args.prompts else None
+    )  # before the data, which take longer
     held_out = prompts.held_out_pairs(recipe) if recipe else None
-    if not args.prompts and held_out is None:
-        raise Refusal("there are no held-out prompts: name a file of some with PROMPTS=")
-    given = prompts.read(args.prompts) if args.prompts else prompts.of_pairs(held_out)
+    if given is None:
+        if held_out is None:
+            raise Refusal("there are no held-out prompts: name a file of some with PROMPTS=")
+        given = prompts.of_pairs(held_out)
     asked = prompts.each_once(given, args.limit)
     for who in (policy, against):
         prompts.check(asked, who)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,4 +288,4 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for note in data_notes(results):
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
-    print(f"Next: make evaluate RUN={policies[0]}")
+    print(f"Next: make evaluate RUN={shlex.quote(str(policies[0]))}")
