@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
+from trl import DPOTrainer
 
 from dpo.data import schema
 from dpo.losses import START
 from dpo.recipe.arguments import RunArguments
-from dpo.training import reference
 from dpo.training.preflight import longest_batch, memory, same_start
 from dpo.training.preflight.checks import Gates
 from dpo.training.resume import TakeUp
@@ -396,7 +396,7 @@ def test_out_of_memory_while_the_reference_is_scored(tmp_path, monkeypatch):
     def ask(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(reference.DPOTrainer, "compute_ref_log_probs", ask)
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", ask)
     said = (
         r"^out of memory, scoring the reference, with 2 pairs of.* precompute_ref_batch_size to 1,"
     )

@@ -97,7 +97,7 @@ def test_the_host_waits_no_more_often_than_stock_trl_lets_it(way, tmp_path):
             trainer.add_callback(counted)
             trainer.train()
         found[fast] = counted.steps[1]  # two micro-batches
-    stock, files = found[False], ("monitors", "seen", "resuming", "stopping")
+    stock, files = found[False], ("alerts", "probes", "resume", "preempt")
     ours = {where for where in found[True] if any(f"{file}.py" in where for file in files)}
     assert sorted(found[True][where] for where in ours) == [1, 1, 1, 1, 2]
     others = {where: n for where, n in found[True].items() if where not in ours}

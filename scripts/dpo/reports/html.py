@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from dpo.core.secrets import mask
 from dpo.core.terminal import visible
 
 if TYPE_CHECKING:
@@ -21,7 +23,10 @@ matplotlib.use("Agg")
 
 
 def _shown(value: Any) -> str:
-    return type(value)(visible(value)) if isinstance(value, str) else visible(str(value))
+    """Before it is escaped: a secret with an ampersand would be another text then."""
+    if isinstance(value, Markup):  # of a macro, and so of values that went through here
+        return Markup(visible(value))
+    return visible(mask(str(value)))
 
 
 def _unbroken(text: str) -> str:
