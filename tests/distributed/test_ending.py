@@ -54,7 +54,7 @@ def test_a_run_goes_on_after_one_process_dies(
 
 
 def test_what_two_sharded_by_fsdp_one_goes_on_with(
-    launched, learn, one_process, tiny_model, tiny_data, tmp_path
+    launched, learn, one_process, tiny_model, bare_data, tmp_path
 ):
     """Under FSDP; without it, it would start the optimizer anew."""
     folder, saving = tmp_path / "run", "--save_steps=4"
@@ -63,7 +63,7 @@ def test_what_two_sharded_by_fsdp_one_goes_on_with(
         (folder / name).unlink()
     for step in (8, 10):
         shutil.rmtree(folder / f"checkpoint-{step}")
-    flags = [*ten_steps(tiny_model, tiny_data, folder), saving]
+    flags = [*ten_steps(tiny_model, bare_data, folder), saving]
     result = launched(*flags)
     assert result.returncode != 0
     assert "was written with FSDP, and this run has no shards: go on" in result.stderr
