@@ -24,7 +24,7 @@ import pytest
 
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import checkpoints, metrics
-from support.commands import run_flags, running
+from support.commands import once, run_flags, running
 from support.launched import FORKS, be_train, fork, free_port
 from support.place import ROOT
 
@@ -264,7 +264,7 @@ def test_a_run_that_is_asked_before_it_trains_ends_at_once(after, tiny_model, ti
     command = [
         sys.executable,
         *("scripts/launch.py", "--config", "cpu", "--"),
-        *long_run(tiny_model, tiny_data, tmp_path / "r"),
+        *once(long_run(tiny_model, tiny_data, tmp_path / "r")),
     ]
     launched = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN})
     time.sleep(after)
