@@ -46,6 +46,6 @@ def test_the_seed_gives_the_same_bytes(drawn):
     for pair in pairs:
         # Of a character of several tokens the last may lack.
         group = [a.text.rstrip("\ufffd") for a in begun[pair["prompt"][0]["content"]]]
-        assert all(len(text) > FIRST for text in group)
+        assert all(group)  # or every text would begin with one of them
         for key in ("chosen", "rejected"):
             assert pair[key][0]["content"].startswith(tuple(group))

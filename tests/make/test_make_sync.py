@@ -110,10 +110,11 @@ def test_a_killed_run_goes_on_in_wandb_too(launched, tiny_model, tiny_data, tmp_
 KILLED = """
 import os, pathlib, signal, sys, time
 sys.path.insert(0, "scripts")
-from dpo import recipe, tracking
+from dpo.recipe import parse
+from dpo.runs import tracking
 folder = pathlib.Path(sys.argv[1])
 flags = ["--use_cpu", "--bf16=false", f"--output_dir={folder}"]
-tracking.configure(recipe.parse(["--config", "recipes/smollm2-sentiment.yaml", *flags]), folder)
+tracking.configure(parse.parse(["--config", "recipes/smollm2-sentiment.yaml", *flags]), folder)
 import wandb
 wandb.init()
 wandb.log({"told": 1})
