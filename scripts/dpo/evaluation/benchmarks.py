@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from dpo.core import files as files_
+from dpo.core.files import write_json
 from dpo.core.hashing import digests_of
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant
@@ -77,7 +77,7 @@ def run(
             results = lm_eval(who, tokenizer, task, half, **how)
             metrics = {name: _metrics(values) for name, values in results.items()}
             path.parent.mkdir(parents=True, exist_ok=True)
-            files_.write_json(path, metrics)
+            write_json(path, metrics)
         else:
             print(f"{task} of {who.name}: found, not run again")
         found |= json.loads(path.read_text(encoding="utf-8"))

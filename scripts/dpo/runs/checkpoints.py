@@ -264,14 +264,11 @@ def check_given(recipe: Recipe) -> None:
     given = recipe.training.resume_from_checkpoint
     if given is None or (Path(given) / MANIFEST).is_file():
         return
-    there = ", ".join(path.name for path in named(Path(given))) if Path(given).is_dir() else ""
+    wrong = "there is no such folder"
+    if Path(given).is_dir():
+        there = ", ".join(path.name for path in named(Path(given)))
+        wrong = "it is no checkpoint of a run here" + (f", but {there} in it" if there else "")
     raise Refusal(
-        f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: "
-        + (
-            "it is no checkpoint of a run here"
-            if Path(given).is_dir()
-            else "there is no such folder"
-        )
-        + (f", but {there} in it" if there else "")
-        + ": leave it out, and the run goes on from the newest checkpoint of its output folder"
+        f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: {wrong}: "
+        "leave it out, and the run goes on from the newest checkpoint of its output folder"
     )
