@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo.core.terminal import guarded
+from dpo.core.terminal import at_once, guarded
 
 
 def arguments() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    guarded(arguments)()
+    at_once(arguments)
 
 import torch
 import yaml
