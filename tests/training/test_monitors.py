@@ -20,7 +20,10 @@ from support.tiny import losses_of, pair, trainer_of
 
 @pytest.fixture
 def healthy(tiny_model, tmp_path) -> DPOTrainer:
-    return trainer_on(tmp_path, tiny_model, pairs_of(64, 0), pairs_of(16, 1), "--max_steps=4")
+    first = "--precompute_ref_batch_size=8"  # the reference scores before the first step
+    return trainer_on(
+        tmp_path, tiny_model, pairs_of(64, 0), pairs_of(16, 1), "--max_steps=4", first
+    )
 
 
 def kinds(trainer: DPOTrainer) -> list[str]:
