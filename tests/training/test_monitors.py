@@ -196,7 +196,8 @@ def test_nothing_that_watches_changes_the_run(tiny_model, tmp_path, monkeypatch)
     for watched in (True, False):
         folder = tmp_path / str(watched)
         folder.mkdir()
-        flags = ("--max_steps=6", "--eval_steps=2", "--learning_rate=1e-3")
+        flags = ["--max_steps=6", "--eval_steps=2", "--learning_rate=1e-3"]
+        flags += ["--precompute_ref_batch_size=8"]  # TRL's own loss is computed of scored pairs
         trainer = trainer_on(folder, tiny_model, easy(32, 0), easy(16, 1), *flags)
         if not watched:
             for callback in (trainer.monitors, drift.Drift):
@@ -249,6 +250,7 @@ def test_answers_that_grow_are_told(tiny_model, tmp_path):
     class Brief(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             (measure,) = (c for c in trainer.callback_handler.callbacks if type(c) is drift.Drift)
+            measure.begin()
             measure.start["answers"] = [ids[:4] for ids in measure.start["answers"]]
             rows = measure.start["prompts"], measure.start["answers"]
             measure.start["logps"] = measure.logps(*rows).tolist()
