@@ -3,8 +3,6 @@
 Training computes them inside TRL; evaluation uses these. A test holds the two together.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Files written whole or not at all, and JSON lines that a kill may have cut."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The machine of a run: its name, its software, and how much of its memory was used."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import re

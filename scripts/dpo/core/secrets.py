@@ -3,8 +3,6 @@
 Nothing heavy is imported: the launcher uses this too.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import os

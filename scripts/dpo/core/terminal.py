@@ -1,8 +1,6 @@
 """What leaves a program by its terminal: no secret, no text that steers the terminal, and of an
 error one line."""
 
-from __future__ import annotations
-
 import functools
 import io
 import itertools

@@ -4,8 +4,6 @@ Each source is read alone (reading.py); here its pairs are checked against all o
 out is kept apart, and what is wrong is set aside and counted, never dropped without a word.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """A model must have a row for every token of its tokenizer, and positions for the longest pair."""
 
-from __future__ import annotations
-
 import math
 
 import pyarrow.compute as pc

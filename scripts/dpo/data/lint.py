@@ -4,8 +4,6 @@ A pair with a fault would train without an error and teach nothing, or the wrong
 a row, the first that is found; REASONS says what each means and what mends it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

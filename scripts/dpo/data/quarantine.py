@@ -1,8 +1,6 @@
 """Rows that are not trained on: counted, said, and written where they can be mended. Those that
 are too long are no faults, and are counted apart."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The table has a row for every row of the source. It is made once, in batches, an
 `datasets` for other processes and later runs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

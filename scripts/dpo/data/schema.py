@@ -1,8 +1,6 @@
 """The columns of a table of pairs, and what `max_length` leaves of a pair, in either
 `truncation_mode`: as TRL's collator cuts it."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A pair as the tokens that the model will see."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """The benchmarks that the field reports, through lm-eval: an optional extra."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """An evaluation as `make evaluate` asks for it: one model held against another, and who wins."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import os

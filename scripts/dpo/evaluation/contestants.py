@@ -1,7 +1,5 @@
 """The models that are held against each other: a run's policy, its reference, any other model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The same prompts answered by two models: drawn once and kept, and what can be counted of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib.util

@@ -1,7 +1,5 @@
 """What two models are asked: the held-out prompts of a recipe, or those of a file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

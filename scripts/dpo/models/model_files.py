@@ -1,8 +1,6 @@
 """What a model's folder must hold, seen before anything heavy: weights that are whole, a
 configuration and a tokenizer that these versions of the libraries know."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,12 +1,10 @@
 """Completions sampled from a chat model, the same way for every model that is compared."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tqdm.auto import tqdm
@@ -39,7 +37,7 @@ class Completion:
     finished: bool
 
     @classmethod
-    def of(cls, new_ids: list[int], ends: list[int], tokenizer: Any) -> Completion:
+    def of(cls, new_ids: list[int], ends: list[int], tokenizer: Any) -> Self:
         """What was generated, up to the first of the tokens that end an answer."""
         length = next((at for at, token in enumerate(new_ids) if token in ends), None)
         said = new_ids[:length]

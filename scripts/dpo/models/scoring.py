@@ -1,7 +1,5 @@
 """log π(y | x) of answers under a model, and what a policy prefers by it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

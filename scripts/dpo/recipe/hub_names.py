@@ -1,7 +1,5 @@
 """Names of the hub: whether one is meant, and whether the hub knows it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

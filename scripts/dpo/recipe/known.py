@@ -4,8 +4,6 @@ To import these takes seconds, and a misspelt flag and `--help` need none of it.
 be, TRL's own parser decides (parse.py).
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import difflib

@@ -1,8 +1,6 @@
 """Keys that may be stated and would do nothing, work against what runs, batches and checkpoints are
 here, or name what cannot be made. Each is refused with why."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A recipe as text: its lines, and its keys in sections."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

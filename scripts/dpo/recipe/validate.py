@@ -4,8 +4,6 @@ What TRL and transformers refuse as they parse is not repeated here. What they w
 once the model is loaded, or would train with and say nothing, is.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator

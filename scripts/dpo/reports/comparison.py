@@ -1,8 +1,6 @@
 """Runs beside each other, from what their folders hold: which ones, what differs between them, and
 what they said to the same prompts."""
 
-from __future__ import annotations
-
 import datetime
 import functools
 import re

@@ -1,7 +1,5 @@
 """A comparison of runs as a table in Markdown, and as a page with their curves overlaid."""
 
-from __future__ import annotations
-
 import html
 from pathlib import Path
 

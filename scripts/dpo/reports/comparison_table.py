@@ -1,7 +1,5 @@
 """What runs came to, metric by metric, and by how much they differ beyond noise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path

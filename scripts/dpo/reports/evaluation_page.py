@@ -1,7 +1,5 @@
 """An evaluation as rows of (name, value, note), and as a page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib.pyplot as plt

@@ -1,8 +1,6 @@
 """What runs have measured, in the one form of report.json and evaluation.json (`format`), whatever
 form it was written in."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ leaves half of one under its final name. Here all processes write to a temporary
 `finish` writes a manifest of every file with its size and hash, and renames the folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ Nothing is asked of a run: what is shown is metrics.jsonl and completions.jsonl.
 ones and those copied from another machine are shown too, and no page can disturb a training.
 """
 
-from __future__ import annotations
-
 import datetime
 import itertools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Many runs of one recipe: which ones, and one after another or side by side on the GPUs."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

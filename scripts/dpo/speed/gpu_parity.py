@@ -5,8 +5,6 @@ path in float32 with the same weights, and the shared one may not be further off
 by more than a factor.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator

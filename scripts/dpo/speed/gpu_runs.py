@@ -1,7 +1,5 @@
 """Short runs through the launcher, and what is seen to be right of them (make check-gpu)."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

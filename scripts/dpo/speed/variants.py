@@ -1,8 +1,6 @@
 """What makes training faster than stock TRL, one step added at a time: each a real trainer in a
 process of its own, so that peak memory is its own, and all on the same pairs, by turns."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """What a speed is measured with: shapes of models, lengths of real pairs, FLOPs that count."""
 
-from __future__ import annotations
-
 import csv
 import time
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Columns of other names: what `column_mapping` says of them, and a guess where it says nothing;
 and what columns may be that are no preferences."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import replace

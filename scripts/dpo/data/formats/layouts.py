@@ -4,8 +4,6 @@ A layout is told from the columns of the first rows; `--preference_layout` names
 becomes a pair, or raises a Fault that says why it can't.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from trl import extract_prompt

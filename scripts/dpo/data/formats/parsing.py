@@ -1,8 +1,6 @@
 """A row's values as they were meant: messages that were written as text, and the nulls with which
 a table fills up its structs."""
 
-from __future__ import annotations
-
 import ast
 import io
 import json

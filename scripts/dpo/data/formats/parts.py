@@ -4,8 +4,6 @@ Told once from the first rows, and not row by row: where a question is null, no 
 its place.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """How a source is read: told from its first rows, and said, with what of it is not read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

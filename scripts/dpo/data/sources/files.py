@@ -4,8 +4,6 @@
 time, and a comma too many shifts a row's columns.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

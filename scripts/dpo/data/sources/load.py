@@ -1,7 +1,5 @@
 """The model and the rows of data that a recipe names, found before anything heavy starts."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

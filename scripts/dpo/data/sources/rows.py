@@ -1,7 +1,5 @@
 """Rows of a data set as they were found."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import os

@@ -4,8 +4,6 @@ A judge may prefer what it reads first (Zheng et al. 2023, arXiv 2306.05685, sec
 that changes when the answers change places is a tie.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

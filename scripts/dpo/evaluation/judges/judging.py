@@ -1,7 +1,5 @@
 """Which of two answers is better: by the known reward, a reward model, another model, a person."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

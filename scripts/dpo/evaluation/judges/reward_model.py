@@ -1,7 +1,5 @@
 """A reward model of the field as a judge: a transformer with one logit for a whole conversation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

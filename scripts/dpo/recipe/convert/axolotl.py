@@ -2,8 +2,6 @@
 takes thought. Keys that are TRL's own are not repeated.
 """
 
-from __future__ import annotations
-
 import re
 
 from dpo.recipe.convert import reasons

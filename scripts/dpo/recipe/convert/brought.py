@@ -1,8 +1,6 @@
 """A recipe of another tool on its way to ours; and what of TRL's and the alignment handbook's own
 takes thought: their data and what they call a loss."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Every key is mapped, renamed or left out with the reason, and the recipe says so in its header.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import textwrap

@@ -1,8 +1,6 @@
 """The values of a recipe that was brought, as runs here take them: precision, losses, evaluation,
 checkpoints, names that the libraries know."""
 
-from __future__ import annotations
-
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 

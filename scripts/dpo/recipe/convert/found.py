@@ -1,8 +1,6 @@
 """Recipes of other tools as they were found: their keys, which tool they are of, and whether they
 are of DPO."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import shlex

@@ -2,8 +2,6 @@
 adapters, losses and defaults, in our keys. Keys that only have another name are renamed by
 convert.py."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 there is none, and what of them takes thought. Keys that are TRL's own are not repeated.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
