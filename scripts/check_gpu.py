@@ -39,7 +39,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dpo.core.files import read_lines
 from dpo.core.machine import PACKAGES, commit, cpu_name
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.speed import gpu_runs, variants
 from dpo.speed.gpu_checks import (
     JSON,
@@ -237,9 +237,7 @@ def part(name: str, job: Job) -> None:
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--model", type=Path, default=MODEL, help="a chat model's folder")
     parser.add_argument("--data", default=DATA, help="preferences with a known reward")

@@ -8,7 +8,6 @@ on, were killed, have ended or were copied here, and is kept nowhere: a temporar
 tables as long as it is open. Only this machine reaches it.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.runs.dashboard import PROJECT, Followed
 
 EVERY = 2  # seconds between two looks at the files
@@ -46,9 +45,7 @@ def serve(port: int | None):
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", default="outputs", type=Path, help="a folder of runs (outputs)")
     parser.add_argument("--port", help="the first that is free from 7860 on")
     args = parser.parse_args()

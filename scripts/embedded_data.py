@@ -18,7 +18,6 @@ kind of CPU; on another kind, rounding may change some answers.
 import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
-import argparse
 import itertools
 import json
 import random
@@ -29,7 +28,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.measure import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
@@ -188,9 +187,7 @@ The answers are a small model's: they are often untrue, and praise or blame nobo
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--output", type=Path, default=FOLDER, help="folder to write to (default: %(default)s)"
     )

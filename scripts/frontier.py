@@ -27,7 +27,7 @@ from dpo.core import files
 from dpo.core.machine import device_name
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import policy_of, reference_of
 from dpo.evaluation.measure import MAX_NEW_TOKENS, SEED, TEMPERATURE
@@ -44,9 +44,7 @@ INTO = Path("outputs/frontier")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--betas", default="0.05,0.1,1,5", help="as in the paper (0.05,0.1,1,5)")
     add("--loss_types", default="sigmoid,ipo", help="TRL's loss types (sigmoid,ipo)")

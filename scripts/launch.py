@@ -18,16 +18,14 @@ import signal
 from pathlib import Path
 
 from dpo.core.signals import SIGNALS
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import names
 from dpo.runs import launch
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--list", action="store_true", help="show the recipes and configs, and end")
     add("--recipe", default="smollm2-sentiment", help="a file in recipes/")

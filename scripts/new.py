@@ -23,13 +23,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     for name in ("recipe", "model", "dataset", "columns", "from", "gpus"):
         parser.add_argument(f"--{name}", default="", help=f"{name.upper()} of make new")
     return parser.parse_args()

@@ -17,13 +17,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--recipe", required=True, help="a file in recipes/")
     parser.add_argument("--sweep", nargs="+", required=True, help="key=value,value ...")
     parser.add_argument("--output", default="", help="folder (outputs/<recipe>-sweep)")

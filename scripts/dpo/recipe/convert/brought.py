@@ -198,7 +198,8 @@ def trains_adapter(
         b.warned.append(f"{bits}: {width}: weights in 4 or 8 bits are what there is")
     if names := listed(b.take(starts), by):
         if len(names) > 1:
-            b.refuse(f"{starts}: {', '.join(names)}: merge them first, and name the result")
+            said = (by or ", ").join(names)
+            b.refuse(f"{starts}: {said}: merge them first, and name the result")
         b.drop(base, "the adapter to start from names its base")
         b.put("model_name_or_path", names[0], of=starts)
     return True
