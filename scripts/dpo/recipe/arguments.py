@@ -41,6 +41,7 @@ LAYOUTS = {
     "rated": "several rated or ranked completions of a prompt: the best against the worst",
     "scored": "one scored response a row: the best of a prompt's against the worst",
 }
+LAYOUTS_SAID = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
 
 
 def positive(text: str) -> int:
@@ -115,8 +116,7 @@ def check_data(recipe: Recipe) -> None:
 
     given, where = recipe.run.preference_layout, recipe.place("preference_layout")
     if given is not None and given not in LAYOUTS:
-        choices = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
-        raise Refusal(f"{where}: preference_layout: no layout {given!r}: one of {choices}")
+        raise Refusal(f"{where}: preference_layout: no layout {given!r}: one of {LAYOUTS_SAID}")
     where = recipe.place("column_mapping")
     mapping_of(recipe.run.column_mapping, f"{where}: column_mapping")
     for key, name in (

@@ -73,16 +73,7 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         if path.is_dir() and not given:
             note_unread(path / (how.get("data_dir") or ""), found)
         return found
-    except StopIteration as error:
-        raise Refusal(
-            f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
-        ) from error
-    except yaml.YAMLError as error:
-        said = f"the lines between --- in its README.md are no YAML: {one_line(error, cause=True)}"
-        raise Refusal(f"cannot load the data set {path}: {said}") from error
-    except files.Broken as error:
-        raise Refusal(f"cannot load the data set {path}: {error}") from error
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, yaml.YAMLError) as error:
         said = unreadable(path, error) or one_line(error, cause=True)
         raise Refusal(f"cannot load the data set {path}: {said}") from error
 
@@ -101,7 +92,7 @@ def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
 def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Rows]:
     """
     Raises:
-        StopIteration: a split's files have no rows.
+        ValueError: a split's files have no rows, or one of them cannot be read.
     """
     parts = {str(split): [*paths] for split, paths in (builder.config.data_files or {}).items()}
     kind, splits = type(builder).__module__.rpartition(".")[2], {}
@@ -129,7 +120,7 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
             data = tables.table(kind, paths, named, cache, streaming)
             if data is None:
                 which = ", ".join(map(os.path.basename, paths[:3]))
-                raise StopIteration(f"{which} has")
+                raise ValueError(f"{which} has no rows: fill it, or take it out")
         else:
             how = {"data_files": {split: paths}, "split": split, "streaming": streaming}
             data = datasets.load_dataset(kind, cache_dir=cache, **how)
