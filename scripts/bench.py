@@ -48,9 +48,7 @@ def main() -> None:
     args = arguments()
     from dpo.speed import variants  # late: what is misspelt is answered at once
 
-    which = (args.model, args.device, args.pairs, args.steps, args.rounds, args.lengths)
-    written = variants.compare(*which, args.output)
-    print(f"Written: {', '.join(map(str, written))}")
+    print(f"Written: {', '.join(map(str, variants.compare(args)))}")
 
 
 if __name__ == "__main__":
