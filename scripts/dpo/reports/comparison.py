@@ -131,17 +131,12 @@ def collect(given: list[Path]) -> list[Compared]:
     for run in runs:
         run.differs = {key: plain(stated(run.settings, key)) for key in keys}
         parts = [f"{key}={value}" for key, value in run.differs.items() if decides(key)]
-        said = " ".join(parts)
-        run.name = said if 0 < len(said) <= LONGEST_NAME else folder_name(run)
+        run.name = " ".join(parts)
     names = [run.name for run in runs]
     for run in runs:
-        if names.count(run.name) > 1:  # the same settings twice
-            run.name = folder_name(run)
+        if names.count(run.name) > 1 or not 0 < len(run.name) <= LONGEST_NAME:
+            run.name = str(run.folder).removeprefix(f"{RUNS}/")
     return runs
-
-
-def folder_name(run: Compared) -> str:
-    return str(run.folder).removeprefix(f"{RUNS}/")
 
 
 def differing(settings: list[dict[str, Any]]) -> list[str]:
@@ -172,12 +167,11 @@ def plain(value: Any) -> str:
 def surroundings(runs: list[Compared]) -> dict[str, list[str]]:
     """What else differs between finished runs, and could be the reason of a difference: versions,
     machine, data, code. By name, the value of each run; "" for one that has not finished."""
-    facts = [_facts(run) if run.report else None for run in runs]
-    known = [fact for fact in facts if fact is not None]
-    keys = dict.fromkeys(key for fact in known for key in fact)
+    facts = [_facts(run) if run.report else {} for run in runs]
+    known = [*filter(None, facts)]
     return {
-        key: ["" if fact is None else str(fact.get(key, "none")) for fact in facts]
-        for key in keys
+        key: [str(fact.get(key, "none")) if fact else "" for fact in facts]
+        for key in dict.fromkeys(key for fact in known for key in fact)
         if any(fact.get(key) != known[0].get(key) for fact in known)
     }
 
@@ -229,10 +223,7 @@ Said = tuple[str, float | None]
 def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, Said]]:
     """By prompt, what the reference said and what the run said."""
     return {
-        row["prompt"]: (
-            (row["against"], row["reward_against"]),
-            (row["policy"], row["reward_policy"]),
-        )
+        row["prompt"]: tuple((row[who], row[f"reward_{who}"]) for who in ("against", "policy"))
         for row in found.get("samples", [])
     }
 

@@ -157,8 +157,7 @@ def _interval(of: dict | None, form: str) -> str:
 
 
 def _kl(run: Compared, key: str, form: str) -> str:
-    mean = (_of(run, "answers").get("kl") or {}).get(key, {}).get("mean")
-    return _form(mean, form)
+    return _form((_of(run, "answers").get("kl") or {}).get(key, {}).get("mean"), form)
 
 
 def _form(value: float | None, form: str) -> str:
@@ -170,13 +169,12 @@ def _of(run: Compared, part: str) -> dict[str, Any]:
 
 
 def _accuracy(runs: list[Compared]) -> Row:
-    found = [_of(run, "pairs").get("accuracy") for run in runs]
-    units = [
-        _held_out(run, accuracy(np.array(_of(run, "pairs").get("margins") or []))) for run in runs
-    ]
-    said = [_interval(of, ".3f") for of in found]
+    pairs = [_of(run, "pairs") for run in runs]
+    correct = [accuracy(np.array(of.get("margins") or [])) for of in pairs]
+    found = [of.get("accuracy") for of in pairs]
     gained = [of["low"] > 0.5 if of else None for of in found]
-    return Row("held-out accuracy", said, units, gained)
+    units = [*map(_held_out, runs, correct)]
+    return Row("held-out accuracy", [_interval(of, ".3f") for of in found], units, gained)
 
 
 def _held_out(run: Compared, values: np.ndarray, by_pair: bool = True) -> Units | None:
@@ -252,7 +250,7 @@ def _evaluation(runs: list[Compared], name: str) -> list[Row]:
         for run, of, rate in zip(runs, found, rates, strict=True)
     ]
     answers = [of.get("answers") or {} for of in found]
-    kl = [of.get("kl") or {} for of in answers]
+    kl = [(of.get("kl") or {}).get("nats_per_sequence") for of in answers]
     longer = [(of.get("mean_tokens") or {}).get("difference") for of in answers]
     rows = [
         Row(
@@ -264,10 +262,7 @@ def _evaluation(runs: list[Compared], name: str) -> list[Row]:
         ),
         Row(f"length-controlled, {name}", [_interval(of, ".3f") for of in controlled]),
         Row(f"reward difference, {name}", [_interval(of, "+.3f") for of in rewards]),
-        Row(
-            f"KL, nats a sequence, {name}",
-            [_interval(of.get("nats_per_sequence"), ".2f") for of in kl],
-        ),
+        Row(f"KL, nats a sequence, {name}", [_interval(of, ".2f") for of in kl]),
         Row(f"tokens longer, {name}", [_interval(of, "+.1f") for of in longer]),
     ]
     for task, metric in sorted({each for of in found for each in _metrics(of)}):
