@@ -220,7 +220,7 @@ def samples(runs: list[Compared]) -> dict[str, list[dict[str, Any]]]:
 Said = tuple[str, float | None]
 
 
-def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, Said]]:
+def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, ...]]:
     """By prompt, what the reference said and what the run said."""
     return {
         row["prompt"]: tuple((row[who], row[f"reward_{who}"]) for who in ("against", "policy"))
@@ -228,7 +228,7 @@ def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, Said]]:
     }
 
 
-def _along(run: Compared) -> dict[str, tuple[Said, Said]]:
+def _along(run: Compared) -> dict[str, tuple[Said, ...]]:
     return {
         f"{row['prompt']} ({row['decoding']})": ((row["reference"], None), (row["policy"], None))
         for row in metrics.completions(run.folder)
@@ -236,7 +236,7 @@ def _along(run: Compared) -> dict[str, tuple[Said, Said]]:
 
 
 def _aligned(
-    runs: list[Compared], answered: list[dict[str, tuple[Said, Said]]]
+    runs: list[Compared], answered: list[dict[str, tuple[Said, ...]]]
 ) -> list[dict[str, Any]]:
     of = {run.name: rows for run, rows in zip(runs, answered, strict=True) if rows}
     shared = [p for p in next(iter(of.values()), ()) if all(p in rows for rows in of.values())]
