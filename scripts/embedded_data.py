@@ -32,7 +32,7 @@ from dpo.core.terminal import guarded, parser_of
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.measure import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
-from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
+from dpo.models.sampling import Completion, Prompt, prompt_token_ids, sample_completions
 
 MODEL = "models/SmolLM2-135M-Instruct"
 FOLDER = Path("recipes/data/sentiment")
@@ -98,16 +98,10 @@ def answers(
     """
     # The number of threads can change the last bit of a sum, and with it an answer.
     torch.set_num_threads(2)
-    return sample_completions(
-        model,
-        tokenizer,
-        [[{"role": "user", "content": question}] for question in questions],
-        samples=SAMPLES,
-        temperature=TEMPERATURE,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        batch_size=BATCH_PROMPTS * SAMPLES,
-    )
+    prompts: list[Prompt] = [[{"role": "user", "content": question}] for question in questions]
+    how = {"temperature": TEMPERATURE, "max_new_tokens": max_new_tokens, "seed": seed}
+    how |= {"samples": SAMPLES, "batch_size": BATCH_PROMPTS * SAMPLES}
+    return sample_completions(model, tokenizer, prompts, **how)
 
 
 def build(model, tokenizer, questions: list[str], seed: int) -> list[dict]:
@@ -188,9 +182,7 @@ The answers are a small model's: they are often untrue, and praise or blame nobo
 @guarded
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument(
-        "--output", type=Path, default=FOLDER, help="folder to write to (default: %(default)s)"
-    )
+    parser.add_argument("--output", type=Path, default=FOLDER, help=f"folder ({FOLDER})")
     output = parser.parse_args().output
     # bfloat16: twice as fast here, and the answers are the same in kind.
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)

@@ -24,14 +24,8 @@ from dpo.runs import checkpoints, output_folder
 from dpo.runs.output_folder import RUNS, known_runs, run_folder
 
 # Of a folder; a run's holds much besides.
-DECIDES = (
-    "*.safetensors",
-    "tokenizer*",
-    "config.json",
-    "generation_config.json",
-    "*.jinja",
-    "*.py",
-)
+DECIDES = ("*.safetensors", "tokenizer*", "config.json", "generation_config.json")
+DECIDES += ("*.jinja", "*.py")  # its template and its code
 
 
 @dataclass
