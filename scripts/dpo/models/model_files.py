@@ -17,9 +17,9 @@ from dpo.core.refusal import Refusal, one_line
 
 POINTER = b"version https://git-lfs"
 FETCH = (
-    "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` in the "
+    "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` in its "
 )
-FETCH += "model's folder, or the model with `hf download`"
+FETCH += "folder, or all with `hf download`, of a data set with --repo-type dataset"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 AGAIN = "copy or download it again"
 # Ends of the names of classes that say what else than the next word they predict.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dpo.recipe.parse import Recipe
 
-BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments that say how a run is carried out, and what it shows. All others decide what is learned.
 CARRIED_OUT = {
     *("output_dir", "resume_from_checkpoint", "restart", "other_processes", "use_cpu"),

@@ -22,7 +22,7 @@ from dpo.core.refusal import Refusal, one_line
 from dpo.data.formats import parsing
 from dpo.data.formats.turns import Fault
 from dpo.data.sources import files
-from dpo.models.model_files import POINTER
+from dpo.models.model_files import FETCH, POINTER
 
 PAGES = (b"<!doctype", b"<html", b"<?xml")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # of one table that was written as several files
@@ -55,12 +55,9 @@ def check_fetched(path: str) -> None:
     with open(path, "rb") as opened:
         begin = opened.read(100).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if begin.startswith(POINTER):
-        why = "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` "
-        why += "in its folder, or the data set with `hf download --repo-type dataset`"
-        raise files.Broken(path, None, why)
+        raise files.Broken(path, None, FETCH)
     if begin.startswith(PAGES):
-        why = "it is a web page, and no data: download the file itself again"
-        raise files.Broken(path, None, why)
+        raise files.Broken(path, None, "it is a web page, and no data: download it again")
 
 
 def without_backups(paths: list[str]) -> list[str]:

@@ -40,18 +40,15 @@ def judge(
     kept: Path,
     *,
     model: str | None = None,
-    price: tuple[float, float] | None = None,
-    parallel: int = 4,
-    timeout: float = 60,
     device: str = "cpu",
+    **how: Any,
 ) -> Verdicts:
     """Ask a judge, and keep each judgement in the file `kept` as it comes: when it is asked again,
     it is asked only for those that are missing.
 
     Args:
         name: `vader`, `hand`, the URL of an endpoint, or a reward model.
-        model, price, parallel, timeout: of an endpoint: the model's name, dollars for a million
-            tokens in and out, requests at a time, seconds for each.
+        model: its name, of an endpoint, which is asked with `how` (endpoint.py).
         device: of a reward model.
 
     Raises:
@@ -59,7 +56,6 @@ def judge(
     """
     with Kept(kept) as judgements:
         if endpoint.is_url(name):
-            how = {"parallel": parallel, "price": price, "timeout": timeout}
             verdicts = endpoint.judge(name, model, comparisons, judgements, **how)
         elif name == HAND:
             verdicts = human.judge(comparisons, judgements)
@@ -67,8 +63,8 @@ def judge(
             verdicts = by_reward(ABOUT_KNOWN, ABOUT_KNOWN, known, comparisons, judgements)
         else:
             scorer = RewardModel(name, device)
-            how = (scorer.about, scorer.identity, scorer.score)
-            verdicts = by_reward(*how, comparisons, judgements)
+            of = (scorer.about, scorer.identity, scorer.score)
+            verdicts = by_reward(*of, comparisons, judgements)
     if np.isnan(verdicts.preferred).all():
         why = ", ".join(f"{reason} ({count})" for reason, count in verdicts.left_out.items())
         raise Refusal(f"the judge {name} gave no verdict: {why or 'it was asked nothing'}")

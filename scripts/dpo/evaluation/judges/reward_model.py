@@ -14,6 +14,7 @@ from dpo.core.refusal import Refusal, one_line
 from dpo.evaluation.contestants import DECIDES
 from dpo.models import loading, trust
 from dpo.models.sampling import Messages
+from dpo.models.scoring import padded
 from dpo.recipe.hub_names import check_reachable, looks_local
 
 NO_REWARD = "no finite reward"
@@ -43,13 +44,10 @@ class RewardModel:
             raise Refusal(
                 f"the judge {name} cannot be read: {one_line(error, cause=True)}"
             ) from error
-        labels = self.config.num_labels
-        if labels != 1:
+        if (labels := self.config.num_labels) != 1:
             kinds = ", ".join(self.config.architectures or ["a model"])
-            raise Refusal(
-                f"the judge {name} is no reward model, which has one label: it is {kinds} with "
-                f"{labels}"
-            )
+            why = f"which has one label: it is {kinds} with {labels}"
+            raise Refusal(f"the judge {name} is no reward model, {why}")
         if not self.tokenizer.chat_template:
             raise Refusal(f"the judge {name} has no chat template: answers cannot be put to it")
         dtype = str(self.config.dtype).removeprefix("torch.")
@@ -145,12 +143,7 @@ def check_files(name: str) -> None:
 @torch.no_grad()
 def logits(model: Any, rows: list[list[int]], pad: int | None) -> np.ndarray:
     """The one logit of each row of token ids, shape (rows,)."""
-    width = max(map(len, rows))
-    input_ids = torch.full((len(rows), width), pad or 0)
-    attention_mask = torch.zeros_like(input_ids)
-    for place, row in enumerate(rows):
-        input_ids[place, : len(row)] = torch.tensor(row)
-        attention_mask[place, : len(row)] = 1
-    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    seen = padded([[1] * len(row) for row in rows])
+    given = {"input_ids": padded(rows, pad or 0), "attention_mask": seen}
     output = model(**{name: tensor.to(model.device) for name, tensor in given.items()})
     return output.logits[:, 0].float().cpu().numpy()
