@@ -157,29 +157,23 @@ def done(name: str, words: list[str], folder: Path, seconds: float, whole: bool)
             gpu_runs.kill(process)
     rows = [Row(**row) for row in read_lines(found)]
     spent = time.monotonic() - began - sum(row.seconds for row in rows)
-    if code is None and whole:
-        rows.append(Row(name, "failed", f"took more than {seconds:.0f} s: see {log}", "", spent))
-    elif code is None:
-        rows.append(Row(name, "not run", "cut short: the time was over", "", spent))
+    outcome, why = "failed", f"took more than {seconds:.0f} s: see {log}"
+    if code is None and not whole:
+        outcome, why = "not run", "cut short: the time was over"
     elif code:
         lines = log.read_text(errors="replace").splitlines()
         said = [text.strip() for text in lines if re.search(r"[A-Za-z]{3}", text)]
-        last = said[-1][:200] if said else "ended without a word"
-        rows.append(Row(name, "failed", f"{last}: see {log}", "", spent))
-    return rows
+        why = f"{said[-1][:200] if said else 'ended without a word'}: see {log}"
+    return rows if code == 0 else [*rows, Row(name, outcome, why, "", spent)]
 
 
 def check(job: Job, names: list[str], minutes: float) -> list[Row]:
     """All rows, each told as soon as it is known and written with those before it."""
     began, rows = time.monotonic(), []
-    results = {
-        "machine": name_of(job.device),
-        "device": job.device,
-        "model": str(job.model),
-        "versions": {"Python": platform.python_version()} | versions("bitsandbytes", "triton"),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-    }
+    results = {"machine": name_of(job.device), "device": job.device, "model": str(job.model)}
+    results |= {"commit": commit(), "date": datetime.date.today().isoformat()}
+    packages = versions("bitsandbytes", "triton")
+    results["versions"] = {"Python": platform.python_version()} | packages
     given = [f"--device={job.device}", f"--model={job.model}", f"--data={job.data}"]
     given += [f"--output={job.folder}", *(["--small"] if job.small else [])]
     for name in names:

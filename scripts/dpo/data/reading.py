@@ -148,8 +148,7 @@ def lint_batch(
     for entry, ids in zip(sound, words([entry["texts"] for entry in sound]), strict=True):
         entry |= dict(zip((*IDS, MERGED), ids, strict=True))
         try:
-            prompt, chosen, rejected = (entry[name] for name in IDS)
-            lint.check_tokens(prompt, chosen, rejected, max_length, truncation_mode, words)
+            lint.check_tokens([entry[n] for n in IDS], max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
     names = [*PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED, *kept, *ABOUT]

@@ -157,7 +157,7 @@ def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
         every, logged = rounded(steps / 5), min(rounded(steps / 30), 10)
         how_many = f"{steps:,} steps in all"
     pairs = min(pairs, batch, pairs if torch.cuda.is_available() else ON_CPU)
-    accumulated, memory = batch // pairs, size * BYTES / 1e9
+    times, memory = batch // pairs, size * BYTES / 1e9
     gpus = 2 ** math.ceil(math.log2(max(memory / (0.5 * GPU), 1)))  # half is left to activations
     where, shard = (f"{gpus} GPUs", " CONFIG=zero3") if gpus > 1 else ("one GPU", "")
     few = f"#   Of {BATCH} pairs there would be fewer than {FEWEST} steps an epoch: {batch} a step."
@@ -170,7 +170,7 @@ def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
 # Machine: {where} of {GPU} GB, by arithmetic: {size / 1e9:.2f}B × {BYTES} bytes
 #   (weights, gradients, two Adam moments, reference) = {memory:.0f} GB in all, and
 #   activations.
-# Batch: {pairs} pairs × {accumulated} accumulated = {batch}, on any number of GPUs that
+# Batch: {pairs} pairs × {times} accumulated = {batch}, on any number of GPUs that
 #   divides it.
 # Reached: not run yet.
 # Run: make train RECIPE={name}{shard}
@@ -192,7 +192,7 @@ def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
         line("learning_rate", f"{rate:.1e}".replace("e-0", "e-"), "of its peak", "1.0e-6"),
         line("warmup_steps", "0.1", "a tenth of all steps, as nearly all that are published"),
         line("per_device_train_batch_size", f"{pairs}", "lower it when memory runs out,", "8"),
-        line("gradient_accumulation_steps", f"{accumulated}", f"raise this: {batch} a step", "1"),
+        line("gradient_accumulation_steps", f"{times}", f"and raise this: {batch} a step", "1"),
         line("num_train_epochs", f"{epochs}", "1 where pairs are many (Zephyr 7B, Tulu 3)", "3"),
         *machine_keys(),
         "",
