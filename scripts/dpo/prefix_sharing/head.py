@@ -1,5 +1,7 @@
 """TRL's fused head on a CPU, as it is where there is Triton: completion tokens are scored alone."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

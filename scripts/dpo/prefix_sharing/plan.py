@@ -10,9 +10,11 @@ with x the longest common prefix of a pair. Every token keeps its true position;
 see their prefix, rejected tokens y′ see it too and never y.
 """
 
+from __future__ import annotations
+
 import itertools
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +53,7 @@ class SharedPrefixes:
     attended: int = 0
 
     @classmethod
-    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> Self:
+    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> SharedPrefixes:
         """Plan a batch of TRL's collator: (2B, L), chosen rows first, padded right."""
         width = input_ids.shape[1]
         rows = [
@@ -95,14 +97,14 @@ class SharedPrefixes:
             (widest, deepest),
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SharedPrefixes:
         """The same plan with its tensors on `device`; accelerate calls this with the batch."""
         moved = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return type(self)(**(vars(self) | moved | {"masks": {}}))
+        return SharedPrefixes(**(vars(self) | moved | {"masks": {}}))
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         """What the last `queries` of `keys` positions see, shape (1, 1, queries, keys), bool.
