@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dpo.core.terminal import guarded, parser_of
+from dpo.core.terminal import at_once, guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    guarded(arguments)()
+    at_once(arguments)
 
 from rich.console import Console
 from rich.table import Table

@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from dpo.core.terminal import guarded, visible
+from dpo.core.terminal import at_once, guarded, visible
 from dpo.recipe.parse import Recipe, look, parse
 
 
@@ -28,7 +28,7 @@ def answer() -> None:
 
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    guarded(answer)()
+    at_once(answer)
 
 import numpy as np
 from datasets import Dataset

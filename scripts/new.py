@@ -21,7 +21,7 @@ import argparse
 import re
 from pathlib import Path
 
-from dpo.core.terminal import guarded, parser_of
+from dpo.core.terminal import at_once, guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    guarded(arguments)()
+    at_once(arguments)
 
 import yaml
 

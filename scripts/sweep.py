@@ -17,7 +17,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from dpo.core.terminal import guarded, parser_of
+from dpo.core.terminal import at_once, guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    guarded(arguments)()
+    at_once(arguments)
 
 import torch
 import yaml

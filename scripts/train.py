@@ -20,11 +20,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from dpo.core.terminal import guarded
+from dpo.core.terminal import at_once, guarded
 from dpo.recipe.parse import Recipe, look, parse
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    guarded(lambda: look(sys.argv[1:]), alone=False)()
+    at_once(lambda: look(sys.argv[1:]), alone=False)
 
 import time
 

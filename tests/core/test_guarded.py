@@ -195,3 +195,14 @@ def test_who_has_read_enough_ends_no_command_with_an_error():
     command = f"{sys.executable} scripts/launch.py -- --help | head -1; echo ${{PIPESTATUS[0]}}"
     said = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert said.stderr == "" and said.stdout.splitlines()[-1] == "0"
+
+
+def test_imports_between_an_answer_and_the_command_itself_look_for_no_cycles():
+    script = (
+        "import gc; from dpo.core.terminal import at_once, guarded; seen = []; "
+        "at_once(lambda: seen.append(gc.isenabled())); seen.append(gc.isenabled()); "
+        "guarded(lambda: seen.append(gc.isenabled()))(); print(*seen, gc.get_freeze_count() > 0)"
+    )
+    command = [sys.executable, "-c", script]
+    at = {"cwd": ROOT / "scripts", "text": True, "check": True}
+    assert subprocess.run(command, capture_output=True, **at).stdout == "True False True True\n"

@@ -3,6 +3,7 @@ error one line."""
 
 import argparse
 import functools
+import gc
 import io
 import itertools
 import os
@@ -93,7 +94,7 @@ def line_of(error: Exception, debug: bool) -> str:
     )
 
 
-def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
+def guarded(main: Callable[[], object], alone: bool = True) -> Callable[[], None]:
     """An entry point of which no secret leaves by arguments, output, error or error file, and that
     ends with one line, whatever is raised in it. Of several processes the first to end says it.
 
@@ -112,6 +113,8 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
         if debug:
             os.environ[DEBUG] = "1"  # for the processes that are started
         launch = launched()
+        gc.freeze()  # what was imported stays
+        gc.enable()
         try:
             sys.argv[1:] = at_home(secrets.take_out(sys.argv[1:]))
             if alone:
@@ -133,6 +136,16 @@ def guarded(main: Callable[[], None], alone: bool = True) -> Callable[[], None]:
             raise SystemExit(once(error, launch)) from error
 
     return run
+
+
+def at_once(answer: Callable[[], object], alone: bool = True) -> None:
+    """Answer `--help` and what is misspelt before a script imports what takes seconds.
+
+    Until a guarded entry point runs, Python looks for no cycles to free: imports leave hardly any,
+    and the search takes a fifth of their time.
+    """
+    guarded(answer, alone)()
+    gc.disable()
 
 
 def once(error: Exception | str, launch: Launch) -> str | int:

@@ -144,16 +144,19 @@ def run(command: list[str], environment: dict[str, str]) -> int:
         found = {"PYTHONPATH": os.pathsep.join(filter(None, found))}
         run = subprocess.Popen(quieter, env=environment | {TOLD_IN: folder} | found)
 
-        def send(number: int) -> None:
-            for process in psutil.Process(run.pid).children(recursive=True):
+        def send(number: int) -> list[psutil.Process]:
+            processes = psutil.Process(run.pid).children(recursive=True)
+            for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
                     if number == signal.SIGKILL or "scripts/train.py" in process.cmdline():
                         process.send_signal(number)
+            return processes
 
         def hand_on(number: int, frame) -> None:
             if number == signal.SIGINT and interrupted:
-                send(signal.SIGKILL)
+                killed = send(signal.SIGKILL)
                 run.kill()
+                psutil.wait_procs(killed, timeout=10)  # until what they held is free
                 raise SystemExit(128 + number)
             if number == signal.SIGINT:
                 interrupted.append(True)
