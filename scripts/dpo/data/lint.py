@@ -137,13 +137,6 @@ def check_roles(pair: Pair) -> None:
             raise Fault("wrong_role", f"{name} ends with {pair[name][-1]['role']}")
 
 
-def check_kind(pair: Pair, kind: type) -> None:
-    """Raises Fault if a pair is not of the kind of the data set's pairs, messages or text."""
-    for name in PAIR:
-        if not isinstance(pair[name], kind):
-            raise Fault("mixed", f"{name} is {'text' if kind is list else 'no text'}")
-
-
 def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
     """Find what is wrong with a pair as text.
 

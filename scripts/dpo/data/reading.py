@@ -126,7 +126,8 @@ def lint_batch(
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
             found_in_row = pair_of(row, **how_read)
-            lint.check_kind(found_in_row, words.kind)
+            if other := [n for n in PAIR if not isinstance(found_in_row[n], words.kind)]:
+                raise Fault("mixed", f"{other[0]} is {'text' if words.kind is list else 'no text'}")
             plain = {n: lint.plain(found_in_row[n], words.reads) for n in PAIR}
             pair = found_in_row | plain
             lint.check_pair(pair, words.kind, words.control)

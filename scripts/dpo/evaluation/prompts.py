@@ -145,7 +145,12 @@ def read(file: str) -> list[Prompt]:
             options = options_of(row)
             if name in CONVERSATIONS and said[-1:] and said[-1]["role"] == "assistant":
                 said = said[:-1]
-            check_prompt(said)
+            if not lint.last_said(said).strip():
+                raise Fault("no_prompt")
+            if {message.get("role") for message in said} - lint.ROLES:
+                raise Fault("unknown_role")
+            if said[-1]["role"] == "assistant":
+                raise Fault("wrong_role")
         except (Fault, ValueError) as error:
             why: Any = getattr(error, "reason", error)
             detail = getattr(error, "detail", "")
@@ -155,13 +160,3 @@ def read(file: str) -> list[Prompt]:
             ) from error
         found.append({"prompt": said, "options": options} if options else said)
     return found
-
-
-def check_prompt(messages: list[dict[str, Any]]) -> None:
-    """Raises Fault if nobody asks anything, or it is answered already."""
-    if not lint.last_said(messages).strip():
-        raise Fault("no_prompt")
-    if {message.get("role") for message in messages} - lint.ROLES:
-        raise Fault("unknown_role")
-    if messages[-1]["role"] == "assistant":
-        raise Fault("wrong_role")

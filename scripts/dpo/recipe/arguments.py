@@ -113,16 +113,13 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         Refusal: there is no such layout, a mapping is none, or the name of a data set is none.
     """
-
     given, where = recipe.run.preference_layout, recipe.place("preference_layout")
     if given is not None and given not in LAYOUTS:
         raise Refusal(f"{where}: preference_layout: no layout {given!r}: one of {LAYOUTS_SAID}")
     where = recipe.place("column_mapping")
     mapping_of(recipe.run.column_mapping, f"{where}: column_mapping")
-    for key, name in (
-        ("dataset_name", recipe.script.dataset_name),
-        *(("datasets", entry.path) for entry in recipe.mixture.datasets),
-    ):
+    named = [("datasets", entry.path) for entry in recipe.mixture.datasets]
+    for key, name in [("dataset_name", recipe.script.dataset_name), *named]:
         if name is not None and (not name.strip() or name.lstrip().startswith(("{", "["))):
             raise Refusal(
                 f"{recipe.place(key)}: {key} is {name!r}: give the name of a data set, a folder or "

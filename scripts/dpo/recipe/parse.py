@@ -88,8 +88,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise Refusal(f"{path}: not YAML: {error}") from error
     if not isinstance(keys, dict):
         raise Refusal(f"{path}: a recipe is a mapping of argument names to values")
-    secrets.refuse_in_recipe(path, keys)
     for key, value in keys.items():
+        if key == "hub_token":
+            words = f"a recipe is shared: take it out, and {secrets.INSTEAD}"
+            raise Refusal(f"{path}: hub_token: {words}")
+        secrets.refuse(f"{path}: {key}", value)
         if isinstance(value, str) and (variable := re.search(r"\$(\{[^}]*\}|[A-Za-z_]\w*)", value)):
             raise Refusal(
                 f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "

@@ -200,9 +200,8 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     # Answers may begin alike by chance, and a prompt in a column of another name is easily missed.
     texts = [(row.get(parts["chosen"]), row.get(parts["rejected"])) for row in rows]
     apart = sum(bool(a and b) and str(a)[:1] != str(b)[:1] for a, b in texts)
-    turns = [
-        n for n, v in columns.items() if n not in parts.values() and first_question(v) is not None
-    ]
+    others = {name: value for name, value in columns.items() if name not in parts.values()}
+    turns = [name for name, value in others.items() if first_question(value) is not None]
     if turns or apart > len(rows) / 2:
         raise Refusal(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
@@ -226,8 +225,7 @@ def check_signs(name: str, parts: dict[str, str], rows: list[Row]) -> None:
         raise Refusal(
             f"{name}: {strength} is {side} zero wherever it is not zero in the first {len(rows)} "
             f"rows: it should say by how much {second} is better, and be below zero where {first} "
-            f"is. If {better} always is, --column_mapping "
-            f'"chosen={better} rejected={worse}"'
+            f'is. If {better} always is, --column_mapping "chosen={better} rejected={worse}"'
         )
 
 
