@@ -15,7 +15,6 @@ import argparse
 import os
 import shlex
 import signal
-from pathlib import Path
 
 from dpo.core.signals import SIGNALS
 from dpo.core.terminal import guarded, parser_of
@@ -38,16 +37,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-
-
 def show_choices() -> None:
     for heading, folder in (("RECIPE", RECIPES), ("CONFIG", launch.CONFIGS)):
         print(heading)
         width = max(map(len, names(folder)))
         for path in sorted(folder.glob("*.yaml")):
-            print(f"  {path.stem:<{width}}  {title(path)}")
+            title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            print(f"  {path.stem:<{width}}  {title}")
 
 
 @guarded

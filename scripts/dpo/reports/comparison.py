@@ -127,7 +127,10 @@ def read(folder: Path) -> Compared:
 def collect(given: list[Path]) -> list[Compared]:
     """The runs, each named by the settings in which it differs from the others."""
     runs = [read(folder) for folder in given]
-    keys = differing([run.settings for run in runs])
+    stating = dict.fromkeys(key for run in runs for key in run.settings if key not in PLACES)
+    values = {key: [stated(run.settings, key) for run in runs] for key in stating}
+    keys = [key for key, each in values.items() if any(value != each[0] for value in each)]
+    keys.sort(key=lambda key: not decides(key))  # what decides what is learned comes first
     for run in runs:
         run.differs = {key: plain(stated(run.settings, key)) for key in keys}
         parts = [f"{key}={value}" for key, value in run.differs.items() if decides(key)]
@@ -137,13 +140,6 @@ def collect(given: list[Path]) -> list[Compared]:
         if names.count(run.name) > 1 or not 0 < len(run.name) <= LONGEST_NAME:
             run.name = str(run.folder).removeprefix(f"{RUNS}/")
     return runs
-
-
-def differing(settings: list[dict[str, Any]]) -> list[str]:
-    """The keys in which settings differ: those that decide what is learned, then the others."""
-    keys = dict.fromkeys(key for each in settings for key in each if key not in PLACES)
-    found = [k for k in keys if any(stated(s, k) != stated(settings[0], k) for s in settings)]
-    return sorted(found, key=lambda key: not decides(key))
 
 
 @functools.cache

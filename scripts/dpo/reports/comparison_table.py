@@ -137,7 +137,7 @@ def table(runs: list[Compared]) -> list[Row]:
         row("state", lambda run: run.state),
         _accuracy(runs),
         row("held-out margin", lambda run: _interval(_of(run, "pairs").get("margin"), "+.3f")),
-        row("held-out loss, last", _last),
+        row("held-out loss, last", lambda run: _best(run, "loss", lambda points, **_: points[-1])),
         row("held-out loss, best", lambda run: _best(run, "loss", min)),
         row("held-out accuracy, best", lambda run: _best(run, "accuracy", max)),
         _reward(runs),
@@ -202,18 +202,9 @@ def _reward(runs: list[Compared]) -> Row:
     return Row("true reward", said, units, [rise["low"] > 0 if rise else None for rise in rises])
 
 
-def _points(run: Compared, key: str) -> list[dict]:
-    return [point for point in run.curves["held_out"] if point[key] is not None]
-
-
-def _last(run: Compared) -> str:
-    points = _points(run, "loss")
-    return f"{points[-1]['loss']:.4f} at step {points[-1]['step']}" if points else ""
-
-
 def _best(run: Compared, key: str, which: Callable) -> str:
     """The best of what was seen at evaluations along the run, and when first."""
-    points = _points(run, key)
+    points = [point for point in run.curves["held_out"] if point[key] is not None]
     if not points:
         return ""
     point = which(points, key=lambda point: point[key])
@@ -267,17 +258,15 @@ def _evaluation(runs: list[Compared], name: str) -> list[Row]:
     ]
     for task, metric in sorted({each for of in found for each in _metrics(of)}):
         measured = [_metrics(of).get((task, metric)) for of in found]
-        rows.append(Row(f"{task}, {metric}, {name}", [_benchmark(of) for of in measured]))
+        both = [of and [with_error(of, side) for side in ("policy", "against")] for of in measured]
+        said = ["{} (against {})".format(*values) if values else "" for values in both]
+        rows.append(Row(f"{task}, {metric}, {name}", said))
     return rows
 
 
 def _metrics(found: dict[str, Any]) -> dict[tuple[str, str], dict]:
     suite = found.get("suite") or {}
     return {(task, metric): of for task, each in suite.items() for metric, of in each.items()}
-
-
-def _benchmark(of: dict | None) -> str:
-    return f"{with_error(of, 'policy')} (against {with_error(of, 'against')})" if of else ""
 
 
 def _preferred(folder: Path, found: dict[str, Any]) -> Units | None:

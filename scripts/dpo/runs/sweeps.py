@@ -161,11 +161,7 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
 def heard() -> Iterator[deque[int]]:
     """The signals that ask this process to leave, as they come. They no longer end it."""
     came: deque[int] = deque()
-
-    def hear(number: int, frame) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in SIGNALS}
     try:
         yield came
     finally:

@@ -77,9 +77,9 @@ def check(url: str, model: str | None) -> None:
         if not model:
             raise Refusal(f"which model of {url} judges? Name it with JUDGE_MODEL={serves(client)}")
         ask = [{"role": "user", "content": "Say yes."}]
-        how: Any = {"model": model, "temperature": TEMPERATURE, "max_tokens": 1}
+        create: Any = client.chat.completions.create
         try:
-            read(client.chat.completions.create(messages=ask, **how))
+            read(create(model=model, messages=ask, temperature=TEMPERATURE, max_tokens=1))
         except openai.NotFoundError as error:
             said = f"{one_line(error, cause=True)}{serves(client)}"
             raise Refusal(f"JUDGE_MODEL={model}: {said}") from error

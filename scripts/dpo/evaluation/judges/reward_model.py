@@ -1,6 +1,7 @@
 """A reward model of the field as a judge: a transformer with one logit for a whole conversation."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,6 @@ class RewardModel:
         tokenizer must not set another."""
         return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
-    def weight_bytes(self) -> int:
-        return loading.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
-
     def load(self) -> Any:
         """In its own dtype, on one GPU where it fits.
 
@@ -106,13 +104,11 @@ class RewardModel:
             Refusal: the weights lack a reward head, which transformers would draw at random, or
                 have more than the model takes, such as another head.
         """
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            self.name,
-            dtype="auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            device_map=loading.device_map(self.device, self.weight_bytes),
-        )
+        kind = AutoModelForSequenceClassification
+        needs = partial(loading.weight_bytes, self.config, kind=kind)
+        how = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+        place = loading.device_map(self.device, needs)
+        model, found = kind.from_pretrained(self.name, **how, device_map=place)
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])
             raise Refusal(f"the judge {self.name} is no reward model: its weights lack {lacks}")
