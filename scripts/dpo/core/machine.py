@@ -1,6 +1,7 @@
 """The machine of a run: its name, its software, and how much of its memory was used."""
 
 import contextlib
+import datetime
 import importlib.metadata
 import platform
 import re
@@ -22,6 +23,10 @@ def versions(*more: str) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def now() -> str:
+    return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
 
 
 def commit() -> str | None:

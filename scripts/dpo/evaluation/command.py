@@ -1,7 +1,6 @@
 """An evaluation as `make evaluate` asks for it: one model held against another, and who wins."""
 
 import argparse
-import datetime
 import os
 import re
 import time
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dpo.core.machine import device_name, versions
+from dpo.core.machine import device_name, now, versions
 from dpo.core.refusal import Refusal
 from dpo.evaluation import benchmarks, generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
@@ -110,7 +109,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
         "policy": policy.name,
         "against": against.name,
         "recipe": recipe.name if recipe else None,
-        "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "finished": now(),
         "machine": device_name(),
         "versions": versions(),
         **measure.results(source, asked, settings, found, verdicts, lines),

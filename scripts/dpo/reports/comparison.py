@@ -1,7 +1,6 @@
 """Runs beside each other, from what their folders hold: which ones, what differs between them, and
 what they said to the same prompts."""
 
-import datetime
 import functools
 import re
 from dataclasses import dataclass, field
@@ -247,7 +246,3 @@ def _aligned(
         answers = [(name, *rows[prompt][1]) for name, rows in of.items()]
         aligned.append({"prompt": prompt, "references": references, "answers": answers})
     return aligned
-
-
-def today() -> str:
-    return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dpo.core.files import write_whole
+from dpo.core.machine import now
 from dpo.core.stats import Interval
 from dpo.core.terminal import visible
 from dpo.reports import comparison, comparison_table
@@ -120,7 +121,7 @@ def page(runs: list[Compared], rows: list[Row], title: str) -> str:
     return render(
         "comparison",
         title=title,
-        today=comparison.today(),
+        today=now(),
         note=note(runs),
         warnings=comparison.warnings(runs),
         verdicts=verdicts(runs, rows),

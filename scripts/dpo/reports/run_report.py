@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import shlex
 from pathlib import Path
@@ -201,7 +200,7 @@ def about(
     alerts: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """What a report says of a training: of what, on what, how it went, and by which software."""
-    from dpo.core.machine import commit, device_name, versions  # which ask torch
+    from dpo.core.machine import commit, device_name, now, versions  # which ask torch
 
     return {
         "recipe": recipe.name,
@@ -224,7 +223,7 @@ def about(
         "versions": versions(),
         "commit": commit(),
         "machine": device_name(),
-        "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "finished": now(),
     }
 
 

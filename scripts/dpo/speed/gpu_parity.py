@@ -32,29 +32,21 @@ from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import share_prefixes
 from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.speed.gpu_checks import Job, Row, judged
-from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, typical_lengths
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, sized, typical_lengths
 
 LOGPS, GRADIENTS = 1e-4, 1e-3  # in float32: nats a token; of the norm of the gradient
 FACTOR = 1.5  # in bfloat16: the shared path's error over the plain path's, root mean square
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.07,  # wide, so that attention matters
-    "pad_token_id": 0,
-}
+HEADS = 64, 128, 256  # sizes that kernels are chosen by
+WIDE = {"initializer_range": 0.07, "pad_token_id": 0}  # so wide that attention matters
+OF_64, OF_128, OF_256 = (sized(512, 256, 512, 4, 4, 2, size, 1024) | WIDE for size in HEADS)
 KINDS = ["sliding_attention", "full_attention"]
-# Heads of the sizes that kernels are chosen by, and windows shorter than the rows.
+# Windows are shorter than the rows.
 SMALL: dict[str, PreTrainedConfig] = {
-    "llama, heads of 64": LlamaConfig(**SIZES),
-    "qwen3, heads of 128": Qwen3Config(**SIZES, head_dim=128),
-    "mistral, window of 32": MistralConfig(**SIZES, head_dim=128, sliding_window=32),
+    "llama, heads of 64": LlamaConfig(**OF_64),
+    "qwen3, heads of 128": Qwen3Config(**OF_128),
+    "mistral, window of 32": MistralConfig(**OF_128, sliding_window=32),
     "gemma3, heads of 256, window of 32 in every other layer": Gemma3TextConfig(
-        **SIZES, head_dim=256, sliding_window=32, layer_types=KINDS * 2
+        **OF_256, sliding_window=32, layer_types=KINDS * 2
     ),
 }
 NUMERICS = ("float32", "bfloat16 autocast", "bfloat16 weights")

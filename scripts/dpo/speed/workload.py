@@ -28,18 +28,17 @@ SIZES = (
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 TIED = {"tie_word_embeddings": True}
-SMOLLM2, QWEN3, LLAMA3 = (
-    dict(zip(SIZES, sizes, strict=True))
-    for sizes in (
-        (49152, 576, 1536, 30, 9, 3, 64, 8192),
-        (151936, 1024, 3072, 28, 16, 8, 128, 40960),
-        (128256, 4096, 14336, 32, 32, 8, 128, 8192),
-    )
-)
+
+
+def sized(*sizes: int) -> dict[str, int]:
+    """Sizes, in the order of SIZES, as a configuration takes them."""
+    return dict(zip(SIZES, sizes, strict=True))
+
+
 SHAPES = {
-    "SmolLM2-135M": LlamaConfig(**SMOLLM2, **TIED),
-    "Qwen3-0.6B": Qwen3Config(**QWEN3, **TIED),
-    "Llama-3.1-8B": LlamaConfig(**LLAMA3),
+    "SmolLM2-135M": LlamaConfig(**sized(49152, 576, 1536, 30, 9, 3, 64, 8192), **TIED),
+    "Qwen3-0.6B": Qwen3Config(**sized(151936, 1024, 3072, 28, 16, 8, 128, 40960), **TIED),
+    "Llama-3.1-8B": LlamaConfig(**sized(128256, 4096, 14336, 32, 32, 8, 128, 8192)),
 }
 
 

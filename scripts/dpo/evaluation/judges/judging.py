@@ -13,11 +13,14 @@ from dpo.evaluation.judges.reward_model import RewardModel
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
 from dpo.models.sampling import Messages, turns
 
-__all__ = ["Comparison", "Verdicts", "check", "judge"]
 KNOWN, HAND = "vader", "hand"
 ABOUT_KNOWN = {"kind": "reward", "name": KNOWN}
 # How a judge scores answers: key → prompt and answer in; key, reward, or why there is none, out.
 Score = Callable[[dict[str, tuple[Messages, str]]], Iterator[tuple[str, float | None, str | None]]]
+
+
+def vader(answers: dict[str, tuple[Messages, str]]) -> Iterator[tuple[str, float, None]]:
+    return ((key, vader_score(answer), None) for key, (_, answer) in answers.items())
 
 
 def check(name: str, model: str | None = None) -> None:
@@ -60,7 +63,7 @@ def judge(
         elif name == HAND:
             verdicts = human.judge(comparisons, judgements)
         elif name == KNOWN:
-            verdicts = by_reward(ABOUT_KNOWN, ABOUT_KNOWN, known, comparisons, judgements)
+            verdicts = by_reward(ABOUT_KNOWN, ABOUT_KNOWN, vader, comparisons, judgements)
         else:
             scorer = RewardModel(name, device)
             of = (scorer.about, scorer.identity, scorer.score)
@@ -75,11 +78,6 @@ def by_known_reward(comparisons: list[Comparison]) -> Verdicts:
     """Verdicts of the known reward, kept nowhere: it takes no time."""
     rewards = [[vader_score(each.policy), vader_score(each.against)] for each in comparisons]
     return of_rewards(rewards, ABOUT_KNOWN, {})
-
-
-def known(answers: dict[str, tuple[Messages, str]]) -> Iterator[tuple[str, float, None]]:
-    for key, (_, answer) in answers.items():
-        yield key, vader_score(answer), None
 
 
 def by_reward(

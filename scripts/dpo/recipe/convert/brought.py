@@ -120,9 +120,7 @@ def mixture(b: Brought) -> None:
         entries = [entry for entry in entries if entry.get("weight") != 0]
         tests = [e for e in entries if str(e.get("split", "train")).startswith(HELD_OUT)]
         parts = []
-        for entry in entries:
-            if entry in tests:
-                continue
+        for entry in (entry for entry in entries if entry not in tests):
             name = entry.get("config")
             split = sliced(entry.get("split", "train"), float(entry.get("weight") or 1))
             part = {"path": entry["id"], "name": None if name == "default" else name}
@@ -134,7 +132,7 @@ def mixture(b: Brought) -> None:
                 "and splits them anew; here test rows are never trained on"
             )
         if any(isinstance(e.get("weight"), float) and e["weight"] < 1 for e in entries):
-            b.warned.append("the original draws its shares at random; here they are the first rows")
+            b.warned.append(reasons.FIRST_ROWS)
         b.dropped["dataset_mixture: seed"] = "`seed` draws what is held out"
         one = [e["split"] for e in tests if len(parts) == 1 and e["id"] == parts[0]["path"]]
         place(b, parts, one, stated.get("test_split_size"), "dataset_mixture")

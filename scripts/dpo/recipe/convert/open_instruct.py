@@ -87,7 +87,7 @@ def bring(b: Brought) -> None:
             b.warned.append(f"{path}: no pair is trained on {share:g} times an epoch here: once")
         parts.append({"path": path, "split": sliced(split, share)})
     if any("[" in part["split"] for part in parts):
-        b.warned.append("the original draws its shares at random; here they are the first rows")
+        b.warned.append(reasons.FIRST_ROWS)
     rows = b.old.get("max_train_samples")
     if rows and b.old.get("dataset_name"):
         b.take("max_train_samples")
