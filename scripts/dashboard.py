@@ -31,13 +31,11 @@ def serve(port: int | None):
     """
     import trackio  # it reads the environment as it is imported
 
-    quiet = {"open_browser": False, "block_thread": False}
+    how = {"open_browser": False, "block_thread": False, "share": False, "host": "127.0.0.1"}
     said = io.StringIO()  # among it a token that lets one delete runs
     try:
         with contextlib.redirect_stdout(said):
-            server, url, *_ = trackio.show(
-                PROJECT, host="127.0.0.1", server_port=port, share=False, **quiet
-            )
+            server, url, *_ = trackio.show(PROJECT, server_port=port, **how)
     except OSError as error:
         raise Refusal(f"port {port} is taken: give another with PORT=") from error
     return server, f"{url.rstrip('/')}/?project={PROJECT}&smoothing=0"

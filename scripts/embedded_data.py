@@ -128,20 +128,17 @@ def summary(pairs: list[dict], tokenizer) -> dict[str, str]:
 
     chosen, rejected = completion_lengths("chosen"), completion_lengths("rejected")
     gaps = [pair["vader_chosen"] - pair["vader_rejected"] for pair in pairs]
+    sides = ("vader_chosen", "vader_rejected")
+    better, worse = (statistics.mean(pair[side] for pair in pairs) for side in sides)
+    least, mean = min(map(abs, gaps)), statistics.mean(map(abs, gaps))
+    prompts = [len(prompt_token_ids(tokenizer, pair["prompt"])) for pair in pairs]
     longer = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     return {
         "pairs": str(len(pairs)),
-        "VADER of chosen / rejected, mean": (
-            f"{statistics.mean(pair['vader_chosen'] for pair in pairs):+.3f} / "
-            f"{statistics.mean(pair['vader_rejected'] for pair in pairs):+.3f}"
-        ),
-        "gap between the two, mean / least": (
-            f"{statistics.mean(map(abs, gaps)):.2f} / {min(map(abs, gaps)):.2f}"
-        ),
+        "VADER of chosen / rejected, mean": f"{better:+.3f} / {worse:+.3f}",
+        "gap between the two, mean / least": f"{mean:.2f} / {least:.2f}",
         "label noise (the less positive was chosen)": f"{sum(g < 0 for g in gaps) / len(gaps):.1%}",
-        "prompt tokens, mean / 95th percentile / most": lengths(
-            [len(prompt_token_ids(tokenizer, pair["prompt"])) for pair in pairs]
-        ),
+        "prompt tokens, mean / 95th percentile / most": lengths(prompts),
         "chosen tokens": lengths(chosen),
         "rejected tokens": lengths(rejected),
         "chosen is the longer": f"{longer / len(pairs):.0%}",

@@ -79,14 +79,11 @@ def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
         "score_chosen": [scores[row] for row in best],
         "score_rejected": [scores[row] for row in worst],
         BEST: [row + 1 for row in best],
-        **{name: chosen[name] for name in more if name not in GIVEN},
-        # As JSON: a table would have every row bear the keys of all others.
-        **{
-            name: [v if v is None or isinstance(v, str) else json.dumps(v) for v in chosen[name]]
-            for name in GIVEN
-            if name in more
-        },
+        **{name: chosen[name] for name in more},
     }
+    for name in {*GIVEN} & {*more}:  # as JSON: a table would have every row bear the keys of all
+        texts = (v if v is None or isinstance(v, str) else json.dumps(v) for v in chosen[name])
+        pairs[name] = [*texts]
     return replace(source, data=Dataset.from_dict(pairs)), bad
 
 

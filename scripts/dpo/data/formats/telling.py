@@ -118,12 +118,8 @@ class Reading:
             (row[name], q) for row, q in zip(self.rows, first, strict=True) if row.get(name) and q
         ]
         count = sum(str(text).strip() != other.strip() for text, other in texts)
-        if not count:
-            return ""
-        return (
-            f"{name} is not the conversation's first question in {count} of the first "
-            f"{len(texts)} rows: the conversations alone are read"
-        )
+        where = f"in {count} of the first {len(texts)} rows: the conversations alone are read"
+        return f"{name} is not the conversation's first question {where}" if count else ""
 
     def plain_text(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> str:
         """Text that a chat model is trained on as it stands, unless it is rendered already."""

@@ -100,9 +100,7 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
             is not closed.
     """
     lines = lines_of(path, encoding)
-    before = 0
-    for first in lines:
-        before += 1
+    for before, first in enumerate(lines, 1):  # noqa: B007  where the header ends
         if first.lower().startswith("sep="):  # as Excel names it
             sep = first[4:].strip("\r\n") or sep
         elif first.strip():
