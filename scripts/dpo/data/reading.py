@@ -205,22 +205,19 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     }
     if isinstance(data, Dataset):
         name = fingerprint(data, tokenizer, work)
+        # For few rows, starting processes takes longer than the work.
+        workers = min(os.cpu_count() or 1, 16) if len(data) > 20_000 else None
         if not data.cache_files:  # rows that were made in memory are kept as well
             how["cache_file_name"] = f"{HF_DATASETS_CACHE}/pairs-{name}.arrow"
         how |= {
             "desc": f"Reading {source.name}",
             "new_fingerprint": name,
-            "num_proc": args.dataset_num_proc or processes(len(data)),
+            "num_proc": args.dataset_num_proc or workers,
         }
     table = data.map(partial(lint_batch, **work), **how)
     notes = [*source.notes, *reading.notes(kind, tokenizer)]
     says = reading.says(kind, tokenizer.chat_template)
     return Linted(table, says, rows, bad, merged, notes=notes)
-
-
-def processes(rows: int) -> int | None:
-    """Processes that share the work on many rows; for a few, starting them takes longer."""
-    return min(os.cpu_count() or 1, 16) if rows > 20_000 else None
 
 
 def kind_of(source: Rows, **how_read: Any) -> type:

@@ -153,10 +153,8 @@ def read(file: str) -> list[Prompt]:
                 raise Fault("wrong_role")
         except (Fault, ValueError) as error:
             why: Any = getattr(error, "reason", error)
+            said = f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
             detail = getattr(error, "detail", "")
-            raise Refusal(
-                f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
-                + (f" ({detail})" if detail else "")
-            ) from error
+            raise Refusal(f"{said} ({detail})" if detail else said) from error
         found.append({"prompt": said, "options": options} if options else said)
     return found

@@ -43,24 +43,14 @@ COUNTS = (
 NOT_NEGATIVE = ("router_aux_loss_coef", "dataloader_num_workers", "reward_prompts")
 
 
-def positive(value: float) -> bool:
-    return 0 < value < math.inf
+def within(low: float, high: float, ends: str = "[)") -> Callable[[float], bool]:
+    """Whether a number is in an interval, to which an end with a square bracket belongs."""
+    at_low, at_high = ends[0] == "[", ends[1] == "]"
+    return lambda v: low < v < high or (at_low and v == low) or (at_high and v == high)
 
 
-def not_negative(value: float) -> bool:
-    return 0 <= value < math.inf
-
-
-def share(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-def below_one(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def counts(value: float) -> bool:
-    return value >= 1
+positive, not_negative = within(0, math.inf, "()"), within(0, math.inf)
+share, below_one, counts = within(0, 1, "[]"), within(0, 1), within(1, math.inf, "[]")
 
 
 # Key, what is allowed, and in words. A key without a value is not looked at.
@@ -70,15 +60,15 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     *((key, counts, "1 or more") for key in COUNTS),
     ("max_steps", lambda v: v == -1 or v >= 1, "1 or more, or leave it out: num_train_epochs"),
     # The marks of a chat template around a question and an answer are a dozen tokens.
-    ("max_length", lambda v: v >= 16, "16 tokens or more; 1024 is TRL's default"),
-    ("label_smoothing", lambda v: 0 <= v < 0.5, "0 or more, below 0.5: a share of wrong labels"),
+    ("max_length", within(16, math.inf), "16 tokens or more; 1024 is TRL's default"),
+    ("label_smoothing", within(0, 0.5), "0 or more, below 0.5: a share of wrong labels"),
     ("ld_alpha", share, "0 to 1, or leave it out"),
     ("loss_weights", lambda v: all(map(positive, v)), "numbers above 0, one for each loss_type"),
     ("neftune_noise_alpha", positive, "a number above 0, or leave it out; 5 is common"),
     # f-DPO's range: at its ends the divergence would be divided by zero, and is a KL divergence.
     (
         "f_alpha_divergence_coef",
-        lambda v: 0 < v < 1,
+        within(0, 1, "()"),
         "a number between 0 and 1; what 0 and 1 stand for is f_divergence_type forward_kl and "
         "reverse_kl",
     ),
@@ -100,7 +90,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("ddp_timeout", counts, "a number of seconds"),
     ("save_total_limit", counts, "1 or more, or leave it out to keep every checkpoint"),
     *((key, not_negative, "0 or more") for key in NOT_NEGATIVE),
-    *((key, lambda v: 0 <= v < 2**32, "0 to 2³² - 1") for key in ("seed", "data_seed")),
+    *((key, within(0, 2**32), "0 to 2³² - 1") for key in ("seed", "data_seed")),
     ("lora_alpha", positive, "a number above 0; r to 2 r is common"),
     ("lora_task_type", lambda v: v == "CAUSAL_LM", "CAUSAL_LM, or leave it out"),
     ("lora_dropout", below_one, "0 or more, below 1"),

@@ -105,24 +105,6 @@ def data(b: Brought) -> None:
         b.renamed.append("columns → column_mapping")
 
 
-def adapter(b: Brought) -> bool:
-    """Put what is trained. Returns whether it is an adapter."""
-    given = [b.take(key) for key in ("tuner_type", "train_type", "sft_type")]
-    how = next(filter(None, given), "lora")
-    if not brought.trains_adapter(b, how, "tuner_type", "quant_bits", "adapters", "model"):
-        return False
-    b.put("lora_r", b.take("lora_rank", 8), of="lora_rank")
-    b.new |= {"lora_alpha": b.take("lora_alpha", 32), "lora_dropout": b.take("lora_dropout", 0.05)}
-    layers = b.take("target_regex") or listed(b.take("target_modules", "all-linear"))
-    b.put("lora_target_modules", "all-linear" if layers == ["all-linear"] else layers)
-    for key in ("modules_to_save", "target_parameters"):
-        if names := listed(b.take(key)):
-            b.put(f"lora_{key}", names, of=key)
-    if "load_in_4bit" in b.new:  # as it is there
-        b.new["use_bnb_nested_quant"] = b.take("bnb_4bit_use_double_quant", True)
-    return True
-
-
 def bring(b: Brought) -> None:
     if (kind := b.old.get("rlhf_type", "dpo")) != "dpo":
         b.refuse(f"this is no DPO, but rlhf_type: {kind}")
@@ -138,7 +120,19 @@ def bring(b: Brought) -> None:
             b.put("loss_weights", weights)
     brought.said_otherwise(b, b.old.get("model"), "system")
     data(b)
-    rate = 1.0e-4 if adapter(b) else 1.0e-5
+    given = [b.take(key) for key in ("tuner_type", "train_type", "sft_type")]
+    how, rate = next(filter(None, given), "lora"), 1.0e-5
+    if brought.trains_adapter(b, how, "tuner_type", "quant_bits", "adapters", "model"):
+        rate, rank, dropout = 1.0e-4, b.take("lora_rank", 8), b.take("lora_dropout", 0.05)
+        b.put("lora_r", rank, of="lora_rank")
+        b.new |= {"lora_alpha": b.take("lora_alpha", 32), "lora_dropout": dropout}
+        layers = b.take("target_regex") or listed(b.take("target_modules", "all-linear"))
+        b.put("lora_target_modules", "all-linear" if layers == ["all-linear"] else layers)
+        for key in ("modules_to_save", "target_parameters"):
+            if names := listed(b.take(key)):
+                b.put(f"lora_{key}", names, of=key)
+        if "load_in_4bit" in b.new:  # as it is there
+            b.new["use_bnb_nested_quant"] = b.take("bnb_4bit_use_double_quant", True)
     if epochs := b.take("max_epochs"):  # it goes before the other
         b.drop("num_train_epochs", "max_epochs is said")
         b.put("num_train_epochs", epochs, of="max_epochs")
