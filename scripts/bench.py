@@ -16,14 +16,12 @@ import argparse
 from pathlib import Path
 
 import dpo  # noqa: F401  first, that no library speaks
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.arguments import positive
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--device", choices=["cpu", "cuda"], help="(a GPU if there is one)")
     add(
@@ -50,9 +48,7 @@ def main() -> None:
     args = arguments()
     from dpo.speed import variants  # late: what is misspelt is answered at once
 
-    which = (args.model, args.device, args.pairs, args.steps, args.rounds, args.lengths)
-    written = variants.compare(*which, args.output)
-    print(f"Written: {', '.join(map(str, written))}")
+    print(f"Written: {', '.join(map(str, variants.compare(args)))}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
 import argparse
-import contextlib
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
@@ -37,25 +35,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo.core.files import read_lines
-from dpo.core.machine import PACKAGES, commit, cpu_name
+from dpo.core.machine import commit, cpu_name, versions
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded
-from dpo.speed import gpu_runs, variants
-from dpo.speed.gpu_checks import (
-    JSON,
-    TABLE,
-    Job,
-    Row,
-    activations,
-    append,
-    counted,
-    judged,
-    line,
-    memory,
-    parameters,
-    skipped,
-    write,
-)
+from dpo.core.terminal import guarded, parser_of
+from dpo.speed import gpu_checks, gpu_runs, variants
+from dpo.speed.gpu_checks import JSON, TABLE, Job, Row, judged, skipped
 from dpo.speed.gpu_parity import parity
 from dpo.speed.workload import LENGTHS, config_of, matmul_peak
 
@@ -96,8 +80,8 @@ def speed(job: Job) -> Iterator[Row]:
     yield row if job.device == "cuda" else skipped(row.name, f"{says}: judged on a GPU only")
     config = config_of(asked.model)
     tokens = asked.timed.sum(axis=1).reshape(-1, asked.pairs).sum(axis=1).max()
-    predicted = 16 * parameters(config) + activations(config, tokens)
-    yield memory(f"{label}: memory", job, ours["peak_memory_gb"], predicted / 1e9)
+    predicted = 16 * gpu_checks.parameters(config) + gpu_checks.activations(config, tokens)
+    yield gpu_checks.memory(f"{label}: memory", job, ours["peak_memory_gb"], predicted / 1e9)
 
 
 # What is done, by the names that --only takes, and how many seconds each may take.
@@ -126,15 +110,6 @@ def name_of(device: str) -> str:
         said = "a GPU that nvidia-smi does not name, ?, ?"
     name, total, driver = said.rsplit(", ", 2)
     return f"{name}, {total}, driver {driver}, CUDA {torch.version.cuda}"
-
-
-def versions() -> dict[str, str]:
-    """Of what is imported here: parts go without some, and of two that are installed one is."""
-    found = {"Python": platform.python_version()}
-    for name in (*PACKAGES, "bitsandbytes", "triton"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def model_with_weights(model: Path, folder: Path) -> Path:
@@ -182,33 +157,23 @@ def done(name: str, words: list[str], folder: Path, seconds: float, whole: bool)
             gpu_runs.kill(process)
     rows = [Row(**row) for row in read_lines(found)]
     spent = time.monotonic() - began - sum(row.seconds for row in rows)
-    if code is None and whole:
-        rows.append(Row(name, "failed", f"took more than {seconds:.0f} s: see {log}", "", spent))
-    elif code is None:
-        rows.append(Row(name, "not run", "cut short: the time was over", "", spent))
+    outcome, why = "failed", f"took more than {seconds:.0f} s: see {log}"
+    if code is None and not whole:
+        outcome, why = "not run", "cut short: the time was over"
     elif code:
-        rows.append(Row(name, "failed", f"{last_words(log)}: see {log}", "", spent))
-    return rows
-
-
-def last_words(log: Path) -> str:
-    """The last line of a log that says something, as one cell of a table."""
-    lines = [text.strip() for text in log.read_text(errors="replace").splitlines()]
-    said = [text for text in lines if re.search(r"[A-Za-z]{3}", text)]
-    return said[-1][:200] if said else "ended without a word"
+        lines = log.read_text(errors="replace").splitlines()
+        said = [text.strip() for text in lines if re.search(r"[A-Za-z]{3}", text)]
+        why = f"{said[-1][:200] if said else 'ended without a word'}: see {log}"
+    return rows if code == 0 else [*rows, Row(name, outcome, why, "", spent)]
 
 
 def check(job: Job, names: list[str], minutes: float) -> list[Row]:
     """All rows, each told as soon as it is known and written with those before it."""
     began, rows = time.monotonic(), []
-    results = {
-        "machine": name_of(job.device),
-        "device": job.device,
-        "model": str(job.model),
-        "versions": versions(),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-    }
+    results = {"machine": name_of(job.device), "device": job.device, "model": str(job.model)}
+    results |= {"commit": commit(), "date": datetime.date.today().isoformat()}
+    packages = versions("bitsandbytes", "triton")
+    results["versions"] = {"Python": platform.python_version()} | packages
     given = [f"--device={job.device}", f"--model={job.model}", f"--data={job.data}"]
     given += [f"--output={job.folder}", *(["--small"] if job.small else [])]
     for name in names:
@@ -220,10 +185,11 @@ def check(job: Job, names: list[str], minutes: float) -> list[Row]:
             print(f"{name}, at most {min(left, limit):.0f} s …", flush=True)
             words = [sys.executable, __file__, f"--part={name}", *given]
             new = done(name, words, job.folder, min(left, limit), left >= limit)
-        print(*map(line, new), sep="\n", flush=True)
+        print(*map(gpu_checks.line, new), sep="\n", flush=True)
         rows += new
         spent = (time.monotonic() - began) / 60
-        write(results | {"minutes": spent, "rows": [asdict(row) for row in rows]}, job.folder)
+        found = results | {"minutes": spent, "rows": [asdict(row) for row in rows]}
+        gpu_checks.write(found, job.folder)
     return rows
 
 
@@ -232,14 +198,12 @@ def part(name: str, job: Job) -> None:
     began = time.monotonic()
     for row in PARTS[name][0](job):
         row.seconds, began = time.monotonic() - began, time.monotonic()
-        append(row, job.folder / f"{name}.jsonl")
+        gpu_checks.append(row, job.folder / f"{name}.jsonl")
 
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--model", type=Path, default=MODEL, help="a chat model's folder")
     parser.add_argument("--data", default=DATA, help="preferences with a known reward")
@@ -262,13 +226,10 @@ def main() -> None:
     job.model = model_with_weights(job.model, job.folder)
     rows = check(job, args.only or [*PARTS], args.minutes)
     failed = sum(row.outcome == "failed" for row in rows)
+    rest = "On a GPU: put the table into docs/gpu.md, between its marks"
+    rest = f"What failed has its log in {job.folder}" if failed else rest
     print(
-        f"\n{counted(rows)}. Written: {job.folder / TABLE}, {job.folder / JSON}. "
-        + (
-            f"What failed has its log in {job.folder}"
-            if failed
-            else "On a GPU: put the table into docs/gpu.md, between its marks"
-        )
+        f"\n{gpu_checks.counted(rows)}. Written: {job.folder / TABLE}, {job.folder / JSON}. {rest}"
     )
     raise SystemExit(1 if failed else 0)
 

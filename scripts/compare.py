@@ -13,13 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from dpo.core.terminal import at_once, guarded
+from dpo.core.terminal import at_once, guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", default="", help="folders of runs, or names under outputs/")
     parser.add_argument("--recipe", default="", help="all runs of this recipe instead")
     parser.add_argument("--against", default="", help="the run that others are held against")

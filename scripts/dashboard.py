@@ -8,7 +8,6 @@ on, were killed, have ended or were copied here, and is kept nowhere: a temporar
 tables as long as it is open. Only this machine reaches it.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.runs.dashboard import PROJECT, Followed
 
 EVERY = 2  # seconds between two looks at the files
@@ -32,13 +31,11 @@ def serve(port: int | None):
     """
     import trackio  # it reads the environment as it is imported
 
-    quiet = {"open_browser": False, "block_thread": False}
+    how = {"open_browser": False, "block_thread": False, "share": False, "host": "127.0.0.1"}
     said = io.StringIO()  # among it a token that lets one delete runs
     try:
         with contextlib.redirect_stdout(said):
-            server, url, *_ = trackio.show(
-                PROJECT, host="127.0.0.1", server_port=port, share=False, **quiet
-            )
+            server, url, *_ = trackio.show(PROJECT, server_port=port, **how)
     except OSError as error:
         raise Refusal(f"port {port} is taken: give another with PORT=") from error
     return server, f"{url.rstrip('/')}/?project={PROJECT}&smoothing=0"
@@ -46,9 +43,7 @@ def serve(port: int | None):
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", default="outputs", type=Path, help="a folder of runs (outputs)")
     parser.add_argument("--port", help="the first that is free from 7860 on")
     args = parser.parse_args()

@@ -18,7 +18,6 @@ kind of CPU; on another kind, rounding may change some answers.
 import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
-import argparse
 import itertools
 import json
 import random
@@ -29,11 +28,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.measure import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
-from dpo.models.sampling import Completion, prompt_token_ids, sample_completions
+from dpo.models.sampling import Completion, Prompt, prompt_token_ids, sample_completions
 
 MODEL = "models/SmolLM2-135M-Instruct"
 FOLDER = Path("recipes/data/sentiment")
@@ -99,16 +98,10 @@ def answers(
     """
     # The number of threads can change the last bit of a sum, and with it an answer.
     torch.set_num_threads(2)
-    return sample_completions(
-        model,
-        tokenizer,
-        [[{"role": "user", "content": question}] for question in questions],
-        samples=SAMPLES,
-        temperature=TEMPERATURE,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        batch_size=BATCH_PROMPTS * SAMPLES,
-    )
+    prompts: list[Prompt] = [[{"role": "user", "content": question}] for question in questions]
+    how = {"temperature": TEMPERATURE, "max_new_tokens": max_new_tokens, "seed": seed}
+    how |= {"samples": SAMPLES, "batch_size": BATCH_PROMPTS * SAMPLES}
+    return sample_completions(model, tokenizer, prompts, **how)
 
 
 def build(model, tokenizer, questions: list[str], seed: int) -> list[dict]:
@@ -135,20 +128,17 @@ def summary(pairs: list[dict], tokenizer) -> dict[str, str]:
 
     chosen, rejected = completion_lengths("chosen"), completion_lengths("rejected")
     gaps = [pair["vader_chosen"] - pair["vader_rejected"] for pair in pairs]
+    sides = ("vader_chosen", "vader_rejected")
+    better, worse = (statistics.mean(pair[side] for pair in pairs) for side in sides)
+    least, mean = min(map(abs, gaps)), statistics.mean(map(abs, gaps))
+    prompts = [len(prompt_token_ids(tokenizer, pair["prompt"])) for pair in pairs]
     longer = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     return {
         "pairs": str(len(pairs)),
-        "VADER of chosen / rejected, mean": (
-            f"{statistics.mean(pair['vader_chosen'] for pair in pairs):+.3f} / "
-            f"{statistics.mean(pair['vader_rejected'] for pair in pairs):+.3f}"
-        ),
-        "gap between the two, mean / least": (
-            f"{statistics.mean(map(abs, gaps)):.2f} / {min(map(abs, gaps)):.2f}"
-        ),
+        "VADER of chosen / rejected, mean": f"{better:+.3f} / {worse:+.3f}",
+        "gap between the two, mean / least": f"{mean:.2f} / {least:.2f}",
         "label noise (the less positive was chosen)": f"{sum(g < 0 for g in gaps) / len(gaps):.1%}",
-        "prompt tokens, mean / 95th percentile / most": lengths(
-            [len(prompt_token_ids(tokenizer, pair["prompt"])) for pair in pairs]
-        ),
+        "prompt tokens, mean / 95th percentile / most": lengths(prompts),
         "chosen tokens": lengths(chosen),
         "rejected tokens": lengths(rejected),
         "chosen is the longer": f"{longer / len(pairs):.0%}",
@@ -188,12 +178,8 @@ The answers are a small model's: they are often untrue, and praise or blame nobo
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--output", type=Path, default=FOLDER, help="folder to write to (default: %(default)s)"
-    )
+    parser = parser_of(__doc__)
+    parser.add_argument("--output", type=Path, default=FOLDER, help=f"folder ({FOLDER})")
     output = parser.parse_args().output
     # bfloat16: twice as fast here, and the answers are the same in kind.
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)

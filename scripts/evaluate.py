@@ -16,17 +16,12 @@ there.
 import argparse
 
 import dpo  # noqa: F401  first, that no library speaks
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.arguments import positive
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of(__doc__, prog="evaluate.py", allow_abbrev=False)
     add = parser.add_argument
     add("--run", required=True, help="a run's folder, or any model's folder or hub name")
     add("--against", default="", help="another of these (default: what the run started from)")

@@ -27,7 +27,7 @@ from dpo.core import files
 from dpo.core.machine import device_name
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import policy_of, reference_of
 from dpo.evaluation.measure import MAX_NEW_TOKENS, SEED, TEMPERATURE
@@ -44,9 +44,7 @@ INTO = Path("outputs/frontier")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--betas", default="0.05,0.1,1,5", help="as in the paper (0.05,0.1,1,5)")
     add("--loss_types", default="sigmoid,ipo", help="TRL's loss types (sigmoid,ipo)")
@@ -75,27 +73,19 @@ def main() -> None:
     asked = prompts.each_once(prompts.of_pairs(prompts.held_out_pairs(recipe)), args.limit)
     settings = generations.Settings(args.samples, TEMPERATURE, MAX_NEW_TOKENS, SEED)
     path = into / "frontier.json"
-    how = {
-        "prompts": len(asked),
-        "samples": args.samples,
-        "every": args.every,
-        "arguments": args.arguments,
-    }
+    how = {"prompts": len(asked), "samples": args.samples, "every": args.every}
+    how["arguments"] = args.arguments
     found = {"points": [], "how": how}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
     if found["how"] != how:
-        raise Refusal(
-            f"{path} holds points that were measured otherwise ({found['how']}): give the same "
-            "again, or another --output"
-        )
+        why = f"points that were measured otherwise ({found['how']})"
+        raise Refusal(f"{path} holds {why}: give the same again, or another --output")
     reference = reference_of(recipe)
     for run in runs:
-        if not (
-            run.folder / output_folder.TRAINED
-        ).is_file():  # weights alone are nothing to go on from
-            for checkpoint in checkpoints.named(run.folder):
-                checkpoints.delete(checkpoint)
+        trained = (run.folder / output_folder.TRAINED).is_file()
+        for checkpoint in () if trained else checkpoints.named(run.folder):
+            checkpoints.delete(checkpoint)  # weights alone are nothing to go on from
         # Of several GPUs the first, on which they are measured too: three cannot share the batch.
         if sweeps.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == LEFT:
             print("Asked to leave: the same command goes on from here")
@@ -109,8 +99,9 @@ def main() -> None:
                 there = policy_of(checkpoint, run.folder)
                 point = {"run": run.name, "step": step, "beta": run.recipe.training.beta}
                 point["loss_type"] = run.recipe.training.loss_type[0]
-                given = (asked, None, settings, device)
-                answered = measure.measure(there, reference, reference, *given)
+                answered = measure.measure(
+                    there, reference, reference, asked, None, settings, device
+                )
                 reward = measure.known_reward(asked, answered)
                 kl = answered.kl["nats_per_sequence"]
                 found["points"].append(point | {"reward": reward["policy"], "kl": kl})

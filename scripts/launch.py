@@ -15,19 +15,16 @@ import argparse
 import os
 import shlex
 import signal
-from pathlib import Path
 
 from dpo.core.signals import SIGNALS
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import names
 from dpo.runs import launch
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--list", action="store_true", help="show the recipes and configs, and end")
     add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
@@ -40,16 +37,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-
-
 def show_choices() -> None:
     for heading, folder in (("RECIPE", RECIPES), ("CONFIG", launch.CONFIGS)):
         print(heading)
         width = max(map(len, names(folder)))
         for path in sorted(folder.glob("*.yaml")):
-            print(f"  {path.stem:<{width}}  {title(path)}")
+            title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            print(f"  {path.stem:<{width}}  {title}")
 
 
 @guarded

@@ -18,18 +18,14 @@ import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
 import argparse
-import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from dpo.core.terminal import at_once, guarded
+from dpo.core.terminal import at_once, guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     for name in ("recipe", "model", "dataset", "columns", "from", "gpus"):
         parser.add_argument(f"--{name}", default="", help=f"{name.upper()} of make new")
     return parser.parse_args()
@@ -38,230 +34,28 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
     at_once(arguments)
 
-import torch
 import yaml
-from datasets import IterableDataset
-from peft.utils import CONFIG_NAME
-from transformers import AutoModelForCausalLM
 
 from dpo.core.files import write_whole
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
-from dpo.data.fits import check_rows
-from dpo.data.formats import telling
-from dpo.data.formats.columns import described, mapping_of, renamed
-from dpo.data.formats.layouts import renders
-from dpo.data.formats.parts import told
-from dpo.data.formats.telling import SEEN, refusal
-from dpo.data.reading import paired
-from dpo.data.sources.load import Rows, load_splits
-from dpo.models import trust
-from dpo.models.chat_template import bundled_templates
-from dpo.models.config_check import check_weights
-from dpo.models.model_files import check_config, check_trainable, config_of, tokenizer_of
-from dpo.recipe.arguments import LAYOUTS
+from dpo.data.formats.columns import mapping_of
+from dpo.data.starting import data_of, has_chat_template, recipe
 from dpo.recipe.convert.convert import convert
 from dpo.recipe.parse import FOLDER
-from dpo.recipe.text import line, machine_keys, rounded, stated
-
-# Parameters up to which, learning rate, pairs a device, and who published that rate for that size.
-SIZES = (
-    (1e9, 1e-6, 8, "as SmolLM2 360M in the alignment handbook"),
-    (4e9, 1e-6, 4, "as SmolLM2 1.7B in the alignment handbook"),
-    (20e9, 5e-7, 2, "as Zephyr 7B (arXiv 2310.16944) and Tulu 2 13B (arXiv 2311.10702)"),
-    (math.inf, 2e-7, 1, "as Tulu 3 70B (arXiv 2411.15124)"),
-)
-BATCH = 32  # pairs a step: Zephyr's paper and Tulu 2
-FEWEST = 10  # steps an epoch: of fewer pairs a step has fewer
-MANY = 20_000  # pairs of which one epoch is enough: Zephyr 7B has 61,000, Tulu 3 more
-ON_CPU = 4  # pairs at a time
-GPU = 80  # GB, the kind that published runs of 7B and more had
-BYTES = 20  # a parameter: weights, gradients, two moments and the reference, in float32
 
 
-@dataclass
-class Data:
-    """What was found of the data: the recipe's lines about it, and how many pairs there are to
-    train on, None if nobody says."""
-
-    lines: list[str]
-    pairs: int | None
-
-
-def parameters(model: str) -> int:
-    """How many parameters a model has, by its configuration: no weights are read."""
-    if Path(model, CONFIG_NAME).is_file():
-        raise Refusal(
-            f"MODEL: {model} is an adapter: name the base that its {CONFIG_NAME} names, and train "
-            f"the adapter on with --model_name_or_path {model} --use_peft"
-        )
-    check_weights(model)
-    trust.check_code(model, None, trusted=False)
-    check_config(model)
-    check_trainable(model, None, False, adapter=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config_of(model)).num_parameters()
-
-
-def has_chat_template(model: str) -> bool:
-    """Whether a model's tokenizer brings one: no weights are read.
-
-    Raises:
-        Refusal: the tokenizer cannot be read, or is none to train with.
-    """
-    tokenizer = tokenizer_of(model)
-    check_rows(config_of(model), tokenizer, model)
-    if tokenizer.eos_token is None:
-        raise Refusal(f"MODEL: the tokenizer of {model} has no eos_token: state one there")
-    return bool(tokenizer.chat_template)
-
-
-def count(source: Rows, layout: str, parts: dict[str, str]) -> int | None:
-    """How many pairs a split has, by its rows; None if nobody says."""
-    if isinstance(source.data, IterableDataset):  # of the hub, not fetched: its card may say
-        found = (source.data.info.splits or {}).get(str(source.data.split))
-        return found.num_examples if found and layout != "scored" else None
-    return len(paired(source, parts)[0].data) if layout == "scored" else len(source.data)
-
-
-def data_of(name: str, mapping: dict[str, str], chat: bool) -> Data:
-    """What a recipe has to know of its data.
-
-    Args:
-        mapping: our names of columns to theirs.
-        chat: whether the model has a chat template.
-
-    Raises:
-        Refusal: the data cannot be read, hold no preferences, or are too few.
-    """
-    found = load_splits(name, streaming=not Path(name).exists())
-    splits = {str(split): rows for split, rows in found.items()}
-    train = next((split for split in splits if split.startswith("train")), next(iter(splits)))
-    tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
-    tests = [split for split in tests if split != train]
-    source = renamed(splits[train], mapping)
-    rows = source.first(SEEN)
-    if not rows:
-        raise Refusal(f"DATASET: {source.name} has no rows")
-    layout, parts = told(rows)
-    if layout is None:
-        print(visible("\n".join([f"{source.name} has these columns:", *described(rows)])))
-        raise Refusal(f"DATASET: {refusal(source.name, rows, 'make new … COLUMNS=')}")
-    telling.check(source.name, layout, parts, rows)
-    for split in tests[:1]:
-        telling.reading_of(renamed(splits[split], mapping), None)
-    print(f"{name}: {layout}, {LAYOUTS[layout]}; splits {', '.join(splits)}")
-    print(visible("".join(f"{note}\n" for note in source.notes)), end="")
-    if not chat and isinstance(rows[0].get(parts.get("chosen")), list):
-        print(
-            "The data are messages, and the model has no chat template: state chat_template_path, "
-            f"a .jinja file, a model's folder or one of {', '.join(bundled_templates())}"
-        )
-    pairs = count(source, layout, parts)
-    lines = [stated("dataset_name", name)]
-    if mapping:
-        lines.append(stated("column_mapping", mapping))
-    if train != "train":
-        lines.append(stated("dataset_train_split", train))
-    if chat and renders(rows, layout):
-        remark = "plain text becomes messages of the chat template; explicit: as it is"
-        lines.append(line("preference_layout", "question", remark))
-    if tests:
-        if tests[0] != "test":
-            lines.append(stated("dataset_test_split", tests[0]))
-    elif pairs is not None and pairs < 2:
-        raise Refusal(
-            f"DATASET: {name} has one split, and fewer than two pairs in it: one to train on and "
-            "one to hold out is the least"
-        )
-    else:
-        share = 0.05 if pairs is None or 400 <= pairs <= MANY else 0.1 if pairs < 400 else None
-        share = share or round(1000 / (pairs or MANY), 4)
-        held = f" {max(int(pairs * share), 1)} pairs" if pairs else ""
-        lines.append(line("test_split_size", f"{share:g}", f"no split is held out yet:{held}"))
-        pairs = pairs and pairs - max(int(pairs * share), 1)
-    return Data(lines, pairs)
-
-
-def recipe(name: str, model: str, dataset: str, columns: str = "") -> str:
-    """The text of the recipe.
-
-    Raises:
-        Refusal: model or data cannot be found or read.
-    """
-    mapping = mapping_of(columns, "COLUMNS")
-    size = parameters(model)
-    data = data_of(dataset, mapping, has_chat_template(model))
-    rate, pairs, why = next(entry[1:] for entry in SIZES if size <= entry[0])
-    batch = BATCH
-    while data.pairs is not None and batch > 1 and data.pairs // batch < FEWEST:
-        batch //= 2
-    pairs = min(pairs, batch, pairs if torch.cuda.is_available() else ON_CPU)
-    accumulated, memory = batch // pairs, size * BYTES / 1e9
-    epochs = 1 if data.pairs is not None and data.pairs > MANY else 3
-    steps = None if data.pairs is None else math.ceil(data.pairs / batch) * epochs
-    every = 100 if steps is None else rounded(steps / 5)
-    logged = 10 if steps is None else min(rounded(steps / 30), 10)
-    how_many = "nobody says how many pairs" if steps is None else f"{steps:,} steps in all"
-    gpus = 2 ** math.ceil(math.log2(max(memory / (0.5 * GPU), 1)))  # half is left to activations
-    where, shard = (f"{gpus} GPUs", " CONFIG=zero3") if gpus > 1 else ("one GPU", "")
-    few = f"#   Of {BATCH} pairs there would be fewer than {FEWEST} steps an epoch: {batch} a step."
-    lines = [
-        f"# {Path(model).name} on {Path(dataset).stem}.",
-        f"# Source: ours. Learning rate {why}.",
-        "#   β is TRL's default, the batch that of Zephyr's paper and of Tulu 2.",
-        *([few] if batch < BATCH else []),
-        "# Published: none.",
-        f"# Machine: {where} of {GPU} GB, by arithmetic: {size / 1e9:.2f}B × {BYTES} bytes",
-        f"#   (weights, gradients, two Adam moments, reference) = {memory:.0f} GB in all, and",
-        "#   activations.",
-        f"# Batch: {pairs} pairs × {accumulated} accumulated = {batch}, on any number of GPUs that",
-        "#   divides it.",
-        "# Reached: not run yet.",
-        f"# Run: make train RECIPE={name}{shard}",
-        "",
-        "### Model",
-        stated("model_name_or_path", model),
-        line("use_peft", "false", "true: LoRA, at ten times the learning rate", "false"),
-        "",
-        "### Data",
-        *data.lines,
-        line("max_length", "1024", "tokens of a pair's side; make data says what is cut", "1024"),
-        "",
-        "### DPO",
-        line("beta", "0.1", "smaller lets the policy move further from the reference", "0.1"),
-        "",
-        "### Optimisation",
-        line("learning_rate", f"{rate:.1e}".replace("e-0", "e-"), "of its peak", "1.0e-6"),
-        line("warmup_steps", "0.1", "a tenth of all steps, as nearly all that are published"),
-        line("per_device_train_batch_size", f"{pairs}", "lower it when memory runs out,", "8"),
-        line(
-            "gradient_accumulation_steps",
-            f"{accumulated}",
-            f"and raise this: {batch} a step",
-            "1",
-        ),
-        line("num_train_epochs", f"{epochs}", "1 where pairs are many (Zephyr 7B, Tulu 3)", "3"),
-        *machine_keys(),
-        "",
-        "### Evaluation and output",
-        "eval_strategy: steps",
-        line("eval_steps", f"{every}", how_many),
-        line("logging_steps", f"{logged}", "a line of the log each", "10"),
-        f"save_steps: {every}",
-        "save_total_limit: 1",
-        "report_to: wandb",
-        f"output_dir: outputs/{name}",
-    ]
-    return "\n".join(lines) + "\n"
+def plain(name: str) -> str:
+    """A name in the letters and signs that a recipe's has."""
+    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")
 
 
 @guarded
 def main() -> None:
     args = vars(arguments())
     source = Path(args["from"])
-    if args["from"] and not args["recipe"]:
-        args["recipe"] = re.sub(r"[^a-z0-9._]+", "-", source.stem.lower()).strip("-._")
+    if args["from"]:
+        args["recipe"] = args["recipe"] or plain(source.stem)
     for name in () if args["from"] else ("recipe", "model", "dataset"):
         if not args[name]:
             raise Refusal(
@@ -270,11 +64,8 @@ def main() -> None:
             )
     name = args["recipe"]
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
-        near = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")
-        raise Refusal(
-            f"RECIPE={name}: a name has small letters, digits, points, dashes: "
-            f"{near or 'my-recipe'}"
-        )
+        near = f"small letters, digits, points, dashes: {plain(name) or 'my-recipe'}"
+        raise Refusal(f"RECIPE={name}: a name has {near}")
     path = FOLDER / f"{name}.yaml"
     if path.exists():
         raise Refusal(f"{path} is there already: give another RECIPE=")
@@ -285,7 +76,8 @@ def main() -> None:
         data, mapping = {}, mapping_of(args["columns"], "COLUMNS")
         if args["dataset"]:
             chat = bool(args["model"]) and has_chat_template(args["model"])
-            data = yaml.safe_load("\n".join(data_of(args["dataset"], mapping, chat).lines))
+            lines, _ = data_of(args["dataset"], mapping, chat)
+            data = yaml.safe_load("\n".join(lines))
         elif mapping:
             data = {"column_mapping": mapping}
         text, told = convert(source, name, args["model"], data, gpus)

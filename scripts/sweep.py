@@ -17,13 +17,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from dpo.core.terminal import at_once, guarded
+from dpo.core.terminal import at_once, guarded, parser_of
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--recipe", required=True, help="a file in recipes/")
     parser.add_argument("--sweep", nargs="+", required=True, help="key=value,value ...")
     parser.add_argument("--output", default="", help="folder (outputs/<recipe>-sweep)")
@@ -64,15 +62,10 @@ def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path
             value = value if isinstance(value, int | float) else run.point[key]
             values.extend([value] if value not in values else [])
     command = ["${env}", "${interpreter}", "${program}", "--recipe", runs[0].recipe.name, *how]
-    about = {
-        "name": into.name,
-        "project": tracking.project(),
-        "program": "scripts/sweep.py",
-        "method": "grid",
-        "parameters": grid,
-        "command": [*command, "--output", str(into), "--sweep", "${args_no_hyphens}"]
-        + (["--", *arguments] if arguments else []),
-    }
+    command += ["--output", str(into), "--sweep", "${args_no_hyphens}"]
+    command += ["--", *arguments] if arguments else []
+    about = {"name": into.name, "project": tracking.project(), "program": "scripts/sweep.py"}
+    about |= {"method": "grid", "parameters": grid, "command": command}
     into.mkdir(parents=True, exist_ok=True)
     files.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
     return into / "sweep.yaml"
@@ -105,13 +98,9 @@ def show(runs: list[Run]) -> None:
         found = results.read(run.folder / output_folder.REPORT)
         pairs, judge = found.get("pairs"), found.get("judge")
         seconds = sum(found["seconds"].values()) if found else run.seconds
-        table.add_row(
-            run.name,
-            run.state,
-            f"{pairs['accuracy']['mean']:.3f}" if pairs else "",
-            f"{judge['reward']['policy']['mean']:+.3f}" if judge else "",
-            f"{seconds:.0f}",
-        )
+        accuracy = f"{pairs['accuracy']['mean']:.3f}" if pairs else ""
+        reward = f"{judge['reward']['policy']['mean']:+.3f}" if judge else ""
+        table.add_row(run.name, run.state, accuracy, reward, f"{seconds:.0f}")
     Console().print(table)
 
 

@@ -4,7 +4,6 @@ make sync                                  # all that is waiting under outputs/
 make sync RUN=outputs/smollm2-sentiment    # one run
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.runs import output_folder, tracking
 from dpo.runs.output_folder import RUNS, run_folder
 
@@ -30,9 +29,7 @@ def waiting(folder: Path) -> dict[str, list[Path]]:
 
 @guarded
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--run", default="", help="a run's folder (default: all under outputs/)")
     args = parser.parse_args()
     folder = run_folder(args.run) if args.run else RUNS

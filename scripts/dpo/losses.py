@@ -3,12 +3,9 @@
 Training computes them inside TRL; evaluation uses these. A test holds the two together.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -65,22 +62,6 @@ def implicit_reward(policy_logps: Tensor, reference_logps: Tensor, beta: float) 
 def bradley_terry(reward_a: Tensor, reward_b: Tensor | float) -> Tensor:
     """Probability that a is preferred to b: σ(r_a - r_b) (equation 1)."""
     return torch.sigmoid(reward_a - reward_b)
-
-
-def dpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    beta: float,
-) -> Tensor:
-    """Mean over pairs of -log σ(r̂(x, y_w) - r̂(x, y_l)) in nats (equation 7).
-
-    All four have shape (pairs,); returns a scalar.
-    """
-    chosen = implicit_reward(policy_chosen_logps, reference_chosen_logps, beta)
-    rejected = implicit_reward(policy_rejected_logps, reference_rejected_logps, beta)
-    return -F.logsigmoid(chosen - rejected).mean()
 
 
 LN2 = math.log(2)

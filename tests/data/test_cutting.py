@@ -110,12 +110,12 @@ def test_a_pair_is_judged_by_what_is_left_of_it(row, start, end, words):
     for mode, reason in zip(MODES, (start, end), strict=True):
         if reason:
             with pytest.raises(Fault) as found:
-                lint.check_tokens(*row, 12, mode, words)
+                lint.check_tokens(row, 12, mode, words)
             assert found.value.reason == reason
         else:
-            lint.check_tokens(*row, 12, mode, words)
+            lint.check_tokens(row, 12, mode, words)
         if reason != "no_completion":
-            lint.check_tokens(*row, None, mode, words)
+            lint.check_tokens(row, None, mode, words)
 
 
 def test_a_recipe_is_read_and_shown_as_it_is_cut(tmp_path, tiny_model):

@@ -294,8 +294,9 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, who.weight_bytes()))
     tokenizer = who.tokenizer()
     tokenizer.eos_token = "<|endoftext|>"  # and the template ends a turn with <|im_end|>
-    how = {"temperature": 0.7, "max_new_tokens": 9, "seed": 3}
-    drawn = generations.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, **how)
+    settings = generations.Settings(1, temperature=0.7, max_new_tokens=9, seed=3)
+    stops = generations.chat_template.end_tokens(None, tokenizer)
+    drawn = generations.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, settings, stops)
     assert given["rows"] == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3]}]
     for sampling in given["how"]:
         assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 1.0, -1)

@@ -10,8 +10,7 @@ import yaml
 
 import new
 from dpo.recipe.convert.convert import convert
-from dpo.recipe.convert.old_keys import DROPPED, RENAMED
-from dpo.recipe.convert.other_tools import TOOLS
+from dpo.recipe.convert.old_keys import DROPPED, RENAMED, TOOLS
 from dpo.recipe.parse import FOLDER, make_parser, parse, resolve
 from dpo.recipe.validate import check_values
 from support.other_tools import (

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from dpo.losses import bradley_terry, completion_logps, dpo_loss, implicit_reward
+from dpo.losses import bradley_terry, completion_logps, implicit_reward
 
 BETA = 0.3
 
@@ -49,6 +50,13 @@ def logps(model, batch):
     """Chosen and rejected log-probabilities of a TRL batch."""
     keys = ("input_ids", "attention_mask", "completion_mask")
     return completion_logps(model, *(batch[key] for key in keys)).chunk(2)
+
+
+def dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta):
+    """Mean over pairs of -log σ(r̂(x, y_w) - r̂(x, y_l)) in nats (equation 7)."""
+    better = implicit_reward(chosen, reference_chosen, beta)
+    worse = implicit_reward(rejected, reference_rejected, beta)
+    return -F.logsigmoid(better - worse).mean()
 
 
 def gradients(model, loss):

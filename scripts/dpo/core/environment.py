@@ -7,8 +7,6 @@ says. What a library reads of the environment by itself is set where that librar
 Nothing heavy is imported: the launcher answers at once.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

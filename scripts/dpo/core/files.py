@@ -1,7 +1,5 @@
 """Files written whole or not at all, and JSON lines that a kill may have cut."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -39,14 +37,10 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, text.encode())
 
 
-def _text(value: Any) -> str:
-    """What JSON does not know, such as a time or bytes."""
-    return mask(str(value))
-
-
 def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    """`write_json`, one object a line."""
-    lines = (json.dumps(masked(each), ensure_ascii=False, default=_text) for each in entries)
+    """`write_json`, one object a line; what JSON does not know, such as a time, is text."""
+    how = {"ensure_ascii": False, "default": lambda value: mask(str(value))}
+    lines = (json.dumps(masked(each), **how) for each in entries)
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 

@@ -5,8 +5,6 @@ in git, a file is not believed that was changed within the last moments before i
 be changed again within the same tick of the clock, and nothing would show it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

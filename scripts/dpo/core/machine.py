@@ -1,7 +1,7 @@
 """The machine of a run: its name, its software, and how much of its memory was used."""
 
-from __future__ import annotations
-
+import contextlib
+import datetime
 import importlib.metadata
 import platform
 import re
@@ -16,8 +16,17 @@ from accelerate import PartialState
 PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
 
 
-def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+def versions(*more: str) -> dict[str, str]:
+    """Of the packages that decide what is computed, and of more, as far as they are installed."""
+    found = {}
+    for name in (*PACKAGES, *more):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def now() -> str:
+    return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
 
 
 def commit() -> str | None:

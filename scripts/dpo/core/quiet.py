@@ -13,9 +13,7 @@ from typing import Any
 
 # Calls of one library by another that the next version will have otherwise.
 OF_VERSIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
-MESSAGES = (
-    "'pin_memory' argument is set as true",  # without a GPU
-)
+MESSAGES = ("'pin_memory' argument is set as true",)  # without a GPU
 # Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
 # weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too; a
 # head that is the embedding is in no checkpoint; long rows are tokenised to be counted, and then

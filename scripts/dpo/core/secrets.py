@@ -3,13 +3,10 @@
 Nothing heavy is imported: the launcher uses this too.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from dpo.core.refusal import Refusal
@@ -73,18 +70,6 @@ def refuse(where: str, said: Any) -> None:
             f"{where} holds a token or a password, which would be kept with the run: take it out; "
             f"{INSTEAD}"
         )
-
-
-def refuse_in_recipe(path: Path, keys: dict[str, Any]) -> None:
-    """A recipe is shared.
-
-    Raises:
-        Refusal: it has `hub_token`, or a secret in the value of another key.
-    """
-    for key, value in keys.items():
-        if key == "hub_token":
-            raise Refusal(f"{path}: hub_token: a recipe is shared: take it out, and {INSTEAD}")
-        refuse(f"{path}: {key}", value)
 
 
 def take_out(argv: list[str]) -> list[str]:

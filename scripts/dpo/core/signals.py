@@ -3,8 +3,6 @@
 Nothing heavy is imported: the launcher answers at once.
 """
 
-from __future__ import annotations
-
 import platform
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How sure a number is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,8 +1,7 @@
 """What leaves a program by its terminal: no secret, no text that steers the terminal, and of an
 error one line."""
 
-from __future__ import annotations
-
+import argparse
 import functools
 import gc
 import io
@@ -14,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dpo.core import secrets, signals
 from dpo.core.environment import DEBUG, Launch, forget_ranks, launched
@@ -25,6 +25,12 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 SCRIPTS = Path(__file__).resolve().parents[2]
 LONGEST = 600  # characters of what a library says
 BUGS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError)
+
+
+def parser_of(doc: str | None, **how: Any) -> argparse.ArgumentParser:
+    """A script's parser, whose help is the script's docstring as it stands."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=form, **how)
 
 
 def visible(text: str) -> str:

@@ -1,8 +1,6 @@
 """The tokens of a pair as whole characters: one may take several tokens, and a token hold parts of
 two."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ Each source is read alone (reading.py); here its pairs are checked against all o
 out is kept apart, and what is wrong is set aside and counted, never dropped without a word.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Collection
@@ -44,9 +42,7 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: Collection[int] = ()) -> 
         kinds = "; ".join(f"{source.name}: {part.layout}" for source, part in parts)
         raise Refusal(f"a mixture must be all messages or all plain text ({kinds})")
     features = [part.pairs.features for _, part in parts]
-    alike = [
-        name for name in features[0] if all(f.get(name) == features[0][name] for f in features)
-    ]
+    alike = [n for n, kind in features[0].items() if all(f.get(n) == kind for f in features)]
     table = concatenate_datasets([part.pairs.select_columns(alike) for _, part in parts])
     lengths = [len(part.pairs) for _, part in parts]
     sources = np.repeat(np.array([source for source, _ in parts], dtype=object), lengths)
@@ -63,10 +59,8 @@ def joined(parts: list[tuple[Rows, Linted]], held_out: Collection[int] = ()) -> 
     at_fault = np.flatnonzero(reasons != "")
     needed = schema.needed_length(table.select(at_fault)) if len(at_fault) else []
     for at, tokens in zip(at_fault, needed, strict=True):
-        too_long = reasons[at] in lint.LENGTHS
-        bad.append(
-            Bad(sources[at], int(rows[at]), reasons[at], details[at], int(tokens) * too_long)
-        )
+        tokens = int(tokens) * (reasons[at] in lint.LENGTHS)
+        bad.append(Bad(sources[at], int(rows[at]), reasons[at], details[at], tokens))
     kept = table.select(np.flatnonzero(reasons == ""))
     layout = "; ".join(dict.fromkeys(part.layout for _, part in parts))
     of: Counter[str] = Counter()
@@ -231,9 +225,7 @@ def prepare(
         check_images(part)
     # The others find what one process of the machine has done.
     with PartialState().local_main_process_first():
-        train, test = (
-            [(part, lint_rows(part, recipe, tokenizer)) for part in side] for side in rows
-        )
+        train, test = ([(part, lint_rows(part, recipe, tokenizer)) for part in s] for s in rows)
     held = joined(test) if test else None
     used = {*digests_of(held.pairs)[:, 0].tolist()} if held else set()
     if isinstance(train[0][1].pairs, IterableDataset):

@@ -1,7 +1,5 @@
 """A model must have a row for every token of its tokenizer, and positions for the longest pair."""
 
-from __future__ import annotations
-
 import math
 
 import pyarrow.compute as pc
@@ -55,10 +53,8 @@ def check_rows(
 def highest_token(pairs: Dataset) -> int:
     table = pairs.select_columns(schema.IDS).with_format("arrow")[:]
     columns = (table[name].combine_chunks().flatten() for name in schema.IDS)
-    return max(
-        pc.max(column).as_py() or 0  # pyright: ignore[reportAttributeAccessIssue]
-        for column in columns
-    )
+    highest = pc.max  # pyright: ignore[reportAttributeAccessIssue]  made as it loads
+    return max(highest(column).as_py() or 0 for column in columns)
 
 
 def check(
@@ -74,12 +70,11 @@ def check(
             positions; the pad token is none of its tokens; or no whole batch is there.
     """
     name, args = recipe.model.model_name_or_path, recipe.training
-    most, cut = args.max_length, (args.max_length, args.truncation_mode)
+    most = args.max_length
     adapter = adapters.config_of(name, recipe.model.model_revision)
     base = adapter.base_model_name_or_path if adapter else name
     revision = adapter.revision if adapter else recipe.model.model_revision
-    trusted = args.trust_remote_code
-    how = recipe.init | {"revision": revision, "trust_remote_code": trusted}
+    how = recipe.init | {"revision": revision, "trust_remote_code": args.trust_remote_code}
     config = model_files.config_of(base, **how)
     if not getattr(adapter, "modules_to_save", None):  # which may be an embedding of its own
         known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
@@ -98,14 +93,9 @@ def check(
         )
     if isinstance(pairs[0], Dataset):
         say_short(recipe, len(pairs[0]))
-    room, longest = positions(config), 0
-    for rows in pairs:
-        if isinstance(rows, IterableDataset):
-            longest = max(longest, most or 0)
-        elif rows is not None and len(rows):
-            _, chosen, rejected = schema.cut_lengths(rows, *cut)
-            longest = max(longest, chosen.max(), rejected.max())
-    if room and longest > room:
+    bounded = [rows for rows in pairs if most or isinstance(rows, Dataset)]
+    longest = max((schema.longest_row(rows, most) for rows in bounded), default=0)
+    if (room := positions(config)) and longest > room:
         raise Refusal(
             f"max_length is {most} and the longest pair {int(longest)} tokens: {base} has "
             f"{int(room)} positions: give --max_length {int(room)} or less"

@@ -4,8 +4,6 @@ A pair with a fault would train without an error and teach nothing, or the wrong
 a row, the first that is found; REASONS says what each means and what mends it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -60,11 +58,7 @@ REASONS = {
     "be compared: to train on such a row, cut both after the first answers",
     "alone": "the prompt has no second response to compare with",
 }
-NO_FAULT = (
-    "tie",
-    "own_turns",
-    "alone",
-)  # set aside and counted like the others; they never stop a run
+NO_FAULT = ("tie", "own_turns", "alone")  # set aside and counted; they never stop a run
 # Left out and counted apart: a pair that is too long is sound, and stops a run only where most are.
 LENGTHS = ("prompt_too_long", "prompt_cut_away", "same_when_cut")
 ROLES = {"system", "developer", "user", "assistant", "tool"}
@@ -143,13 +137,6 @@ def check_roles(pair: Pair) -> None:
             raise Fault("wrong_role", f"{name} ends with {pair[name][-1]['role']}")
 
 
-def check_kind(pair: Pair, kind: type) -> None:
-    """Raises Fault if a pair is not of the kind of the data set's pairs, messages or text."""
-    for name in PAIR:
-        if not isinstance(pair[name], kind):
-            raise Fault("mixed", f"{name} is {'text' if kind is list else 'no text'}")
-
-
 def check_pair(pair: Pair, kind: type, control: re.Pattern | None) -> None:
     """Find what is wrong with a pair as text.
 
@@ -199,24 +186,20 @@ def check_differ(rendered: tuple[str, str, str], pair: Pair) -> None:
 
 
 def check_tokens(
-    prompt: list[int],
-    chosen: list[int],
-    rejected: list[int],
-    max_length: int | None,
-    truncation_mode: str,
-    words: Tokenization,
+    pair: list[list[int]], max_length: int | None, truncation_mode: str, words: Tokenization
 ) -> None:
     """Find what is wrong with a pair as tokens.
 
     Args:
-        prompt, chosen, rejected: ids, not cut.
-        max_length: tokens of prompt and completion that are kept.
-        truncation_mode: of which end of them.
+        pair: token ids of prompt, chosen and rejected, not cut.
+        max_length: tokens of prompt and completion that are kept, of the end that
+            truncation_mode says.
         words: what they were tokenised by.
 
     Raises:
         Fault: the first thing found.
     """
+    prompt, chosen, rejected = pair
     start = words.tokenizer.bos_token_id
     if start is not None and prompt[:2] == [start, start]:
         raise Fault("doubled_start")

@@ -1,8 +1,6 @@
 """Rows that are not trained on: counted, said, and written where they can be mended. Those that
 are too long are no faults, and are counted apart."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,19 +95,13 @@ class Linted:
 def set_aside(linted: dict[str, Linted], folder: Path) -> Path | None:
     """Write the rows that were set aside, with where they stand and why; None if there are none."""
     path = folder / QUARANTINE
-    lines = [
-        {
-            "file": bad.source.name,
-            "split": split,
-            "row": bad.row,
-            "reason": bad.reason,
-            "detail": bad.detail,
-            "columns": bad.source.data[bad.row - 1],
-        }
-        for split, found in linted.items()
-        for bad in found.bad
-    ]
     path.unlink(missing_ok=True)
+    lines = []
+    for split, found in linted.items():
+        for bad in found.bad:
+            line = {"file": bad.source.name, "split": split, "row": bad.row, "reason": bad.reason}
+            columns = bad.source.data[bad.row - 1]
+            lines.append(line | {"detail": bad.detail, "columns": columns})
     if not lines:
         return None
     write_lines(path, lines)

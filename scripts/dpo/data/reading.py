@@ -4,8 +4,6 @@ The table has a row for every row of the source. It is made once, in batches, an
 `datasets` for other processes and later runs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -81,26 +79,19 @@ def paired(source: Rows, parts: dict[str, str]) -> tuple[Rows, list[Bad]]:
         "score_chosen": [scores[row] for row in best],
         "score_rejected": [scores[row] for row in worst],
         BEST: [row + 1 for row in best],
-        **{name: chosen[name] for name in more if name not in GIVEN},
-        # As JSON: a table would have every row bear the keys of all others.
-        **{
-            name: [v if v is None or isinstance(v, str) else json.dumps(v) for v in chosen[name]]
-            for name in GIVEN
-            if name in more
-        },
+        **{name: chosen[name] for name in more},
     }
+    for name in {*GIVEN} & {*more}:  # as JSON: a table would have every row bear the keys of all
+        texts = (v if v is None or isinstance(v, str) else json.dumps(v) for v in chosen[name])
+        pairs[name] = [*texts]
     return replace(source, data=Dataset.from_dict(pairs)), bad
 
 
-def pair_of(
-    row: dict[str, Any],
-    layout: str,
-    chat: bool,
-    parts: dict[str, str],
-    calls: bool,
-    padded: tuple[str, ...],
-) -> dict[str, Any]:
+def pair_of(row: dict[str, Any], padded: tuple[str, ...], **how_read: Any) -> dict[str, Any]:
     """A row as a pair, with those of its other columns that rendering and scores need.
+
+    Args:
+        padded: as `parsing.meant` takes it; the others as `to_pair`.
 
     Raises:
         Fault: the row is no pair.
@@ -109,24 +100,21 @@ def pair_of(
     kept = {name: row[name] for name in GIVEN if row.get(name) is not None}
     for better, worse in ratings_of((*row,)):
         kept |= {"score_chosen": row[better], "score_rejected": row[worse]}
-    return kept | to_pair(row, layout, chat, parts, calls)
+    return kept | to_pair(row, **how_read)
 
 
 def lint_batch(
     batch: dict[str, list],
     numbers: list[int],
     *,
-    layout: str,
-    parts: dict[str, str],
     words: Tokenization,
-    chat: bool,
-    calls: bool,
-    padded: tuple[str, ...],
     max_length: int | None,
     truncation_mode: str,
     kept: list[str],
+    **how_read: Any,
 ) -> dict[str, list]:
-    """Pairs, their tokens and what is wrong with them, for a batch of rows."""
+    """Pairs, their tokens and what is wrong with them, for a batch of rows. `kept` are the columns
+    that stay as they are, and `how_read` is as for `pair_of`."""
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     found = []
     for row, number in zip(rows, numbers, strict=True):
@@ -134,8 +122,9 @@ def lint_batch(
         entry |= {name: row[name] for name in kept}
         entry |= {"row": row.get(BEST, number + 1), "reason": "", "detail": ""}
         try:
-            found_in_row = pair_of(row, layout, chat, parts, calls, padded)
-            lint.check_kind(found_in_row, words.kind)
+            found_in_row = pair_of(row, **how_read)
+            if other := [n for n in PAIR if not isinstance(found_in_row[n], words.kind)]:
+                raise Fault("mixed", f"{other[0]} is {'text' if words.kind is list else 'no text'}")
             plain = {n: lint.plain(found_in_row[n], words.reads) for n in PAIR}
             pair = found_in_row | plain
             lint.check_pair(pair, words.kind, words.control)
@@ -157,8 +146,7 @@ def lint_batch(
     for entry, ids in zip(sound, words([entry["texts"] for entry in sound]), strict=True):
         entry |= dict(zip((*IDS, MERGED), ids, strict=True))
         try:
-            prompt, chosen, rejected = (entry[name] for name in IDS)
-            lint.check_tokens(prompt, chosen, rejected, max_length, truncation_mode, words)
+            lint.check_tokens([entry[n] for n in IDS], max_length, truncation_mode, words)
         except Fault as fault:
             entry |= {"reason": fault.reason, "detail": fault.detail}
     names = [*PAIR, OPTIONS, *IDS, *DIGESTS, *RENDERED, MERGED, *kept, *ABOUT]
@@ -174,10 +162,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     mapping, several = mapping_of(recipe.run.column_mapping), len(recipe.mixture.datasets) > 1
     source = renamed(source, mapping, some=several)
     reading = reading_of(source, recipe.run.preference_layout)
-    bad: list[Bad] = []
     rows = len(source.data) if isinstance(source.data, Dataset) else 0
-    merged = 0
-    layout, parts = reading.layout, reading.parts
+    layout, parts, bad, merged = reading.layout, reading.parts, [], 0
     if layout == "scored":
         source, bad = paired(source, parts)
         merged = rows - len(bad) - len(source.data)
@@ -196,17 +182,13 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     words.check_template(recipe.model.model_name_or_path)
     data, features = source.data, source.data.features or {}
     columns = data.column_names or [*next(iter(data))]
-    kept = [n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS]
+    plain = {n for n, f in features.items() if getattr(f, "dtype", None) in SCALARS}
     ours = OURS | {*IMAGES, *SCORED}  # a trainer would take the latter for its own
-    kept = [name for name in kept if name not in ours]
+    kept = [name for name in features if name in plain - ours]
     shape = Value("string") if kind is str else List(Exact())
-    work = {
-        **how_read,
-        "words": words,
-        "max_length": recipe.training.max_length,
-        "truncation_mode": recipe.training.truncation_mode,
-        "kept": kept,
-    }
+    args = recipe.training
+    cut = {"max_length": args.max_length, "truncation_mode": args.truncation_mode}
+    work = {**how_read, **cut, "words": words, "kept": kept}
     how = {
         "batched": True,
         "with_indices": True,
@@ -223,22 +205,19 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     }
     if isinstance(data, Dataset):
         name = fingerprint(data, tokenizer, work)
+        # For few rows, starting processes takes longer than the work.
+        workers = min(os.cpu_count() or 1, 16) if len(data) > 20_000 else None
         if not data.cache_files:  # rows that were made in memory are kept as well
             how["cache_file_name"] = f"{HF_DATASETS_CACHE}/pairs-{name}.arrow"
         how |= {
             "desc": f"Reading {source.name}",
             "new_fingerprint": name,
-            "num_proc": recipe.training.dataset_num_proc or processes(len(data)),
+            "num_proc": args.dataset_num_proc or workers,
         }
     table = data.map(partial(lint_batch, **work), **how)
-    says, notes = reading.says(kind, tokenizer.chat_template), reading.notes(kind, tokenizer)
-    notes = [*source.notes, *notes]
+    notes = [*source.notes, *reading.notes(kind, tokenizer)]
+    says = reading.says(kind, tokenizer.chat_template)
     return Linted(table, says, rows, bad, merged, notes=notes)
-
-
-def processes(rows: int) -> int | None:
-    """Processes that share the work on many rows; for a few, starting them takes longer."""
-    return min(os.cpu_count() or 1, 16) if rows > 20_000 else None
 
 
 def kind_of(source: Rows, **how_read: Any) -> type:

@@ -1,8 +1,6 @@
 """The columns of a table of pairs, and what `max_length` leaves of a pair, in either
 `truncation_mode`: as TRL's collator cuts it."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 
@@ -75,12 +73,8 @@ def needed_length(pairs: Dataset) -> np.ndarray:
 
 
 def kept_lengths(
-    prompt: np.ndarray,
-    chosen: np.ndarray,
-    rejected: np.ndarray,
-    max_length: int | None,
-    truncation_mode: str,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, *cut: int | str | None
+) -> tuple[np.ndarray, ...]:
     """What is kept of each pair, in tokens, each of shape (pairs,): the prompt that its two rows
     have in common, the chosen row and the rejected one.
 
@@ -88,40 +82,32 @@ def kept_lengths(
     it only where the same number of tokens is taken from both; else the rows begin at different
     places, and have nothing in common but by chance.
     """
-    begins, ends = zip(
-        *(kept_span(prompt + answer, max_length, truncation_mode) for answer in (chosen, rejected)),
-        strict=True,
-    )
-    rows = [end - begin for begin, end in zip(begins, ends, strict=True)]
-    left = np.minimum(prompt, ends[0]) - np.minimum(prompt, begins[0])
-    return np.where(begins[0] == begins[1], left, 0), *rows
+    (begin, end), (other, last) = (kept_span(prompt + each, *cut) for each in (chosen, rejected))
+    left = np.minimum(prompt, end) - np.minimum(prompt, begin)
+    return np.where(begin == other, left, 0), end - begin, last - other
 
 
-def pair_rows(
-    held_out: Dataset, max_length: int | None, truncation_mode: str
-) -> list[tuple[list[int], list[int]]]:
-    """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training."""
+def pair_rows(held_out: Dataset, *cut: int | str | None) -> list[tuple[list[int], list[int]]]:
+    """All chosen, then all rejected, as (prompt ids, completion ids), cut as in training: `cut` is
+    max_length and truncation_mode."""
     return [
-        cut_row(prompt, completion, max_length, truncation_mode)
+        cut_row(prompt, completion, *cut)
         for side in IDS[1:]
         for prompt, completion in zip(held_out[IDS[0]], held_out[side], strict=True)
     ]
 
 
-def cut_lengths(
-    dataset: Dataset, max_length: int | None, truncation_mode: str
-) -> tuple[np.ndarray, ...]:
+def cut_lengths(dataset: Dataset, *cut: int | str | None) -> tuple[np.ndarray, ...]:
     """Tokens of each prompt, as far as both rows of the pair have it, of prompt and chosen, and of
     prompt and rejected, as cut in training; each of shape (rows,)."""
-    prompt, chosen, rejected = token_counts(dataset)
-    return kept_lengths(prompt, chosen, rejected, max_length, truncation_mode)
+    return kept_lengths(*token_counts(dataset), *cut)
 
 
-def shared_lengths(dataset: Dataset, max_length: int | None, truncation_mode: str) -> np.ndarray:
+def shared_lengths(dataset: Dataset, *cut: int | str | None) -> np.ndarray:
     """Tokens of each pair with the prompt counted once, where both rows have it, cut as in
     training, shape (rows,). What completions begin alike with is counted twice, though it is
     computed once: so many at most."""
-    prompt, chosen, rejected = cut_lengths(dataset, max_length, truncation_mode)
+    prompt, chosen, rejected = cut_lengths(dataset, *cut)
     return chosen + rejected - prompt
 
 

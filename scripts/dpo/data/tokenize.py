@@ -1,13 +1,11 @@
 """A pair as the tokens that the model will see."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any
 
-import numpy as np
 from jinja2 import TemplateError
+from trl.data_utils import common_prefix_length
 
 from dpo.data.formats.layouts import Fault, Pair
 from dpo.models.chat_template import ChatTemplate
@@ -84,15 +82,10 @@ class Tokenization(ChatTemplate):
         Returns, for each pair, the three lists, and how many tokens of the prompt alone are merged
         into the completions.
         """
-        ids = self.ids([text for triple in texts for text in triple])
-        return [self._cut(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
-
-    @staticmethod
-    def _cut(prompt: list[int], chosen: list[int], rejected: list[int]):
-        length = len(prompt)
-        for whole in (chosen, rejected):
-            if whole[:length] != prompt[:length]:
-                both = min(length, len(whole))
-                differ = np.not_equal(prompt[:both], whole[:both])
-                length = int(differ.argmax()) if differ.any() else both
-        return prompt[:length], chosen[length:], rejected[length:], len(prompt) - length
+        ids, found = self.ids([text for triple in texts for text in triple]), []
+        for prompt, chosen, rejected in zip(ids[::3], ids[1::3], ids[2::3], strict=True):
+            shared = (common_prefix_length(prompt, whole) for whole in (chosen, rejected))
+            length = min(shared)
+            merged = len(prompt) - length
+            found.append((prompt[:length], chosen[length:], rejected[length:], merged))
+        return found

@@ -1,7 +1,5 @@
 """The benchmarks that the field reports, through lm-eval: an optional extra."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata
@@ -13,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -64,17 +61,14 @@ def run(
     """
     tokenizer, found = who.tokenizer(), {}
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
-    own = digests_of(files)
-    about = [who.digest(), tokenizer.chat_template, who.dtype, limit, own]
+    about = [who.digest(), tokenizer.chat_template, who.dtype, limit, digests_of(files)]
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
-    half = who.half()
-    about.append(str(half))
+    about.append(str(who.half()))
     for task in tasks:
         name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
         path = KEPT / f"{name}.json"
         if not path.is_file():
-            how = {"device": device, "limit": limit, "include_path": folder}
-            results = lm_eval(who, tokenizer, task, half, **how)
+            results = lm_eval(who, tokenizer, task, device, limit=limit, include_path=folder)
             metrics = {name: _metrics(values) for name, values in results.items()}
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, metrics)
@@ -88,21 +82,18 @@ def lm_eval(
     who: Contestant,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    half: torch.dtype | None,
-    *,
     device: str,
     **how: Any,
 ) -> dict[str, dict[str, Any]]:
     """What `lm_eval` finds of a model on a task, in a process of its own.
 
     Args:
-        half: the dtype of autocast, which lm-eval switches off unless it is told.
         how: other arguments of lm-eval; None is left out.
     """
     adapter = adapters.config_of(who.path, who.revision)
     name = adapter.base_model_name_or_path if adapter else who.path
     revision = adapter.revision if adapter else who.revision
-    own = None
+    own, half = None, who.half()
     with contextlib.suppress(OSError):  # it has none
         own = GenerationConfig.from_pretrained(who.path, revision=who.revision)
     spread = loading.device_map(device, who.weight_bytes) == "auto"
@@ -116,6 +107,7 @@ def lm_eval(
             "tokenizer": place,
             "dtype": who.dtype,
             "attn_implementation": who.attention,
+            # Of autocast, which lm-eval switches off unless it is told.
             "mixed_precision_dtype": half and str(half).removeprefix("torch."),
             "trust_remote_code": who.trusted,
             "parallelize": spread,
@@ -154,25 +146,18 @@ def shown(command: list[str]) -> tuple[int, str]:
 
 
 def beside(
-    policy: Contestant,
-    against: Contestant,
-    tasks: list[str],
-    device: str,
-    folder: str | None,
-    limit: int | None,
+    policy: Contestant, against: Contestant, tasks: list[str], *how: Any
 ) -> dict[str, dict[str, dict]] | None:
-    """Task, metric, and the values of both models with their standard errors; None without
-    tasks."""
+    """Task, metric, and the values of both models with their standard errors; None without tasks.
+    `how` they are run is as `run` takes it."""
     if not tasks:
         return None
-    mine, other = (run(who, tasks, device, folder, limit) for who in (policy, against))
+    mine, other = (run(who, tasks, *how) for who in (policy, against))
+    names = ("policy", "stderr_policy", "against", "stderr_against")
     return {
         task: {
-            metric: {
-                **{"policy": value, "stderr_policy": error},
-                **{"against": other[task][metric][0], "stderr_against": other[task][metric][1]},
-            }
-            for metric, (value, error) in metrics.items()
+            metric: dict(zip(names, (*found, *other[task][metric]), strict=True))
+            for metric, found in metrics.items()
         }
         for task, metrics in mine.items()
     }
@@ -184,8 +169,6 @@ def _metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
         name, _, which = key.partition(",")
         if isinstance(value, int | float) and which and not name.endswith("_stderr"):
             error = values.get(f"{name}_stderr,{which}")
-            metrics[name if which == "none" else f"{name} ({which})"] = (
-                float(value),
-                float(error) if isinstance(error, int | float) else None,
-            )
+            error = float(error) if isinstance(error, int | float) else None
+            metrics[name if which == "none" else f"{name} ({which})"] = float(value), error
     return metrics

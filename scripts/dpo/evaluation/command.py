@@ -1,9 +1,6 @@
 """An evaluation as `make evaluate` asks for it: one model held against another, and who wins."""
 
-from __future__ import annotations
-
 import argparse
-import datetime
 import os
 import re
 import time
@@ -12,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dpo.core.machine import device_name, versions
+from dpo.core.machine import device_name, now, versions
 from dpo.core.refusal import Refusal
 from dpo.evaluation import benchmarks, generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
@@ -27,9 +24,8 @@ def prices(given: str) -> tuple[float, float] | None:
     try:
         into, out = map(float, given.split(","))
     except ValueError:
-        raise Refusal(
-            f"judge_price {given!r}: give two numbers, dollars for a million tokens in and out"
-        ) from None
+        why = "give two numbers, dollars for a million tokens in and out"
+        raise Refusal(f"judge_price {given!r}: {why}") from None
     return into, out
 
 
@@ -75,9 +71,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
     suite = args.suite.split(",") if args.suite else []
     if suite:
         benchmarks.check(suite, args.suite_tasks)
-    given = (
-        prompts.read(args.prompts) if args.prompts else None
-    )  # before the data, which take longer
+    # Before the data, which take longer.
+    given = prompts.read(args.prompts) if args.prompts else None
     held_out = prompts.held_out_pairs(recipe) if recipe else None
     if given is None:
         if held_out is None:
@@ -86,9 +81,9 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
     asked = prompts.each_once(given, args.limit)
     for who in (policy, against):
         prompts.check(asked, who)
-    drawn = (args.samples, TEMPERATURE if args.temperature is None else args.temperature)
+    temperature = TEMPERATURE if args.temperature is None else args.temperature
     seed = SEED if args.seed is None else args.seed
-    settings = generations.Settings(*drawn, args.max_new_tokens, seed)
+    settings = generations.Settings(args.samples, temperature, args.max_new_tokens, seed)
 
     # First, since a benchmark may not be had, and what it needs cannot be seen before.
     reached = benchmarks.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)
@@ -110,18 +105,15 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
         )
     lines = measure.lines_of(asked, found, verdicts)
     source = args.prompts or f"{recipe.name}, held out"
-    return (
-        folder,
-        lines,
-        {
-            "policy": policy.name,
-            "against": against.name,
-            "recipe": recipe.name if recipe else None,
-            "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-            "machine": device_name(),
-            "versions": versions(),
-            **measure.results(source, asked, settings, found, verdicts, lines),
-            "suite": reached,
-            "seconds": time.monotonic() - started,
-        },
-    )
+    results = {
+        "policy": policy.name,
+        "against": against.name,
+        "recipe": recipe.name if recipe else None,
+        "finished": now(),
+        "machine": device_name(),
+        "versions": versions(),
+        **measure.results(source, asked, settings, found, verdicts, lines),
+        "suite": reached,
+        "seconds": time.monotonic() - started,
+    }
+    return folder, lines, results

@@ -1,7 +1,5 @@
 """The models that are held against each other: a run's policy, its reference, any other model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -26,14 +24,8 @@ from dpo.runs import checkpoints, output_folder
 from dpo.runs.output_folder import RUNS, known_runs, run_folder
 
 # Of a folder; a run's holds much besides.
-DECIDES = (
-    "*.safetensors",
-    "tokenizer*",
-    "config.json",
-    "generation_config.json",
-    "*.jinja",
-    "*.py",
-)
+DECIDES = ("*.safetensors", "tokenizer*", "config.json", "generation_config.json")
+DECIDES += ("*.jinja", "*.py")  # its template and its code
 
 
 @dataclass

@@ -1,8 +1,5 @@
 """The same prompts answered by two models: drawn once and kept, and what can be counted of them."""
 
-from __future__ import annotations
-
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -102,23 +99,21 @@ def generated(
     """Answers to prompts, both by their number, a batch at a time: by vLLM on a GPU where it is
     installed and the model that scores leaves it room, else by transformers, fewer at a time where
     memory runs out."""
-    how = dataclasses.asdict(settings)
-    del how["samples"]
     adapter = adapters.config_of(who.path, who.revision)
     installed = model.device.type == "cuda" and importlib.util.find_spec("vllm")
     if installed and not at_once and not adapter and loading.room_beside(FOR_VLLM):
         if rows:
             stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
-            yield by_vllm(who, tokenizer, rows, stops=stops, **how)
+            yield by_vllm(who, tokenizer, rows, settings, stops)
         return
-    seed = how.pop("seed")
+    how = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
 
     @find_executable_batch_size(starting_batch_size=at_once or BATCH)
     def next_batch(batch_size: int) -> dict[int, Completion]:
         part = dict(islice(rows.items(), batch_size))
         progress.update(total - len(rows) - progress.n)  # where memory ran out in the middle of one
-        begin = {"seed": seed + next(iter(part)), "progress": progress}
-        drawn = sample(model, tokenizer, [*part.values()], **begin, kind=kind, **how)
+        begin = {"seed": settings.seed + next(iter(part)), "progress": progress, "kind": kind}
+        drawn = sample(model, tokenizer, [*part.values()], **how, **begin)
         return dict(zip(part, drawn, strict=True))
 
     total, desc = len(rows), f"Answers of {who.name}"
@@ -133,18 +128,13 @@ def by_vllm(
     who: Contestant,
     tokenizer: PreTrainedTokenizerBase,
     rows: dict[int, list[int]],
-    *,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    stops: list[int] | None = None,
+    settings: Settings,
+    stops: list[int],
 ) -> dict[int, Completion]:
     """The same distribution, drawn by vLLM beside the model that scores, in FOR_VLLM of the GPUs'
-    memory. Every answer has a seed of its own, by its number. `stops` are the tokens at which
-    it ends, without them those of the tokenizer and its chat template."""
+    memory. Every answer has a seed of its own, by its number, and ends at one of `stops`."""
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-    stops = stops or chat_template.end_tokens(None, tokenizer)
     config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()
     # Autocast computes with weights in half precision; vLLM has none, but can load them so.
     half = torch.is_autocast_enabled("cuda")
@@ -160,24 +150,16 @@ def by_vllm(
         ),
         gpu_memory_utilization=FOR_VLLM,
         generation_config="vllm",  # not the model's own, as in sampling.py
-        seed=seed,
+        seed=settings.seed,
     )
-    how = [
-        SamplingParams(
-            temperature=temperature,
-            top_p=1.0,
-            top_k=-1,
-            max_tokens=max_new_tokens,
-            seed=seed + at,
-            stop_token_ids=stops,
-        )
-        for at in rows
-    ]
-    drawn = engine.generate([{"prompt_token_ids": ids} for ids in rows.values()], how)
-    completions = {}
-    for at, given in zip(rows, drawn, strict=True):
-        completions[at] = Completion.of(list(given.outputs[0].token_ids), stops, tokenizer)
-    return completions
+    how = {"temperature": settings.temperature, "max_tokens": settings.max_new_tokens}
+    how |= {"top_p": 1.0, "top_k": -1, "stop_token_ids": stops}
+    each = [SamplingParams(**how, seed=settings.seed + at) for at in rows]
+    drawn = engine.generate([{"prompt_token_ids": ids} for ids in rows.values()], each)
+    return {
+        at: Completion.of(list(given.outputs[0].token_ids), stops, tokenizer)
+        for at, given in zip(rows, drawn, strict=True)
+    }
 
 
 def distinct(texts: list[str], n: int) -> float:
@@ -207,9 +189,7 @@ def measure(policy: list[list[Completion]], against: list[list[Completion]]) -> 
             for name, rows in sides.items()
         },
         "distinct": {
-            name: {
-                str(n): distinct([answer.text for row in rows for answer in row], n) for n in (1, 2)
-            }
+            name: {str(n): distinct([a.text for row in rows for a in row], n) for n in (1, 2)}
             for name, rows in sides.items()
         },
     }
@@ -227,8 +207,6 @@ def kl(nats: np.ndarray, tokens: np.ndarray) -> dict:
     Returns:
         Nats a sequence and nats a token, each with its interval over prompts.
     """
-    a_token = bootstrap(nats.mean(axis=1), weights=tokens.mean(axis=1))
-    return {
-        "nats_per_sequence": asdict(bootstrap(nats.mean(axis=1))),
-        "nats_per_token": asdict(a_token),
-    }
+    of_prompt, a_token = nats.mean(axis=1), tokens.mean(axis=1)
+    found = {"sequence": bootstrap(of_prompt), "token": bootstrap(of_prompt, weights=a_token)}
+    return {f"nats_per_{per}": asdict(interval) for per, interval in found.items()}

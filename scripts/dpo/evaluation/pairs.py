@@ -1,7 +1,5 @@
 """What a policy prefers on held-out pairs, and on parts of them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 import numpy as np

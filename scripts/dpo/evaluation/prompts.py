@@ -1,7 +1,5 @@
 """What two models are asked: the held-out prompts of a recipe, or those of a file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -147,23 +145,16 @@ def read(file: str) -> list[Prompt]:
             options = options_of(row)
             if name in CONVERSATIONS and said[-1:] and said[-1]["role"] == "assistant":
                 said = said[:-1]
-            check_prompt(said)
+            if not lint.last_said(said).strip():
+                raise Fault("no_prompt")
+            if {message.get("role") for message in said} - lint.ROLES:
+                raise Fault("unknown_role")
+            if said[-1]["role"] == "assistant":
+                raise Fault("wrong_role")
         except (Fault, ValueError) as error:
             why: Any = getattr(error, "reason", error)
+            said = f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
             detail = getattr(error, "detail", "")
-            raise Refusal(
-                f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
-                + (f" ({detail})" if detail else "")
-            ) from error
+            raise Refusal(f"{said} ({detail})" if detail else said) from error
         found.append({"prompt": said, "options": options} if options else said)
     return found
-
-
-def check_prompt(messages: list[dict[str, Any]]) -> None:
-    """Raises Fault if nobody asks anything, or it is answered already."""
-    if not lint.last_said(messages).strip():
-        raise Fault("no_prompt")
-    if {message.get("role") for message in messages} - lint.ROLES:
-        raise Fault("unknown_role")
-    if messages[-1]["role"] == "assistant":
-        raise Fault("wrong_role")

@@ -1,8 +1,6 @@
 """What a model's folder must hold, seen before anything heavy: weights that are whole, a
 configuration and a tokenizer that these versions of the libraries know."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from dpo.core.refusal import Refusal, one_line
 
 POINTER = b"version https://git-lfs"
 FETCH = (
-    "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` in the "
+    "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` in its "
 )
-FETCH += "model's folder, or the model with `hf download`"
+FETCH += "folder, or all with `hf download`, of a data set with --repo-type dataset"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 AGAIN = "copy or download it again"
 # Ends of the names of classes that say what else than the next word they predict.

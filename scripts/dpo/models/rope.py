@@ -6,8 +6,6 @@ A row's log-probability then depends on what it is batched with. Policy and refe
 both see the same batch, and not where the reference was scored beforehand, in batches of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,12 +1,10 @@
 """Completions sampled from a chat model, the same way for every model that is compared."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tqdm.auto import tqdm
@@ -39,7 +37,7 @@ class Completion:
     finished: bool
 
     @classmethod
-    def of(cls, new_ids: list[int], ends: list[int], tokenizer: Any) -> Completion:
+    def of(cls, new_ids: list[int], ends: list[int], tokenizer: Any) -> Self:
         """What was generated, up to the first of the tokens that end an answer."""
         length = next((at for at, token in enumerate(new_ids) if token in ends), None)
         said = new_ids[:length]
@@ -89,9 +87,8 @@ def prompt_token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
         prompt = prompt[0]["content"]
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, return_dict=True, **options
-    )["input_ids"]
+    how = {"add_generation_prompt": True, "return_dict": True, **options}
+    return tokenizer.apply_chat_template(prompt, **how)["input_ids"]
 
 
 def kind_of(prompts: Sequence[Prompt]) -> type:
@@ -105,26 +102,13 @@ def sample_completions(
     prompts: list[Prompt],
     *,
     samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    batch_size: int = 256,
-    desc: str = "Sampling",
+    **how: Any,
 ) -> list[list[Completion]]:
-    """`samples` completions for each of `prompts`, drawn as `sample` draws them."""
+    """`samples` completions for each of `prompts`, drawn as `sample` draws them with `how`."""
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
-    with tqdm(total=len(rows), desc=desc, unit="answer") as progress:
-        completions = sample(
-            model,
-            tokenizer,
-            rows,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            batch_size=batch_size,
-            progress=progress,
-            kind=kind_of(prompts),
-        )
+    with tqdm(total=len(rows), desc="Sampling", unit="answer") as progress:
+        how |= {"progress": progress, "kind": kind_of(prompts)}
+        completions = sample(model, tokenizer, rows, **how)
     return [completions[i : i + samples] for i in range(0, len(completions), samples)]
 
 
@@ -195,6 +179,7 @@ def sample(
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    how |= {"max_new_tokens": max_new_tokens, "eos_token_id": stops}
     completions: list[Completion] = []
     was_training = model.training
     model.eval()
@@ -202,23 +187,13 @@ def sample(
     with own_distribution(model):
         for start in range(0, len(rows), batch_size):
             set_seed(seed + start)
-            batch = tokenizer.pad(
-                {"input_ids": rows[start : start + batch_size]},
-                padding_side="left",
-                return_tensors="pt",
-            ).to(model.device)
-            watch = None
+            part = {"input_ids": rows[start : start + batch_size]}
+            batch = tokenizer.pad(part, padding_side="left", return_tensors="pt").to(model.device)
             if progress is not None:
-                watch = StoppingCriteriaList([Watch(progress, done + start, stops)])
+                watch = Watch(progress, done + start, stops)
+                how["stopping_criteria"] = StoppingCriteriaList([watch])
             generate: Any = model.generate
-            output = generate(
-                **batch,
-                **how,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=stops,
-                pad_token_id=tokenizer.pad_token_id,
-                stopping_criteria=watch,
-            )
+            output = generate(**batch, **how, pad_token_id=tokenizer.pad_token_id)
             for new_ids in output[:, batch["input_ids"].shape[1] :].tolist():
                 completions.append(Completion.of(new_ids, stops, tokenizer))
             if progress is not None:

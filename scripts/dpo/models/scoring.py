@@ -1,11 +1,10 @@
 """log π(y | x) of answers under a model, and what a policy prefers by it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -62,27 +61,24 @@ def score(
     if shared:
         backbone.share_prefixes(model)
     logps = np.zeros(len(rows))
-    for some in tqdm(
-        batches(lengths[together].max(axis=1), longest_first, each),
-        desc=desc,
-        unit="batch",
-        disable=not desc,
-    ):
+    parts = batches(lengths[together].max(axis=1), longest_first, each)
+    for some in tqdm(parts, desc=desc, unit="batch", disable=not desc):
         part = together[some].T.flatten()
-        width = lengths[part].max()
-        input_ids = torch.full((len(part), width), pad)
-        attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-        for row, i in enumerate(part):
-            prompt, completion = rows[i]
-            input_ids[row, : lengths[i]] = torch.tensor(prompt + completion)
-            attention_mask[row, : lengths[i]] = 1
-            completion_mask[row, len(prompt) : lengths[i]] = 1
+        texts = [rows[i] for i in part]
+        input_ids = padded([prompt + completion for prompt, completion in texts], pad)
+        attention_mask = padded([[1] * length for length in lengths[part]])
+        completion_mask = padded([[0] * len(p) + [1] * len(c) for p, c in texts])
         batch = [tensor.to(model.device) for tensor in (input_ids, attention_mask, completion_mask)]
         plan = SharedPrefixes.of(input_ids, attention_mask) if shared else None
         given = {"shared_prefixes": plan.to(model.device)} if shared else {}
         found = completion_logps(model, *batch, temperature=temperature, **given)
         logps[part] = found.cpu().numpy()
     return logps
+
+
+def padded(rows: list[list[int]], value: int = 0) -> torch.Tensor:
+    """Rows of numbers as one tensor, shape (rows, longest), filled up on the right."""
+    return pad_sequence([torch.tensor(row) for row in rows], True, value)
 
 
 def batches(widths: np.ndarray, order: np.ndarray, each: int) -> list[np.ndarray]:

@@ -1,7 +1,5 @@
 """What others wrote is read, and never run: pickles nowhere, a model's own code only if asked."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dpo.recipe.parse import Recipe
 
-BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments that say how a run is carried out, and what it shows. All others decide what is learned.
 CARRIED_OUT = {
     *("output_dir", "resume_from_checkpoint", "restart", "other_processes", "use_cpu"),
@@ -41,6 +41,7 @@ LAYOUTS = {
     "rated": "several rated or ranked completions of a prompt: the best against the worst",
     "scored": "one scored response a row: the best of a prompt's against the worst",
 }
+LAYOUTS_SAID = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
 
 
 def positive(text: str) -> int:
@@ -112,17 +113,13 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         Refusal: there is no such layout, a mapping is none, or the name of a data set is none.
     """
-
     given, where = recipe.run.preference_layout, recipe.place("preference_layout")
     if given is not None and given not in LAYOUTS:
-        choices = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
-        raise Refusal(f"{where}: preference_layout: no layout {given!r}: one of {choices}")
+        raise Refusal(f"{where}: preference_layout: no layout {given!r}: one of {LAYOUTS_SAID}")
     where = recipe.place("column_mapping")
     mapping_of(recipe.run.column_mapping, f"{where}: column_mapping")
-    for key, name in (
-        ("dataset_name", recipe.script.dataset_name),
-        *(("datasets", entry.path) for entry in recipe.mixture.datasets),
-    ):
+    named = [("datasets", entry.path) for entry in recipe.mixture.datasets]
+    for key, name in [("dataset_name", recipe.script.dataset_name), *named]:
         if name is not None and (not name.strip() or name.lstrip().startswith(("{", "["))):
             raise Refusal(
                 f"{recipe.place(key)}: {key} is {name!r}: give the name of a data set, a folder or "
@@ -143,99 +140,81 @@ DEFAULTS = {
 }
 
 
+def argument(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class RunArguments:
     """This repository's own arguments: how a run is carried out, never what is learned."""
 
     # --- starting and going on ---
-    restart: bool = field(
+    restart: bool = argument(
         default=False,
-        metadata={
-            "help": "Start over: an output folder that holds an earlier run is moved aside, never "
-            "deleted. Without it a run continues from its last whole checkpoint, and a finished "
-            "one is left alone."
-        },
+        help="Start over: an output folder that holds an earlier run is moved aside, never "
+        "deleted. Without it a run continues from its last whole checkpoint, and a finished "
+        "one is left alone.",
     )
-    other_processes: bool = field(
+    other_processes: bool = argument(
         default=False,
-        metadata={
-            "help": "Go on from a checkpoint that another number of processes wrote. The batch "
-            "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
-            "ZeRO's shards cannot be split otherwise and is refused all the same."
-        },
+        help="Go on from a checkpoint that another number of processes wrote. The batch "
+        "stays the recipe's; sums are rounded and dropout is drawn otherwise. A checkpoint of "
+        "ZeRO's shards cannot be split otherwise and is refused all the same.",
     )
     # --- speed and the reference ---
-    share_prefix: bool = field(
+    share_prefix: bool = argument(
         default=True,
-        metadata={
-            "help": "Compute the prompt of a pair once and no padding, score completion tokens "
-            "only, and deal the pairs of a batch to processes by length: the same losses, sooner. "
-            "With false, and precompute_ref_log_probs false, the run is stock TRL, but for its "
-            "faults (docs/speed.md)."
-        },
+        help="Compute the prompt of a pair once and no padding, score completion tokens "
+        "only, and deal the pairs of a batch to processes by length: the same losses, sooner. "
+        "With false, and precompute_ref_log_probs false, the run is stock TRL, but for its "
+        "faults (docs/speed.md).",
     )
-    reference_cache: str = field(
+    reference_cache: str = argument(
         default="cache/reference",
-        metadata={
-            "help": "Folder that keeps the reference's log-probabilities for later runs; "
-            "`make clean-cache` empties it. --precompute_ref_log_probs false keeps the reference "
-            "in memory and scores as it trains."
-        },
+        help="Folder that keeps the reference's log-probabilities for later runs; "
+        "`make clean-cache` empties it. --precompute_ref_log_probs false keeps the reference "
+        "in memory and scores as it trains.",
     )
-    policy_is_reference: bool = field(
+    policy_is_reference: bool = argument(
         default=True,
-        metadata={
-            "help": "The policy starts as its reference: before step 1 its log-ratios are seen to "
-            "be zero and the loss to be the constant of its type. Say false for one that starts "
-            "elsewhere on purpose."
-        },
+        help="The policy starts as its reference: before step 1 its log-ratios are seen to "
+        "be zero and the loss to be the constant of its type. Say false for one that starts "
+        "elsewhere on purpose.",
     )
     # --- data ---
-    preference_layout: str | None = field(
+    preference_layout: str | None = argument(
         default=None,
-        metadata={
-            "help": "How the data's rows hold preferences: explicit, implicit, dialogue, question, "
-            "sharegpt, compared, rated or scored (docs/data.md). By default their columns tell."
-        },
+        help="How the data's rows hold preferences: explicit, implicit, dialogue, question, "
+        "sharegpt, compared, rated or scored (docs/data.md). By default their columns tell.",
     )
-    column_mapping: str | None = field(
+    column_mapping: str | None = argument(
         default=None,
-        metadata={
-            "help": "Columns of other names, ours before theirs: {prompt: question, chosen: good} "
-            'in a recipe, "prompt=question chosen=good" on the command line.'
-        },
+        help="Columns of other names, ours before theirs: {prompt: question, chosen: good} "
+        'in a recipe, "prompt=question chosen=good" on the command line.',
     )
-    chat_template_path: str | None = field(
+    chat_template_path: str | None = argument(
         default=None,
-        metadata={
-            "help": "Chat template for a model that brings none, or a wrong one: a .jinja file, or "
-            "the name of one that TRL brings along. It is saved with the policy."
-        },
+        help="Chat template for a model that brings none, or a wrong one: a .jinja file, or "
+        "the name of one that TRL brings along. It is saved with the policy.",
     )
-    quarantine_limit: float = field(
+    quarantine_limit: float = argument(
         default=0.05,
-        metadata={
-            "help": "Share of a split's rows that may be wrong. Each is set aside and named; with "
-            "more than this share of them a run does not start. What max_length leaves out is no "
-            "fault and counts apart."
-        },
+        help="Share of a split's rows that may be wrong. Each is set aside and named; with "
+        "more than this share of them a run does not start. What max_length leaves out is no "
+        "fault and counts apart.",
     )
     # --- results ---
-    save_merged: bool = field(
+    save_merged: bool = argument(
         default=True,
-        metadata={
-            "help": "Beside a trained LoRA adapter, write the model that it makes of its base, in "
-            "`merged`: it loads without peft, and takes the space of the whole model."
-        },
+        help="Beside a trained LoRA adapter, write the model that it makes of its base, in "
+        "`merged`: it loads without peft, and takes the space of the whole model.",
     )
-    reward_prompts: int = field(
+    reward_prompts: int = argument(
         default=128,
-        metadata={
-            "help": "Held-out prompts that the reference and the trained policy answer after "
-            "training, where the data names its true reward. Fewer is faster, and the interval "
-            "around the result wider."
-        },
+        help="Held-out prompts that the reference and the trained policy answer after "
+        "training, where the data names its true reward. Fewer is faster, and the interval "
+        "around the result wider.",
     )
-    reward_samples: int = field(
-        default=2, metadata={"help": "Answers that each of the two gives to each of them."}
+    reward_samples: int = argument(
+        default=2, help="Answers that each of the two gives to each of them."
     )

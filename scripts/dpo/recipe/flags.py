@@ -1,7 +1,5 @@
 """Flags on the command line, as strictly read as keys in a file: each once, JSON whole."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

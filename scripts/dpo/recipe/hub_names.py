@@ -1,7 +1,5 @@
 """Names of the hub: whether one is meant, and whether the hub knows it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,6 @@ from huggingface_hub import HfApi, constants
 
 from dpo.core.refusal import Refusal, first_line
 
-LOCAL_INSTEAD = (
-    "use what an earlier run has cached with HF_HUB_OFFLINE=1, a mirror with HF_ENDPOINT, or local "
-    "folders with --model_name_or_path and --dataset_name"
-)
 ABROAD = re.compile(r"^[A-Za-z]:|://|\\")  # a drive, a server, folders as Windows has them
 HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minutes
 
@@ -44,5 +38,6 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
     except Exception as error:
         raise Refusal(
             f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {first_line(error)}. "
-            f"If it should be there, {LOCAL_INSTEAD}"
+            "If it should be there, use what an earlier run has cached with HF_HUB_OFFLINE=1, a "
+            "mirror with HF_ENDPOINT, or local folders with --model_name_or_path and --dataset_name"
         ) from error

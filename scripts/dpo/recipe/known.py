@@ -4,8 +4,6 @@ To import these takes seconds, and a misspelt flag and `--help` need none of it.
 be, TRL's own parser decides (parse.py).
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import difflib
@@ -80,8 +78,10 @@ def fields_of(title: str, package: str, file: str, name: str) -> Iterator[tuple[
         at = node.end_lineno
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
             given: dict[str | None, Any] = {p.arg: p.value for p in node.value.keywords}
-            about = zip(given["metadata"].keys, given["metadata"].values, strict=True)
-            about = {value_of(key): value_of(value) for key, value in about}
+            about = {"help": value_of(given.get("help"))}  # as this repository's are written
+            if metadata := given.get("metadata"):
+                keys, values = (map(value_of, part) for part in (metadata.keys, metadata.values))
+                about = dict(zip(keys, values, strict=True))
             default = value_of(given.get("default", given.get("default_factory")))
             kind = ast.unparse(node.annotation)
             target: Any = node.target

@@ -1,8 +1,6 @@
 """Keys that may be stated and would do nothing, work against what runs, batches and checkpoints are
 here, or name what cannot be made. Each is refused with why."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Iterator
@@ -13,45 +11,30 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
+from dpo.recipe.convert.reasons import because
 from dpo.recipe.parse import Recipe
 
 # Keys that TRL or transformers take and do nothing with.
-NEVER = {
-    "padding_free": "TRL has switched it off: leave it out, share_prefix has no padding",
-    "label_smoothing_factor": "no loss of DPO looks at it: leave it out, or label_smoothing",
-    **dict.fromkeys(
-        ("ignore_bias_buffers", "label_names", "length_column_name"),
-        "nothing looks at it: leave it out",
-    ),
-    **dict.fromkeys(
-        (
-            *("batch_eval_metrics", "include_for_metrics", "prediction_loss_only"),
-            *("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
-        ),
-        "there are no metrics beside DPO's own: leave it out",
-    ),
-    **dict.fromkeys(
-        ("bf16_full_eval", "fp16_full_eval"),
-        "pairs are evaluated while the run trains, in its numerics: leave it out",
-    ),
-    "do_predict": "a run predicts nothing, make evaluate has the answers: leave it out",
-    "average_tokens_across_devices": "losses are means over pairs, not over tokens: leave it out",
-    "restore_callback_states_from_checkpoint": "what must be restored always is: leave it out",
+REASONS = {
+    "TRL has switched it off, share_prefix has no padding": "padding_free",
+    "no loss of DPO looks at it, label_smoothing is DPO's": "label_smoothing_factor",
+    "nothing looks at it": "ignore_bias_buffers label_names length_column_name",
+    "there are no metrics beside DPO's own": """batch_eval_metrics include_for_metrics
+        prediction_loss_only eval_accumulation_steps eval_do_concat_batches
+        eval_use_gather_object""",
+    "pairs are evaluated while the run trains, in its numerics": "bf16_full_eval fp16_full_eval",
+    "a run predicts nothing, make evaluate has the answers": "do_predict",
+    "losses are means over pairs, not over tokens": "average_tokens_across_devices",
+    "what must be restored always is": "restore_callback_states_from_checkpoint",
+    # These would work against what runs, checkpoints and batches are here.
+    "a run that is asked to leave saves anyway, and could not hear it": "enable_jit_checkpoint",
+    "a run that goes on would take other pairs than one that was not stopped": "ignore_data_skip",
+    "the machines share their folder, and would write the same files at once": "save_on_each_node",
+    "pairs would be trained on in an order of chance": "dataloader_in_order",
+    "losses, gradients and weights are looked at in any case": "debug",
+    "CONFIG= says how a run is sharded": "deepspeed fsdp fsdp_config",
 }
-# Keys that would work against what runs, checkpoints and batches are here.
-AGAINST = {
-    "enable_jit_checkpoint": "a run that is asked to leave saves in any case, and could not hear "
-    "it: leave it out",
-    "ignore_data_skip": "a run that goes on would take other pairs than one that was not stopped: "
-    "leave it out",
-    "save_on_each_node": "the machines share their folder, and would write the same files at once: "
-    "leave it out",
-    "dataloader_in_order": "pairs would be trained on in an order of chance: leave it out",
-    "debug": "losses, gradients and weights are looked at in any case: leave it out",
-    **dict.fromkeys(
-        ("deepspeed", "fsdp", "fsdp_config"), "CONFIG= says how a run is sharded: leave it out"
-    ),
-}
+UNWANTED = {key: f"{reason}: leave it out" for key, reason in because(REASONS).items()}
 # Here they would win, unseen, over the keys of their own, which are checked.
 OF_THEIR_OWN = {"dtype", "torch_dtype", "attn_implementation", "revision", "trust_remote_code"}
 # Other files than those that are checked, hashed and evaluated.
@@ -146,7 +129,7 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
         off = values[key] is False and default is not True
         return there and not off and values[key] not in (None, default)
 
-    for key, words in (NEVER | AGAINST).items():
+    for key, words in UNWANTED.items():
         if stated(key):
             yield key, words
     if twice := OF_THEIR_OWN & {*(recipe.training.model_init_kwargs or {})}:

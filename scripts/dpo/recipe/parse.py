@@ -17,14 +17,7 @@ from dpo.core.environment import Launch, launched
 from dpo.core.files import at_home
 from dpo.core.quiet import defer_peft
 from dpo.core.refusal import Refusal
-from dpo.recipe.arguments import (
-    BATCH,
-    DEFAULTS,
-    RunArguments,
-    check_data,
-    check_kinds,
-    decides,
-)
+from dpo.recipe.arguments import BATCH, DEFAULTS, RunArguments, check_data, check_kinds, decides
 from dpo.recipe.known import OneLine, check_names, choices, names, usage
 from dpo.recipe.strict import load_yaml
 
@@ -72,14 +65,9 @@ class Recipe:
         """Of a run's settings those that decide what is learned, where they are no defaults."""
         stated = self.defaults | settings
         batch = [stated[key] for key in BATCH]
-        return {
-            **{
-                key: value
-                for key, value in settings.items()
-                if decides(key) and key not in BATCH and value != self.defaults.get(key)
-            },
-            "global_batch": batch[0] * batch[1],
-        }
+        other = {k: v for k, v in settings.items() if decides(k) and v != self.defaults.get(k)}
+        kept = {key: value for key, value in other.items() if key not in BATCH}
+        return kept | {"global_batch": batch[0] * batch[1]}
 
 
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
@@ -100,8 +88,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise Refusal(f"{path}: not YAML: {error}") from error
     if not isinstance(keys, dict):
         raise Refusal(f"{path}: a recipe is a mapping of argument names to values")
-    secrets.refuse_in_recipe(path, keys)
     for key, value in keys.items():
+        if key == "hub_token":
+            words = f"a recipe is shared: take it out, and {secrets.INSTEAD}"
+            raise Refusal(f"{path}: hub_token: {words}")
+        secrets.refuse(f"{path}: {key}", value)
         if isinstance(value, str) and (variable := re.search(r"\$(\{[^}]*\}|[A-Za-z_]\w*)", value)):
             raise Refusal(
                 f"{path}: {key} is {value}: a recipe knows no {variable[0]}: write what it stands "
@@ -247,13 +238,8 @@ def resolve(
     parser.prog = str(path)
     parser.parse_known_args(flags)
     parser.prog = "ARGS"
-    namespace = parser.parse_args(flags + argv)
-    stated = {
-        key: value
-        for key, value in vars(namespace).items()
-        if key in keys or value != defaults[key]
-    }
-    values = vars(namespace)
+    values = vars(parser.parse_args(flags + argv))
+    stated = {k: value for k, value in values.items() if k in keys or value != defaults[k]}
     # A reference that moves cannot be scored beforehand, nor rows that are not there yet.
     moves = values["sync_ref_model"] or values["dataset_streaming"] or values["streaming"]
     if moves and "precompute_ref_log_probs" not in {*keys, *given}:  # validate.py refuses it
@@ -264,28 +250,25 @@ def resolve(
             beside = ("prefetch_factor", "multiprocessing_context")
             values |= {f"dataloader_{key}": None for key in beside}
             values["dataloader_persistent_workers"] = False
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+    for key in BATCH:
         if values[key] < 1:  # before it is divided by
             where = "ARGS" if key in given else path
             raise Refusal(f"{where}: {key} is {values[key]}: give 1 or more")
-    batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
-    values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = share_batch(
-        values["per_device_train_batch_size"],
-        values["gradient_accumulation_steps"],
-        launch.processes or 1,
-    )
+    per_device, accumulated = (values[key] for key in BATCH)
+    shared = share_batch(per_device, accumulated, launch.processes or 1)
+    values |= dict(zip(BATCH, shared, strict=True))
     for each in (values, stated):  # a run that was killed is the same with a slash at its end
         if "://" not in (each.get("output_dir") or "://"):
             each["output_dir"] = os.path.normpath(each["output_dir"])
     try:
-        parts = parser.parse_dict(values)
+        script, training, model, mixture, run = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         said = " ".join(str(error).split())
         where = "ARGS" if any(key in said for key in given) else path
         raise Refusal(f"{where}: {said}{hint}") from error
-    script, training, model, mixture, run = parts
-    kinds = (script, training, model, mixture, run)
-    recipe = Recipe(name, path, stated, defaults, batch, *kinds, launch, given)
+    parts = (script, training, model, mixture, run)
+    batch = per_device * accumulated
+    recipe = Recipe(name, path, stated, defaults, batch, *parts, launch, given)
     check_data(recipe)
     return recipe

@@ -1,7 +1,5 @@
 """YAML and JSON in which each key stands once: their own readers keep the last, and say nothing."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """A recipe as text: its lines, and its keys in sections."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -41,17 +39,11 @@ def stated(key: str, value: Any) -> str:
 
 def section(key: str) -> str:
     """The section of a recipe that a key stands in."""
-    if key in MODEL:
-        return "Model"
-    if key in DATA:
-        return "Data"
-    if key in LOSS:
-        return "DPO"
-    return (
-        "Optimisation"
-        if decides(key) or key in (*BATCH, "gradient_checkpointing")
-        else "Evaluation and output"
-    )
+    for title, keys in (("Model", MODEL), ("Data", DATA), ("DPO", LOSS)):
+        if key in keys:
+            return title
+    learned = decides(key) or key in (*BATCH, "gradient_checkpointing")
+    return "Optimisation" if learned else "Evaluation and output"
 
 
 def sections(keys: dict[str, Any], order: list[str]) -> str:

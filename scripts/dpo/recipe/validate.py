@@ -4,8 +4,6 @@ What TRL and transformers refuse as they parse is not repeated here. What they w
 once the model is loaded, or would train with and say nothing, is.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -28,91 +26,75 @@ METRICS = (
     *(f"{of}/{which}" for of in ("rewards", "logps", "logits") for which in ("chosen", "rejected")),
     *("rewards/accuracies", "rewards/margins"),
 )
+NAMED = ", ".join(METRICS)
 # Built on the difference of two scores, in which the term that f-DPO cannot compute cancels.
 OF_A_DIFFERENCE = (
     *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"),
 )
-
-
 MAPPINGS = (
     *("model_init_kwargs", "lr_scheduler_kwargs", "liger_kernel_config"),
     *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
 )
+COUNTS = (
+    *("per_device_eval_batch_size", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"),
+    *("ref_model_sync_steps", "precompute_ref_batch_size", "dataset_num_proc", "lora_r"),
+    "reward_samples",
+)
+NOT_NEGATIVE = ("router_aux_loss_coef", "dataloader_num_workers", "reward_prompts")
 
 
-def positive(value: float) -> bool:
-    return 0 < value < math.inf
+def within(low: float, high: float, ends: str = "[)") -> Callable[[float], bool]:
+    """Whether a number is in an interval, to which an end with a square bracket belongs."""
+    at_low, at_high = ends[0] == "[", ends[1] == "]"
+    return lambda v: low < v < high or (at_low and v == low) or (at_high and v == high)
 
 
-def not_negative(value: float) -> bool:
-    return 0 <= value < math.inf
-
-
-def share(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-def below_one(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def counts(value: float) -> bool:
-    return value >= 1
+positive, not_negative = within(0, math.inf, "()"), within(0, math.inf)
+share, below_one, counts = within(0, 1, "[]"), within(0, 1), within(1, math.inf, "[]")
 
 
 # Key, what is allowed, and in words. A key without a value is not looked at.
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("beta", positive, "a number above 0, such as 0.1: the larger, the nearer to the reference"),
     ("learning_rate", positive, "a number above 0, such as 5.0e-7, or 1.0e-5 with LoRA"),
-    ("per_device_eval_batch_size", counts, "1 or more"),
+    *((key, counts, "1 or more") for key in COUNTS),
     ("max_steps", lambda v: v == -1 or v >= 1, "1 or more, or leave it out: num_train_epochs"),
     # The marks of a chat template around a question and an answer are a dozen tokens.
-    ("max_length", lambda v: v >= 16, "16 tokens or more; 1024 is TRL's default"),
-    ("label_smoothing", lambda v: 0 <= v < 0.5, "0 or more, below 0.5: a share of wrong labels"),
+    ("max_length", within(16, math.inf), "16 tokens or more; 1024 is TRL's default"),
+    ("label_smoothing", within(0, 0.5), "0 or more, below 0.5: a share of wrong labels"),
     ("ld_alpha", share, "0 to 1, or leave it out"),
     ("loss_weights", lambda v: all(map(positive, v)), "numbers above 0, one for each loss_type"),
     ("neftune_noise_alpha", positive, "a number above 0, or leave it out; 5 is common"),
     # f-DPO's range: at its ends the divergence would be divided by zero, and is a KL divergence.
     (
         "f_alpha_divergence_coef",
-        lambda v: 0 < v < 1,
+        within(0, 1, "()"),
         "a number between 0 and 1; what 0 and 1 stand for is f_divergence_type forward_kl and "
         "reverse_kl",
     ),
     ("pad_to_multiple_of", lambda v: v == "auto" or v >= 1, "auto, or 1 or more"),
-    ("dataloader_prefetch_factor", counts, "1 or more"),
-    ("ddp_bucket_cap_mb", counts, "1 or more"),
     ("discopop_tau", positive, "a number above 0; 0.05 is the paper's"),
     ("f_divergence_type", lambda v: v in DIVERGENCES, f"one of {', '.join(DIVERGENCES)}"),
-    ("router_aux_loss_coef", not_negative, "0 or more"),
     ("ref_model_mixup_alpha", share, "0 to 1"),
-    ("ref_model_sync_steps", counts, "1 or more"),
-    ("precompute_ref_batch_size", counts, "1 or more"),
     ("max_grad_norm", not_negative, "0 or more; 0 clips nothing"),
     ("weight_decay", below_one, "0 or more, below 1"),
     ("adam_beta1", below_one, "0 or more, below 1; 0.9 is common"),
     ("adam_beta2", below_one, "0 or more, below 1; 0.999 is common"),
     ("adam_epsilon", positive, "a number above 0; 1.0e-8 is common"),
     ("warmup_steps", not_negative, "a number of steps, or a share of them below 1"),
-    ("logging_steps", positive, "a number of steps, or a share of them below 1"),
-    ("eval_steps", positive, "a number of steps, or a share of them below 1"),
-    ("save_steps", positive, "a number of steps, or a share of them below 1"),
+    *(
+        (f"{what}_steps", positive, "a number of steps, or a share of them below 1")
+        for what in ("logging", "eval", "save")
+    ),
     ("eval_delay", not_negative, "a number of steps or epochs"),
     ("ddp_timeout", counts, "a number of seconds"),
     ("save_total_limit", counts, "1 or more, or leave it out to keep every checkpoint"),
-    ("dataloader_num_workers", not_negative, "0 or more"),
-    ("dataset_num_proc", counts, "1 or more"),
-    ("seed", lambda v: 0 <= v < 2**32, "0 to 2³² - 1"),
-    ("data_seed", lambda v: 0 <= v < 2**32, "0 to 2³² - 1"),
-    ("lora_r", counts, "1 or more"),
+    *((key, not_negative, "0 or more") for key in NOT_NEGATIVE),
+    *((key, within(0, 2**32), "0 to 2³² - 1") for key in ("seed", "data_seed")),
     ("lora_alpha", positive, "a number above 0; r to 2 r is common"),
     ("lora_task_type", lambda v: v == "CAUSAL_LM", "CAUSAL_LM, or leave it out"),
     ("lora_dropout", below_one, "0 or more, below 1"),
-    (
-        "metric_for_best_model",
-        lambda v: v.removeprefix("eval_") in METRICS,
-        f"one of {', '.join(METRICS)}",
-    ),
+    ("metric_for_best_model", lambda v: v.removeprefix("eval_") in METRICS, f"one of {NAMED}"),
     ("train_sampling_strategy", lambda v: v in ("random", "sequential"), "random or sequential"),
     *((key, lambda v: isinstance(v, dict), "a mapping") for key in MAPPINGS),
     *(
@@ -120,8 +102,6 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
         for key in ("output_dir", "reference_cache")
     ),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
-    ("reward_prompts", not_negative, "0 or more"),
-    ("reward_samples", counts, "1 or more"),
 ]
 
 
@@ -165,18 +145,12 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if args.precompute_ref_log_probs and moves:
         why = "the reference moves" if args.sync_ref_model else "a stream's rows are not there yet"
         yield "precompute_ref_log_probs", f"{why}, and it is scored as it goes: leave this out"
+    instead = "leave it out, or --share_prefix false"
     if recipe.run.share_prefix and args.torch_compile:
-        yield (
-            "torch_compile",
-            "it would compile anew for the lengths of every batch: leave it out, or --share_prefix "
-            "false",
-        )
+        yield "torch_compile", f"it would compile anew for the lengths of every batch: {instead}"
     if recipe.run.share_prefix and args.neftune_noise_alpha:
-        yield (
-            "neftune_noise_alpha",
-            "its noise goes by the shape of a batch, which shared prefixes change: leave it "
-            "out, or --share_prefix false",
-        )
+        why = "its noise goes by the shape of a batch, which shared prefixes change"
+        yield "neftune_noise_alpha", f"{why}: {instead}"
     if args.sync_ref_model and model.use_peft:
         yield "sync_ref_model", "an adapter has no reference beside it to move: leave one of them"
     if not model.use_peft:
@@ -191,11 +165,9 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
     dealt: Any = args.accelerator_config
     other = dealt.split_batches or dealt.dispatch_batches or not dealt.even_batches
     if other or not dealt.use_seedable_sampler:
-        yield (
-            "accelerator_config",
-            "pairs are dealt to the processes by the recipe's batch and seed: leave out "
-            "split_batches, dispatch_batches, even_batches and use_seedable_sampler",
-        )
+        names = "split_batches, dispatch_batches, even_batches and use_seedable_sampler"
+        why = "pairs are dealt to the processes by the recipe's batch and seed"
+        yield "accelerator_config", f"{why}: leave out {names}"
     if args.save_strategy == "best" and args.eval_strategy == "no":
         yield "save_strategy", "there is no best without an eval_strategy: give steps or epoch"
     if args.save_strategy == "best" and not args.metric_for_best_model:

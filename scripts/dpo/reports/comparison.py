@@ -1,9 +1,6 @@
 """Runs beside each other, from what their folders hold: which ones, what differs between them, and
 what they said to the same prompts."""
 
-from __future__ import annotations
-
-import datetime
 import functools
 import re
 from dataclasses import dataclass, field
@@ -129,28 +126,19 @@ def read(folder: Path) -> Compared:
 def collect(given: list[Path]) -> list[Compared]:
     """The runs, each named by the settings in which it differs from the others."""
     runs = [read(folder) for folder in given]
-    keys = differing([run.settings for run in runs])
+    stating = dict.fromkeys(key for run in runs for key in run.settings if key not in PLACES)
+    values = {key: [stated(run.settings, key) for run in runs] for key in stating}
+    keys = [key for key, each in values.items() if any(value != each[0] for value in each)]
+    keys.sort(key=lambda key: not decides(key))  # what decides what is learned comes first
     for run in runs:
         run.differs = {key: plain(stated(run.settings, key)) for key in keys}
         parts = [f"{key}={value}" for key, value in run.differs.items() if decides(key)]
-        said = " ".join(parts)
-        run.name = said if 0 < len(said) <= LONGEST_NAME else folder_name(run)
+        run.name = " ".join(parts)
     names = [run.name for run in runs]
     for run in runs:
-        if names.count(run.name) > 1:  # the same settings twice
-            run.name = folder_name(run)
+        if names.count(run.name) > 1 or not 0 < len(run.name) <= LONGEST_NAME:
+            run.name = str(run.folder).removeprefix(f"{RUNS}/")
     return runs
-
-
-def folder_name(run: Compared) -> str:
-    return str(run.folder).removeprefix(f"{RUNS}/")
-
-
-def differing(settings: list[dict[str, Any]]) -> list[str]:
-    """The keys in which settings differ: those that decide what is learned, then the others."""
-    keys = dict.fromkeys(key for each in settings for key in each if key not in PLACES)
-    found = [k for k in keys if any(stated(s, k) != stated(settings[0], k) for s in settings)]
-    return sorted(found, key=lambda key: not decides(key))
 
 
 @functools.cache
@@ -174,12 +162,11 @@ def plain(value: Any) -> str:
 def surroundings(runs: list[Compared]) -> dict[str, list[str]]:
     """What else differs between finished runs, and could be the reason of a difference: versions,
     machine, data, code. By name, the value of each run; "" for one that has not finished."""
-    facts = [_facts(run) if run.report else None for run in runs]
-    known = [fact for fact in facts if fact is not None]
-    keys = dict.fromkeys(key for fact in known for key in fact)
+    facts = [_facts(run) if run.report else {} for run in runs]
+    known = [*filter(None, facts)]
     return {
-        key: ["" if fact is None else str(fact.get(key, "none")) for fact in facts]
-        for key in keys
+        key: [str(fact.get(key, "none")) if fact else "" for fact in facts]
+        for key in dict.fromkeys(key for fact in known for key in fact)
         if any(fact.get(key) != known[0].get(key) for fact in known)
     }
 
@@ -228,18 +215,15 @@ def samples(runs: list[Compared]) -> dict[str, list[dict[str, Any]]]:
 Said = tuple[str, float | None]
 
 
-def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, Said]]:
+def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, ...]]:
     """By prompt, what the reference said and what the run said."""
     return {
-        row["prompt"]: (
-            (row["against"], row["reward_against"]),
-            (row["policy"], row["reward_policy"]),
-        )
+        row["prompt"]: tuple((row[who], row[f"reward_{who}"]) for who in ("against", "policy"))
         for row in found.get("samples", [])
     }
 
 
-def _along(run: Compared) -> dict[str, tuple[Said, Said]]:
+def _along(run: Compared) -> dict[str, tuple[Said, ...]]:
     return {
         f"{row['prompt']} ({row['decoding']})": ((row["reference"], None), (row["policy"], None))
         for row in metrics.completions(run.folder)
@@ -247,7 +231,7 @@ def _along(run: Compared) -> dict[str, tuple[Said, Said]]:
 
 
 def _aligned(
-    runs: list[Compared], answered: list[dict[str, tuple[Said, Said]]]
+    runs: list[Compared], answered: list[dict[str, tuple[Said, ...]]]
 ) -> list[dict[str, Any]]:
     of = {run.name: rows for run, rows in zip(runs, answered, strict=True) if rows}
     shared = [p for p in next(iter(of.values()), ()) if all(p in rows for rows in of.values())]
@@ -262,7 +246,3 @@ def _aligned(
         answers = [(name, *rows[prompt][1]) for name, rows in of.items()]
         aligned.append({"prompt": prompt, "references": references, "answers": answers})
     return aligned
-
-
-def today() -> str:
-    return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

@@ -1,7 +1,5 @@
 """A comparison of runs as a table in Markdown, and as a page with their curves overlaid."""
 
-from __future__ import annotations
-
 import html
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dpo.core.files import write_whole
+from dpo.core.machine import now
 from dpo.core.stats import Interval
 from dpo.core.terminal import visible
 from dpo.reports import comparison, comparison_table
@@ -43,14 +42,9 @@ def note(runs: list[Compared]) -> str:
     return f"{NOTE} {MANY}" if len(runs) > 3 else NOTE
 
 
-def style(at: int) -> tuple[str, tuple[str, str]]:
-    """The colour and the line of the run at a place."""
-    return COLORS[at % len(COLORS)], STYLES[at // len(COLORS) % len(STYLES)]
-
-
-def css_of(at: int) -> tuple[str, str]:
-    color, (_, line) = style(at)
-    return color, line
+def style(at: int, css: bool = False) -> tuple[str, str]:
+    """The colour and the line of the run at a place, as matplotlib or CSS names them."""
+    return COLORS[at % len(COLORS)], STYLES[at // len(COLORS) % len(STYLES)][css]
 
 
 def draw(runs: list[Compared], name: str) -> Figure | None:
@@ -60,8 +54,7 @@ def draw(runs: list[Compared], name: str) -> Figure | None:
         figure, axis = plt.subplots(figsize=(4.8, 3), layout="tight")
     drawn = False
     for at, run in enumerate(runs):
-        color, (line, _) = style(at)
-        how = {"color": color, "linestyle": line}
+        how = dict(zip(("color", "linestyle"), style(at), strict=True))
         held_out, train = run.curves["held_out"], run.curves["train"]
         if name.startswith("eval_"):
             held_out, train = [entry for entry in run.entries if name in entry], []
@@ -124,15 +117,15 @@ def markdown(runs: list[Compared], rows: list[Row], title: str) -> str:
 
 
 def page(runs: list[Compared], rows: list[Row], title: str) -> str:
-    figures = {PANELS[name]: draw(runs, name) for name in PANELS}
+    figures = {title: draw(runs, name) for name, title in PANELS.items()}
     return render(
         "comparison",
         title=title,
-        today=comparison.today(),
+        today=now(),
         note=note(runs),
         warnings=comparison.warnings(runs),
         verdicts=verdicts(runs, rows),
-        runs=[(run.name, css_of(at)) for at, run in enumerate(runs)],
+        runs=[(run.name, style(at, css=True)) for at, run in enumerate(runs)],
         lines=lines(runs, rows),
         panels={name: png(figure) for name, figure in figures.items() if figure},
         samples=comparison.samples(runs),
@@ -143,10 +136,7 @@ def write(runs: list[Compared], into: Path, title: str) -> list[Path]:
     """Write comparison.html and comparison.md; returns their paths."""
     rows = comparison_table.table(runs)
     into.mkdir(parents=True, exist_ok=True)
-    written = {
-        into / "comparison.html": page(runs, rows, title),
-        into / "comparison.md": markdown(runs, rows, title),
-    }
-    for path, text in written.items():
-        write_whole(path, text)
-    return [*written]
+    written = [into / "comparison.html", into / "comparison.md"]
+    for path, form in zip(written, (page, markdown), strict=True):
+        write_whole(path, form(runs, rows, title))
+    return written

@@ -1,7 +1,5 @@
 """What runs came to, metric by metric, and by how much they differ beyond noise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +137,7 @@ def table(runs: list[Compared]) -> list[Row]:
         row("state", lambda run: run.state),
         _accuracy(runs),
         row("held-out margin", lambda run: _interval(_of(run, "pairs").get("margin"), "+.3f")),
-        row("held-out loss, last", _last),
+        row("held-out loss, last", lambda run: _best(run, "loss", lambda points, **_: points[-1])),
         row("held-out loss, best", lambda run: _best(run, "loss", min)),
         row("held-out accuracy, best", lambda run: _best(run, "accuracy", max)),
         _reward(runs),
@@ -159,8 +157,7 @@ def _interval(of: dict | None, form: str) -> str:
 
 
 def _kl(run: Compared, key: str, form: str) -> str:
-    mean = (_of(run, "answers").get("kl") or {}).get(key, {}).get("mean")
-    return _form(mean, form)
+    return _form((_of(run, "answers").get("kl") or {}).get(key, {}).get("mean"), form)
 
 
 def _form(value: float | None, form: str) -> str:
@@ -172,13 +169,12 @@ def _of(run: Compared, part: str) -> dict[str, Any]:
 
 
 def _accuracy(runs: list[Compared]) -> Row:
-    found = [_of(run, "pairs").get("accuracy") for run in runs]
-    units = [
-        _held_out(run, accuracy(np.array(_of(run, "pairs").get("margins") or []))) for run in runs
-    ]
-    said = [_interval(of, ".3f") for of in found]
+    pairs = [_of(run, "pairs") for run in runs]
+    correct = [accuracy(np.array(of.get("margins") or [])) for of in pairs]
+    found = [of.get("accuracy") for of in pairs]
     gained = [of["low"] > 0.5 if of else None for of in found]
-    return Row("held-out accuracy", said, units, gained)
+    units = [*map(_held_out, runs, correct)]
+    return Row("held-out accuracy", [_interval(of, ".3f") for of in found], units, gained)
 
 
 def _held_out(run: Compared, values: np.ndarray, by_pair: bool = True) -> Units | None:
@@ -206,18 +202,9 @@ def _reward(runs: list[Compared]) -> Row:
     return Row("true reward", said, units, [rise["low"] > 0 if rise else None for rise in rises])
 
 
-def _points(run: Compared, key: str) -> list[dict]:
-    return [point for point in run.curves["held_out"] if point[key] is not None]
-
-
-def _last(run: Compared) -> str:
-    points = _points(run, "loss")
-    return f"{points[-1]['loss']:.4f} at step {points[-1]['step']}" if points else ""
-
-
 def _best(run: Compared, key: str, which: Callable) -> str:
     """The best of what was seen at evaluations along the run, and when first."""
-    points = _points(run, key)
+    points = [point for point in run.curves["held_out"] if point[key] is not None]
     if not points:
         return ""
     point = which(points, key=lambda point: point[key])
@@ -254,7 +241,7 @@ def _evaluation(runs: list[Compared], name: str) -> list[Row]:
         for run, of, rate in zip(runs, found, rates, strict=True)
     ]
     answers = [of.get("answers") or {} for of in found]
-    kl = [of.get("kl") or {} for of in answers]
+    kl = [(of.get("kl") or {}).get("nats_per_sequence") for of in answers]
     longer = [(of.get("mean_tokens") or {}).get("difference") for of in answers]
     rows = [
         Row(
@@ -266,25 +253,20 @@ def _evaluation(runs: list[Compared], name: str) -> list[Row]:
         ),
         Row(f"length-controlled, {name}", [_interval(of, ".3f") for of in controlled]),
         Row(f"reward difference, {name}", [_interval(of, "+.3f") for of in rewards]),
-        Row(
-            f"KL, nats a sequence, {name}",
-            [_interval(of.get("nats_per_sequence"), ".2f") for of in kl],
-        ),
+        Row(f"KL, nats a sequence, {name}", [_interval(of, ".2f") for of in kl]),
         Row(f"tokens longer, {name}", [_interval(of, "+.1f") for of in longer]),
     ]
     for task, metric in sorted({each for of in found for each in _metrics(of)}):
         measured = [_metrics(of).get((task, metric)) for of in found]
-        rows.append(Row(f"{task}, {metric}, {name}", [_benchmark(of) for of in measured]))
+        both = [of and [with_error(of, side) for side in ("policy", "against")] for of in measured]
+        said = ["{} (against {})".format(*values) if values else "" for values in both]
+        rows.append(Row(f"{task}, {metric}, {name}", said))
     return rows
 
 
 def _metrics(found: dict[str, Any]) -> dict[tuple[str, str], dict]:
     suite = found.get("suite") or {}
     return {(task, metric): of for task, each in suite.items() for metric, of in each.items()}
-
-
-def _benchmark(of: dict | None) -> str:
-    return f"{with_error(of, 'policy')} (against {with_error(of, 'against')})" if of else ""
 
 
 def _preferred(folder: Path, found: dict[str, Any]) -> Units | None:

@@ -1,7 +1,5 @@
 """What a model sees of its data, as a page: `make data` writes it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from dpo.data import lint, quarantine

@@ -1,7 +1,6 @@
 """An evaluation as rows of (name, value, note), and as a page."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -54,39 +53,29 @@ def _pairs(pairs: dict | None) -> list[Row]:
         ("Preference accuracy", said(pairs["accuracy"]), of_pairs(pairs["count"], pairs)),
         ("Margin", said(pairs["margin"], "+.3f"), "implicit reward, chosen less rejected"),
     ]
-    groups = {"": pairs["by_length"], **pairs["by_category"]}
-    for column, group in groups.items():
-        for part in group:
-            name = f"{column}: {part['name']}" if column else part["name"]
-            table.append((f"— {name}", said(part["accuracy"]), f"accuracy, {part['count']} pairs"))
+    for name, part in parts_of(pairs):
+        table.append((f"— {name}", said(part["accuracy"]), f"accuracy, {part['count']} pairs"))
     return table
+
+
+def parts_of(pairs: dict) -> Iterator[tuple[str, dict]]:
+    """The parts of the pairs, by length and by each column of categories, with their names."""
+    for column, group in {"": pairs["by_length"], **pairs["by_category"]}.items():
+        for part in group:
+            yield f"{column}: {part['name']}" if column else part["name"], part
 
 
 def _answers(found: dict) -> list[Row]:
     of = found["answers"]
     tokens, finished, distinct = of["mean_tokens"], of["finished"], of["distinct"]
-
-    table = [
-        (
-            "Answer, tokens",
-            said(tokens["policy"], ".1f"),
-            f"against {said(tokens['against'], '.1f')}; "
-            f"difference {said(tokens['difference'], '+.1f')}",
-        ),
-        (
-            "Ended by themselves",
-            said(finished["policy"], ".0%"),
-            f"against {said(finished['against'], '.0%')}; the others were cut",
-        ),
-        *(
-            (
-                f"Distinct {n}-grams",
-                f"{distinct['policy'][n]:.2f}",
-                f"against {distinct['against'][n]:.2f}; share of all",
-            )
-            for n in ("1", "2")
-        ),
-    ]
+    note = f"against {said(tokens['against'], '.1f')}; "
+    note += f"difference {said(tokens['difference'], '+.1f')}"
+    table = [("Answer, tokens", said(tokens["policy"], ".1f"), note)]
+    note = f"against {said(finished['against'], '.0%')}; the others were cut"
+    table.append(("Ended by themselves", said(finished["policy"], ".0%"), note))
+    for n in ("1", "2"):
+        note = f"against {distinct['against'][n]:.2f}; share of all"
+        table.append((f"Distinct {n}-grams", f"{distinct['policy'][n]:.2f}", note))
     if of["kl"]:
         sequence, token = of["kl"]["nats_per_sequence"], of["kl"]["nats_per_token"]
         note = f"from {of['kl']['from']}, nats a sequence; a token {said(token, '.3f')}"
@@ -117,11 +106,7 @@ def shares(found: dict) -> dict[str, dict]:
             named["win rate, length-controlled"] = judge["length_controlled_win_rate"]
     if pairs:
         named["accuracy"] = pairs["accuracy"]
-        groups = {"": pairs["by_length"], **pairs["by_category"]}
-        for column, group in groups.items():
-            for part in group:
-                name = f"{column}: {part['name']}" if column else part["name"]
-                named[f"accuracy, {name}"] = part["accuracy"]
+        named |= {f"accuracy, {name}": part["accuracy"] for name, part in parts_of(pairs)}
     return named
 
 

@@ -1,8 +1,6 @@
 """The true reward that policies reach at each distance from their reference: section 6.1 and the
 left of figure 2 of the DPO paper (Rafailov et al. 2023, arXiv 2305.18290)."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 

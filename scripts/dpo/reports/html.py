@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,6 @@ def _shown(value: Any) -> str:
     return visible(mask(str(value)))
 
 
-def _unbroken(text: str) -> str:
-    """With lines broken before an interval, and not within."""
-    return re.sub(r"\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), text)
-
-
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
@@ -43,7 +39,10 @@ PAGES = Environment(
     lstrip_blocks=True,
 )
 PAGES.filters["base64"] = lambda content: base64.b64encode(content).decode()
-PAGES.filters["unbroken"] = _unbroken
+# Lines are broken before an interval, and not within.
+PAGES.filters["unbroken"] = partial(
+    re.sub, r"\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0")
+)
 
 
 def render(page: str, **given: Any) -> str:

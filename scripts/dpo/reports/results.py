@@ -1,8 +1,6 @@
 """What runs have measured, in the one form of report.json and evaluation.json (`format`), whatever
 form it was written in."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -46,11 +44,8 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
             },
         }
     if reward:
-        new["prompts"] = {
-            "count": reward.get("prompts"),
-            "samples": reward.get("answers_per_prompt"),
-            "temperature": reward.get("temperature"),
-        }
+        new["prompts"] = {"count": reward.get("prompts"), "temperature": reward.get("temperature")}
+        new["prompts"]["samples"] = reward.get("answers_per_prompt")
         new["judge"] = {
             "name": reward.get("name"),
             "reward": {
@@ -70,14 +65,9 @@ def _interval(of: dict[str, float]) -> dict[str, float]:
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "prompt": row["prompt"],
-        "policy": row["after"],
-        "against": row["before"],
-        "reward_policy": row["reward_after"],
-        "reward_against": row["reward_before"],
-        "preferred": None,
-    }
+    said = {"prompt": row["prompt"], "policy": row["after"], "against": row["before"]}
+    rewards = {"reward_policy": row["reward_after"], "reward_against": row["reward_before"]}
+    return said | rewards | {"preferred": None}
 
 
 def headline(found: dict[str, Any]) -> dict[str, Any]:

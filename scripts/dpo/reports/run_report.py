@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import shlex
 from pathlib import Path
@@ -36,13 +35,8 @@ CHOSEN, REJECTED = "#1a7f37", "#cf222e"
 def curves(log_history: list[dict]) -> dict[str, list[dict]]:
     """What TRL logs, as one list of points for the training batches and one for the held-out
     pairs."""
-    names = {
-        "loss": "loss",
-        "margin": "rewards/margins",
-        "accuracy": "rewards/accuracies",
-        "chosen": "rewards/chosen",
-        "rejected": "rewards/rejected",
-    }
+    names = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+    names |= {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}
     points = {"train": [], "held_out": []}
     for entry in log_history:
         prefix = "eval_" if "eval_loss" in entry else ""
@@ -80,10 +74,8 @@ def draw(report: dict) -> Figure:
         line(accuracy, [start, *inner, last], "accuracy", color=AFTER, label="held-out pairs")
         bar = [[result["mean"] - result["low"]], [result["high"] - result["mean"]]]
         accuracy.errorbar(report["steps"], result["mean"], bar, fmt="o", color=AFTER, capsize=3)
-        if pairs["ceiling"] is not None:
-            accuracy.axhline(
-                pairs["ceiling"], color=INK, linestyle=":", label="ceiling: label noise"
-            )
+        if (ceiling := pairs["ceiling"]) is not None:
+            accuracy.axhline(ceiling, color=INK, linestyle=":", label="ceiling: label noise")
     accuracy.set(title="Preference accuracy", xlabel="step", ylim=(0, 1.03))
     accuracy.legend(frameon=False, loc="lower right")
 
@@ -103,23 +95,15 @@ def draw(report: dict) -> Figure:
 
 
 def draw_true_reward(axis, report: dict) -> None:
-    judge, sides = report["judge"], {"before": "against", "after": "policy"}
-    values = {name: np.ravel(judge["rewards"][side]) for name, side in sides.items()}
-    reward = {name: judge["reward"][side]["mean"] for name, side in sides.items()}
-    axis.hist(
-        values.values(),
-        bins=10,
-        range=(-1, 1),
-        color=[BEFORE, AFTER],
-        label=[f"{name}: {reward[name]:+.2f}" for name in values],
-    )
-    for name, color in (("before", BEFORE), ("after", AFTER)):
-        axis.axvline(reward[name], color=color, linestyle="--", linewidth=1.5)
-    axis.set(
-        title="True reward of held-out answers",
-        xlabel=SCALES.get(judge["name"], judge["name"]),
-        ylabel="answers",
-    )
+    judge, colors = report["judge"], (BEFORE, AFTER)
+    values = [np.ravel(judge["rewards"][side]) for side in ("against", "policy")]
+    before, after = (judge["reward"][side]["mean"] for side in ("against", "policy"))
+    labels = [f"before: {before:+.2f}", f"after: {after:+.2f}"]
+    axis.hist(values, bins=10, range=(-1, 1), color=colors, label=labels)
+    for mean, color in zip((before, after), colors, strict=True):
+        axis.axvline(mean, color=color, linestyle="--", linewidth=1.5)
+    scale = SCALES.get(judge["name"], judge["name"])
+    axis.set(title="True reward of held-out answers", xlabel=scale, ylabel="answers")
     axis.legend(frameon=False, loc="upper left")
 
 
@@ -127,10 +111,9 @@ def of_pairs(count: int, found: dict) -> str:
     """How many pairs something was measured on, of how many prompts if there are fewer, and on how
     many the policy has no view: `124 held-out pairs, 3 of them ties`."""
     prompts, ties = found.get("prompts", count), found.get("ties", 0)
-    said = f"{count} held-out pairs" + (
-        f" of {prompts} prompt{'s' * (prompts > 1)}" if prompts < count else ""
-    )
-    return said + (f", {'all' if ties == count else ties} of them ties" if ties else "")
+    said = f" of {prompts} prompt{'s' * (prompts > 1)}" if prompts < count else ""
+    said += f", {'all' if ties == count else ties} of them ties" if ties else ""
+    return f"{count} held-out pairs{said}"
 
 
 def tiles(report: dict) -> list[tuple[str, str, str]]:
@@ -139,54 +122,27 @@ def tiles(report: dict) -> list[tuple[str, str, str]]:
     if judge:
         prompts, reward = report["prompts"], judge["reward"]
         rise, count = reward["difference"], prompts["count"] * prompts["samples"]
-        rows.append(
-            (
-                "True reward",
-                f"{reward['against']['mean']:+.2f} → {reward['policy']['mean']:+.2f}",
-                f"difference {rise['mean']:+.3f}, 95% interval {rise['low']:+.3f} to "
-                f"{rise['high']:+.3f}; {count} answers to {prompts['count']} held-out prompts",
-            )
-        )
+        note = f"difference {rise['mean']:+.3f}, 95% interval {rise['low']:+.3f} to "
+        note += f"{rise['high']:+.3f}; {count} answers to {prompts['count']} held-out prompts"
+        value = f"{reward['against']['mean']:+.2f} → {reward['policy']['mean']:+.2f}"
+        rows.append(("True reward", value, note))
     if pairs := report["pairs"]:
         accuracy, ceiling = pairs["accuracy"], pairs["ceiling"]
-        rows.append(
-            (
-                "Preference accuracy",
-                f"0.50 → {accuracy['mean']:.2f}",
-                f"95% interval {accuracy['low']:.2f} to {accuracy['high']:.2f}; "
-                + (f"label noise leaves {ceiling:.2f}; " if ceiling is not None else "")
-                + of_pairs(pairs["count"], pairs),
-            )
-        )
+        note = f"95% interval {accuracy['low']:.2f} to {accuracy['high']:.2f}; "
+        note += f"label noise leaves {ceiling:.2f}; " if ceiling is not None else ""
+        note += of_pairs(pairs["count"], pairs)
+        rows.append(("Preference accuracy", f"0.50 → {accuracy['mean']:.2f}", note))
     if answers:
-        length, kl = answers["mean_tokens"], answers["kl"]
-        rows += [
-            (
-                "KL from the reference",
-                f"{kl['nats_per_sequence']['mean']:.2f} nats",
-                "a sequence, on the policy's own answers",
-            ),
-            (
-                "Answer length",
-                f"{length['against']['mean']:.1f} → {length['policy']['mean']:.1f}",
-                "tokens, mean, the end token counted",
-            ),
-        ]
-    seconds = report["seconds"]
-    rows.append(
-        (
-            "Time",
-            f"{(seconds['train'] + seconds['evaluate']) / 60:.1f} min",
-            f"training {seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s; "
-            f"peak memory {report['peak_memory_gb']:.1f} GB; {report['machine']}",
-        )
-    )
+        length, nats = answers["mean_tokens"], answers["kl"]["nats_per_sequence"]["mean"]
+        note = "a sequence, on the policy's own answers"
+        rows.append(("KL from the reference", f"{nats:.2f} nats", note))
+        value = f"{length['against']['mean']:.1f} → {length['policy']['mean']:.1f}"
+        rows.append(("Answer length", value, "tokens, mean, the end token counted"))
+    train, evaluate = (report["seconds"][part] for part in ("train", "evaluate"))
+    note = f"training {train:.0f} s, evaluation {evaluate:.0f} s; "
+    note += f"peak memory {report['peak_memory_gb']:.1f} GB; {report['machine']}"
+    rows.append(("Time", f"{(train + evaluate) / 60:.1f} min", note))
     return rows
-
-
-def data_notes(report: dict) -> list[str]:
-    """What was said of the data as it was read; reports of older runs have none."""
-    return report["data"].get("notes", [])
 
 
 def summary(report: dict) -> str:
@@ -217,7 +173,7 @@ def page(report: dict, drawn: bytes) -> str:
         "run",
         title=report["recipe"],
         summary=summary(report),
-        notes=data_notes(report),
+        notes=report["data"].get("notes", []),  # reports of older runs have none
         alerts=report["alerts"],
         tiles=tiles(report),
         drawn=drawn,
@@ -244,7 +200,7 @@ def about(
     alerts: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """What a report says of a training: of what, on what, how it went, and by which software."""
-    from dpo.core.machine import commit, device_name, versions  # which ask torch
+    from dpo.core.machine import commit, device_name, now, versions  # which ask torch
 
     return {
         "recipe": recipe.name,
@@ -267,7 +223,7 @@ def about(
         "versions": versions(),
         "commit": commit(),
         "machine": device_name(),
-        "finished": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "finished": now(),
     }
 
 
@@ -285,7 +241,7 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for row in tiles(results):
         table.add_row(*row)
     Console().print(table)
-    for note in data_notes(results):
+    for note in results["data"]["notes"]:
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
     print(f"Next: make evaluate RUN={shlex.quote(str(policies[0]))}")

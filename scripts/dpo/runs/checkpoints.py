@@ -5,8 +5,6 @@ leaves half of one under its final name. Here all processes write to a temporary
 `finish` writes a manifest of every file with its size and hash, and renames the folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -234,18 +232,13 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
     for key in ("model", "data"):
         if manifest[key] != about[key]:
             refuse(f"was written with other {key} than this run reads", "bring them back")
-    if manifest["sharding"] != about["sharding"]:
-        refuse(
-            f"was written with {manifest['sharding']}, and this run has {about['sharding']}",
-            "go on as it was written",
-        )
+    before, now = manifest["sharding"], about["sharding"]
+    if before != now:
+        refuse(f"was written with {before}, and this run has {now}", "go on as it was written")
     before, now = manifest.get("micro_batches"), about["micro_batches"]
     if before is not None and before != now:
-        refuse(
-            f"was written with {before} pairs a micro-batch, micro-batches and processes, and "
-            f"this run has {now}: its loss depends on them",
-            "give those again",
-        )
+        how = f"{before} pairs a micro-batch, micro-batches and processes, and this run has {now}"
+        refuse(f"was written with {how}: its loss depends on them", "give those again")
     before, now = manifest["processes"], about["processes"]
     if before != now and not other_processes:
         refuse(

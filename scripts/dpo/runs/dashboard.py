@@ -4,8 +4,6 @@ Nothing is asked of a run: what is shown is metrics.jsonl and completions.jsonl.
 ones and those copied from another machine are shown too, and no page can disturb a training.
 """
 
-from __future__ import annotations
-
 import datetime
 import itertools
 from pathlib import Path
@@ -27,7 +25,7 @@ class Followed:
     def __init__(self, root: Path, tables):
         """`tables` is trackio's SQLiteStorage."""
         self.root, self.tables = root, tables
-        self.seen: dict[Path, tuple[int, ...]] = {}
+        self.seen: dict[Path, list[tuple[int, ...]]] = {}
         self.held: dict[Path, list[Entry]] = {}
         tables.init_db(PROJECT)
 
@@ -35,7 +33,9 @@ class Followed:
         """Take in what was written since the last time."""
         folders = {path.parent for path in self.root.rglob(output_folder.METRICS)}
         for folder in sorted(folders | self.held.keys()):
-            state = state_of(folder)
+            paths = [folder / name for name in (output_folder.METRICS, output_folder.COMPLETIONS)]
+            found = [path.stat() for path in paths if path.is_file()]
+            state = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
             if state != self.seen.get(folder):
                 self.take_in(folder)
                 self.seen[folder] = state
@@ -57,13 +57,6 @@ class Followed:
                 config=config(folder),
             )
         self.held[folder] = now
-
-
-def state_of(folder: Path) -> tuple[int, ...]:
-    """What changes when a run has written."""
-    paths = [folder / name for name in (output_folder.METRICS, output_folder.COMPLETIONS)]
-    found = [path.stat() for path in paths if path.is_file()]
-    return tuple(n for stat in found for n in (stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -1,7 +1,5 @@
 """metrics.jsonl: every logged step in the output folder, so that no tracker has the only copy."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

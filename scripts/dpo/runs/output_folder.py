@@ -1,7 +1,5 @@
 """A run's output folder: whose it is, how far it got, files written whole."""
 
-from __future__ import annotations
-
 import datetime
 import fcntl
 import os

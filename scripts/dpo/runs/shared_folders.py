@@ -1,7 +1,5 @@
 """Folders that all machines of a run must have in common: what one writes, the others read."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

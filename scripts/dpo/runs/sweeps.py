@@ -1,7 +1,5 @@
 """Many runs of one recipe: which ones, and one after another or side by side on the GPUs."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
@@ -148,13 +146,8 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
     # group of its own, so that the terminal's Ctrl-C comes by us, and once.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     with run.log.open("a", encoding="utf-8") as log:
-        run.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
+        how: Any = {"stdout": log, "stderr": subprocess.STDOUT, "process_group": 0}
+        run.process = subprocess.Popen(command, env=environment, **how)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     run.seconds = -time.monotonic()
 
@@ -163,11 +156,7 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
 def heard() -> Iterator[deque[int]]:
     """The signals that ask this process to leave, as they come. They no longer end it."""
     came: deque[int] = deque()
-
-    def hear(number: int, frame) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in SIGNALS}
     try:
         yield came
     finally:

@@ -1,7 +1,5 @@
 """The job of make check-gpu, the rows of its table, and how they are written."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -5,13 +5,11 @@ path in float32 with the same weights, and the shared one may not be further off
 by more than a factor.
 """
 
-from __future__ import annotations
-
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -34,29 +32,21 @@ from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import share_prefixes
 from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.speed.gpu_checks import Job, Row, judged
-from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, typical_lengths
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, sized, typical_lengths
 
 LOGPS, GRADIENTS = 1e-4, 1e-3  # in float32: nats a token; of the norm of the gradient
 FACTOR = 1.5  # in bfloat16: the shared path's error over the plain path's, root mean square
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.07,  # wide, so that attention matters
-    "pad_token_id": 0,
-}
+HEADS = 64, 128, 256  # sizes that kernels are chosen by
+WIDE = {"initializer_range": 0.07, "pad_token_id": 0}  # so wide that attention matters
+OF_64, OF_128, OF_256 = (sized(512, 256, 512, 4, 4, 2, size, 1024) | WIDE for size in HEADS)
 KINDS = ["sliding_attention", "full_attention"]
-# Heads of the sizes that kernels are chosen by, and windows shorter than the rows.
+# Windows are shorter than the rows.
 SMALL: dict[str, PreTrainedConfig] = {
-    "llama, heads of 64": LlamaConfig(**SIZES),
-    "qwen3, heads of 128": Qwen3Config(**SIZES, head_dim=128),
-    "mistral, window of 32": MistralConfig(**SIZES, head_dim=128, sliding_window=32),
+    "llama, heads of 64": LlamaConfig(**OF_64),
+    "qwen3, heads of 128": Qwen3Config(**OF_128),
+    "mistral, window of 32": MistralConfig(**OF_128, sliding_window=32),
     "gemma3, heads of 256, window of 32 in every other layer": Gemma3TextConfig(
-        **SIZES, head_dim=256, sliding_window=32, layer_types=KINDS * 2
+        **OF_256, sliding_window=32, layer_types=KINDS * 2
     ),
 }
 NUMERICS = ("float32", "bfloat16 autocast", "bfloat16 weights")
@@ -109,18 +99,6 @@ def scored(
     return logps.detach()[labels[:, 1:] != -100], torch.cat(gradient)
 
 
-@contextlib.contextmanager
-def kernels(flash: bool) -> Iterator[None]:
-    """Leave FlashAttention out, or take it where the device and the dtype allow it."""
-    stock = attention.uses_flash
-    if not flash:
-        attention.uses_flash = lambda *args, **kwargs: False
-    try:
-        yield
-    finally:
-        attention.uses_flash = stock
-
-
 def ready(model: PreTrainedModel) -> PreTrainedModel:
     """With weights that bfloat16 can tell apart, so that they are the same in every dtype."""
     for parameter in model.parameters():
@@ -136,32 +114,20 @@ def within(name: str, numerics: str, plain: tuple, shared: tuple, truth: tuple) 
     def off(found: Tensor, right: Tensor) -> float:
         return float((found - right).double().norm())
 
-    if numerics == "float32":
-        nats = float((shared[0] - plain[0]).abs().max())
-        part = off(shared[1], plain[1]) / float(plain[1].double().norm())
-        return judged(
-            name,
-            nats <= LOGPS and part <= GRADIENTS,
-            f"{nats:.1e} nats a token, {part:.1e} of the gradient",
-            f"{LOGPS:.0e}, {GRADIENTS:.0e}",
-            nats=nats,
-            gradient=part,
-        )
     tokens, norm = len(truth[0]) ** 0.5, float(truth[1].double().norm())
-    nats = [off(path[0], truth[0]) / tokens for path in (shared, plain)]
-    part = [off(path[1], truth[1]) / norm for path in (shared, plain)]
-    # Below what the bounds of float32 allow, a ratio says nothing.
-    good = nats[0] <= max(FACTOR * nats[1], LOGPS) and part[0] <= max(FACTOR * part[1], GRADIENTS)
-    return judged(
-        name,
-        good,
-        f"{nats[0]:.1e} nats a token, {part[0]:.1e} of the gradient",
-        f"{FACTOR} × the plain path's {nats[1]:.1e}, {part[1]:.1e}",
-        nats=nats[0],
-        gradient=part[0],
-        plain_nats=nats[1],
-        plain_gradient=part[1],
-    )
+    found = {"nats": off(shared[0], truth[0]) / tokens, "gradient": off(shared[1], truth[1]) / norm}
+    most, bound = (LOGPS, GRADIENTS), f"{LOGPS:.0e}, {GRADIENTS:.0e}"
+    if numerics == "float32":  # there the plain path is the truth
+        found["nats"] = float((shared[0] - truth[0]).abs().max())
+    else:
+        plain_nats, plain_part = off(plain[0], truth[0]) / tokens, off(plain[1], truth[1]) / norm
+        # Below what the bounds of float32 allow, a ratio says nothing.
+        most = max(FACTOR * plain_nats, LOGPS), max(FACTOR * plain_part, GRADIENTS)
+        bound = f"{FACTOR} × the plain path's {plain_nats:.1e}, {plain_part:.1e}"
+        found |= {"plain_nats": plain_nats, "plain_gradient": plain_part}
+    nats, part = found["nats"], found["gradient"]
+    says = f"{nats:.1e} nats a token, {part:.1e} of the gradient"
+    return judged(name, nats <= most[0] and part <= most[1], says, bound, **found)
 
 
 def compared(name: str, make: Callable[[], PreTrainedModel], pairs, most: int, device: str):
@@ -178,7 +144,8 @@ def compared(name: str, make: Callable[[], PreTrainedModel], pairs, most: int, d
         for flash in [True, False] if has_flash else [False]:
             says = f"{name}: {numerics}, {'FlashAttention' if flash else 'SDPA'}"
             try:
-                with kernels(flash):
+                uses = attention.uses_flash if flash else lambda *_: False
+                with mock.patch.object(attention, "uses_flash", uses):
                     shared = scored(model, batch, True, autocast)
                 yield within(says, numerics, plain, shared, truth)
             except Exception as error:  # a row of its own, whatever the kernel says
@@ -189,24 +156,17 @@ def parity(job: Job) -> Iterator[Row]:
     """Every small model, the model of the check at UltraFeedback's lengths, and on a GPU the shape
     of Qwen3-0.6B as well."""
 
-    def of(config: PreTrainedConfig) -> Callable[[], PreTrainedModel]:
-        def make() -> PreTrainedModel:
-            with torch.device(job.device):
-                return AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, attn_implementation="sdpa"
-                )
+    how = {"dtype": torch.float32, "attn_implementation": "sdpa"}
 
-        return make
-
-    def loaded() -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(
-            job.model, dtype="float32", attn_implementation="sdpa"
-        )
+    def made(config: PreTrainedConfig) -> PreTrainedModel:
+        with torch.device(job.device):
+            return AutoModelForCausalLM.from_config(config, **how)
 
     edges = partial(edge_pairs, shorter=4 if job.small else 1)
-    small = [compared(name, of(SMALL[name]), edges, 256, job.device) for name in SMALL]
+    small = [compared(n, partial(made, of), edges, 256, job.device) for n, of in SMALL.items()]
+    loaded = partial(AutoModelForCausalLM.from_pretrained, job.model, **how)
     real = compared(job.model.name, loaded, real_pairs, MAX_LENGTH, job.device)
     shape = "Qwen3-0.6B"
-    large = compared(shape, of(SHAPES[shape]), real_pairs, MAX_LENGTH, job.device)
+    large = compared(shape, partial(made, SHAPES[shape]), real_pairs, MAX_LENGTH, job.device)
     others = [] if job.small else [real, large] if job.device == "cuda" else [real]
     yield from itertools.chain(*small, *others)

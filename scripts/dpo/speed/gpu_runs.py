@@ -1,9 +1,8 @@
 """Short runs through the launcher, and what is seen to be right of them (make check-gpu)."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import shutil
@@ -12,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -59,7 +59,7 @@ def launched(*given) -> dict:
     folder = given[2]
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     tokens = [line["num_tokens"] for line in metrics.read(folder) if "loss" in line]
-    most = max(b - a for a, b in zip([0, *tokens], tokens, strict=False))
+    most = max(b - a for a, b in itertools.pairwise([0, *tokens]))
     return report | {"losses": losses_of(folder), "tokens": most}
 
 
@@ -77,6 +77,14 @@ def start(name: str, losses: list[float], kind: str) -> Row:
         f"{START[kind]:.0e}",
         losses=losses,
     )
+
+
+def peak(name: str, job: Job, report: dict, inside: int = 16, more: float = 0, **how: Any) -> Row:
+    """The peak memory of a run beside its prediction: `inside` bytes a parameter, activations of
+    the step with the most tokens, and `more` bytes; `how` it is judged as `memory` takes it."""
+    shape = AutoConfig.from_pretrained(job.model)
+    predicted = inside * parameters(shape) + activations(shape, report["tokens"]) + more
+    return memory(name, job, report["peak_memory_gb"], predicted / 1e9, **how)
 
 
 def default_run(job: Job) -> Iterator[Row]:
@@ -97,9 +105,7 @@ def default_run(job: Job) -> Iterator[Row]:
         f"{before:+.2f} → {after:+.2f}",
         "there, and a report",
     )
-    config = AutoConfig.from_pretrained(job.model)
-    predicted = 16 * parameters(config) + activations(config, report["tokens"])
-    yield memory("default run: memory", job, report["peak_memory_gb"], predicted / 1e9)
+    yield peak("default run: memory", job, report)
 
     kill_after(command(job, job.single, killed, *settings), killed / f"checkpoint-{SAVED}")
     from_step = checkpoints.last_whole(killed)
@@ -165,9 +171,7 @@ def unsharded(job: Job) -> Iterator[Row]:
     """One process that shards nothing: what the sharded runs are held against."""
     report = short_run(job, job.single, "single")
     yield start(f"{job.single} in {job.half}", report["losses"], job.half)
-    config = AutoConfig.from_pretrained(job.model)
-    predicted = 16 * parameters(config) + activations(config, report["tokens"])
-    yield memory(f"{job.single}: memory", job, report["peak_memory_gb"], predicted / 1e9)
+    yield peak(f"{job.single}: memory", job, report)
 
 
 def sharded(job: Job, config: str) -> Iterator[Row]:
@@ -183,13 +187,10 @@ def sharded(job: Job, config: str) -> Iterator[Row]:
         yield judged(name, off <= bound, f"{off:.1e} apart at most", f"{bound:g}", apart=off)
     else:
         yield skipped(name, f"there is no run of {job.single}")
-    shape = AutoConfig.from_pretrained(job.model)
     # Offloaded, the weights come for a forward, and are all that comes.
     inside, factor = (2, 3) if config == "zero3_offload" else (18, MEMORY)
-    predicted = inside * parameters(shape) + activations(shape, report["tokens"])
-    predicted += BUCKETS if config == "zero2" else 0
-    found, low = report["peak_memory_gb"], config == "zero3"
-    yield memory(f"{config}: memory", job, found, predicted / 1e9, low, factor)
+    how = {"more": BUCKETS * (config == "zero2"), "low": config == "zero3", "factor": factor}
+    yield peak(f"{config}: memory", job, report, inside, **how)
 
 
 def missing(job: Job, config: str) -> str | None:
@@ -214,7 +215,4 @@ def qlora(job: Job) -> Iterator[Row]:
     yield start("QLoRA, 4 bits, bfloat16", report["losses"], "bfloat16")
     made = [*(job.folder / "qlora/merged").glob("*.safetensors")]
     yield judged("QLoRA: merged", bool(made), "written" if made else "nothing there")
-    shape = AutoConfig.from_pretrained(job.model)
-    predicted = 16 * parameters(shape) + activations(shape, report["tokens"])
-    name = "QLoRA: memory, beside full fine-tuning's"
-    yield memory(name, job, report["peak_memory_gb"], predicted / 1e9, low=False, factor=1)
+    yield peak("QLoRA: memory, beside full fine-tuning's", job, report, low=False, factor=1)

@@ -1,7 +1,5 @@
 """What a benchmark ends with: its table, shown and written, and a picture of it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

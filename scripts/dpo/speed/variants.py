@@ -1,8 +1,7 @@
 """What makes training faster than stock TRL, one step added at a time: each a real trainer in a
 process of its own, so that peak memory is its own, and all on the same pairs, by turns."""
 
-from __future__ import annotations
-
+import argparse
 import copy
 import json
 import os
@@ -27,20 +26,9 @@ from dpo.data.schema import IDS
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.head import head_on_completions
 from dpo.runs.launch import KEPT_MEMORY, visible_gpus
+from dpo.speed import workload
 from dpo.speed.table import show, write
-from dpo.speed.workload import (
-    LENGTHS,
-    MAX_LENGTH,
-    SHAPES,
-    Stopwatch,
-    any_tokenizer,
-    config_of,
-    dealing,
-    matmul_peak,
-    repeats_and_padding,
-    typical_lengths,
-    useful_flops,
-)
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, config_of, typical_lengths, useful_flops
 from dpo.training.trainer import FastDPOTrainer
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
@@ -122,13 +110,8 @@ def work(variant: Variant, job: Job) -> dict:
     lengths = np.concatenate([job.warm_up, job.timed])
     config = config_of(job.model)
     draw = np.random.default_rng(0)
-    rows = [
-        {
-            name: draw.integers(2, config.vocab_size, n).tolist()
-            for name, n in zip(IDS, row, strict=True)
-        }
-        for row in lengths
-    ]
+    drawn = ((draw.integers(2, config.vocab_size, n).tolist() for n in row) for row in lengths)
+    rows = [dict(zip(IDS, ids, strict=True)) for ids in drawn]
     torch.manual_seed(0)
     with torch.device(job.device):
         if job.model in SHAPES:
@@ -139,7 +122,7 @@ def work(variant: Variant, job: Job) -> dict:
         else:
             large, model = False, AutoModelForCausalLM.from_pretrained(job.model, dtype="float32")
     live = not variant.cached and not large  # with LoRA the reference is the policy without it
-    watch = Stopwatch()
+    watch = workload.Stopwatch()
     if not variant.flash:
         attention.uses_flash = lambda device, half: False
     if variant.head:
@@ -149,7 +132,7 @@ def work(variant: Variant, job: Job) -> dict:
             "model": model,
             "ref_model": copy.deepcopy(model) if live else None,
             "train_dataset": Dataset.from_list(rows),
-            "processing_class": any_tokenizer(),
+            "processing_class": workload.any_tokenizer(),
             "peft_config": LoraConfig(r=64, target_modules="all-linear") if large else None,
             "callbacks": [watch],
             "args": DPOConfig(
@@ -195,22 +178,19 @@ def measure(job: Job, peak: float) -> list[dict]:
     variants = [variant for variant in VARIANTS if variant.only_on in (None, job.device)]
     seconds: dict[str, float] = {variant.name: 0.0 for variant in variants}
     memory: dict[str, float | None] = dict.fromkeys(seconds, 0.0)
-    bar = tqdm(total=job.turns * len(variants), unit="run")
-    lengths = []
-    for number in range(job.turns):
-        turn = replace(job, turn=number)
-        lengths.append(turn.timed)
-        for variant in variants if number % 2 == 0 else variants[::-1]:
-            bar.set_description(f"{job.model}, {job.pairs} pairs: {variant.name}")
-            got = work_elsewhere(variant, turn) if memory[variant.name] is not None else {}
-            if "seconds" in got:
-                seconds[variant.name] += sum(got["seconds"])
-                memory[variant.name] = max(memory[variant.name], got["peak_memory_gb"])
-            else:
-                memory[variant.name] = None
-            bar.update()
-    bar.close()
-    lengths = np.concatenate(lengths)
+    turns = [replace(job, turn=number) for number in range(job.turns)]
+    with tqdm(total=job.turns * len(variants), unit="run") as bar:
+        for turn in turns:
+            for variant in variants if turn.turn % 2 == 0 else variants[::-1]:
+                bar.set_description(f"{job.model}, {job.pairs} pairs: {variant.name}")
+                got = work_elsewhere(variant, turn) if memory[variant.name] is not None else {}
+                if "seconds" in got:
+                    seconds[variant.name] += sum(got["seconds"])
+                    memory[variant.name] = max(memory[variant.name], got["peak_memory_gb"])
+                else:
+                    memory[variant.name] = None
+                bar.update()
+    lengths = np.concatenate([turn.timed for turn in turns])
     rows = []
     for variant in variants:
         row = {
@@ -218,7 +198,7 @@ def measure(job: Job, peak: float) -> list[dict]:
             "model": job.model,
             "pairs_per_micro_batch": job.pairs,
             "lengths": Path(job.lengths).stem,
-            "stock_tokens_per_token": repeats_and_padding(lengths, job.pairs),
+            "stock_tokens_per_token": workload.repeats_and_padding(lengths, job.pairs),
             **dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "ratio_to_stock")),
             "peak_memory_gb": memory[variant.name],
         }
@@ -233,43 +213,34 @@ def measure(job: Job, peak: float) -> list[dict]:
     return rows
 
 
-def compare(
-    models: list[str] | None,
-    device: str | None,
-    pairs_given: list[int] | None,
-    steps_given: int | None,
-    rounds: int,
-    lengths: str,
-    output: Path,
-) -> list[Path]:
-    """Measure the tables that are asked for, show each, and write them all to a folder.
+def compare(args: argparse.Namespace) -> list[Path]:
+    """Measure the tables that the arguments of bench.py ask for, show each, and write them all.
 
     Returns the files written.
 
     Raises:
         Refusal: there is no such model.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    lengths = lengths or str(LENGTHS)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = device == "cpu"
     PartialState(cpu=on_cpu)
     results = {
         "machine": device_name(),
         "dtype": "float32" if on_cpu else "bfloat16 autocast",
         "torch": torch.__version__,
-        "matmul_peak_tflops": matmul_peak(device) / 1e12,
-        "dealing": dealing(),
+        "matmul_peak_tflops": workload.matmul_peak(device) / 1e12,
+        "dealing": workload.dealing(),
         "rows": [],
     }
-    for model in models or (["SmolLM2-135M"] if on_cpu else SHAPES):
+    steps = args.steps or (1 if on_cpu else 10)
+    for model in args.model or (["SmolLM2-135M"] if on_cpu else SHAPES):
         if model not in SHAPES and not Path(model).is_dir():
             raise Refusal(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
-        for pairs in pairs_given or ([4] if on_cpu else [4, 8]):
-            steps = steps_given or (1 if on_cpu else 10)
-            job = Job(model, device, pairs, steps, lengths, rounds)
+        for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
+            job = Job(model, device, pairs, steps, args.lengths or str(LENGTHS), args.rounds)
             results["rows"] += (rows := measure(job, results["matmul_peak_tflops"] * 1e12))
             show(rows)
-            written = write(results, output)  # after each table: the next may take an hour
+            written = write(results, args.output)  # after each table: the next may take an hour
     return written
 
 

@@ -1,7 +1,5 @@
 """What a speed is measured with: shapes of models, lengths of real pairs, FLOPs that count."""
 
-from __future__ import annotations
-
 import csv
 import time
 from pathlib import Path
@@ -25,37 +23,22 @@ from dpo.training.batching import deal
 LENGTHS = Path("recipes/data/ultrafeedback-lengths.csv")
 MAX_LENGTH = 1024
 # Random weights of the real shape: speed does not depend on what a model knows.
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+TIED = {"tie_word_embeddings": True}
+
+
+def sized(*sizes: int) -> dict[str, int]:
+    """Sizes, in the order of SIZES, as a configuration takes them."""
+    return dict(zip(SIZES, sizes, strict=True))
+
+
 SHAPES = {
-    "SmolLM2-135M": LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-        max_position_embeddings=8192,
-    ),
-    "Qwen3-0.6B": Qwen3Config(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-        max_position_embeddings=40960,
-    ),
-    "Llama-3.1-8B": LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-    ),
+    "SmolLM2-135M": LlamaConfig(**sized(49152, 576, 1536, 30, 9, 3, 64, 8192), **TIED),
+    "Qwen3-0.6B": Qwen3Config(**sized(151936, 1024, 3072, 28, 16, 8, 128, 40960), **TIED),
+    "Llama-3.1-8B": LlamaConfig(**sized(128256, 4096, 14336, 32, 32, 8, 128, 8192)),
 }
 
 
@@ -95,10 +78,7 @@ def draw_lengths(table: str, count: int, seed: int) -> np.ndarray:
         known = np.array([[int(n) for n in row] for row in [*csv.reader(file)][1:]])
     known = known[known[:, 0] < MAX_LENGTH]
     rows = known[np.random.default_rng(seed).choice(len(known), count)]
-    prompt, chosen, rejected = rows.T
-    prompt, chosen, rejected = schema.kept_lengths(
-        prompt, chosen, rejected, MAX_LENGTH, "keep_start"
-    )
+    prompt, chosen, rejected = schema.kept_lengths(*rows.T, MAX_LENGTH, "keep_start")
     return np.stack([prompt, chosen - prompt, rejected - prompt], axis=1)
 
 

@@ -1,7 +1,5 @@
 """Of several responses in a row: which is chosen and which is rejected."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

@@ -1,8 +1,6 @@
 """Columns of other names: what `column_mapping` says of them, and a guess where it says nothing;
 and what columns may be that are no preferences."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,19 +21,8 @@ BETTER += "preferred positive pos correct"
 WORSE = "rejected reject bad worse worst lose loses loser losing lost negative neg wrong"
 SIDES = dict.fromkeys(BETTER.split(), 1) | dict.fromkeys(WORSE.split(), -1)
 NOT = ("non", "not", "un", "dis", "in", "no", "less", "least")  # before one of these words
-ABOUT = {
-    "id",
-    "ids",
-    "uuid",
-    "hash",
-    "name",
-    "type",
-    "model",
-    "score",
-    "rating",
-    "length",
-    "tokens",
-}
+ABOUT = {"id", "ids", "uuid", "hash", "name", "type", "model", "score", "rating"}
+ABOUT |= {"length", "tokens"}
 
 
 def mapping_of(text: str | None, key: str = "column_mapping") -> dict[str, str]:
@@ -152,8 +139,8 @@ def not_said(rows: list[Row], how: str = "--column_mapping ") -> str:
     return f"{said}: write {first[-1]} or {second[-1]} into it"
 
 
-def instead(columns: Row) -> list[tuple[bool, str]]:
-    """What rows without two answers may be, the most telling first, and what to say of each."""
+def instead(columns: Row) -> str:
+    """What rows without two answers are, as far as it can be told, and what to do."""
     names = {*columns}
     conversation = first_of(("messages", "conversations", "conversation"), names)
     turns = isinstance(columns.get(conversation), list)
@@ -164,25 +151,21 @@ def instead(columns: Row) -> list[tuple[bool, str]]:
     label = names & {"label", "labels", "kto_tag", "completion_label"}
     asked = names & {"prompt", "question", "instruction", "input", "query", "problem", "text"}
     others = [n for n, v in columns.items() if n not in asked and isinstance(v, (str, list, dict))]
-    return [
-        (
-            isinstance(columns.get("completions"), list) and bool(label),
+    if label and isinstance(columns.get("completions"), list):
+        return (
             "are steps with a label each (stepwise supervision, for a process reward model): DPO "
-            "compares two whole answers to one prompt, chosen and rejected",
-        ),
-        (
-            bool(answer and label),
+            "compares two whole answers to one prompt, chosen and rejected"
+        )
+    if label and answer:
+        return (
             "are single answers with a label of good or bad (unpaired preferences, as KTO takes "
             "them) and cannot be paired: train on them with KTO, or bring a chosen and a rejected "
-            f"answer to each prompt, or a score for each answer ({LAYOUTS['scored']})",
-        ),
-        (
-            bool(turns or (answer and asked)),
+            f"answer to each prompt, or a score for each answer ({LAYOUTS['scored']})"
+        )
+    if turns or (answer and asked):
+        return (
             "are single answers with none to compare them with (data of supervised fine-tuning): "
-            "DPO needs a chosen and a rejected answer to each prompt",
-        ),
-        (
-            len(asked) == 1 and not {*others} - {"id", "source"} and not label,
-            "are prompts alone: DPO needs a chosen and a rejected answer to each",
-        ),
-    ]
+            "DPO needs a chosen and a rejected answer to each prompt"
+        )
+    alone = len(asked) == 1 and not {*others} - {"id", "source"} and not label
+    return "are prompts alone: DPO needs a chosen and a rejected answer to each" if alone else ""

@@ -4,8 +4,6 @@ A layout is told from the columns of the first rows; `--preference_layout` names
 becomes a pair, or raises a Fault that says why it can't.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from trl import extract_prompt
@@ -140,16 +138,6 @@ def conversations(row: Row, chosen: Any, rejected: Any, parts: dict, calls: bool
     return pair | {"prompt": begun(pair["prompt"], row, parts, calls)}
 
 
-def check_own_turns(pair: Pair) -> None:
-    """Raises Fault if a user goes on after the turn in which two models' answers part."""
-    if not pair["prompt"]:
-        return
-    for answer in (pair["chosen"], pair["rejected"]):
-        if any(turn.get("role") == "user" for turn in answer[:-1]):
-            where = where_they_part(pair["chosen"], pair["rejected"], before=len(pair["prompt"]))
-            raise Fault("own_turns", where)
-
-
 def dialogue(row: Row, chosen: Any, rejected: Any, parts: dict, chat: bool) -> Pair:
     """A pair from dialogues as text: the prompt is a column, or what both begin with.
 
@@ -203,7 +191,10 @@ def to_pair(
         better, worse = compared(row, parts)
         if whole(better) and whole(worse):
             pair = conversations(row, better, worse, parts, calls)
-            check_own_turns(pair)
+            prompt, both = pair["prompt"], (pair["chosen"], pair["rejected"])
+            # A user goes on after the turn in which two models' answers part.
+            if prompt and any(turn.get("role") == "user" for each in both for turn in each[:-1]):
+                raise Fault("own_turns", where_they_part(*both, before=len(prompt)))
             return pair
         return answered(row, better, worse, parts, calls)
     chosen, rejected = need(row, *(parts.get(name, name) for name in ("chosen", "rejected")))

@@ -1,14 +1,13 @@
 """A row's values as they were meant: messages that were written as text, and the nulls with which
 a table fills up its structs."""
 
-from __future__ import annotations
-
 import ast
 import io
 import json
 import re
 import tokenize
 from collections.abc import Container
+from functools import partial
 from typing import Any
 
 from dpo.data.formats.parts import CANDIDATES, RATINGS
@@ -34,17 +33,14 @@ def with_commas(text: str) -> str:
     return tokenize.untokenize(tokens)
 
 
-def as_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=once)
-
-
 def value_of(text: str) -> Any:
     """What text says as JSON, as Python or as numpy prints it; None if it is neither.
 
     Raises:
         Fault: it is JSON with a key twice in one object.
     """
-    for read in (as_json, ast.literal_eval, lambda text: ast.literal_eval(with_commas(text))):
+    as_json, literal = partial(json.loads, object_pairs_hook=once), ast.literal_eval
+    for read in (as_json, literal, lambda text: literal(with_commas(text))):
         try:
             return read(text)
         except Twice as error:
@@ -115,9 +111,8 @@ def meant(row: dict[str, Any], padded: Container[str]) -> dict[str, Any]:
         elif isinstance(value, (list, dict)):
             value = turned(value)
             if name in padded:
-                from trl.trainer.utils import (
-                    remove_none_values,  # with which come seconds of others
-                )
+                # Late, since seconds of others come with it.
+                from trl.trainer.utils import remove_none_values
 
                 value = remove_none_values(value)
         read[name] = value

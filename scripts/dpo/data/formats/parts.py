@@ -4,8 +4,6 @@ Told once from the first rows, and not row by row: where a question is null, no 
 its place.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable
@@ -123,18 +121,11 @@ def said(row: Row, parts: dict[str, str]) -> list[str]:
     return [text for text in found if isinstance(text, str)]
 
 
-def _pair(columns: Row) -> dict[str, str]:
-    for chosen, rejected in zip(CHOSEN, REJECTED, strict=True):
-        if chosen in columns and rejected in columns:
-            return {"chosen": chosen, "rejected": rejected}
-    return {}
-
-
 def answers(columns: Row, rows: list[Row], given: str | None) -> tuple[str | None, dict[str, str]]:
     """How rows hold answers, and where: "paired", "compared", "rated" or "scored"."""
-    pair = _pair(columns)
-    if pair and given not in ("compared", "rated", "scored"):
-        return "paired", pair
+    for chosen, rejected in zip(CHOSEN, REJECTED, strict=True):
+        if {chosen, rejected} <= {*columns} and given not in ("compared", "rated", "scored"):
+            return "paired", {"chosen": chosen, "rejected": rejected}
     for first, second in COMPARED:
         if first in columns and second in columns and (how := verdict(first, second, rows)):
             return "compared", {"first": first, "second": second, **how}

@@ -1,7 +1,5 @@
 """How a source is read: told from its first rows, and said, with what of it is not read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +23,7 @@ from dpo.data.formats.turns import Fault, as_messages
 from dpo.data.sources.load import Rows
 from dpo.data.sources.rows import listed
 from dpo.data.tokenize import GIVEN, Tokenization
-from dpo.recipe.arguments import LAYOUTS
+from dpo.recipe.arguments import LAYOUTS, LAYOUTS_SAID
 
 FEW = 20  # rows that may all say the same by chance
 SEEN = 100  # rows by which a layout is told
@@ -59,23 +57,14 @@ class Reading:
 
     def notes(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """A line for each thing that a user may have meant otherwise."""
-        unread = self.unread(kind, tokenizer.chat_template)
         keys = self.unread_keys(Tokenization(tokenizer, kind)) if kind is list else ""
-        found = [
-            unread,
-            keys,
-            self.other_prompt(),
-            self.margins(),
-            self.plain_text(kind, tokenizer),
-        ]
-        return [line for line in found if line]
+        found = [self.unread(kind, tokenizer.chat_template), keys, self.other_prompt()]
+        return [*filter(None, [*found, self.margins(), self.plain_text(kind, tokenizer)])]
 
     def unread_keys(self, words: Tokenization) -> str:
         """The keys of messages that the chat template leaves out, if something stands in them."""
         values = (row.get(name) for row in self.rows for name in self.parts.values())
-        turns = (
-            turn for value in values for turn in (value if isinstance(value, list) else [value])
-        )
+        turns = (turn for each in values for turn in (each if isinstance(each, list) else [each]))
         keys = (key for turn in turns if is_message(turn) for key, said in turn.items() if said)
         left = [key for key in dict.fromkeys(keys) if key not in SPOKEN and not words.reads(key)]
         if not left:
@@ -101,14 +90,11 @@ class Reading:
         """The columns of text, lists or objects that nothing reads, or that may say which of two
         responses is better, and what to do."""
         known = {*self.read(kind, template), *(["messages"] if self.said_again() else [])}
-        columns = example_of(self.rows).items()
+        columns = {n: v for n, v in example_of(self.rows).items() if n not in known}
         told_by = PREFERENCES if self.layout == "compared" else ()
-        names = [
-            str(n)
-            for n, v in columns
-            if n not in known
-            and (isinstance(v, (str, list, dict, tuple)) or (n in told_by and v is not None))
-        ]
+        told_by = {n for n, v in columns.items() if n in told_by and v is not None}
+        kinds = (str, list, dict, tuple)
+        names = [n for n, v in columns.items() if isinstance(v, kinds) or n in told_by]
         if not names:
             return ""
         return (
@@ -127,17 +113,13 @@ class Reading:
         name = self.parts.get("question")
         if self.layout != "implicit" or not name:
             return ""
+        first = [first_question(row.get(self.parts["chosen"])) for row in self.rows]
         texts = [
-            (row.get(name), first_question(row.get(self.parts["chosen"]))) for row in self.rows
+            (row[name], q) for row, q in zip(self.rows, first, strict=True) if row.get(name) and q
         ]
-        texts = [(text, other) for text, other in texts if text and other]
         count = sum(str(text).strip() != other.strip() for text, other in texts)
-        if not count:
-            return ""
-        return (
-            f"{name} is not the conversation's first question in {count} of the first "
-            f"{len(texts)} rows: the conversations alone are read"
-        )
+        where = f"in {count} of the first {len(texts)} rows: the conversations alone are read"
+        return f"{name} is not the conversation's first question {where}" if count else ""
 
     def plain_text(self, kind: type, tokenizer: PreTrainedTokenizerBase) -> str:
         """Text that a chat model is trained on as it stands, unless it is rendered already."""
@@ -190,10 +172,6 @@ def reading_of(source: Rows, given: str | None) -> Reading:
     return Reading(layout, parts, rows)
 
 
-def known() -> str:
-    return "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
-
-
 def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> None:
     """See that rows have what a layout needs.
 
@@ -218,9 +196,8 @@ def check(name: str, layout: str, parts: dict[str, str], rows: list[Row]) -> Non
     # Answers may begin alike by chance, and a prompt in a column of another name is easily missed.
     texts = [(row.get(parts["chosen"]), row.get(parts["rejected"])) for row in rows]
     apart = sum(bool(a and b) and str(a)[:1] != str(b)[:1] for a, b in texts)
-    turns = [
-        n for n, v in columns.items() if n not in parts.values() and first_question(v) is not None
-    ]
+    others = {name: value for name, value in columns.items() if name not in parts.values()}
+    turns = [name for name, value in others.items() if first_question(value) is not None]
     if turns or apart > len(rows) / 2:
         raise Refusal(
             f"{here}: chosen and rejected do not begin with a prompt, and no column is known to "
@@ -244,8 +221,7 @@ def check_signs(name: str, parts: dict[str, str], rows: list[Row]) -> None:
         raise Refusal(
             f"{name}: {strength} is {side} zero wherever it is not zero in the first {len(rows)} "
             f"rows: it should say by how much {second} is better, and be below zero where {first} "
-            f"is. If {better} always is, --column_mapping "
-            f'"chosen={better} rejected={worse}"'
+            f'is. If {better} always is, --column_mapping "chosen={better} rejected={worse}"'
         )
 
 
@@ -265,9 +241,8 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
     names = listed(rows[0] if rows else ())
     if why := not_said(rows, how):
         return f"{name}: {why}"
-    for what, why in instead(columns):
-        if what:
-            return f"{name}: columns {names} {why}"
+    if why := instead(columns):
+        return f"{name}: columns {names} {why}"
     parts = told(rows)[1] if rows else {}
     if {"candidates", "response", "first"} & {*parts}:
         name_it = mapped("…", columns, parts).replace("--column_mapping ", how)
@@ -276,6 +251,6 @@ def refusal(name: str, rows: list[Row], how: str = "--column_mapping ") -> str:
     two = f'say which is which with {how}"{suggested(held)}"'
     one = "there are no two columns of answers that a mapping could name"
     return (
-        f"{name}: columns {names} are no preferences that are known: {known()}; "
+        f"{name}: columns {names} are no preferences that are known: {LAYOUTS_SAID}; "
         f"{two if len(held) > 1 + ('prompt=…' not in two) else one}"
     )

@@ -1,7 +1,5 @@
 """What somebody said, in whatever form a data set keeps it, as messages with role and content."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import pairwise

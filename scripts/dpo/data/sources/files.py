@@ -4,8 +4,6 @@
 time, and a comma too many shifts a row's columns.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -31,18 +29,8 @@ OTHER_DATA = (".jsonlines", ".xlsx", ".xls", ".ods", ".feather", ".pkl", ".db", 
 # What `datasets` writes beside data, to say which files they are.
 NO_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 # The names of a list of rows in an object.
-AROUND = (
-    "data",
-    "rows",
-    "train",
-    "test",
-    "validation",
-    "examples",
-    "instances",
-    "records",
-    "items",
-)
-AROUND += ("pairs", "preferences", "comparisons", "samples", "entries")
+AROUND = ("data", "rows", "train", "test", "validation", "examples", "instances", "records")
+AROUND += ("items", "pairs", "preferences", "comparisons", "samples", "entries")
 OLD_MAC = "lines end with \\r alone: write it again with \\n"
 SAVE = 'save it with a row a line: to_json(…, orient="records", lines=True) in pandas'
 SEPARATORS = (",", ";", "\t", "|")
@@ -104,14 +92,6 @@ def lines_of(path: str, encoding: str | None = None) -> Iterator[str]:
         raise Broken(path, None, f"cannot be unpacked or read: {error}") from error
 
 
-def separator_of(header: str, named: str | None) -> str:
-    """What stands between the columns: what was named, if it is there, else what parts most."""
-    if named and named in header:
-        return named
-    counts = {sep: len(next(csv.reader([header], delimiter=sep), ())) for sep in SEPARATORS}
-    return max(counts, key=counts.__getitem__)
-
-
 def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[str, str | None]]:
     """The rows of a CSV file, each field as text; None where a line ends before its last columns.
 
@@ -120,9 +100,7 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
             is not closed.
     """
     lines = lines_of(path, encoding)
-    before = 0
-    for first in lines:
-        before += 1
+    for before, first in enumerate(lines, 1):  # noqa: B007  where the header ends
         if first.lower().startswith("sep="):  # as Excel names it
             sep = first[4:].strip("\r\n") or sep
         elif first.strip():
@@ -133,10 +111,10 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
         raise Broken(path, before, "characters of no text, as UTF-16 has: write it again as UTF-8")
     if "\r" in first.rstrip("\r\n"):
         raise Broken(path, before, OLD_MAC)
-    sep = separator_of(first, sep)
+    if not sep or sep not in first:  # what parts the header most
+        sep = max(SEPARATORS, key=lambda s: len(next(csv.reader([first], delimiter=s), ())))
     reader = csv.reader(chain([first], lines), delimiter=sep, strict=True)
     header: list[str] = []
-    start = before
     while True:
         start = before + reader.line_num
         try:
@@ -149,17 +127,12 @@ def csv_rows(path: str, sep: str | None, encoding: str | None) -> Iterator[dict[
             header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(fields)]
             twice = next((name for name in header if header.count(name) > 1), None)
             if twice:
-                raise Broken(
-                    path, None, f"two columns are called {twice!r}: rename one in line {start}"
-                )
+                said = f"two columns are called {twice!r}: rename one in line {start}"
+                raise Broken(path, None, said)
             continue
         if len(fields) > len(header):
-            raise Broken(
-                path,
-                start,
-                f"{len(fields)} fields for {len(header)} columns ({', '.join(header)}): a field "
-                f"with {sep!r} in it must stand in quotes",
-            )
+            said = f"{len(fields)} fields for {len(header)} columns ({', '.join(header)}): a field "
+            raise Broken(path, start, f"{said}with {sep!r} in it must stand in quotes")
         if fields:
             yield dict.fromkeys(header) | dict(zip(header, fields, strict=False))
 
@@ -224,21 +197,17 @@ def table_in(value: Any, path: str, name: str | None) -> list[Any]:
         return columns
     if {*value} in ({"columns", "data"}, {"columns", "index", "data"}):
         raise Broken(path, None, f"it is a table in pandas' split form: {SAVE}")
-    several = [cells for cells in value.values() if isinstance(cells, list) and cells]
-    alike = len(several) == len(value) > 1 and len({*map(len, several)}) == 1
+    filled = {key: rows for key, rows in value.items() if isinstance(rows, list) and rows}
+    alike = len(filled) == len(value) > 1 and len({*map(len, filled.values())}) == 1
     # A row has lists of messages.
-    if alike and not any(isinstance(cell, dict) for cells in several for cell in cells):
+    if alike and not any(isinstance(cell, dict) for cells in filled.values() for cell in cells):
         said = f"{', '.join(value):.60} are columns as lists, and no rows: {SAVE}"
         raise Broken(path, None, said)
-    lists = {
-        key: rows
-        for key, rows in value.items()
-        if isinstance(rows, list)
-        and rows
-        and all(isinstance(row, dict) for row in rows)
-        # A row of one line has lists of messages.
-        and not any(row.keys() & {"role", "from"} for row in rows)
-    }
+
+    def is_row(found: Any) -> bool:  # and not a message, of which a row has lists
+        return isinstance(found, dict) and not found.keys() & {"role", "from"}
+
+    lists = {key: rows for key, rows in filled.items() if all(map(is_row, rows))}
     if len(lists) > 1 and (len(lists) == len(value) or {*AROUND} & {*lists}):
         raise Broken(path, None, f"several lists of rows, {', '.join(lists)}: a file for each")
     around = next((key for key in lists if key in AROUND or len(value) == 1), None)

@@ -1,7 +1,5 @@
 """The model and the rows of data that a recipe names, found before anything heavy starts."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -15,28 +13,16 @@ from trl import DatasetMixtureConfig
 
 from dpo.core.refusal import Refusal, one_line
 from dpo.data.formats.columns import mapping_of
-from dpo.data.sources import files, tables
+from dpo.data.sources import files, rows, tables
 from dpo.data.sources.files import COMPRESSED, FILES
-from dpo.data.sources.rows import (
-    Rows,
-    check_fetched,
-    content_cache,
-    exact_names,
-    listed,
-    name_of,
-    note_unread,
-    part_of,
-    saved,
-    unreadable,
-    without_backups,
-)
+from dpo.data.sources.rows import Rows
 from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import Recipe
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
 
 
-@exact_names()
+@rows.exact_names()
 def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict[str, Rows]:
     """Every split of a data set of the hub, a folder in hub layout or of save_to_disk, or a file.
 
@@ -69,23 +55,14 @@ def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict
         ) from error
     try:
         if any((path / name).is_file() for name in SAVED):
-            found = saved(dataset, streaming)
+            found = rows.saved(dataset, streaming)
         else:
             found = _splits(str(path), _builder(dataset, how), streaming)
         if path.is_dir() and not given:
-            note_unread(path / (how.get("data_dir") or ""), found)
+            rows.note_unread(path / (how.get("data_dir") or ""), found)
         return found
-    except StopIteration as error:
-        raise Refusal(
-            f"cannot load the data set {path}: {error} no rows: fill it, or take it out"
-        ) from error
-    except yaml.YAMLError as error:
-        said = f"the lines between --- in its README.md are no YAML: {one_line(error, cause=True)}"
-        raise Refusal(f"cannot load the data set {path}: {said}") from error
-    except files.Broken as error:
-        raise Refusal(f"cannot load the data set {path}: {error}") from error
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        said = unreadable(path, error) or one_line(error, cause=True)
+    except (OSError, ValueError, RuntimeError, DatasetsError, yaml.YAMLError) as error:
+        said = rows.unreadable(path, error) or one_line(error, cause=True)
         raise Refusal(f"cannot load the data set {path}: {said}") from error
 
 
@@ -103,13 +80,13 @@ def _builder(dataset: str, how: dict[str, Any]) -> DatasetBuilder:
 def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Rows]:
     """
     Raises:
-        StopIteration: a split's files have no rows.
+        ValueError: a split's files have no rows, or one of them cannot be read.
     """
     parts = {str(split): [*paths] for split, paths in (builder.config.data_files or {}).items()}
     kind, splits = type(builder).__module__.rpartition(".")[2], {}
     config: Any = builder.config  # of its kind
     if kind in files.FILES.values():
-        parts = {split: without_backups(paths) for split, paths in parts.items()}
+        parts = {split: rows.without_backups(paths) for split, paths in parts.items()}
     if kind in ("csv", "json") and not streaming:  # of the hub, brought here
         parts = {split: datasets.DownloadManager().download(parts[split]) for split in parts}
     if not parts or not all(Path(path).is_file() for paths in parts.values() for path in paths):
@@ -122,8 +99,8 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
         }
     for split, paths in parts.items():
         for path in paths:
-            check_fetched(path)
-        cache = content_cache([*map(Path, paths)])
+            rows.check_fetched(path)
+        cache = rows.content_cache([*map(Path, paths)])
         if kind in ("csv", "json"):
             named = {"sep": config.sep} if kind == "csv" else {"name": config.field}
             named = {key: None if value == "," else value for key, value in named.items()}
@@ -131,11 +108,11 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
             data = tables.table(kind, paths, named, cache, streaming)
             if data is None:
                 which = ", ".join(map(os.path.basename, paths[:3]))
-                raise StopIteration(f"{which} has")
+                raise ValueError(f"{which} has no rows: fill it, or take it out")
         else:
             how = {"data_files": {split: paths}, "split": split, "streaming": streaming}
             data = datasets.load_dataset(kind, cache_dir=cache, **how)
-        splits[split] = Rows(name_of(name, split, paths), data, paths)
+        splits[split] = Rows(rows.name_of(name, split, paths), data, paths)
     return splits
 
 
@@ -161,7 +138,7 @@ def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
         how = {key: getattr(entry, key) for key in ("name", "data_dir", "data_files")}
         splits = load(entry.path, "datasets", mixture.streaming, **how)
         name = entry.data_files if isinstance(entry.data_files, str) else entry.path
-        data = part_of(splits, entry.split, name)
+        data = rows.part_of(splits, entry.split, name)
         data = data.select_columns(entry.columns) if entry.columns else data
         notes = next(iter(splits.values())).notes
         parts.append(Rows(f"{name} ({entry.split})", data, notes=notes))
@@ -220,7 +197,9 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
     # Without evaluation a test split is not missed.
     known = {*wanted.values(), mixture.test_split_size is None and script.dataset_test_split}
     if left := [split for split in splits if split not in known]:
-        note = f"splits that are not read: {listed(left, 8)} (dataset_train_split names what is)"
+        note = (
+            f"splits that are not read: {rows.listed(left, 8)} (dataset_train_split names what is)"
+        )
         train[0].notes.append(note)
     if "dataset_test_split" not in wanted:
         return train, []

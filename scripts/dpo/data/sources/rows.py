@@ -1,7 +1,5 @@
 """Rows of a data set as they were found."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import os
@@ -14,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets.config
+import yaml
 from datasets import Dataset, IterableDataset, Json, Value, data_files
 from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 
 from dpo.core.hashing import digest_of_all
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, one_line
 from dpo.data.formats import parsing
 from dpo.data.formats.turns import Fault
 from dpo.data.sources import files
-from dpo.models.model_files import POINTER
+from dpo.models.model_files import FETCH, POINTER
 
 PAGES = (b"<!doctype", b"<html", b"<?xml")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # of one table that was written as several files
@@ -56,16 +55,9 @@ def check_fetched(path: str) -> None:
     with open(path, "rb") as opened:
         begin = opened.read(100).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if begin.startswith(POINTER):
-        raise files.Broken(
-            path,
-            None,
-            "it is the pointer that git leaves without git-lfs: get the file with `git lfs pull` "
-            "in its folder, or the data set with `hf download --repo-type dataset`",
-        )
+        raise files.Broken(path, None, FETCH)
     if begin.startswith(PAGES):
-        raise files.Broken(
-            path, None, "it is a web page, and no data: download the file itself again"
-        )
+        raise files.Broken(path, None, "it is a web page, and no data: download it again")
 
 
 def without_backups(paths: list[str]) -> list[str]:
@@ -153,12 +145,9 @@ def unread(folder: Path, read: Collection[str]) -> list[str]:
         and not any(part.startswith((".", "cache-")) for part in path.parts)
         and (folder / path).resolve() not in taken
     ]
-    card, by_datasets = (
-        folder / "README.md",
-        any((folder / name).is_file() for name in files.NO_DATA),
-    )
+    card = folder / "README.md"
     stated = card.is_file() and "data_files" in card.read_text(errors="replace")
-    if stated or by_datasets or not read:
+    if stated or not read or any((folder / name).is_file() for name in files.NO_DATA):
         return [*map(str, left)]
     used = sorted(os.path.relpath(path, os.path.abspath(folder)).lower() for path in read)
     words = {word for name in used for word in re.findall("[a-z]+", name)}
@@ -166,12 +155,9 @@ def unread(folder: Path, read: Collection[str]) -> list[str]:
     stems = {name.rpartition("/")[2].partition(".")[0] for name in used}
     for path in left:
         if files.kind_of(path) and (not splits or path.name.lower().partition(".")[0] in stems):
-            raise files.Broken(
-                str(path),
-                None,
-                f"it would not be read beside {', '.join(used[:3])}: a folder's files are of one "
-                "kind, with endings in small letters; write them alike, or name one file",
-            )
+            why = f"it would not be read beside {', '.join(used[:3])}: a folder's files are of one "
+            why += "kind, with endings in small letters; write them alike, or name one file"
+            raise files.Broken(str(path), None, why)
     return [*map(str, left)]
 
 
@@ -193,7 +179,11 @@ def note_unread(folder: Path, found: dict[str, Rows]) -> None:
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """Why `datasets` takes none of the files in a folder; nothing where it is something else."""
+    """Why a data set cannot be read, in our words; nothing where what was raised says it best."""
+    if isinstance(error, files.Broken):
+        return str(error)
+    if isinstance(error, yaml.YAMLError):
+        return f"the lines between --- in its README.md are no YAML: {one_line(error, cause=True)}"
     if several := re.search(r"available configs: \[(.*?)\]", str(error)):
         return (
             f"its card has several configurations: choose one of {several[1]} with --dataset_config"

@@ -1,7 +1,5 @@
 """The rows of CSV and JSON files as a table that `datasets` keeps on disk, or as a stream."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import warnings

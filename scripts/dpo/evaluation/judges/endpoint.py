@@ -4,8 +4,6 @@ A judge may prefer what it reads first (Zheng et al. 2023, arXiv 2306.05685, sec
 that changes when the answers change places is a tie.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -79,16 +77,12 @@ def check(url: str, model: str | None) -> None:
         if not model:
             raise Refusal(f"which model of {url} judges? Name it with JUDGE_MODEL={serves(client)}")
         ask = [{"role": "user", "content": "Say yes."}]
+        create: Any = client.chat.completions.create
         try:
-            read(
-                client.chat.completions.create(
-                    model=model, messages=ask, temperature=TEMPERATURE, max_tokens=1
-                )
-            )
+            read(create(model=model, messages=ask, temperature=TEMPERATURE, max_tokens=1))
         except openai.NotFoundError as error:
-            raise Refusal(
-                f"JUDGE_MODEL={model}: {one_line(error, cause=True)}{serves(client)}"
-            ) from error
+            said = f"{one_line(error, cause=True)}{serves(client)}"
+            raise Refusal(f"JUDGE_MODEL={model}: {said}") from error
         except (openai.APIError, ValueError) as error:
             raise Refusal(f"no judge answers at {url}: {one_line(error, cause=True)}") from error
 
@@ -181,16 +175,11 @@ class Asking:
 
     async def ask(self, text: str) -> dict[str, Any]:
         """One judgement. The package itself retries all failures but an answer that is none."""
+        how = {"model": self.model, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
+        ask = [{"role": "user", "content": text}]
         for tried in range(1 + RETRIES):
             try:
-                return read(
-                    await self.client.chat.completions.create(
-                        model=self.model,
-                        messages=[{"role": "user", "content": text}],
-                        temperature=TEMPERATURE,
-                        max_tokens=MAX_TOKENS,
-                    )
-                )
+                return read(await self.client.chat.completions.create(messages=ask, **how))
             except ValueError as error:
                 broken = error
                 await asyncio.sleep(BACK_OFF * 2**tried)
@@ -214,13 +203,17 @@ def judge(
     comparisons: list[Comparison],
     kept: Kept,
     *,
-    parallel: int,
-    price: Price,
-    timeout: float,
+    parallel: int = 4,
+    price: Price = None,
+    timeout: float = 60,
 ) -> Verdicts:
     """Ask for both orders of every comparison that is not kept. Identical answers are a tie, and
     nobody is asked. What the judge said is kept, understood or not; what failed on the way is left
     out, and the next run asks for it.
+
+    Args:
+        parallel: requests at a time.
+        timeout: seconds for each.
 
     Raises:
         Refusal: the endpoint refuses the key or the model.

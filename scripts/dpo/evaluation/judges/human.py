@@ -1,7 +1,5 @@
 """A person as judge: two answers in the terminal, without names."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Which of two answers is better: by the known reward, a reward model, another model, a person."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,14 @@ from dpo.evaluation.judges.reward_model import RewardModel
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
 from dpo.models.sampling import Messages, turns
 
-__all__ = ["Comparison", "Verdicts", "check", "judge"]
 KNOWN, HAND = "vader", "hand"
 ABOUT_KNOWN = {"kind": "reward", "name": KNOWN}
 # How a judge scores answers: key → prompt and answer in; key, reward, or why there is none, out.
 Score = Callable[[dict[str, tuple[Messages, str]]], Iterator[tuple[str, float | None, str | None]]]
+
+
+def vader(answers: dict[str, tuple[Messages, str]]) -> Iterator[tuple[str, float, None]]:
+    return ((key, vader_score(answer), None) for key, (_, answer) in answers.items())
 
 
 def check(name: str, model: str | None = None) -> None:
@@ -42,18 +43,15 @@ def judge(
     kept: Path,
     *,
     model: str | None = None,
-    price: tuple[float, float] | None = None,
-    parallel: int = 4,
-    timeout: float = 60,
     device: str = "cpu",
+    **how: Any,
 ) -> Verdicts:
     """Ask a judge, and keep each judgement in the file `kept` as it comes: when it is asked again,
     it is asked only for those that are missing.
 
     Args:
         name: `vader`, `hand`, the URL of an endpoint, or a reward model.
-        model, price, parallel, timeout: of an endpoint: the model's name, dollars for a million
-            tokens in and out, requests at a time, seconds for each.
+        model: its name, of an endpoint, which is asked with `how` (endpoint.py).
         device: of a reward model.
 
     Raises:
@@ -61,16 +59,15 @@ def judge(
     """
     with Kept(kept) as judgements:
         if endpoint.is_url(name):
-            how = {"parallel": parallel, "price": price, "timeout": timeout}
             verdicts = endpoint.judge(name, model, comparisons, judgements, **how)
         elif name == HAND:
             verdicts = human.judge(comparisons, judgements)
         elif name == KNOWN:
-            verdicts = by_reward(ABOUT_KNOWN, ABOUT_KNOWN, known, comparisons, judgements)
+            verdicts = by_reward(ABOUT_KNOWN, ABOUT_KNOWN, vader, comparisons, judgements)
         else:
             scorer = RewardModel(name, device)
-            how = (scorer.about, scorer.identity, scorer.score)
-            verdicts = by_reward(*how, comparisons, judgements)
+            of = (scorer.about, scorer.identity, scorer.score)
+            verdicts = by_reward(*of, comparisons, judgements)
     if np.isnan(verdicts.preferred).all():
         why = ", ".join(f"{reason} ({count})" for reason, count in verdicts.left_out.items())
         raise Refusal(f"the judge {name} gave no verdict: {why or 'it was asked nothing'}")
@@ -81,11 +78,6 @@ def by_known_reward(comparisons: list[Comparison]) -> Verdicts:
     """Verdicts of the known reward, kept nowhere: it takes no time."""
     rewards = [[vader_score(each.policy), vader_score(each.against)] for each in comparisons]
     return of_rewards(rewards, ABOUT_KNOWN, {})
-
-
-def known(answers: dict[str, tuple[Messages, str]]) -> Iterator[tuple[str, float, None]]:
-    for key, (_, answer) in answers.items():
-        yield key, vader_score(answer), None
 
 
 def by_reward(

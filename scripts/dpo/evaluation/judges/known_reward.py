@@ -1,7 +1,5 @@
 """The true reward of the embedded data, by which its pairs were labelled."""
 
-from __future__ import annotations
-
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 _VADER = SentimentIntensityAnalyzer()

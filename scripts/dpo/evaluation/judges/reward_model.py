@@ -1,8 +1,7 @@
 """A reward model of the field as a judge: a transformer with one logit for a whole conversation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dpo.core.refusal import Refusal, one_line
 from dpo.evaluation.contestants import DECIDES
 from dpo.models import loading, trust
 from dpo.models.sampling import Messages
+from dpo.models.scoring import padded
 from dpo.recipe.hub_names import check_reachable, looks_local
 
 NO_REWARD = "no finite reward"
@@ -45,13 +45,10 @@ class RewardModel:
             raise Refusal(
                 f"the judge {name} cannot be read: {one_line(error, cause=True)}"
             ) from error
-        labels = self.config.num_labels
-        if labels != 1:
+        if (labels := self.config.num_labels) != 1:
             kinds = ", ".join(self.config.architectures or ["a model"])
-            raise Refusal(
-                f"the judge {name} is no reward model, which has one label: it is {kinds} with "
-                f"{labels}"
-            )
+            why = f"which has one label: it is {kinds} with {labels}"
+            raise Refusal(f"the judge {name} is no reward model, {why}")
         if not self.tokenizer.chat_template:
             raise Refusal(f"the judge {name} has no chat template: answers cannot be put to it")
         dtype = str(self.config.dtype).removeprefix("torch.")
@@ -100,9 +97,6 @@ class RewardModel:
         tokenizer must not set another."""
         return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
-    def weight_bytes(self) -> int:
-        return loading.weight_bytes(self.config, kind=AutoModelForSequenceClassification)
-
     def load(self) -> Any:
         """In its own dtype, on one GPU where it fits.
 
@@ -110,13 +104,11 @@ class RewardModel:
             Refusal: the weights lack a reward head, which transformers would draw at random, or
                 have more than the model takes, such as another head.
         """
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            self.name,
-            dtype="auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            device_map=loading.device_map(self.device, self.weight_bytes),
-        )
+        kind = AutoModelForSequenceClassification
+        needs = partial(loading.weight_bytes, self.config, kind=kind)
+        how = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+        place = loading.device_map(self.device, needs)
+        model, found = kind.from_pretrained(self.name, **how, device_map=place)
         if found["missing_keys"]:
             lacks = ", ".join(sorted(found["missing_keys"])[:3])
             raise Refusal(f"the judge {self.name} is no reward model: its weights lack {lacks}")
@@ -147,12 +139,7 @@ def check_files(name: str) -> None:
 @torch.no_grad()
 def logits(model: Any, rows: list[list[int]], pad: int | None) -> np.ndarray:
     """The one logit of each row of token ids, shape (rows,)."""
-    width = max(map(len, rows))
-    input_ids = torch.full((len(rows), width), pad or 0)
-    attention_mask = torch.zeros_like(input_ids)
-    for place, row in enumerate(rows):
-        input_ids[place, : len(row)] = torch.tensor(row)
-        attention_mask[place, : len(row)] = 1
-    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    seen = padded([[1] * len(row) for row in rows])
+    given = {"input_ids": padded(rows, pad or 0), "attention_mask": seen}
     output = model(**{name: tensor.to(model.device) for name, tensor in given.items()})
     return output.logits[:, 0].float().cpu().numpy()

@@ -1,7 +1,5 @@
 """What a judge says of pairs of answers, kept line by line so that nothing is asked twice."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
@@ -9,7 +7,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -78,7 +76,7 @@ class Kept:
                 raise Refusal(f"{path}, line {number}: {error}: take the line out") from error
         self.entries = {line["key"]: line for line in self.lines if "key" in line}
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,13 +1,12 @@
 """A recipe of another tool on its way to ours; and what of TRL's and the alignment handbook's own
 takes thought: their data and what they call a loss."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dpo.core.refusal import Refusal
+from dpo.recipe.convert import reasons
 
 HELD_OUT = ("test", "val", "eval", "dev")
 
@@ -41,8 +40,25 @@ class Brought:
         if self.old.pop(key, None) is not None:
             self.dropped[key] = reason
 
+    def default(self, renamed: dict[str, str], **values: Any) -> None:
+        """Give the tool's own defaults, where they are not ours, to what is said nowhere, whichever
+        name it may have by `renamed`."""
+        self.old = {key: value for key, value in self.old.items() if value not in (None, "")}
+        said = {*self.new, *(renamed.get(key, key) for key in self.old)}
+        self.old = {k: v for k, v in values.items() if renamed.get(k, k) not in said} | self.old
+
+    def leave(self, key: str, reason: str) -> None:
+        """Take a key of ours away again, if it is there."""
+        if key in self.new:
+            self.dropped[key] = f"{self.new.pop(key)}: {reason}"
+
     def refuse(self, why: str) -> None:
         raise Refusal(f"{self.path}: {why}")
+
+
+def listed(value: str | list | None, by: str | None = None) -> list:
+    """A key's values: a list of them, or text with blanks, or `by`, between them."""
+    return [part.strip() for part in value.split(by)] if isinstance(value, str) else value or []
 
 
 def sliced(split: str, share: Any) -> str:
@@ -53,7 +69,12 @@ def sliced(split: str, share: Any) -> str:
 
 
 def place(
-    b: Brought, parts: list[dict], tests: list[str], held_out: float | None, of: str = ""
+    b: Brought,
+    parts: list[dict],
+    tests: list[str],
+    held_out: float | None,
+    of: str = "",
+    streams: bool | None = None,
 ) -> None:
     """Put data in their keys: one whole data set by its name, several as a mixture.
 
@@ -61,6 +82,7 @@ def place(
         parts: entries of `datasets`.
         tests: splits of the one data set that are for evaluation.
         held_out: the share or number of the training pairs that is held out where no split is.
+        streams: whether rows are read as they come.
     """
     if not parts:
         return
@@ -77,11 +99,13 @@ def place(
         b.put("datasets", parts, of=of)
     if held_out:
         b.put("test_split_size", held_out)
+    if streams:
+        b.put("streaming" if "datasets" in b.new else "dataset_streaming", True)
 
 
 def with_sft(b: Brought, alpha: float, types: list[str] | str, weights: list | None) -> None:
     """Put the losses of a recipe whose rpo_alpha adds one on the chosen completions."""
-    types = [types] if isinstance(types, str) else types
+    types = listed(types)
     b.put("loss_type", [*types, "sft"], of="rpo_alpha")
     b.put("loss_weights", [*(weights or [1.0] * len(types)), float(alpha)])
 
@@ -96,9 +120,7 @@ def mixture(b: Brought) -> None:
         entries = [entry for entry in entries if entry.get("weight") != 0]
         tests = [e for e in entries if str(e.get("split", "train")).startswith(HELD_OUT)]
         parts = []
-        for entry in entries:
-            if entry in tests:
-                continue
+        for entry in (entry for entry in entries if entry not in tests):
             name = entry.get("config")
             split = sliced(entry.get("split", "train"), float(entry.get("weight") or 1))
             part = {"path": entry["id"], "name": None if name == "default" else name}
@@ -110,14 +132,14 @@ def mixture(b: Brought) -> None:
                 "and splits them anew; here test rows are never trained on"
             )
         if any(isinstance(e.get("weight"), float) and e["weight"] < 1 for e in entries):
-            b.warned.append("the original draws its shares at random; here they are the first rows")
+            b.warned.append(reasons.FIRST_ROWS)
         b.dropped["dataset_mixture: seed"] = "`seed` draws what is held out"
         one = [e["split"] for e in tests if len(parts) == 1 and e["id"] == parts[0]["path"]]
         place(b, parts, one, stated.get("test_split_size"), "dataset_mixture")
     mixer = b.take("dataset_mixer")
     if isinstance(mixer, dict):
         splits, configs = b.take("dataset_splits", ["train", "test"]), b.take("dataset_configs", [])
-        splits = splits.split(",") if isinstance(splits, str) else splits
+        splits = listed(splits, ",")
         tests = [split for split in splits if split.startswith(HELD_OUT)]
         train = next((split for split in splits if split not in tests), "train")
         names = [*configs, *[None] * len(mixer)]
@@ -140,12 +162,45 @@ def other_reference(b: Brought, key: str, start: str | None) -> None:
         b.warned.append(f"the original's reference is {b.old[key]}; here it is the policy's start")
 
 
-def system_prompt(b: Brought, key: str) -> None:
-    """Say what the prompts lose where another tool puts one system prompt before all of them."""
-    if b.old.get(key):
+def said_otherwise(b: Brought, start: str | None, system: str) -> None:
+    """Say what a reference, a system prompt before all prompts (its key is `system`) and a chat
+    template of another tool's are here."""
+    other_reference(b, "ref_model", start)
+    if b.old.get(system):
         b.warned.append(
-            f"{key}: the original puts it before every prompt: give the rows a column `system`"
+            f"{system}: the original puts it before every prompt: give the rows a column `system`"
         )
+    if template := b.old.get("template"):
+        b.warned.append(f"template: {template}: {reasons.TEMPLATE}")
+
+
+def trains_adapter(
+    b: Brought, how: str, kind: str, bits: str, starts: str, base: str, by: str | None = None
+) -> bool:
+    """Whether another tool trains a LoRA adapter, and not all weights; and if so, in how many bits
+    the others are, and the adapter that it starts from.
+
+    Args:
+        kind: what the tool calls `how` it trains, and further `bits`, `starts` (with `by` between
+            them) and `base` what it calls the others and its model.
+    """
+    if how not in ("lora", "full"):
+        b.refuse(f"{kind}: {how}: here all weights are trained, or a LoRA adapter")
+    if how == "full":
+        return False
+    b.put("use_peft", True, of=kind)
+    width = b.take(bits)
+    if width in (4, 8):
+        b.put(f"load_in_{width}bit", True, of=bits)
+    elif width:
+        b.warned.append(f"{bits}: {width}: weights in 4 or 8 bits are what there is")
+    if names := listed(b.take(starts), by):
+        if len(names) > 1:
+            said = (by or ", ").join(names)
+            b.refuse(f"{starts}: {said}: merge them first, and name the result")
+        b.drop(base, "the adapter to start from names its base")
+        b.put("model_name_or_path", names[0], of=starts)
+    return True
 
 
 def trl(b: Brought) -> None:
@@ -162,9 +217,7 @@ def trl(b: Brought) -> None:
             b.put("chat_template_path", text, of="chat_template")
         else:
             b.dropped["chat_template"] = "put it in a .jinja file, and name that"
-            b.warned.append(
-                "chat_template: the model's own is used until chat_template_path is set"
-            )
+            b.warned.append(f"chat_template: {reasons.TEMPLATE}")
 
 
 def columns(b: Brought, mapping: dict[str, str | None], layout: str | None) -> None:
@@ -188,12 +241,12 @@ def interleaved(b: Brought, parts: list[dict], asked: bool, until_one: bool, sha
     """
     if not asked or len(parts) < 2:
         return
-    listed = shares.split(",") if isinstance(shares, str) else shares or [1] * len(parts)
-    if not until_one or len(listed) != len(parts):
+    weights = listed(shares, ",") or [1] * len(parts)
+    if not until_one or len(weights) != len(parts):
         why = "no row is drawn twice an epoch" if not until_one else f"{shares} is not one for each"
         b.warned.append(
             f"the original draws from its data sets in turns; here all rows of each, as {why}"
         )
         return
-    for part, share in zip(parts, listed, strict=True):
+    for part, share in zip(parts, weights, strict=True):
         part["fraction"] = float(share)

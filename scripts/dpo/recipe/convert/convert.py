@@ -3,8 +3,6 @@
 Every key is mapped, renamed or left out with the reason, and the recipe says so in its header.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import textwrap
@@ -15,45 +13,33 @@ import yaml
 
 from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import decides
-from dpo.recipe.convert.axolotl import axolotl
 from dpo.recipe.convert.brought import Brought, trl
 from dpo.recipe.convert.fitting import evaluation, known_names, losses, precision
 from dpo.recipe.convert.found import read, refuse_others, told
-from dpo.recipe.convert.from_tools import llama_factory, open_instruct
-from dpo.recipe.convert.ms_swift import ms_swift
-from dpo.recipe.convert.old_keys import DROPPED, RENAMED
-from dpo.recipe.convert.other_tools import TOOLS
-from dpo.recipe.no_effect import AGAINST, NEVER
+from dpo.recipe.convert.old_keys import DROPPED, MODULES, RENAMED, TOOLS, tables
+from dpo.recipe.convert.reasons import because
+from dpo.recipe.no_effect import UNWANTED
 from dpo.recipe.parse import make_parser, resolve
 from dpo.recipe.text import sections
 
-TAKE = {
-    "axolotl": axolotl,
-    "LLaMA-Factory": llama_factory,
-    "open-instruct": open_instruct,
-    "ms-swift": ms_swift,
+# Why TRL's own keys are that a recipe of ours leaves out.
+REASONS = {
+    "a run trains, and eval_strategy says the rest": "do_train do_eval",
+    "the terminal has the lines that matter": "log_level log_level_replica",
+    "a run publishes where it is told to: --push_to_hub --hub_model_id": """push_to_hub hub_model_id
+        hub_strategy hub_private_repo hub_revision""",
+    "a token is no part of a recipe: `hf auth login`": "hub_token",
+    "a run goes on by itself": "resume_from_checkpoint",
+    "columns are told from the rows": "remove_unused_columns",
+    "code of the model's authors is run only where you say so": "trust_remote_code",
+    "the machine's cores say it": "dataset_num_proc dataloader_num_workers",
+    "the machine says it": "dataloader_pin_memory",
+    "prefix sharing saves the same memory": "use_liger_kernel",
+    "how activations are computed again changes no result": "gradient_checkpointing_kwargs",
+    "a killed run goes on from its optimizer's state": "save_only_model",
+    "pairs are dealt by the batch and the seed": "accelerator_config",
 }
-# TRL's own keys that a recipe of ours leaves out, each with why.
-LEFT_OUT = {
-    **dict.fromkeys(("do_train", "do_eval"), "a run trains, and eval_strategy says the rest"),
-    **dict.fromkeys(("log_level", "log_level_replica"), "the terminal has the lines that matter"),
-    **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"),
-        "a run publishes where it is told to: --push_to_hub --hub_model_id",
-    ),
-    "hub_token": "a token is no part of a recipe: `hf auth login`",
-    "resume_from_checkpoint": "a run goes on by itself",
-    "remove_unused_columns": "columns are told from the rows",
-    "trust_remote_code": "code of the model's authors is run only where you say so",
-    **dict.fromkeys(("dataset_num_proc", "dataloader_num_workers"), "the machine's cores say it"),
-    "dataloader_pin_memory": "the machine says it",
-    "use_liger_kernel": "prefix sharing saves the same memory",
-    "gradient_checkpointing_kwargs": "how activations are computed again changes no result",
-    "save_only_model": "a killed run goes on from its optimizer's state",
-    "accelerator_config": "pairs are dealt by the batch and the seed",
-    **NEVER,
-    **AGAINST,
-}
+LEFT_OUT = because(REASONS) | UNWANTED
 # What null means in TRL where it is not the default: all tokens, all checkpoints, no clipping.
 NULL = {"max_length": None, "save_total_limit": None, "max_grad_norm": 0.0}
 EMPTY = "it is empty: the default is taken"
@@ -74,7 +60,7 @@ def fill_in(b: Brought, ours: set[str], given: set[str]) -> None:
     Raises:
         Refusal: what is learned hangs on one.
     """
-    renamed = RENAMED | TOOLS.get(b.tool, ({}, {}))[0]
+    renamed, _ = tables(b.tool)
     for key, value in b.old.items():
         left = VARIABLE.search(str(value))
         new = key if key in ours else renamed.get(key, "").replace(",", " ").partition(" ")[0]
@@ -95,8 +81,7 @@ def flat(path: Path, keys: dict[str, Any], ours: set[str]) -> dict[str, Any]:
     Raises:
         Refusal: a key stands in two sections.
     """
-    tables = (table for tool in TOOLS.values() for table in tool)
-    known = {*ours, *RENAMED, *DROPPED}.union(*tables)
+    known = {*ours, *RENAMED, *DROPPED}.union(*(table for tool in TOOLS.values() for table in tool))
     found: dict[str, Any] = {}
     for key, value in keys.items():
         section = isinstance(value, dict) and key not in known and known & {*value}
@@ -109,9 +94,7 @@ def flat(path: Path, keys: dict[str, Any], ours: set[str]) -> dict[str, Any]:
 
 def rename(b: Brought, ours: set[str]) -> list[str]:
     """Take what is left of the old keys to ours, or leave it out. Returns those nobody knows."""
-    renamed, dropped = TOOLS.get(b.tool, ({}, {}))
-    renamed = {k: v for k, v in RENAMED.items() if k not in dropped} | renamed
-    dropped = DROPPED | dropped
+    renamed, dropped = tables(b.tool)
     unknown = []
     ratio, steps = b.take("warmup_ratio"), b.take("warmup_steps")
     if ratio or steps:
@@ -145,16 +128,12 @@ def account(b: Brought, given: dict[str, Any]) -> None:
     """Name the keys that were taken together with others, or were empty: none goes unsaid."""
     said = {*b.new, *b.dropped, *(line.split(" → ")[0].split(":")[0] for line in b.renamed)}
     said |= {key.split(":")[0] for key in b.dropped}
-    renamed, dropped = TOOLS.get(b.tool, ({}, {}))
+    renamed, dropped = tables(b.tool)
     for key, value in given.items():
-        if key in said:
-            continue
-        if value in (None, False, 0, "", [], {}):
-            b.dropped[key] = EMPTY
-        elif new := renamed.get(key) or RENAMED.get(key):
-            b.renamed.append(f"{key} → {new}")
-        else:
-            b.dropped[key] = dropped.get(key, "another key says it")
+        if key not in said and key in renamed and value not in (None, False, 0, "", [], {}):
+            b.renamed.append(f"{key} → {renamed[key]}")
+        elif key not in said:
+            b.dropped[key] = dropped.get(key, "another key says it") if value else EMPTY
 
 
 def batch(b: Brought, gpus: int | None, asked: int | None) -> list[str]:
@@ -165,12 +144,12 @@ def batch(b: Brought, gpus: int | None, asked: int | None) -> list[str]:
     accumulated = int(b.new.get("gradient_accumulation_steps", 1))
     b.new["per_device_train_batch_size"] = pairs
     b.new["gradient_accumulation_steps"] = accumulated * used
+    said = f"there {pairs} × {accumulated} a GPU"
     if asked or gpus or documented:
         where = "GPUS=" if asked else "the recipe" if gpus else "its documentation"
-        said = f"there {pairs} × {accumulated} a GPU, on {used} GPUs by {where}"
+        said += f", on {used} GPUs by {where}"
     else:
-        said = f"there {pairs} × {accumulated} a GPU, and the batch grows with the GPUs: with more "
-        said += "than one give their number, GPUS="
+        said += ", and the batch grows with the GPUs: with more than one give their number, GPUS="
         b.warned.append(
             f"the original's batch changes with the GPUs: {pairs * accumulated} pairs a GPU. Here "
             f"it is {pairs * accumulated} on any number; GPUS=8 would make it 8 times as many"
@@ -234,7 +213,7 @@ def convert(
     refuse_others(b)
     fill_in(b, {*defaults}, {*SAID["MODEL"] * bool(model), *DATA_KEYS * bool(data)})
     try:
-        TAKE.get(b.tool, trl)(b)
+        (MODULES[b.tool].bring if b.tool in MODULES else trl)(b)
         unknown = rename(b, {*defaults})
         losses(b)
         precision(b)
@@ -263,11 +242,9 @@ def convert(
             b.refuse(f"{key} is {b.new[key]}: a recipe's keys are not nested: give one name")
     if not b.new.get("dataset_name") and not b.new.get("datasets"):
         b.refuse("it names no data: give them with DATASET=")
-    plain = []
-    for key, value in [*b.new.items()]:
-        if key in defaults and value == defaults[key]:
-            plain.append(f"{key}: {value}")
-            del b.new[key]
+    same = {k: v for k, v in b.new.items() if k in defaults and v == defaults[k]}
+    b.new = {key: value for key, value in b.new.items() if key not in same}
+    plain = [f"{key}: {value}" for key, value in same.items()]
     comments = header(b, name, said, plain, unknown)
     text = f"{comments}\n{sections(b.new, [*defaults])}"
     here = ["--use_cpu", "--tf32=false"]  # whatever this machine can compute in

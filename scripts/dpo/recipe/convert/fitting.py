@@ -1,8 +1,6 @@
 """The values of a recipe that was brought, as runs here take them: precision, losses, evaluation,
 checkpoints, names that the libraries know."""
 
-from __future__ import annotations
-
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -24,19 +22,14 @@ def precision(b: Brought) -> None:
         new["dtype"] = dtype
     adapter = [k for k in new if k.startswith("lora_") or k in ("use_dora", "use_rslora")]
     for key in [] if new.get("use_peft") else adapter:
-        b.dropped[key] = f"{new.pop(key)}: without an adapter all weights are trained"
-    if "lora_dropout" in new and new.get("disable_dropout", True):
-        b.dropped["lora_dropout"] = f"{new.pop('lora_dropout')}: disable_dropout is on"
-    for half in ("bf16", "fp16"):
-        if new.get(half) in ("auto", half == "bf16"):
-            b.dropped[half] = f"{new.pop(half)}: the default serves"
-    if new.get("tf32") == "auto":
-        b.dropped["tf32"] = "auto: the default serves"
-        del new["tf32"]
-    if new.get("attn_implementation") not in (None, "eager", "sdpa"):
-        b.dropped["attn_implementation"] = (
-            f"{new.pop('attn_implementation')}: prefix sharing has attention of its own"
-        )
+        b.leave(key, "without an adapter all weights are trained")
+    if new.get("disable_dropout", True):
+        b.leave("lora_dropout", "disable_dropout is on")
+    for half, served in (("bf16", True), ("fp16", False), ("tf32", "auto")):
+        if new.get(half) in ("auto", served):
+            b.leave(half, "the default serves")
+    if new.get("attn_implementation") not in ("eager", "sdpa"):
+        b.leave("attn_implementation", "prefix sharing has attention of its own")
 
 
 def losses(b: Brought) -> None:
@@ -47,9 +40,7 @@ def losses(b: Brought) -> None:
         b.refuse(f"loss_type {', '.join(other)} is none of TRL's DPO: {', '.join(LOSS_TYPES)}")
     b.new["loss_type"] = types
     if b.new.get("label_smoothing") and not {*types} & {*SMOOTHED}:
-        b.dropped["label_smoothing"] = (
-            f"{b.new.pop('label_smoothing')}: {types[0]} smooths no labels"
-        )
+        b.leave("label_smoothing", f"{types[0]} smooths no labels")
         b.warned.append("label_smoothing: TRL smooths labels of robust, exo_pair and aot alone")
 
 
@@ -58,8 +49,8 @@ def evaluation(b: Brought) -> None:
     for what in ("eval", "save"):
         if new.get(f"{what}_strategy") is False:  # YAML's no
             new[f"{what}_strategy"] = "no"
-        if new.get(f"{what}_strategy", "steps") != "steps" and f"{what}_steps" in new:
-            b.dropped[f"{what}_steps"] = f"{new.pop(f'{what}_steps')}: {what}_strategy has no steps"
+        if new.get(f"{what}_strategy", "steps") != "steps":
+            b.leave(f"{what}_steps", f"{what}_strategy has no steps")
     if "eval_strategy" not in new and "eval_steps" in new and new.get("test_split_size"):
         new["eval_strategy"] = "steps"
     if new.get("datasets") and not new.get("test_split_size"):
@@ -72,13 +63,13 @@ def evaluation(b: Brought) -> None:
             b.warned.append("the original asks for its best model, and evaluates none")
         for key in [k for k in new if k.startswith(("eval_", "per_device_eval", "metric_for"))]:
             if key != "eval_strategy":
-                b.dropped[key] = f"{new.pop(key)}: nothing is evaluated"
+                b.leave(key, "nothing is evaluated")
         new.pop("greater_is_better", None)
     evaluates = new.get("eval_strategy", "no") != "no"
     lost = {"no": "a killed run goes on from one"}
     lost |= {} if evaluates else {"best": "without evaluation none is best"}
     if why := lost.get(new.get("save_strategy")):
-        b.dropped["save_strategy"] = f"{new.pop('save_strategy')}: {why}"
+        b.leave("save_strategy", why)
         new.pop("save_steps", None)
     if new.get("save_strategy") == "best":
         new.setdefault("metric_for_best_model", "loss")
@@ -103,5 +94,5 @@ def known_names(b: Brought) -> None:
     for key, kinds in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
         value = b.new.get(key)
         if value is not None and value not in [kind.value for kind in kinds]:
-            b.dropped[key] = f"{b.new.pop(key)}: Transformers has none of this name"
+            b.leave(key, "Transformers has none of this name")
             b.warned.append(f"{key}: {value} is not there: the default is taken")

@@ -1,8 +1,6 @@
 """Recipes of other tools as they were found: their keys, which tool they are of, and whether they
 are of DPO."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import shlex
@@ -14,8 +12,7 @@ import yaml
 
 from dpo.core.refusal import Refusal
 from dpo.recipe.convert.brought import Brought
-from dpo.recipe.convert.old_keys import DROPPED, RENAMED
-from dpo.recipe.convert.other_tools import TOOLS
+from dpo.recipe.convert.old_keys import DROPPED, RENAMED, TOOLS
 from dpo.recipe.parse import FOLDER
 from dpo.recipe.strict import load_json, load_yaml
 
@@ -128,11 +125,11 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
             found[key].append(word)
         elif at >= 0 and FILE.fullmatch(word):
             file = word
-    flat = {k: True if not v else plain(v[0]) if len(v) == 1 else v for k, v in found.items()}
-    flat = {
-        (k[3:] if k.startswith("no_") else k): (v is not True if k.startswith("no_") else v)
-        for k, v in flat.items()
-    }
+    flat = {}
+    for key, words in found.items():
+        value = True if not words else plain(words[0]) if len(words) == 1 else words
+        no = key.startswith("no_")
+        flat[key.removeprefix("no_")] = value is not True if no else value
     processes = max(names["num_processes"], names["nproc_per_node"])  # in all, or of a machine
     gpus = max(processes, min(processes, 8) * names["num_nodes"])
     if file := flat.pop("config", file):
@@ -146,13 +143,6 @@ def flags_of(path: Path, text: str) -> dict[str, Any]:
             )
         flat = read(there)[0] | flat
     return flat | ({"": gpus} if gpus > 1 else {})
-
-
-def toml(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise Refusal(f"{path}: not TOML: {error}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], int | None]:
@@ -176,19 +166,19 @@ def read(path: Path) -> tuple[dict[str, Any], int | None]:
     except UnicodeDecodeError as error:
         raise Refusal(f"FROM: {path} is no text: {error}") from error
     kind = ".sh" if path.suffix in SHELL or text.startswith("#!") else path.suffix
-    keys = {".sh": flags_of, ".json": load_json, ".toml": toml}.get(kind, load_yaml)(path, text)
+    by_kind = {".sh": flags_of, ".json": load_json, ".toml": lambda _, text: tomllib.loads(text)}
+    try:
+        keys = by_kind.get(kind, load_yaml)(path, text)
+    except tomllib.TOMLDecodeError as error:
+        raise Refusal(f"{path}: not TOML: {error}") from error
     if not isinstance(keys, dict) or not keys:
         raise Refusal(f"FROM: {path}: no keys: a recipe is YAML, JSON, TOML or a shell script")
     gpus = keys.pop("", None) or keys.get("num_processes")  # as `trl dpo` takes it
     said = re.search(r"#.*?\b(\d+)\s*(?:x\s*)?(?:(?!G[iB])[A-Z]\w*\s+)?GPUs?\b", text)
-    return {str(k): number(v) for k, v in keys.items()}, gpus or (int(said[1]) if said else None)
-
-
-def number(value: Any) -> Any:
-    """The number that a value is: YAML has 5e-7 as text."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
+    for key, value in keys.items():  # YAML has 5e-7 as text
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+            keys[key] = float(value)
+    return {str(k): v for k, v in keys.items()}, gpus or (int(said[1]) if said else None)
 
 
 def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:

@@ -7,9 +7,7 @@ What a strict parse says of an unknown key, and what `make new FROM=` does with 
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
-from dpo.recipe.convert import reasons
-from dpo.recipe.convert.other_tools import TOOLS
-from dpo.recipe.convert.reasons import because
+from dpo.recipe.convert import axolotl, llama_factory, ms_swift, open_instruct, reasons
 
 RENAMED = {
     "torch_dtype": "dtype",
@@ -37,48 +35,51 @@ RENAMED = {
     "model": "model_name_or_path",
     "dataset": "dataset_name",
 }
-CUT_WHOLE = "a pair is cut as a whole, by max_length"
-BY_TOKENIZER = "the tokenizer and the model's own configuration say it"
-NO_ADAPTER_NAMES = "the reference is the policy without its adapter, or its start"
-NOTHING_LEFT = "nothing looks at it any more"
-DROPPED = because(
-    (CUT_WHOLE, "max_prompt_length max_completion_length max_target_length"),
-    (BY_TOKENIZER, "label_pad_token_id padding_value is_encoder_decoder truncation_side"),
-    (
-        NO_ADAPTER_NAMES,
-        "model_adapter_name ref_adapter_name force_use_ref_model ref_model_init_kwargs "
-        "base_model_revision ref_model ref_model_name_or_path reference_model_name_or_path",
-    ),
-    (
-        NOTHING_LEFT,
-        "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name fp16_backend "
-        "half_precision_backend fp16_opt_level past_index use_ipex jit_mode_eval "
-        "tpu_num_cores tpu_metrics_debug mp_parameters ray_scope use_mps_device "
-        "save_safetensors include_inputs_for_metrics adafactor "
-        "include_tokens_per_second sortish_sampler dispatch_batches split_batches torchdynamo "
-        "model_code_revision sanity_check gradient_accumulation_kwargs xpu_backend "
-        "ddp_backend_timeout",
-    ),
-    ("pairs are dealt to processes by length in any case", "group_by_length"),
-    ("prefix sharing has attention of its own", "use_flash_attention_2"),
-    ("they stand in a column `tools`, beside each row", "tools"),
-    ("TRL has no loss without a reference any more", "reference_free"),
-    ("completions are shown at every evaluation in any case", "generate_during_eval"),
-    ("`--restart` moves an earlier run aside", "overwrite_output_dir"),
-    ("all of a run lies in output_dir", "logging_dir"),
-    ("the tokenizer is the model's", "tokenizer_name_or_path"),
-    ("the chat template says it", "auto_insert_empty_system_msg"),
-    ("a slice of the split takes a part: split: train[:1000] in datasets", "max_train_samples"),
-    ("test_split_size says how many are held out", "max_eval_samples"),
-    ("the columns tell; column_mapping names others", "text_column"),
-    ("rows are rendered and tokenised by the tokenizer alone", "dataset_kwargs"),
-    (
-        reasons.WANDB,
-        "wandb_project wandb_entity wandb_run_group wandb_log_model",
-    ),
-    (reasons.GENERATES, "benchmarks callbacks system_prompt"),
-    (reasons.AT_LAUNCH, "accelerate_config num_processes num_machines"),
-)
+LEFT_OUT = {
+    reasons.CUT_WHOLE: "max_prompt_length max_completion_length max_target_length",
+    "the tokenizer and the model's own configuration say it": """label_pad_token_id padding_value
+        is_encoder_decoder truncation_side""",
+    "the reference is the policy without its adapter, or its start": """model_adapter_name
+        ref_adapter_name force_use_ref_model ref_model_init_kwargs base_model_revision ref_model
+        ref_model_name_or_path reference_model_name_or_path""",
+    reasons.NOTHING_LEFT: """use_logits_to_keep use_num_logits_to_keep base_model_attribute_name
+        fp16_backend half_precision_backend fp16_opt_level past_index use_ipex jit_mode_eval
+        tpu_num_cores tpu_metrics_debug mp_parameters ray_scope use_mps_device save_safetensors
+        include_inputs_for_metrics adafactor include_tokens_per_second sortish_sampler
+        dispatch_batches split_batches torchdynamo model_code_revision sanity_check
+        gradient_accumulation_kwargs xpu_backend ddp_backend_timeout""",
+    "pairs are dealt to processes by length in any case": "group_by_length",
+    "prefix sharing has attention of its own": "use_flash_attention_2",
+    "they stand in a column `tools`, beside each row": "tools",
+    "TRL has no loss without a reference any more": "reference_free",
+    "completions are shown at every evaluation in any case": "generate_during_eval",
+    "`--restart` moves an earlier run aside": "overwrite_output_dir",
+    reasons.ONE_FOLDER: "logging_dir",
+    "the tokenizer is the model's": "tokenizer_name_or_path",
+    "the chat template says it": "auto_insert_empty_system_msg",
+    "a slice of the split takes a part: split: train[:1000] in datasets": "max_train_samples",
+    "test_split_size says how many are held out": "max_eval_samples",
+    "the columns tell; column_mapping names others": "text_column",
+    "rows are rendered and tokenised by the tokenizer alone": "dataset_kwargs",
+    reasons.WANDB: "wandb_project wandb_entity wandb_run_group wandb_log_model",
+    reasons.GENERATES: "benchmarks callbacks system_prompt",
+    reasons.AT_LAUNCH: "accelerate_config num_processes num_machines",
+}
+DROPPED = reasons.because(LEFT_OUT)
+MODULES = {
+    "axolotl": axolotl,
+    "LLaMA-Factory": llama_factory,
+    "open-instruct": open_instruct,
+    "ms-swift": ms_swift,
+}
+TOOLS = {tool: (of.RENAMED, reasons.because(of.LEFT_OUT)) for tool, of in MODULES.items()}
+
+
+def tables(tool: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What the keys of a tool are called here, and why there is none for those that are left; with
+    those of TRL, which others have as well."""
+    renamed, dropped = TOOLS.get(tool, ({}, {}))
+    return {k: v for k, v in RENAMED.items() if k not in dropped} | renamed, DROPPED | dropped
 
 
 def spelling(key: str) -> str | None:

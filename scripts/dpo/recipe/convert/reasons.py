@@ -1,9 +1,9 @@
 """Why keys of other tools have no counterpart here, where several have the same reason."""
 
 
-def because(*groups: tuple[str, str]) -> dict[str, str]:
-    """Each key to the reason of its group; a group is a reason and its keys."""
-    return {key: reason for reason, keys in groups for key in keys.split()}
+def because(groups: dict[str, str]) -> dict[str, str]:
+    """Each key to its reason, from the keys of each reason."""
+    return {key: reason for reason, keys in groups.items() for key in keys.split()}
 
 
 AT_LAUNCH = "make train CONFIG= says how a run is sharded"
@@ -19,3 +19,15 @@ NOT_DPO = "it is no part of DPO"
 GENERATES = "make evaluate does it"
 AT_AI2 = "it starts jobs of the authors' own cluster"
 UNLIKE = "there is no such method here"
+DPO = "DPO is what is done here"
+REFERENCE = "the reference is what the policy starts from"
+CUT_WHOLE = "a pair is cut as a whole, by max_length"
+TRUNCATED = "truncation_mode cuts; what is left without a completion is set aside"
+CONFIGURED = "the model's configuration says it"
+ORDER = "train_sampling_strategy: sequential takes rows as they come"
+WATCHED = "a loss that stays high or is not finite ends a run in any case"
+ACCURACY = "accuracy is measured in any case"
+ONE_FOLDER = "all of a run lies in output_dir"
+TEXT = "text alone is trained on here"
+NOTHING_LEFT = "nothing looks at it any more"
+FIRST_ROWS = "the original draws its shares at random; here they are the first rows"

@@ -10,7 +10,7 @@ import torch
 import yaml
 from datasets import Dataset, IterableDataset
 
-import new
+from dpo.data import starting
 from dpo.data.dataset import prepare
 from dpo.data.formats.columns import described, mapping_of, renamed, suggested
 from dpo.data.sources.load import load_rows, load_splits
@@ -36,7 +36,7 @@ def test_a_model_that_could_not_be_trained_gets_no_recipe(
 ):
     change(shutil.copytree(tiny_model, tmp_path / "model"))
     with pytest.raises(SystemExit, match=said):
-        new.recipe("mine", str(tmp_path / "model"), str(tiny_data))
+        starting.recipe("mine", str(tmp_path / "model"), str(tiny_data))
 
 
 ROWS = {
@@ -51,7 +51,7 @@ def test_data_that_could_not_be_trained_on_get_no_recipe(what, tiny_model, tiny_
     split, row = ROWS[what]
     (folder / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 30)
     with pytest.raises(SystemExit, match="prompt"):
-        new.recipe("mine", str(tiny_model), str(folder))
+        starting.recipe("mine", str(tiny_model), str(folder))
 
 
 def written(folder: Path, rows: list[dict], name: str = "pairs.jsonl") -> Path:
@@ -165,9 +165,9 @@ def test_a_mapping_in_a_mixture_is_for_the_data_that_have_its_columns(tmp_path, 
 @pytest.mark.parametrize("rows", [2, 5, 95, 700, 30_000])
 def test_steps_follow_the_rows(rows, tmp_path, tiny_model, monkeypatch):
     """Every run logs, evaluates and saves, several times where it has several steps."""
-    monkeypatch.setattr(new, "count", lambda *given: rows)
+    monkeypatch.setattr(starting, "count", lambda *given: rows)
     path = written(tmp_path, [mine(i) for i in range(5)])
-    text = new.recipe("mine", str(tiny_model), str(path), MINE)
+    text = starting.recipe("mine", str(tiny_model), str(path), MINE)
     keys = yaml.safe_load(text)
     parsed = resolve(make_parser(), Path("mine.yaml"), "mine", keys, ["--use_cpu"])
     share = keys["test_split_size"]
@@ -194,20 +194,20 @@ MACHINES = {
 def test_precision_follows_the_machine(gpu, bf16, keys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: bf16)
-    assert (yaml.safe_load("\n".join(new.machine_keys())) or {}) == keys
+    assert (yaml.safe_load("\n".join(starting.machine_keys())) or {}) == keys
 
 
 @pytest.mark.parametrize("pairs", [1, 0])
 def test_data_of_which_nothing_could_be_held_out_are_refused(pairs, tmp_path, tiny_model):
     path = written(tmp_path, [mine(i) for i in range(pairs)])
     with pytest.raises(SystemExit, match=r"fewer than two pairs|no rows"):
-        new.recipe("mine", str(tiny_model), str(path), MINE)
+        starting.recipe("mine", str(tiny_model), str(path), MINE)
 
 
 def test_unknown_columns_are_shown_with_how_to_map_them(tmp_path, tiny_model, capsys):
     path = written(tmp_path, [mine(i) | {"n": 3, "tags": ["a"], "x\x1b[31m": None} for i in "ab"])
     with pytest.raises(SystemExit) as refusal:
-        new.recipe("mine", str(tiny_model), str(path))
+        starting.recipe("mine", str(tiny_model), str(path))
     assert f'COLUMNS="{MINE}"' in str(refusal.value)
     shown = capsys.readouterr().out
     assert "ask" in shown and "text: How was a?" in shown and "list of texts: ['a']" in shown
@@ -259,7 +259,7 @@ def test_a_long_example_is_cut():
 def test_a_recipe_of_mapped_columns_trains(tmp_path, tiny_model):
     path = written(tmp_path, [mine(i) for i in range(12)])
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(new.recipe("mine", str(tiny_model), str(path), MINE))
+    recipe.write_text(starting.recipe("mine", str(tiny_model), str(path), MINE))
     trainer, _ = recipe_steps(recipe, tmp_path)
     assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 1
     assert "<|im_start|>" in trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"])
@@ -269,9 +269,9 @@ def test_a_recipe_of_mapped_columns_trains(tmp_path, tiny_model):
     "parameters, rate, shards", [(3e8, None, False), (7e9, "5.0e-7", True), (7e10, "2.0e-7", True)]
 )
 def test_make_new_goes_by_the_models_size(monkeypatch, tiny_data, parameters, rate, shards):
-    monkeypatch.setattr(new, "parameters", lambda model: int(parameters))
-    monkeypatch.setattr(new, "has_chat_template", lambda model: True)
-    text = new.recipe("mine", "someone/model", str(tiny_data))
+    monkeypatch.setattr(starting, "parameters", lambda model: int(parameters))
+    monkeypatch.setattr(starting, "has_chat_template", lambda model: True)
+    text = starting.recipe("mine", "someone/model", str(tiny_data))
     assert (f"\nlearning_rate: {rate}" in text) == (rate is not None)
     assert ("CONFIG=zero3" in text) == shards
     assert "\ntest_split_size" not in text  # the data have a test split
