@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -258,7 +259,9 @@ def test_answers_that_grow_are_told(tiny_model, tmp_path):
     trainer.add_callback(Brief)
     trainer.train()
     (told,) = alerts_.alerts_of(trainer.state)
-    assert told["kind"] == "length exploitation" and "grown from 4 to 64 tokens" in told["says"]
+    assert told["kind"] == "length exploitation"
+    # Most are cut at 64; a model that knows nothing ends one now and then.
+    assert re.search("grown from 4 to 6[0-4] tokens", told["says"]), told["says"]
 
 
 def test_a_drift_that_cannot_be_measured_does_not_end_the_run(healthy, capsys, monkeypatch):
