@@ -51,6 +51,7 @@ class Declared(DPOTrainer):
     can_wait: bool
     pairs_of_the_run: Any
     pairs_per_step: int
+    score_pairs: Callable[[dict[str, Any]], None]
     keep_scores: Callable[[], str | None]
     _make_ready: Callable[[], None]
     started: float

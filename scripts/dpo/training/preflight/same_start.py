@@ -44,6 +44,8 @@ def starts_elsewhere(trainer: Declared) -> str | None:
     ends = sorted({int(lengths.argmin()), int(lengths.argmax())})
     if args.per_device_train_batch_size > 1 and len(ends) > 1:
         tried.append(known[ends].tolist())
+    # Where the reference scores as pairs come, it does so beside others, as in training.
+    trainer.score_pairs(batch_of(trainer, sorted({*known[:SCORED], *known[ends]})))
     trainer.model_wrapped.eval()
     for places in tried:
         batch = batch_of(trainer, places)
