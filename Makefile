@@ -30,6 +30,8 @@ FROM   ?=
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
+# Of what is installed a run imports a quarter, which Python compiles when it first does.
+PIP      := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Two workers, a thread each. ARGS="-n 0" has none, as --pdb needs.
 PYTEST   := $(BIN)/python -m pytest --numprocesses 2
 # What the sweep over architectures has passed for, by tests/architectures/passed.sha256.
@@ -146,13 +148,13 @@ embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its s
 $(READY): requirements.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: give it with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) --requirement requirements.txt
 	touch $@
 
 # Only where SUITE asks for it.
 $(EXTRA): requirements-suite.txt | $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $< --constraint requirements.txt
+	$(PIP) --requirement $< --constraint requirements.txt
 	touch $@
 
 $(EMBEDDED): | $(READY)

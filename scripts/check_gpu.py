@@ -16,6 +16,11 @@ start empties. Ends with 1 if a row failed.
 import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
+from dpo.core.quiet import defer_peft
+
+defer_peft()  # each part is a process of its own, and most of them only launch what needs it
+
+# isort: split
 import argparse
 import datetime
 import os
@@ -38,10 +43,8 @@ from dpo.core.files import read_lines
 from dpo.core.machine import commit, cpu_name, versions
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, parser_of
-from dpo.speed import gpu_checks, gpu_runs, variants
+from dpo.speed import gpu_checks, gpu_runs
 from dpo.speed.gpu_checks import JSON, TABLE, Job, Row, judged, skipped
-from dpo.speed.gpu_parity import parity
-from dpo.speed.workload import LENGTHS, config_of, matmul_peak
 
 MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"
 LEAST = 15  # seconds: with less left a part is not begun
@@ -54,6 +57,8 @@ def machine(job: Job) -> Iterator[Row]:
     if job.device == "cpu":
         yield skipped(name, f"{cpu_name()}: judged on a GPU only")
         return
+    from dpo.speed.workload import matmul_peak
+
     flops = matmul_peak(job.device)
     says = f"{torch.cuda.get_device_name()}, {flops / 1e12:.3g} TFLOP/s in bfloat16"
     yield judged(name, flops > 0, says, tflops=flops / 1e12)
@@ -61,6 +66,9 @@ def machine(job: Job) -> Iterator[Row]:
 
 def speed(job: Job) -> Iterator[Row]:
     """Stock TRL beside everything, as make bench times them; the second one's peak memory."""
+    from dpo.speed import variants
+    from dpo.speed.workload import LENGTHS, config_of
+
     asked = variants.Job("Qwen3-0.6B", job.device, 4, 20, str(LENGTHS), turns=1)
     if job.small:
         asked = variants.Job(str(job.model), job.device, 2, 1, "9,5,6", turns=1)
@@ -82,6 +90,13 @@ def speed(job: Job) -> Iterator[Row]:
     tokens = asked.timed.sum(axis=1).reshape(-1, asked.pairs).sum(axis=1).max()
     predicted = 16 * gpu_checks.parameters(config) + gpu_checks.activations(config, tokens)
     yield gpu_checks.memory(f"{label}: memory", job, ours["peak_memory_gb"], predicted / 1e9)
+
+
+def parity(job: Job) -> Iterator[Row]:
+    """Shared prefixes against the plain path."""
+    from dpo.speed import gpu_parity
+
+    yield from gpu_parity.parity(job)
 
 
 # What is done, by the names that --only takes, and how many seconds each may take.

@@ -1,7 +1,7 @@
 """Fixtures of all tests: one tiny model and one tiny data set, real in everything but size."""
 
 # isort: off
-from support.place import EMBEDDED_MODEL, ROOT  # sets the environment that others read
+from support.place import ROOT  # sets the environment that others read
 import dpo  # noqa: F401  before all else, that no library speaks
 # isort: on
 
@@ -30,7 +30,7 @@ from transformers import (
 from dpo.prefix_sharing.head import stock_head
 from support.commands import launch, make, run_flags
 from support.launched import Launched
-from support.tiny import pair
+from support.tiny import few_tokens, pair
 from support.wandb_server import Answer
 
 
@@ -67,9 +67,9 @@ def stock_again():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """A two-layer Llama with the embedded model's tokenizer and chat template, untrained."""
+    """A two-layer Llama with the embedded model's chat template and special tokens, untrained."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    tokenizer = few_tokens(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -85,7 +85,6 @@ def tiny_model(tmp_path_factory) -> Path:
     )
     set_seed(0)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 

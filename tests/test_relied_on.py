@@ -40,6 +40,7 @@ OVERRIDDEN = {
     "_build_accelerator_args": "kwargs",
     "_prepare_dataset": "dataset processing_class args dataset_name",
     "_precompute_ref_logps": "dataset name batch_size",
+    "_set_signature_columns_if_needed": "",
     "compute_ref_log_probs": "model inputs",
     "train": "resume_from_checkpoint trial ignore_keys_for_eval",
     "_run_epoch": "model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial "
@@ -66,6 +67,7 @@ PRIVATE = {
     "_metrics": (DPOTrainer.__init__, 'self._metrics = {"train": defaultdict(list), "eval"'),
     "_total_train_tokens": (DPOTrainer.__init__, "self._total_train_tokens = 0"),
     "_precompute_engine": (DPOTrainer.__init__, "self._precompute_engine = None"),
+    "_signature_columns": (DPOTrainer, "self._signature_columns = ["),
     "_tr_loss": (Trainer, "self._tr_loss = torch.tensor(0.0"),
     "_globalstep_last_logged": (Trainer, "self._globalstep_last_logged = self.state.global_step"),
     "_n_gpu": (TrainingArguments, "self._n_gpu = torch.cuda.device_count()"),

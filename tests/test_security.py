@@ -23,7 +23,7 @@ import audit
 import train
 from dpo.core.terminal import visible
 from dpo.models import trust
-from dpo.training import publish
+from dpo.runs import publish
 from support.commands import once
 from support.place import ROOT
 from support.refusing import refusal

@@ -19,7 +19,7 @@ from dpo.models import scoring
 from dpo.models.chat_template import load_tokenizer
 from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.recipe.parse import parse
-from dpo.training import held_out_scores
+from dpo.training import held_out_scores, waiting
 from dpo.training.preflight.checks import wrong_batch
 from support.commands import run_flags
 from support.tiny import EDGE_PAIRS, pair, random_ids, trainer_of
@@ -68,7 +68,7 @@ def test_an_untrained_policy_has_no_margin(mode, most, tmp_path):
     """Scored for the final numbers, the policy is cut as its reference was for training."""
     how = {"truncation_mode": mode, "max_length": most, "max_steps": 1}
     trainer = trainer_of(tmp_path, "llama", fast=True, with_held_out=True, **how)
-    held_out_scores.have_reference_score(trainer)
+    waiting.have_held_out_scored(trainer)
     rows = schema.pair_rows(trainer.eval_dataset, most, mode)
     policy = scoring.score(trainer.model, rows, 0, pairs=True)
     known = np.concatenate([trainer.eval_dataset[column] for column in schema.REFERENCE_LOGPS])

@@ -34,8 +34,8 @@ BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 def befall(fault: str) -> None:
     """What happens to a process."""
-    if fault == "full disk":  # for files of more than 8 MB, which the optimizer's is
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, resource.RLIM_INFINITY))
+    if fault == "full disk":  # for files of more than 0.5 MB: the optimizer's, not the weights'
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
     else:
         os.kill(os.getpid(), signal.Signals[fault])
 

@@ -90,11 +90,11 @@ def test_no_invented_turn_follows_an_answer(own, tiny_model):
     """Qwen's base and Gemma have an end token that no turn ends with: beyond the turn's end the
     model would go on."""
     tokenizer = tokenizer_of(tiny_model, "<|endoftext|>", "<|im_end|>\n")
-    model, chain = chained(tiny_model, tokenizer, "blue", "<|im_end|>", "Ċ")
+    model, chain = chained(tiny_model, tokenizer, "red", "<|im_end|>", "Ċ")
     model.generation_config.eos_token_id = own
     how = {"temperature": 0, "max_new_tokens": 9, "seed": 0}
     ((answer,),) = sample_completions(model, tokenizer, ASKED, samples=1, **how)
-    assert answer.token_ids == chain[:2] and answer.finished and answer.text == "blue"
+    assert answer.token_ids == chain[:2] and answer.finished and answer.text == "red"
     # In plain text only the end token is an end, and this model never says it.
     ((answer,),) = sample_completions(model, tokenizer, ["The sky is"], samples=1, **how)
     assert answer.token_ids == chain * 3 and not answer.finished
@@ -108,7 +108,7 @@ def test_no_invented_turn_follows_an_answer(own, tiny_model):
 def test_kept_answers_end_there_too(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("dpo.evaluation.generations.KEPT", tmp_path / "answers")
     tokenizer = tokenizer_of(tiny_model, "<|endoftext|>", "<|im_end|>\n")
-    model, chain = chained(tiny_model, tokenizer, "blue", "<|im_end|>", "Ċ")
+    model, chain = chained(tiny_model, tokenizer, "red", "<|im_end|>", "Ċ")
     model.generation_config.eos_token_id = 0
     settings = Settings(samples=1, temperature=0, max_new_tokens=6, seed=0)
     who = find(str(tiny_model))
@@ -125,7 +125,7 @@ def test_what_is_saved_ends_answers_where_training_did(lora, tiny_model, tiny_da
     drift that is measured as it trains."""
     base = tmp_path / "base"
     tokenizer = tokenizer_of(tiny_model, "<|endoftext|>", "<|im_end|>\n")
-    model, chain = chained(tiny_model, tokenizer, "blue", "<|im_end|>", "Ċ")
+    model, chain = chained(tiny_model, tokenizer, "red", "<|im_end|>", "Ċ")
     model.generation_config.eos_token_id = [0, 5]
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)

@@ -67,6 +67,7 @@ ROOT = place() / "top"
 EMBEDDED_MODEL = ROOT / EMBEDDED
 os.environ["HF_HOME"] = str(place() / "huggingface")  # no token and no data of the user's
 os.environ["WANDB_MODE"] = "offline"  # whatever key the machine has, tests send nothing
+os.environ.setdefault("CXX", str(Path(__file__).resolve().with_name("c++.sh")))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny, and workers share the cores
 for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL"):  # of `make test`, not of the makes that tests run
     os.environ.pop(name, None)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
@@ -14,13 +13,14 @@ from transformers import (
     MistralConfig,
     Olmo2Config,
     PretrainedConfig,
+    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
     set_seed,
 )
 
-from support.place import EMBEDDED_MODEL
+from support.tiny import few_tokens
 
 SMALL = {
     "hidden_size": 64,  # 4-bit weights come in blocks of 64
@@ -58,8 +58,7 @@ MODELS = {
 NO_TEMPLATE = ("lomahony/", "insub/")  # trained on plain text
 
 
-def config_of(name: str) -> PretrainedConfig:
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+def config_of(name: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     (family,) = [family for begin, family in MODELS.items() if name.startswith(begin)]
     return family(
         vocab_size=len(tokenizer),
@@ -70,15 +69,14 @@ def config_of(name: str) -> PretrainedConfig:
 
 
 def tiny_start(name: str, folder: Path) -> Path:
-    """An untrained model of the same architecture, with the embedded model's tokenizer."""
-    set_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(name))
-    model.save_pretrained(folder / "start")
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    """An untrained model of the architecture, with some of the embedded model's tokens."""
+    start = folder / "start"
+    tokenizer = few_tokens(start)
     if name.startswith(NO_TEMPLATE):
-        tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder / "start")
-    return folder / "start"
+        (start / "chat_template.jinja").unlink()
+    set_seed(0)
+    AutoModelForCausalLM.from_config(config_of(name, tokenizer)).save_pretrained(start)
+    return start
 
 
 def said(role: str, content: str) -> dict:

@@ -1,6 +1,7 @@
 """Models of a few thousand weights, pairs with everything that goes wrong easily, and trainers on
 them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen3Config,
     set_seed,
 )
@@ -30,6 +33,7 @@ from dpo.recipe.parse import parse
 from dpo.speed.workload import any_tokenizer
 from dpo.training.build import make_trainer
 from dpo.training.trainer import FastDPOTrainer
+from support.place import EMBEDDED_MODEL
 
 SIZES = {
     "vocab_size": 97,
@@ -56,6 +60,25 @@ ARCHITECTURES = {
     ),
     "mixtral": lambda: MixtralConfig(**SIZES, num_local_experts=4, sliding_window=None),
 }
+
+
+TOKENS = 2048  # of 49,152: what a step costs is the vocabulary's, in a model this small
+
+
+def few_tokens(folder: Path) -> PreTrainedTokenizerBase:
+    """The embedded model's tokenizer with its first tokens alone, saved in a folder: the special
+    ones, all bytes, and the pairs that were merged first. It tells all texts apart as the whole one
+    does, in half as many tokens again."""
+    AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    vocab = {token: n for token, n in whole["model"]["vocab"].items() if n < TOKENS}
+    merges = [(a, b) for a, b in whole["model"]["merges"] if {a, b, a + b} <= vocab.keys()]
+    whole["model"] |= {"vocab": vocab, "merges": merges}
+    file.write_text(json.dumps(whole))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # as any copy of it will be written
+    return tokenizer
 
 
 def random_model(name: str, seed: int = 0) -> PreTrainedModel:

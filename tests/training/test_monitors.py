@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from support.tiny import losses_of, pair, trainer_of
 
 @pytest.fixture
 def healthy(tiny_model, tmp_path) -> DPOTrainer:
-    return trainer_on(tmp_path, tiny_model, pairs_of(64, 0), pairs_of(16, 1), "--max_steps=4")
+    first = "--precompute_ref_batch_size=8"  # the reference scores before the first step
+    return trainer_on(
+        tmp_path, tiny_model, pairs_of(64, 0), pairs_of(16, 1), "--max_steps=4", first
+    )
 
 
 def kinds(trainer: DPOTrainer) -> list[str]:
@@ -193,7 +197,8 @@ def test_nothing_that_watches_changes_the_run(tiny_model, tmp_path, monkeypatch)
     for watched in (True, False):
         folder = tmp_path / str(watched)
         folder.mkdir()
-        flags = ("--max_steps=6", "--eval_steps=2", "--learning_rate=1e-3")
+        flags = ["--max_steps=6", "--eval_steps=2", "--learning_rate=1e-3"]
+        flags += ["--precompute_ref_batch_size=8"]  # TRL's own loss is computed of scored pairs
         trainer = trainer_on(folder, tiny_model, easy(32, 0), easy(16, 1), *flags)
         if not watched:
             for callback in (trainer.monitors, drift.Drift):
@@ -246,6 +251,7 @@ def test_answers_that_grow_are_told(tiny_model, tmp_path):
     class Brief(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             (measure,) = (c for c in trainer.callback_handler.callbacks if type(c) is drift.Drift)
+            measure.begin()
             measure.start["answers"] = [ids[:4] for ids in measure.start["answers"]]
             rows = measure.start["prompts"], measure.start["answers"]
             measure.start["logps"] = measure.logps(*rows).tolist()
@@ -253,7 +259,9 @@ def test_answers_that_grow_are_told(tiny_model, tmp_path):
     trainer.add_callback(Brief)
     trainer.train()
     (told,) = alerts_.alerts_of(trainer.state)
-    assert told["kind"] == "length exploitation" and "grown from 4 to 64 tokens" in told["says"]
+    assert told["kind"] == "length exploitation"
+    # Most are cut at 64; a model that knows nothing ends one now and then.
+    assert re.search("grown from 4 to 6[0-4] tokens", told["says"]), told["says"]
 
 
 def test_a_drift_that_cannot_be_measured_does_not_end_the_run(healthy, capsys, monkeypatch):

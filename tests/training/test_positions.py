@@ -96,7 +96,7 @@ def test_models_whose_positions_stand_are_kept_whatever_their_length():
 def test_a_reference_that_is_stated_to_be_kept_is_refused(tiny_model, tiny_data, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
-    config |= {"max_position_embeddings": 16, "rope_parameters": DYNAMIC}
+    config |= {"max_position_embeddings": 32, "rope_parameters": DYNAMIC}
     (model / "config.json").write_text(json.dumps(config))
     keys = {
         **{"model_name_or_path": str(model), "dataset_name": str(tiny_data), "use_cpu": True},

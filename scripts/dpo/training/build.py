@@ -19,9 +19,8 @@ from dpo.core.refusal import Refusal
 from dpo.data import fits
 from dpo.models import adapters, chat_template, loading, trust
 from dpo.recipe.parse import Recipe
-from dpo.runs import tracking
+from dpo.runs import publish, tracking
 from dpo.runs.metrics import WriteMetrics
-from dpo.training import publish
 from dpo.training.monitoring.drift import Drift
 from dpo.training.trainer import FastDPOTrainer, stays_live
 
@@ -142,6 +141,7 @@ def make_trainer(
         trainer = FastDPOTrainer(
             share_prefix=recipe.run.share_prefix,
             reference_cache=recipe.run.reference_cache,
+            pairs_wait=True,
             settings=recipe.learned(recipe.stated),
             launch=launch,
             args=args,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,7 @@ CHECKED_ROWS = 4
 
 
 def with_logps(
-    trainer: Declared,
-    dataset: Dataset,
-    split: str,
-    batch_size: int,
-    folder: Path,
-    rows: np.ndarray | None = None,
-    waits: bool = False,
-    about: dict[str, str | None] | None = None,
+    trainer: Declared, dataset: Dataset, split: str, batch: int, entry: Entry, rows: np.ndarray
 ) -> Dataset:
     """The data set with the columns `ref_chosen_logps` and `ref_rejected_logps`, in nats.
 
@@ -58,17 +52,75 @@ def with_logps(
             can be disabled; or with a reference of its own.
         dataset: tokenised by TRL.
         split: its name, for messages.
-        batch_size: pairs scored at a time on each process.
-        folder: where entries are kept. Several processes and several runs may share it.
-        rows: row numbers that the run needs; None for all. Others may come out as NaN.
-        waits: leave the data set as it is where the model would have to score more than a few.
-        about: its `content`, for the first process, where that was asked for earlier.
+        batch: pairs scored at a time on each process.
+        entry: what is known of them.
+        rows: numbers of those that the run needs. Others may come out as NaN.
 
     Raises:
         Refusal: the model gives no finite numbers.
     """
+    missing, first = entry.missing(rows), trainer.accelerator.is_main_process
+    said = f"Reference log-probabilities of {len(rows)} {split} pairs: "
+    if len(missing):
+        entry.add(missing, score(trainer, dataset, missing, split, batch), split)
+        if first:
+            print(f"{said}{len(missing)} scored, and {entry.keep()}")
+        trainer.accelerator.wait_for_everyone()
+    elif first:
+        print(f"{said}all found in {entry.path}; {CHECKED_ROWS} scored again agree")
+    for column, values in zip(REFERENCE_LOGPS, entry.logps, strict=True):
+        dataset = dataset.add_column(column, values)
+    return dataset
+
+
+@dataclass
+class Entry:
+    """Log-probabilities of the pairs of a data set under the reference, as far as they are known,
+    and where they are kept."""
+
+    logps: np.ndarray  # chosen and rejected, in nats, shape (2, rows); NaN where not known
+    path: Path | None  # None if no later run would know the model again
+    about: dict[str, Any]  # what they depend on (`content`); of the first process
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows`, row numbers, that are not known."""
+        return rows[np.isnan(self.logps[:, rows]).any(axis=0)]
+
+    def add(self, rows: Any, logps: np.ndarray, split: str) -> None:
+        """Raises Refusal if `logps`, shape (2, rows), are not finite."""
+        lost = np.count_nonzero(~np.isfinite(logps).all(axis=0))
+        if lost:
+            raise Refusal(
+                f"the reference's log-probabilities of {lost} of {len(rows)} {split} pairs are "
+                "not finite: the model's files are damaged, or of a run that diverged, or float16 "
+                "is too narrow for it: choose another model, or leave fp16 out"
+            )
+        self.logps[:, rows] = logps
+
+    def keep(self) -> str:
+        """Write it, and say so. A disk that does not take it costs later runs time, and this one
+        nothing."""
+        if self.path is None:
+            return "not kept, since the model was made in memory: no later run would know it again"
+        columns = dict(zip(REFERENCE_LOGPS, self.logps, strict=True))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, save(columns, metadata=self.about))
+        except OSError as error:
+            return f"not kept, since {self.path} cannot be written: {error.strerror}"
+        return f"kept in {self.path} ({self.path.stat().st_size / 1000:,.0f} kB)"
+
+
+def known(
+    trainer: Declared, dataset: Dataset, folder: Path, about: dict[str, Any] | None = None
+) -> Entry:
+    """What is kept in `folder` of a data set, if it agrees with the reference; else nothing yet.
+
+    Args:
+        folder: several processes and several runs may share it.
+        about: its `content`, for the first process, where that was asked for earlier.
+    """
     accelerator = trainer.accelerator
-    wanted = np.arange(len(dataset)) if rows is None else rows
     name, found = [None], [None]
     if accelerator.is_main_process:
         about = about or content(trainer, dataset)
@@ -78,48 +130,12 @@ def with_logps(
     broadcast_object_list(name)
     broadcast_object_list(found)
     path, logps = name[0] and folder / f"{name[0]}.safetensors", found[0]
-    said = f"Reference log-probabilities of {len(wanted)} {split} pairs: "
-
-    if logps is not None and not agrees(trainer, dataset, logps):
-        logps = None
-    if logps is None:
+    if logps is None or not agrees(trainer, dataset, logps):
         if accelerator.is_main_process and path and path.exists():
             os.replace(path, aside := path.with_suffix(".set-aside"))
             print(f"{path} is damaged or does not agree with the reference: moved to {aside.name}")
         logps = np.full((2, len(dataset)), np.nan, dtype=np.float32)
-    missing = wanted[np.isnan(logps[:, wanted]).any(axis=0)]
-    if len(missing) and waits:
-        return dataset
-    if len(missing):
-        logps[:, missing] = score(trainer, dataset, missing, split, batch_size)
-        lost = np.count_nonzero(~np.isfinite(logps[:, missing]).all(axis=0))
-        if lost:
-            raise Refusal(
-                f"the reference's log-probabilities of {lost} of {len(missing)} {split} pairs are "
-                "not finite: the model's files are damaged, or of a run that diverged, or float16 "
-                "is too narrow for it: choose another model, or leave fp16 out"
-            )
-        if accelerator.is_main_process:
-            print(f"{said}{len(missing)} scored, and {keep(path, logps, about)}")
-        accelerator.wait_for_everyone()
-    elif accelerator.is_main_process:
-        print(f"{said}all found in {path}; {CHECKED_ROWS} scored again agree")
-    for column, values in zip(REFERENCE_LOGPS, logps, strict=True):
-        dataset = dataset.add_column(column, values)
-    return dataset
-
-
-def keep(path: Path | None, logps: np.ndarray, about: dict[str, str | None]) -> str:
-    """Write an entry, and say so. A disk that does not take it costs later runs time, and this one
-    nothing."""
-    if path is None:
-        return "not kept, since the model was made in memory: no later run would know it again"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save(dict(zip(REFERENCE_LOGPS, logps, strict=True)), metadata=about))
-    except OSError as error:
-        return f"not kept, since {path} cannot be written: {error.strerror}"
-    return f"kept in {path} ({path.stat().st_size / 1000:,.0f} kB)"
+    return Entry(logps, path, about or {})
 
 
 def content(trainer: Declared, dataset: Dataset) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.recipe.parse import Recipe
-from dpo.runs import checkpoints, output_folder, tracking
-from dpo.training import held_out_scores, publish
+from dpo.runs import checkpoints, output_folder, publish, tracking
+from dpo.training import held_out_scores
 from dpo.training.preempt import Leave
 from dpo.training.stock import Declared
 
@@ -189,6 +189,8 @@ def to_the_end(
             trainer.accelerator.print(f"Continuing from {checkpoint}")
             trainer.add_callback(TakeUp(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if said := trainer.keep_scores():
+            trainer.accelerator.print(said)
         if leave.left:
             step = trainer.state.global_step
             trainer.accelerator.print(

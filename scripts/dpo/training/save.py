@@ -16,8 +16,8 @@ from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.models import adapters
-from dpo.runs import checkpoints
-from dpo.training import publish, reference, resume
+from dpo.runs import checkpoints, publish
+from dpo.training import reference, resume
 from dpo.training.stock import Declared
 
 
@@ -68,6 +68,7 @@ class WritesCheckpoints(Declared):
         checkpoint = folder / f"checkpoint-{state.global_step}"
         beside = folder / checkpoints.BESIDE / checkpoint.name
         with files.written_to(checkpoint):
+            self.keep_scores()
             self._saving = True
             super()._save_checkpoint(model, trial)
             self._saving = False

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
+from dpo.core.environment import Launch
+
 
 class Declared(DPOTrainer):
     """DPOTrainer, with the types that its attributes have here once it is built: its libraries
@@ -41,6 +43,16 @@ class Declared(DPOTrainer):
     pairs: list[list[float]]
     sharing: str
     live: str | None
+    launch: Launch
+    by_name: bool
+    entry: Any
+    rows: Any
+    loaded: PreTrainedModel | None
+    can_wait: bool
+    pairs_of_the_run: Any
+    pairs_per_step: int
+    keep_scores: Callable[[], str | None]
+    _make_ready: Callable[[], None]
     started: float
     about: dict[str, Any]
     composition_matters: bool

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model, send_to_device
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from peft import PeftConfig, PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -21,16 +21,17 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo.core import stats
 from dpo.core.environment import Launch, launched
 from dpo.data import schema
-from dpo.data.schema import IDS, column, longest_row
+from dpo.data.schema import IDS, longest_row
 from dpo.models import adapters, rope
 from dpo.prefix_sharing import attention, backbone, head
 from dpo.prefix_sharing.plan import SharedPrefixCollator
-from dpo.training import batching, held_out_scores, reference, stock
+from dpo.training import batching, reference, stock
 from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
 from dpo.training.monitoring.probes import gathered, per_pair
 from dpo.training.preflight import memory
 from dpo.training.save import WritesCheckpoints
+from dpo.training.waiting import ReferenceCanWait
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
@@ -58,31 +59,33 @@ def stays_live(
     return rope.by_batch(model, args, max(longest_row(each, args.max_length) for each in data))
 
 
-class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
+class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
     """What is learned is what stock TRL learns.
 
     With `share_prefix`, and where the model allows it: prompts computed once and no padding
     (backbone.py), and with it the head on completion tokens only and pairs dealt by length
-    (batching.py). With `precompute_ref_log_probs`: the reference scored once (reference.py), found
-    again by its weights, among them those in the file `adapter` if it is one on its base.
+    (batching.py). With `precompute_ref_log_probs`: the reference scored once (reference.py,
+    waiting.py), found again by its weights, among them those in the file `adapter` if it is one on
+    its base.
     """
 
     def __init__(
         self,
         *args,
         share_prefix: bool,
-        reference_cache: str,
         adapter: Path | None = None,
         settings: dict[str, Any] | None = None,
         launch: Launch | None = None,
+        reference_cache: str,
+        pairs_wait: bool = False,
         **kwargs,
     ):
-        self.share_prefix, self.reference_cache = share_prefix, Path(reference_cache)
+        self.share_prefix = share_prefix
         self.launch = launch or launched()
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (probes.per_pair)
-        self._sharing, self._ready, self._waits = "off", False, False
-        self._held_out: dict[str, str | None] | None = None  # what their scores depend on
+        self._sharing, self._ready = "off", False
+        self.by_name = False  # whether the model can be loaded again
         self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
         del given["self"]
@@ -92,13 +95,10 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
             self.live = stays_live(*start, self.launch, *data)
             given["args"] = copy.copy(config)
             given["args"].precompute_ref_log_probs = self.live is None
-            # On a GPU the reference would be loaded beside the optimizer's states, for which no
-            # check before step 1 has seen room.
-            alone = not (self.launch.deepspeed or self.launch.fsdp) and config.device.type == "cpu"
-            self._waits = isinstance(given["model"], str) and alone
+        self.by_name = isinstance(given["model"], str)
         with stock.unhashed():
-            super().__init__(adapter=adapter, settings=settings, **given)
-        self._waits = False
+            ours = {"reference_cache": reference_cache, "pairs_wait": pairs_wait}
+            super().__init__(adapter=adapter, settings=settings, **ours, **given)
         self._make_ready()
         if self._precompute_engine is not None:
             # Its hooks would go on counting the modules that pass, and after a single batch, the
@@ -184,26 +184,6 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
             return dataset
         return super()._prepare_dataset(dataset, *args)
 
-    # TRL scores here, at the end of its __init__, when the models are built.
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        if isinstance(dataset, IterableDataset):  # which TRL refuses, in a word
-            return super()._precompute_ref_logps(dataset, name, batch_size)
-        self._make_ready()
-        trained = dataset is self.train_dataset  # an evaluation set may be called "train" too
-        rows = self._rows_of_the_run(super().get_train_dataloader()) if trained else None
-        held_out = dataset is self.eval_dataset
-        if held_out and self._held_out is None and self.accelerator.is_main_process:
-            self._held_out = reference.content(self, dataset)  # training changes the configuration
-        given = {"waits": self._waits and held_out, "about": self._held_out if held_out else None}
-        where = (batch_size, self.reference_cache, rows)
-        with memory.explained(self, "scoring the reference"):
-            return reference.with_logps(self, dataset, name, *where, **given)
-
-    # Step 1 need not wait for the reference's scores of what is held out.
-    def evaluate(self, *args, **kwargs):
-        held_out_scores.have_reference_score(self)
-        return super().evaluate(*args, **kwargs)
-
     # A run that is out of memory while it scores says with which batch.
     def compute_ref_log_probs(self, model, inputs):
         self.batch = inputs
@@ -221,6 +201,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
 
     # The one place where every loss passes before it goes backward.
     def compute_loss(self, model, inputs, *args, **kwargs):
+        self.score_pairs(inputs)
         self.batch = inputs
         trains = self.is_in_train and self.model.training
         counts = self.to_come.pop(0) if self.to_come else None
@@ -253,18 +234,13 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints):
         self.monitors.check_gradient(norm)
         return norm
 
-    def _rows_of_the_run(self, loader: DataLoader) -> np.ndarray:
-        """The rows that will be trained on: all, or the first of a run shorter than an epoch."""
-        steps = max(self.args.max_steps, 0) or len(self.train_dataset)
-        return np.array([*innermost(loader).sampler][: steps * self.pairs_per_step])
-
     # accelerate puts its own seeded sampler in place of any that it is given, so that ours goes
     # around that one.
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
         if self.precompute_ref_logps:
-            scored = column(self.train_dataset, "ref_chosen_logps")
-            if np.isnan(scored[self._rows_of_the_run(loader)]).any():
+            rows = self._rows_of_the_run(loader)
+            if not np.isin(rows, self.pairs_of_the_run).all():
                 raise RuntimeError("the run has pairs that the reference did not score")
         micro_batch, batch = self.args.train_batch_size, self.pairs_per_step
         if self.deals_by_length and batch > micro_batch:

@@ -1,8 +1,9 @@
 """How far the policy has gone from where it began, measured at every evaluation.
 
 No reference is in memory while a policy with a cached reference trains. So answers to a few
-held-out prompts are drawn at the start, when the policy is its reference, and kept with their
-log-probabilities: what the policy makes of them later is an estimate of the KL divergence.
+held-out prompts are drawn at the start, when the policy is its reference, or from the reference
+that the first evaluation has (waiting.py), and kept with their log-probabilities: what the policy
+makes of them later is an estimate of the KL divergence.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
@@ -23,6 +26,7 @@ from dpo.data import schema
 from dpo.models import chat_template, scoring
 from dpo.models.sampling import said, sample
 from dpo.runs import output_folder
+from dpo.training import waiting
 from dpo.training.monitoring import completions
 from dpo.training.monitoring.probes import own_draws
 from dpo.training.stock import Declared
@@ -52,6 +56,8 @@ class Drift(TrainerCallback):
 
     def __init__(self, trainer: Declared):
         self.trainer, self.start = trainer, None
+        self.prompts: list[list[int]] = []
+        self.asked: list[str] = []  # as text, the first few
 
     def applies(self) -> bool:
         trainer = self.trainer
@@ -72,17 +78,35 @@ class Drift(TrainerCallback):
             if len(first) == PROMPTS:
                 break
         rows = [*first.values()]
-        prompts = [data["prompt_ids"][at] for at in rows]
-        if state.global_step == 0 and prompts:
-            with self.optional():
-                answers = self.answers(prompts)
-                start = {"prompts": prompts, "answers": answers}
-                start["asked"] = [said(data["prompt"][at]) for at in rows[:SHOWN]]
-                start["greedy"] = self.answers(prompts[:SHOWN], temperature=0)
-                start["logps"] = self.logps(prompts, answers).tolist()
-                files.write_json(path, start)
+        self.prompts = [data["prompt_ids"][at] for at in rows]
+        self.asked = [said(data["prompt"][at]) for at in rows[:SHOWN]]
         completions.forget_after(path.parent, state.global_step)
-        self.start = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if state.global_step == 0:
+            path.unlink(missing_ok=True)
+            if not self.waits:
+                self.begin()
+        elif path.is_file():
+            self.start = json.loads(path.read_text(encoding="utf-8"))
+
+    @property
+    def waits(self) -> bool:
+        """Whether the reference answers at the first evaluation, loaded for it."""
+        return self.trainer.can_wait and not is_peft_model(self.trainer.model)
+
+    def begin(self) -> None:
+        """Draw the reference's answers, and keep them for the run that goes on from here."""
+        path, prompts = Path(self.trainer.args.output_dir, output_folder.DRIFT), self.prompts
+        with self.optional(), waiting.with_reference(self.trainer):
+            model = self.trainer.ref_model or self.trainer.model
+            answers = self.answers(prompts, model)
+            self.start = {
+                "prompts": prompts,
+                "answers": answers,
+                "asked": self.asked,
+                "greedy": self.answers(prompts[:SHOWN], model, temperature=0),
+                "logps": self.logps(prompts, answers, model).tolist(),
+            }
+            files.write_json(path, self.start)
 
     @contextmanager
     def optional(self) -> Iterator[None]:
@@ -90,24 +114,30 @@ class Drift(TrainerCallback):
         try:
             yield
         except RuntimeError as error:
-            self.start = None
+            self.start, self.prompts = None, []
             reason = first_line(error)
             tqdm.write(f"Drift from the reference is not measured from here on: {reason}")
 
-    def answers(self, prompts: list[list[int]], temperature: float = 1.0) -> list[list[int]]:
-        """The policy's own answers, as token ids; greedy at temperature 0."""
-        trainer = self.trainer
-        model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
+    def answers(
+        self, prompts: list[list[int]], model: Any = None, temperature: float = 1.0
+    ) -> list[list[int]]:
+        """A model's answers, the policy's if none is given, as token ids; greedy at temperature
+        0."""
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        model = accelerator.unwrap_model(model or trainer.model)
         given = {"temperature": temperature, "max_new_tokens": TOKENS, "seed": SEED}
         given["kind"] = chat_template.prompt_kind(trainer.eval_dataset.features)
         with own_draws(trainer.args.device), accelerator.autocast():
             drawn = sample(model, trainer.processing_class, prompts, **given)
         return [answer.token_ids for answer in drawn]
 
-    def logps(self, prompts: list[list[int]], answers: list[list[int]]) -> np.ndarray:
-        """log π(y | x) in nats under the policy of now, shape (prompts,)."""
-        trainer = self.trainer
-        model, pad = trainer.model, trainer.processing_class.pad_token_id
+    def logps(
+        self, prompts: list[list[int]], answers: list[list[int]], model: Any = None
+    ) -> np.ndarray:
+        """log π(y | x) in nats under a model, the policy of now if none is given, shape
+        (prompts,)."""
+        trainer, model = self.trainer, model or self.trainer.model
+        pad = trainer.processing_class.pad_token_id
         was_training = model.training
         model.eval()
         with trainer.accelerator.autocast():
@@ -117,6 +147,8 @@ class Drift(TrainerCallback):
         return logps
 
     def on_evaluate(self, args, state, control, **kwargs):
+        if self.start is None and self.prompts and self.waits:
+            self.begin()
         if self.start is not None:
             with self.optional():
                 self.measure()

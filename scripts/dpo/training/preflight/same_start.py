@@ -8,7 +8,6 @@ import numpy as np
 from trl import DPOConfig
 
 from dpo.data import schema
-from dpo.data.schema import column
 from dpo.losses import START
 from dpo.training import reference
 from dpo.training.preflight.longest_batch import batch_of
@@ -37,9 +36,8 @@ def starts_elsewhere(trainer: Declared) -> str | None:
     grants a token, and the loss by its slope times the log-ratios that were found.
     """
     args, dataset, expected = trainer.args, trainer.train_dataset, start_loss(trainer.args)
-    known, likely = np.arange(len(dataset)), "Either they were loaded from different weights"
-    if trainer.precompute_ref_logps:  # of a short run only its own rows are scored
-        known = np.flatnonzero(~np.isnan(column(dataset, "ref_chosen_logps")))
+    known, likely = trainer.pairs_of_the_run, "Either they were loaded from different weights"
+    if trainer.precompute_ref_logps:
         likely = "Either what is kept is of other weights or rows (make clean-cache)"
     tried = [[int(place)] for place in known[:SCORED]]
     lengths = schema.shared_lengths(dataset, args.max_length, args.truncation_mode)[known]

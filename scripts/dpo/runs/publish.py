@@ -8,11 +8,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 from dpo.core.refusal import Refusal, first_line
 from dpo.runs.output_folder import DRIFT, HELD_OUT, REPORT, TRAINED
-from dpo.training.stock import Declared
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # .py: a model's own code
 OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)
@@ -46,7 +45,7 @@ def published(folder: Path) -> list[str]:
     )
 
 
-def publish_or_say(trainer: Declared) -> None:
+def publish_or_say(trainer: DPOTrainer) -> None:
     """Publish the trained policy, and say how that went."""
     name, folder = trainer.hub_model_id, trainer.args.output_dir
     try:
@@ -57,7 +56,7 @@ def publish_or_say(trainer: Declared) -> None:
     trainer.accelerator.print(said)
 
 
-def publish(trainer: Declared, message: str, revision: str | None) -> CommitInfo | None:
+def publish(trainer: DPOTrainer, message: str, revision: str | None) -> CommitInfo | None:
     """Upload the policy that the output folder holds. The token is the one that huggingface_hub
     finds: in HF_TOKEN, or kept by `hf auth login`.
 
