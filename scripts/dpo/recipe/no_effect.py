@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
-from dpo.recipe.convert.reasons import because
+from dpo.recipe.convert.reasons import by_key
 from dpo.recipe.parse import Recipe
 
 # Keys that TRL or transformers take and do nothing with.
@@ -34,7 +34,7 @@ REASONS = {
     "losses, gradients and weights are looked at in any case": "debug",
     "CONFIG= says how a run is sharded": "deepspeed fsdp fsdp_config",
 }
-UNWANTED = {key: f"{reason}: leave it out" for key, reason in because(REASONS).items()}
+UNWANTED = {key: f"{reason}: leave it out" for key, reason in by_key(REASONS).items()}
 # Here they would win, unseen, over the keys of their own, which are checked.
 OF_THEIR_OWN = {"dtype", "torch_dtype", "attn_implementation", "revision", "trust_remote_code"}
 # Other files than those that are checked, hashed and evaluated.
