@@ -66,7 +66,7 @@ def score(
         part = together[some].T.flatten()
         texts = [rows[i] for i in part]
         input_ids = padded([prompt + completion for prompt, completion in texts], pad)
-        attention_mask = padded([[1] * length for length in lengths[part]])
+        attention_mask = padded([[1] * len(prompt + completion) for prompt, completion in texts])
         completion_mask = padded([[0] * len(p) + [1] * len(c) for p, c in texts])
         batch = [tensor.to(model.device) for tensor in (input_ids, attention_mask, completion_mask)]
         plan = SharedPrefixes.of(input_ids, attention_mask) if shared else None

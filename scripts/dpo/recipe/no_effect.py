@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
-from dpo.recipe.convert.reasons import because
+from dpo.recipe.convert.reasons import by_key
 from dpo.recipe.parse import Recipe
 
 # Keys that TRL or transformers take and do nothing with.
@@ -27,14 +27,14 @@ REASONS = {
     "losses are means over pairs, not over tokens": "average_tokens_across_devices",
     "what must be restored always is": "restore_callback_states_from_checkpoint",
     # These would work against what runs, checkpoints and batches are here.
-    "a run that is asked to leave saves anyway, and could not hear it": "enable_jit_checkpoint",
+    "a run that is asked to leave saves in any case, and would not hear": "enable_jit_checkpoint",
     "a run that goes on would take other pairs than one that was not stopped": "ignore_data_skip",
     "the machines share their folder, and would write the same files at once": "save_on_each_node",
     "pairs would be trained on in an order of chance": "dataloader_in_order",
     "losses, gradients and weights are looked at in any case": "debug",
     "CONFIG= says how a run is sharded": "deepspeed fsdp fsdp_config",
 }
-UNWANTED = {key: f"{reason}: leave it out" for key, reason in because(REASONS).items()}
+UNWANTED = {key: f"{reason}: leave it out" for key, reason in by_key(REASONS).items()}
 # Here they would win, unseen, over the keys of their own, which are checked.
 OF_THEIR_OWN = {"dtype", "torch_dtype", "attn_implementation", "revision", "trust_remote_code"}
 # Other files than those that are checked, hashed and evaluated.

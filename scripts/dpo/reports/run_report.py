@@ -1,31 +1,26 @@
 """What a run ends with: report.json, a picture, and one self-contained HTML page."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from transformers import TrainerState
 
 from dpo.core.files import write_json, write_whole
+from dpo.core.machine import commit, device_name, now, peak_memory_gb, versions
 from dpo.core.terminal import visible
-from dpo.data.quarantine import said_of_lengths
+from dpo.data.quarantine import Linted, said_of_lengths
+from dpo.data.sources.load import Rows
+from dpo.recipe.parse import Recipe
 from dpo.reports.html import png, render
 from dpo.runs import metrics, output_folder
 from dpo.runs.output_folder import REPORT
-
-if TYPE_CHECKING:
-    from transformers import TrainerState
-
-    from dpo.data.quarantine import Linted
-    from dpo.data.sources.load import Rows
-    from dpo.recipe.parse import Recipe
 
 BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
 SCALES = {"vader": "VADER compound score, -1 to 1"}  # of known rewards
@@ -200,8 +195,6 @@ def about(
     alerts: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """What a report says of a training: of what, on what, how it went, and by which software."""
-    from dpo.core.machine import commit, device_name, now, versions  # which ask torch
-
     return {
         "recipe": recipe.name,
         "model": recipe.model.model_name_or_path,
@@ -229,8 +222,6 @@ def about(
 
 def spent(folder: Path, **seconds: float) -> dict[str, Any]:
     """What a report says at the end: time and memory, and the answers that the run has shown."""
-    from dpo.core.machine import peak_memory_gb
-
     completions = metrics.completions(folder)
     return {"seconds": seconds, "peak_memory_gb": peak_memory_gb(), "completions": completions}
 

@@ -146,8 +146,8 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
     # group of its own, so that the terminal's Ctrl-C comes by us, and once.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     with run.log.open("a", encoding="utf-8") as log:
-        how: Any = {"stdout": log, "stderr": subprocess.STDOUT, "process_group": 0}
-        run.process = subprocess.Popen(command, env=environment, **how)
+        given: Any = {"stdout": log, "stderr": subprocess.STDOUT, "process_group": 0}
+        run.process = subprocess.Popen(command, env=environment, **given)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     run.seconds = -time.monotonic()
 

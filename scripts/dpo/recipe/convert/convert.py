@@ -17,7 +17,7 @@ from dpo.recipe.convert.brought import Brought, trl
 from dpo.recipe.convert.fitting import evaluation, known_names, losses, precision
 from dpo.recipe.convert.found import read, refuse_others, told
 from dpo.recipe.convert.old_keys import DROPPED, MODULES, RENAMED, TOOLS, tables
-from dpo.recipe.convert.reasons import because
+from dpo.recipe.convert.reasons import by_key
 from dpo.recipe.no_effect import UNWANTED
 from dpo.recipe.parse import make_parser, resolve
 from dpo.recipe.text import sections
@@ -39,7 +39,7 @@ REASONS = {
     "a killed run goes on from its optimizer's state": "save_only_model",
     "pairs are dealt by the batch and the seed": "accelerator_config",
 }
-LEFT_OUT = because(REASONS) | UNWANTED
+LEFT_OUT = by_key(REASONS) | UNWANTED
 # What null means in TRL where it is not the default: all tokens, all checkpoints, no clipping.
 NULL = {"max_length": None, "save_total_limit": None, "max_grad_norm": 0.0}
 EMPTY = "it is empty: the default is taken"

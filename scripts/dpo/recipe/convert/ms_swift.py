@@ -9,25 +9,22 @@ import re
 from dpo.recipe.convert import brought, reasons
 from dpo.recipe.convert.brought import Brought, listed
 
-RENAMED = {
-    "adapters": "model_name_or_path",
-    "tuner_type": "use_peft",
-    "train_type": "use_peft",
-    "sft_type": "use_peft",
-    "lora_rank": "lora_r",
-    "target_modules": "lora_target_modules",
-    "target_regex": "lora_target_modules",
-    "target_parameters": "lora_target_parameters",
-    "modules_to_save": "lora_modules_to_save",
-    "quant_bits": "load_in_4bit",
-    "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
-    "attn_impl": "attn_implementation",
-    "split_dataset_ratio": "test_split_size",
-    "val_dataset": "test_split_size",
-    "interleave_prob": "datasets, each with a fraction",
-    "columns": "column_mapping",
-    "max_epochs": "num_train_epochs",
+OURS = {
+    "model_name_or_path": "adapters",
+    "use_peft": "tuner_type train_type sft_type",
+    "lora_r": "lora_rank",
+    "lora_target_modules": "target_modules target_regex",
+    "lora_target_parameters": "target_parameters",
+    "lora_modules_to_save": "modules_to_save",
+    "load_in_4bit": "quant_bits",
+    "use_bnb_nested_quant": "bnb_4bit_use_double_quant",
+    "attn_implementation": "attn_impl",
+    "test_split_size": "split_dataset_ratio val_dataset",
+    "datasets, each with a fraction": "interleave_prob",
+    "column_mapping": "columns",
+    "num_train_epochs": "max_epochs",
 }
+RENAMED = reasons.by_key(OURS)
 LEFT_OUT = {
     reasons.DPO: "rlhf_type",
     reasons.REFERENCE: "ref_adapters ref_model_type ref_model_revision",

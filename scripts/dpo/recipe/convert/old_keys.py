@@ -9,32 +9,32 @@ from pathlib import Path
 from dpo.core.refusal import Refusal
 from dpo.recipe.convert import axolotl, llama_factory, ms_swift, open_instruct, reasons
 
-RENAMED = {
-    "torch_dtype": "dtype",
-    "warmup_ratio": "warmup_steps, where a number below 1 is a share of all steps",
-    "evaluation_strategy": "eval_strategy",
-    "dataset_mixer": "dataset_name, or datasets for several",
-    "dataset_mixture": "dataset_name, or datasets for several",
-    "dataset_splits": "dataset_train_split and dataset_test_split",
-    "dataset_configs": "dataset_config",
-    "dataset_train_name": "dataset_train_split",
-    "dataset_test_name": "dataset_test_split",
-    "preprocessing_num_workers": "dataset_num_proc",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "no_cuda": "use_cpu",
-    "hub_model_revision": "hub_revision",
-    "push_to_hub_model_id": "hub_model_id",
-    "push_to_hub_token": "hub_token",
-    "peft_lora_r": "lora_r",
-    "peft_lora_alpha": "lora_alpha",
-    "use_liger_loss": "use_liger_kernel",
-    "rpo_alpha": "loss_type: [sigmoid, sft], and loss_weights: [1.0, this]",
-    "gradient_checkpointing_use_reentrant": "gradient_checkpointing_kwargs",
-    "chat_template": "chat_template_path",
-    "model": "model_name_or_path",
-    "dataset": "dataset_name",
+OURS = {
+    "dtype": "torch_dtype",
+    "warmup_steps, where a number below 1 is a share of all steps": "warmup_ratio",
+    "eval_strategy": "evaluation_strategy",
+    "dataset_name, or datasets for several": "dataset_mixer dataset_mixture",
+    "dataset_train_split and dataset_test_split": "dataset_splits",
+    "dataset_config": "dataset_configs",
+    "dataset_train_split": "dataset_train_name",
+    "dataset_test_split": "dataset_test_name",
+    "dataset_num_proc": "preprocessing_num_workers",
+    "per_device_train_batch_size": "per_gpu_train_batch_size",
+    "per_device_eval_batch_size": "per_gpu_eval_batch_size",
+    "use_cpu": "no_cuda",
+    "hub_revision": "hub_model_revision",
+    "hub_model_id": "push_to_hub_model_id",
+    "hub_token": "push_to_hub_token",
+    "lora_r": "peft_lora_r",
+    "lora_alpha": "peft_lora_alpha",
+    "use_liger_kernel": "use_liger_loss",
+    "loss_type: [sigmoid, sft], and loss_weights: [1.0, this]": "rpo_alpha",
+    "gradient_checkpointing_kwargs": "gradient_checkpointing_use_reentrant",
+    "chat_template_path": "chat_template",
+    "model_name_or_path": "model",
+    "dataset_name": "dataset",
 }
+RENAMED = reasons.by_key(OURS)
 LEFT_OUT = {
     reasons.CUT_WHOLE: "max_prompt_length max_completion_length max_target_length",
     "the tokenizer and the model's own configuration say it": """label_pad_token_id padding_value
@@ -65,14 +65,14 @@ LEFT_OUT = {
     reasons.GENERATES: "benchmarks callbacks system_prompt",
     reasons.AT_LAUNCH: "accelerate_config num_processes num_machines",
 }
-DROPPED = reasons.because(LEFT_OUT)
+DROPPED = reasons.by_key(LEFT_OUT)
 MODULES = {
     "axolotl": axolotl,
     "LLaMA-Factory": llama_factory,
     "open-instruct": open_instruct,
     "ms-swift": ms_swift,
 }
-TOOLS = {tool: (of.RENAMED, reasons.because(of.LEFT_OUT)) for tool, of in MODULES.items()}
+TOOLS = {tool: (of.RENAMED, reasons.by_key(of.LEFT_OUT)) for tool, of in MODULES.items()}
 
 
 def tables(tool: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,9 +1,9 @@
 """Why keys of other tools have no counterpart here, where several have the same reason."""
 
 
-def because(groups: dict[str, str]) -> dict[str, str]:
-    """Each key to its reason, from the keys of each reason."""
-    return {key: reason for reason, keys in groups.items() for key in keys.split()}
+def by_key(groups: dict[str, str]) -> dict[str, str]:
+    """Each key to what is said of it, from what is said and the keys of which it is."""
+    return {key: said for said, keys in groups.items() for key in keys.split()}
 
 
 AT_LAUNCH = "make train CONFIG= says how a run is sharded"
