@@ -39,18 +39,20 @@ def test_two_equal_models_say_the_same_and_are_no_nat_apart(tiny_model, kept_her
 
 
 def test_answers_are_drawn_once_for_equal_weights_alone(tiny_model, kept_here, tmp_path, capsys):
-    """Found by content: the same weights in another folder, not other weights in the same one."""
+    """Found by content: the same weights in another folder, not other weights in the same one, nor
+    what was drawn among other answers, with other random numbers."""
 
-    def draw(folder) -> list:
+    def draw(folder, at_once: int | None = None) -> list:
         who = find(str(folder))
         model, tokenizer = who.load("cpu"), who.tokenizer()
-        return generations.draw(who, model, tokenizer, PROMPTS, SETTINGS)
+        return generations.draw(who, model, tokenizer, PROMPTS, SETTINGS, at_once=at_once)
 
     shutil.copytree(tiny_model, tmp_path / "copy")
     first = draw(tiny_model)
     assert "found" not in capsys.readouterr().out
     assert draw(tmp_path / "copy") == first
     assert "6 of 6 found, not generated again" in capsys.readouterr().out
+    assert draw(tiny_model, at_once=2) != first
     other_model(tiny_model, tmp_path / "copy")
     assert draw(tmp_path / "copy") != first
     assert "found" not in capsys.readouterr().out

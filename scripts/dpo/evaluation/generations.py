@@ -57,6 +57,7 @@ def draw(
     device = model.device.type
     half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
     about = [who.digest(), who.dtype, who.attention, device, half, asked, asdict(settings)]
+    about += [at_once or BATCH]  # with others beside it an answer gets other random numbers
     about = json.dumps([*about, chat_template.end_tokens(model.generation_config, tokenizer, kind)])
     path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
     ids = [row for row in asked for _ in range(settings.samples)]

@@ -82,7 +82,8 @@ class ReferenceCanWait(Declared):
         if held_out and self._held_out is None and self.accelerator.is_main_process:
             self._held_out = reference.content(self, dataset)  # training changes the configuration
         about = self._held_out if held_out else None
-        with memory.explained(self, "scoring the reference"):
+        quiet = own_draws(self.accelerator.device)  # a loader draws a seed
+        with quiet, memory.explained(self, "scoring the reference"):
             entry = reference.known(self, dataset, self.reference_cache, about)
             if len(entry.missing(rows)) and self._building and self.can_wait:
                 if held_out:
