@@ -120,8 +120,9 @@ test-distributed: $(READY) $(EMBEDDED) ## several processes learn what one learn
 test-faults: $(READY) $(EMBEDDED) ## runs killed 30 times end as if they had not been: FULL=1 for 80 and more
 	$(PYTEST) --dist worksteal tests/faults -rP $(ARGS)
 
+# In order: the longest file comes first, and what all others look at is run once beside it.
 test-sight: $(READY) $(EMBEDDED) ## runs evaluated, compared, swept and watched, through make
-	$(PYTEST) --dist loadfile tests/make $(ARGS)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder tests/make $(ARGS)
 
 test-gemma: $(READY) ## a second real model, Gemma 3 270M, under Gemma's own terms (240 MB)
 	$(BIN)/python -m pytest tests/gemma $(ARGS)

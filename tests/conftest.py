@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -154,19 +155,21 @@ def refusing() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def swept(tiny_model, tiny_data, tmp_path_factory) -> tuple[Path, list[str], str]:
-    """A sweep of two runs through make: its folder, the flags of its runs, and what it printed."""
-    folder = tmp_path_factory.mktemp("swept") / "sweep"
-    flags = [f for f in run_flags(tiny_model, tiny_data, folder / "x") if "output_dir" not in f]
-    result = make(
-        "sweep",
-        "SWEEP=beta=0.1,0.3",
-        f"OUTPUT={folder}",
-        f"ARGS={shlex.join(flags)}",
-        WANDB_MODE="offline",
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return folder, flags, result.stdout
+def swept(launched, tiny_model, tiny_data) -> tuple[Path, list[str], str]:
+    """A sweep of two runs through make: its folder, the flags of its runs, and what it printed. Run
+    once for all workers of pytest, when it is first asked for."""
+    home = launched.kept / "swept"
+    home.mkdir(parents=True, exist_ok=True)
+    folder, kept = home / "sweep", home / "flags-and-output.json"
+    with FileLock(home / "lock"):
+        if not kept.exists():
+            flags = run_flags(tiny_model, tiny_data, folder / "x")
+            flags = [flag for flag in flags if "output_dir" not in flag]
+            given = ("SWEEP=beta=0.1,0.3", f"OUTPUT={folder}", f"ARGS={shlex.join(flags)}")
+            result = make("sweep", *given, WANDB_MODE="offline")
+            assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+            kept.write_text(json.dumps([flags, result.stdout]))
+    return folder, *json.loads(kept.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import psutil
 
 from dpo.runs import checkpoints, output_folder
 from support.browser import PHONE, fits, opened, pictures
-from support.commands import make, once, run, run_flags
-from support.launched import made
+from support.commands import make, once, run_flags
+from support.launched import forked, made
 from support.place import ROOT
 
 
@@ -55,7 +55,7 @@ def test_a_frontier_that_is_killed_while_it_trains_goes_on(tiny_model, tiny_data
         each.kill()
     process.wait()
     assert not output_folder.finished(first.parent.parent)
-    result = run(*command, *flags, "--report_to=none", OMP_NUM_THREADS="1")
+    result = forked("frontier", *command[2:], *flags, "--report_to=none", OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     found = json.loads((tmp_path / "out/frontier.json").read_text())
     assert [point["step"] for point in found["points"]] == [2, 4, 6, 8]
