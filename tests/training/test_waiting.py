@@ -56,8 +56,13 @@ def test_a_run_that_goes_on_learns_the_same_to_the_bit(tmp_path):
     assert found == straight
 
 
-def test_a_model_that_was_replaced_meanwhile_is_no_reference(tmp_path):
-    trainer = trainer_of(tmp_path, "llama", **WAITS)
+@pytest.mark.parametrize("scored", [False, True], ids=["pairs wait", "held-out pairs wait"])
+def test_a_model_that_was_replaced_meanwhile_is_no_reference(scored, tmp_path):
+    if scored:
+        trainer_of(tmp_path, "llama", fast=True)
+    at = {"with_held_out": True, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = trainer_of(tmp_path, "llama", **(WAITS | at))
+    assert (trainer.entry is None) == scored
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     model.lm_head.weight.data *= 1.1
     model.save_pretrained(tmp_path / "model")

@@ -45,6 +45,7 @@ class Declared(DPOTrainer):
     live: str | None
     launch: Launch
     by_name: bool
+    began_as: str | None
     entry: Any
     rows: Any
     loaded: PreTrainedModel | None

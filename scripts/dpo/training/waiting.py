@@ -62,6 +62,8 @@ class ReferenceCanWait(Declared):
         self._pairs_wait, self._building = pairs_wait, True
         super().__init__(*args, **kwargs)
         self._building = False
+        policy = self.accelerator.unwrap_model(self.model)
+        self.began_as = reference.digest_of_weights(policy) if self.can_wait else None
 
     @property
     def can_wait(self) -> bool:
@@ -164,7 +166,7 @@ def with_reference(trainer: Declared) -> Iterator[None]:
     a reference that stays. An adapter learns beside it, and needs none.
 
     Raises:
-        Refusal: it does not score as it did: the model's files are others than at the start.
+        Refusal: the model's files are others than at the start.
     """
     policy, entry = trainer.accelerator.unwrap_model(trainer.model), trainer.entry
     if is_peft_model(policy) or trainer.ref_model is not None or not trainer.state.global_step:
@@ -173,12 +175,6 @@ def with_reference(trainer: Declared) -> Iterator[None]:
     loaded = trainer.loaded
     trainer.ref_model = loaded or load(trainer)
     try:
-        begun = entry and not np.isnan(entry.logps).all() and not loaded
-        if begun and not reference.agrees(trainer, trainer.train_dataset, entry.logps):
-            raise Refusal(
-                f"{get_config_model_id(policy.config)} is not what the policy began as: its files "
-                "have changed since. Start anew with --restart"
-            )
         yield
     finally:
         needed = entry and len(entry.missing(trainer.rows))
@@ -189,10 +185,16 @@ def with_reference(trainer: Declared) -> Iterator[None]:
 def load(trainer: Declared) -> PreTrainedModel:
     """The reference as the trainer loaded its policy."""
     args, policy = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    name = get_config_model_id(policy.config)
     given: Any = args.model_init_kwargs or {}
     init = {"trust_remote_code": args.trust_remote_code, **given}
     with loading.whole():
-        model = create_model_from_path(get_config_model_id(policy.config), **init)
+        model = create_model_from_path(name, **init)
+    if reference.digest_of_weights(model) != trainer.began_as:
+        raise Refusal(
+            f"{name} is not what the policy began as: its files have changed since. Put them back, "
+            "or start anew with --restart"
+        )
     if args.disable_dropout:
         stock.no_dropout(model)
     rope.forget_longer_batches(model)
