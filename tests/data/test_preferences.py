@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo.data import dataset
 from dpo.data.dataset import prepare
-from dpo.data.schema import IDS, column
+from dpo.data.schema import IDS, PLACE, REFERENCE_LOGPS, column
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
@@ -72,6 +72,15 @@ def test_changed_files_are_read_again(tmp_path, card):
 def test_no_evaluation_needs_no_held_out_pairs(tiny_data):
     read = load(f"--dataset_name={tiny_data}", "--eval_strategy=no")
     assert len(read["train"].pairs) == 16 and "held-out" not in read
+
+
+def test_what_a_trainer_would_take_for_its_own_is_not_kept_of_the_data(tmp_path):
+    rows = [pair(f"day {at}", f"It was good {at}.", "No.") | {"kind": at} for at in range(4)]
+    rows = [row | {name: 1.5 for name in (*REFERENCE_LOGPS, PLACE)} for row in rows]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    names = load(f"--dataset_name={path}", "--eval_strategy=no")["train"].pairs.column_names
+    assert "kind" in names and not {*REFERENCE_LOGPS, PLACE} & {*names}
 
 
 def test_pairs_are_a_table_of_their_own(tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from dpo.core.refusal import Refusal
-from dpo.data.schema import REFERENCE_LOGPS
+from dpo.data.schema import PLACE, REFERENCE_LOGPS
 from dpo.training.monitoring.drift import Drift
-from dpo.training.waiting import PLACES, ReferenceCanWait
+from dpo.training.waiting import ReferenceCanWait
 from support.tiny import losses_of, trainer_of
 
 WAITS = {"fast": True, "objects": {"pairs_wait": True}, "max_steps": 6}
@@ -36,7 +36,7 @@ def test_training_pairs_are_scored_with_the_first_batch_that_they_are_in(lora, t
         assert values == pytest.approx(np.array(before.train_dataset[name]), abs=1e-4)
 
     again = trainer_of(tmp_path, "llama", **WAITS, lora=lora, cache=tmp_path / "other")
-    assert again.entry is None and PLACES not in again.train_dataset.column_names
+    assert again.entry is None and PLACE not in again.train_dataset.column_names
     assert losses_of(again) == pytest.approx(expected, abs=1e-5)
 
 

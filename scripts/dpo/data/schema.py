@@ -19,7 +19,8 @@ DIGESTS = ("prompt_digest", "chosen_digest", "rejected_digest")
 RENDERED = ("prompt_rendered", "chosen_rendered", "rejected_rendered")
 ABOUT = {"row": Value("int64"), "reason": Value("string"), "detail": Value("string")}
 MERGED = "merged"  # whether the prompt's last token merges with an answer
-OURS = {*PAIR, *IDS, OPTIONS, *DIGESTS, *RENDERED, *ABOUT, MERGED, "texts", BEST}
+PLACE = "place_of_pair"  # its row number, until the reference has scored it
+OURS = {*PAIR, *IDS, OPTIONS, *DIGESTS, *RENDERED, *ABOUT, MERGED, "texts", BEST, PLACE}
 
 
 def column(table: Dataset, name: str) -> np.ndarray:

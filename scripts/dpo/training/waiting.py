@@ -23,6 +23,7 @@ from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_con
 
 from dpo.core.refusal import Refusal
 from dpo.data import schema
+from dpo.data.schema import PLACE
 from dpo.models import loading, rope
 from dpo.prefix_sharing import backbone
 from dpo.prefix_sharing.plan import SharedPrefixCollator
@@ -32,15 +33,13 @@ from dpo.training.monitoring.probes import own_draws
 from dpo.training.preflight import memory
 from dpo.training.stock import Declared
 
-PLACES = "places"  # of a batch's pairs in the data set, until they are scored
-
 
 class PlacesCollator(SharedPrefixCollator):
     """The collator of a data set whose rows know their places."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        places = [example[PLACES] for example in examples if PLACES in example]
-        return super().torch_call(examples) | ({PLACES: places} if places else {})
+        places = [example[PLACE] for example in examples if PLACE in example]
+        return super().torch_call(examples) | ({PLACE: places} if places else {})
 
 
 class ReferenceCanWait(Declared):
@@ -93,7 +92,7 @@ class ReferenceCanWait(Declared):
                 if trained and self._as_they_come():
                     self.entry, self.rows = entry, rows
                     self.data_collator = PlacesCollator(**vars(self.data_collator))
-                    return dataset.add_column(PLACES, np.arange(len(dataset)))
+                    return dataset.add_column(PLACE, np.arange(len(dataset)))
             return reference.with_logps(self, dataset, name, batch_size, entry, rows)
 
     def _as_they_come(self) -> bool:
@@ -113,8 +112,8 @@ class ReferenceCanWait(Declared):
     # What is in neither list is taken out of the rows.
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.entry and PLACES not in self._signature_columns:
-            self._signature_columns += [PLACES]
+        if self.entry and PLACE not in self._signature_columns:
+            self._signature_columns += [PLACE]
 
     def score_pairs(self, batch: dict[str, Any]) -> None:
         """Put the reference's log-probabilities into a batch of training pairs, scored here if they
@@ -123,7 +122,7 @@ class ReferenceCanWait(Declared):
         Raises:
             Refusal: they are not finite, or the reference that was loaded again is another model.
         """
-        places = batch.pop(PLACES, None)
+        places = batch.pop(PLACE, None)
         if places is None or self.entry is None:
             return
         if len(missing := self.entry.missing(np.array(places))):
