@@ -76,7 +76,7 @@ def test_no_evaluation_needs_no_held_out_pairs(tiny_data):
 
 def test_what_a_trainer_would_take_for_its_own_is_not_kept_of_the_data(tmp_path):
     rows = [pair(f"day {at}", f"It was good {at}.", "No.") | {"kind": at} for at in range(4)]
-    rows = [row | {name: 1.5 for name in (*REFERENCE_LOGPS, PLACE)} for row in rows]
+    rows = [row | dict.fromkeys((*REFERENCE_LOGPS, PLACE), 1.5) for row in rows]
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     names = load(f"--dataset_name={path}", "--eval_strategy=no")["train"].pairs.column_names
