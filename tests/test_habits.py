@@ -29,6 +29,13 @@ def test_the_workflow_runs_targets_that_there_are():
         assert re.fullmatch(r"\S+@[0-9a-f]{40}  # v[\d.]+", used), f"{used}: pin a commit"
 
 
+def test_what_is_pinned_can_constrain_what_is_optional():
+    """make evaluate SUITE= installs lm-eval beside it; pip takes no constraint with an extra."""
+    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.splitlines()]
+    for line in filter(None, lines):
+        assert re.fullmatch(r"(--\S+ \S+|[\w.-]+==[\w.+]+( ?;.*)?)", line), line
+
+
 def test_ruff_is_one_version():
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert f"\nruff=={hook['rev'].removeprefix('v')}\n" in REQUIREMENTS

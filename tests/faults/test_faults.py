@@ -266,10 +266,13 @@ def test_a_run_that_is_asked_before_it_trains_ends_at_once(after, tiny_model, ti
         *("scripts/launch.py", "--config", "cpu", "--"),
         *once(long_run(tiny_model, tiny_data, tmp_path / "r")),
     ]
-    launched = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN})
-    time.sleep(after)
-    launched.send_signal(signal.SIGTERM)
-    assert launched.wait(30) == EXIT_CODE
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN}) as launched:
+        time.sleep(after)
+        launched.send_signal(signal.SIGTERM)
+        try:
+            assert launched.wait(90) == EXIT_CODE
+        finally:  # or it would train a thousand steps beside the other tests
+            launched.kill()
     assert not checkpoints.newest(tmp_path / "r")
 
 
