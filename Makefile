@@ -30,8 +30,7 @@ FROM   ?=
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
-# Of what is installed a run imports a quarter, which Python compiles when it first does.
-PIP      := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP      := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two workers, a thread each. ARGS="-n 0" has none, as --pdb needs.
 PYTEST   := $(BIN)/python -m pytest --numprocesses 2
 # What the sweep over architectures has passed for, by tests/architectures/passed.sha256.
