@@ -9,6 +9,7 @@ before step 1 has seen room.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +107,8 @@ class ReferenceCanWait(Declared):
 
     def _rows_of_the_run(self, loader: Any) -> np.ndarray:
         """The rows that will be trained on: all, or the first of a run shorter than an epoch."""
-        steps = max(self.args.max_steps, 0) or len(self.train_dataset)
+        args, epoch = self.args, math.ceil(len(self.train_dataset) / self.pairs_per_step)
+        steps = max(args.max_steps, 0) or math.ceil(args.num_train_epochs * epoch)
         return np.array([*innermost(loader).sampler][: steps * self.pairs_per_step])
 
     # What is in neither list is taken out of the rows.
@@ -153,6 +155,13 @@ class ReferenceCanWait(Declared):
         scores = schema.column(self.train_dataset, schema.REFERENCE_LOGPS[0])
         return np.flatnonzero(~np.isnan(scores))
 
+    # A run that is asked to leave ends with pairs that still wait.
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.loaded = None
+
     # Held-out pairs are scored when they are asked for.
     def evaluate(self, *args, **kwargs):
         have_held_out_scored(self)
@@ -185,15 +194,16 @@ def load(trainer: Declared) -> PreTrainedModel:
     """The reference as the trainer loaded its policy."""
     args, policy = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     name = get_config_model_id(policy.config)
+    if reference.digest_of_weights(policy) != trainer.began_as:
+        trainer.save_alone()
+        raise Refusal(
+            f"{name} is not what the policy began as, and is to be scored with: its files have "
+            "changed or gone since. Put them back, and the same command goes on; or --restart"
+        )
     given: Any = args.model_init_kwargs or {}
     init = {"trust_remote_code": args.trust_remote_code, **given}
     with loading.whole():
         model = create_model_from_path(name, **init)
-    if reference.digest_of_weights(model) != trainer.began_as:
-        raise Refusal(
-            f"{name} is not what the policy began as: its files have changed since. Put them back, "
-            "or start anew with --restart"
-        )
     if args.disable_dropout:
         stock.no_dropout(model)
     rope.forget_longer_batches(model)
