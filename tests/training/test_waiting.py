@@ -66,7 +66,7 @@ def test_a_model_that_was_replaced_meanwhile_is_no_reference(scored, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     model.lm_head.weight.data *= 1.1
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(Refusal, match="is not what the policy began as.* its files have changed"):
+    with pytest.raises(Refusal, match=r"is not what the policy began as.* its files have changed"):
         trainer.train()
     (checkpoint,) = tmp_path.glob("run/checkpoint-*")  # what was learned until then is not lost
     assert checkpoint.name == ("checkpoint-2" if scored else "checkpoint-1")
