@@ -157,11 +157,11 @@ def test_plain_text_is_asked_as_it_was_trained(tiny_model, tmp_path, asked):
     measure.measure(policy, reference, reference, *how)
     assert asked == [(trained, str)] * 2
     asked.clear()
-    # What the run ended with is not drawn again.
+    # What a run ended with is not drawn again for another.
     policy = replace(reference, path=str(folder))
     kept = generations.Settings(2, measure.TEMPERATURE, measure.MAX_NEW_TOKENS, SEED)
-    how = (given, held_out, kept, "cpu")
-    found = measure.measure(policy, reference, reference, *how, skip_pairs=True)
+    how = {"skip_pairs": True, "at_once": measure.AT_ONCE}
+    found = measure.measure(policy, reference, reference, given, held_out, kept, "cpu", **how)
     assert asked == [] and found.pairs is None and len(found.policy) == len(given)
 
 
