@@ -83,6 +83,7 @@ def test_fsdp_rounds_weights_and_nothing_else(launched, tiny_model, tiny_data, t
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     flags = ["--per_device_train_batch_size=1", "--gradient_accumulation_steps=8", "--bf16=true"]
     flags += ["--eval_strategy=no", "--save_strategy=no", "--warmup_steps=0"]
+    flags += ["--learning_rate=1e-4"]  # a loss near zero magnifies a weight's last bit
     found = {}
     for config in ("fsdp2", "zero3"):
         given = [*ten_steps(model, tiny_data, tmp_path / config), *flags]
@@ -93,5 +94,4 @@ def test_fsdp_rounds_weights_and_nothing_else(launched, tiny_model, tiny_data, t
         found[config] = [line for line in map(json.loads, lines) if "loss" in line]
     for mine, other in zip(*found.values(), strict=True):
         for key in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
-            # What is rounded on the way is off by a thousandth and more.
-            assert mine[key] == pytest.approx(other[key], rel=1e-4), key
+            assert mine[key] == pytest.approx(other[key], rel=1e-5), key
