@@ -86,7 +86,7 @@ class Entry:
         """Those of `rows`, row numbers, that are not known."""
         return rows[np.isnan(self.logps[:, rows]).any(axis=0)]
 
-    def add(self, rows: Any, logps: np.ndarray, split: str) -> None:
+    def add(self, rows: np.ndarray, logps: np.ndarray, split: str) -> None:
         """Raises Refusal if `logps`, shape (2, rows), are not finite."""
         lost = np.count_nonzero(~np.isfinite(logps).all(axis=0))
         if lost:

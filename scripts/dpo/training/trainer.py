@@ -85,7 +85,6 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         self.batch: dict[str, Any] | None = None  # the last one, for a run that ends on it
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (probes.per_pair)
         self._sharing, self._ready = "off", False
-        self.by_name = False  # whether the model can be loaded again
         self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
         del given["self"]
@@ -95,7 +94,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
             self.live = stays_live(*start, self.launch, *data)
             given["args"] = copy.copy(config)
             given["args"].precompute_ref_log_probs = self.live is None
-        self.by_name = isinstance(given["model"], str)
+        self.by_name = isinstance(given["model"], str)  # it can be loaded again
         with stock.unhashed():
             ours = {"reference_cache": reference_cache, "pairs_wait": pairs_wait}
             super().__init__(adapter=adapter, settings=settings, **ours, **given)

@@ -129,7 +129,7 @@ class ReferenceCanWait(Declared):
             return
         if len(missing := self.entry.missing(np.array(places))):
             fresh = np.isin(places, missing)
-            with own_draws(self.accelerator.device), with_reference(self):
+            with with_reference(self):
                 pair = self.compute_ref_log_probs(reference.reference_model(self), batch)
                 self.entry.add(missing, torch.stack(pair).float().cpu().numpy()[:, fresh], "train")
             self._scored += len(missing)
@@ -171,23 +171,24 @@ class ReferenceCanWait(Declared):
 @contextmanager
 def with_reference(trainer: Declared) -> Iterator[None]:
     """Within, the trainer has the model that its policy was before it learned, loaded as TRL loads
-    a reference that stays. An adapter learns beside it, and needs none.
+    a reference that stays. An adapter learns beside it, and needs none. The run's own random draws
+    stay as they were.
 
     Raises:
         Refusal: the model's files are others than at the start.
     """
     policy, entry = trainer.accelerator.unwrap_model(trainer.model), trainer.entry
-    if is_peft_model(policy) or trainer.ref_model is not None or not trainer.state.global_step:
-        yield
-        return
-    loaded = trainer.loaded
-    trainer.ref_model = loaded or load(trainer)
-    try:
-        yield
-    finally:
-        needed = entry and len(entry.missing(trainer.rows))
-        trainer.loaded = trainer.ref_model if needed else None
-        trainer.ref_model = None
+    with own_draws(trainer.accelerator.device):
+        if is_peft_model(policy) or trainer.ref_model is not None or not trainer.state.global_step:
+            yield
+            return
+        trainer.ref_model = trainer.loaded or load(trainer)
+        try:
+            yield
+        finally:
+            needed = entry and len(entry.missing(trainer.rows))
+            trainer.loaded = trainer.ref_model if needed else None
+            trainer.ref_model = None
 
 
 def load(trainer: Declared) -> PreTrainedModel:
@@ -197,8 +198,8 @@ def load(trainer: Declared) -> PreTrainedModel:
     if reference.digest_of_weights(policy) != trainer.began_as:
         trainer.save_alone()
         raise Refusal(
-            f"{name} is not what the policy began as, and is to be scored with: its files have "
-            "changed or gone since. Put them back, and the same command goes on; or --restart"
+            f"the reference {name} is not what the policy began as: its files have changed or gone "
+            "since. Put them back, and the same command goes on; or start anew with --restart"
         )
     given: Any = args.model_init_kwargs or {}
     init = {"trust_remote_code": args.trust_remote_code, **given}
@@ -214,11 +215,10 @@ def load(trainer: Declared) -> PreTrainedModel:
 
 
 def have_held_out_scored(trainer: Declared) -> None:
-    """Have the reference score the held-out pairs, if that has waited until they are asked for.
-    The run's own random draws stay as they were."""
+    """Have the reference score the held-out pairs, if that has waited until they are asked for."""
     dataset, args = trainer.eval_dataset, trainer.args
     waits = isinstance(dataset, Dataset) and schema.REFERENCE_LOGPS[0] not in dataset.column_names
     if trainer.precompute_ref_logps and waits:
         batch = args.precompute_ref_batch_size or args.per_device_eval_batch_size
-        with own_draws(trainer.accelerator.device), with_reference(trainer):
+        with with_reference(trainer):
             trainer.eval_dataset = trainer._precompute_ref_logps(dataset, "eval", batch)
