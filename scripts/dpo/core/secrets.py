@@ -3,6 +3,7 @@
 Nothing heavy is imported: the launcher uses this too.
 """
 
+import functools
 import html
 import json
 import os
@@ -26,13 +27,16 @@ KEYED = re.compile(r"['\"]((hub|auth|use_auth)_)?(token|password|api_key)['\"]\s
 INSTEAD = "log in with `hf auth login` or `wandb login`, or set HF_TOKEN or WANDB_API_KEY"
 
 
+@functools.cache  # every cell of a page asks for every name
+def _named(variable: str) -> bool:
+    return bool(NAMES.search(variable)) and not variable.upper().endswith(PLACES)
+
+
 def known() -> list[str]:
     """The values of environment variables whose name says that they are secret, longest first, and
     as they look in JSON and in HTML."""
     found = {
-        value
-        for name, value in os.environ.items()
-        if NAMES.search(name) and not name.upper().endswith(PLACES) and len(value) >= SHORTEST
+        value for name, value in os.environ.items() if _named(name) and len(value) >= SHORTEST
     }
     written = {form for v in found for form in (v, json.dumps(v)[1:-1], html.escape(v))}
     return sorted(written, key=len, reverse=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -20,7 +20,7 @@ from dpo.core.terminal import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # a picture is written, and never shown
 
 
 def _shown(value: Any) -> str:
