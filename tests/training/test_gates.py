@@ -22,6 +22,12 @@ from dpo.training.resume import TakeUp
 from support.tiny import trainer_of
 
 
+@pytest.fixture(autouse=True)
+def always_tried(monkeypatch):
+    """The longest micro-batch, though step 1 is nearly as long."""
+    monkeypatch.setattr(longest_batch, "CLOSE", 2)
+
+
 def gated(folder: Path, name: str = "llama", *, on: bool = True, own=None, **arguments):
     trainer = trainer_of(folder, name, fast=True, **({"max_steps": 2} | arguments))
     if on:
@@ -273,6 +279,36 @@ def test_the_longest_micro_batch_of_the_run_is_tried(share, tmp_path, monkeypatc
     monkeypatch.setattr(type(trainer), "training_step", note)
     trainer.train()
     assert tried == [max(trained)] and len(trained) == 12
+
+
+def test_step_1_is_the_trial_where_it_is_nearly_the_longest(tmp_path, monkeypatch):
+    """On one CPU, of a run that begins: one that goes on may do so on another machine."""
+    planned, taken = [], []
+    step, plan = DPOTrainer.training_step, longest_batch.micro_batches
+
+    def note(self, *more):
+        taken.append(self)
+        return step(self, *more)
+
+    def noted(trainer):
+        planned[:] = plan(trainer)
+        return iter(planned)
+
+    monkeypatch.setattr(DPOTrainer, "training_step", note)
+    monkeypatch.setattr(longest_batch, "micro_batches", noted)
+    how = {"seed": 2, "save_strategy": "steps", "save_steps": 1}
+    gated(tmp_path, **how).train()
+    first, most = planned[0][0], max(tokens for tokens, _ in planned)
+    assert first < most and len(taken) == 1 + len(planned)
+    for close, trials in ((first / most, 0), (first / most + 0.01, 1)):
+        monkeypatch.setattr(longest_batch, "CLOSE", close)
+        taken.clear()
+        gated(tmp_path, **how).train()
+        assert len(taken) == trials + len(planned)
+    monkeypatch.setattr(longest_batch, "CLOSE", 0)
+    taken.clear()
+    gated(tmp_path, **how).train(resume_from_checkpoint=f"{tmp_path}/run/checkpoint-1")
+    assert len(taken) == 1 + len(planned) // 2
 
 
 def test_streams_have_no_longest_row(tmp_path):

@@ -35,9 +35,7 @@ def _named(variable: str) -> bool:
 def known() -> list[str]:
     """The values of environment variables whose name says that they are secret, longest first, and
     as they look in JSON and in HTML."""
-    found = {
-        value for name, value in os.environ.items() if _named(name) and len(value) >= SHORTEST
-    }
+    found = {value for name, value in os.environ.items() if _named(name) and len(value) >= SHORTEST}
     written = {form for v in found for form in (v, json.dumps(v)[1:-1], html.escape(v))}
     return sorted(written, key=len, reverse=True)
 

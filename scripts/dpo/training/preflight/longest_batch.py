@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from dpo.training.batching import innermost
 from dpo.training.monitoring.probes import local, own_draws
 from dpo.training.preflight import memory
 from dpo.training.stock import Declared
+
+CLOSE = 0.9  # of the tokens of the longest micro-batch
 
 
 @contextmanager
@@ -48,16 +51,15 @@ def batch_of(trainer: Declared, rows: Any) -> dict[str, Any]:
     return trainer.data_collator(list(trainer.train_dataset.select(rows)))
 
 
-def longest_micro_batch(trainer: Declared) -> list[int]:
-    """The rows of the micro-batch that has the most tokens of all that the run will take, on
-    whichever process: computed tokens with shared prefixes, else those of the padded rectangle."""
+def micro_batches(trainer: Declared) -> Iterator[tuple[int, list[int]]]:
+    """Tokens and rows of every micro-batch that the run will take, on whichever process: computed
+    tokens with shared prefixes, else those of the padded rectangle."""
     args, state = trainer.args, trainer.state
     how = (trainer.train_dataset, args.max_length, args.truncation_mode)
     _, chosen, rejected = schema.cut_lengths(*how)
     shared = schema.shared_lengths(*how)
     batches = innermost(trainer.get_train_dataloader())
     left = state.max_steps * args.gradient_accumulation_steps * args.world_size
-    longest, most = [], -1
     for epoch in range(math.ceil(state.num_train_epochs)):
         if hasattr(batches.sampler, "set_epoch"):
             batches.sampler.set_epoch(epoch)
@@ -65,10 +67,22 @@ def longest_micro_batch(trainer: Declared) -> list[int]:
             tokens = shared[rows].sum()
             if trainer.sharing.startswith("off"):
                 tokens = 2 * len(rows) * max(chosen[rows].max(), rejected[rows].max())
-            if tokens > most:
-                longest, most = rows, tokens
+            yield int(tokens), rows
         left = max(left - len(batches), 0)
-    return longest
+
+
+def longest_to_try(trainer: Declared) -> list[int]:
+    """The rows of the micro-batch with the most tokens of the run.
+
+    None where step 1 of a run on one CPU comes close to it: there the trial takes as long as a
+    step, and finds no more than that step will.
+    """
+    batches, accelerator = micro_batches(trainer), trainer.accelerator
+    first = next(batches)
+    most, rows = max(itertools.chain([first], batches), key=itemgetter(0))
+    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+    begins = trainer.state.global_step == 0
+    return [] if alone and begins and first[0] >= CLOSE * most else rows
 
 
 def longest_fails(trainer: Declared) -> str | None:
@@ -81,7 +95,9 @@ def longest_fails(trainer: Declared) -> str | None:
     Raises:
         Refusal: it does not fit in memory.
     """
-    rows, args, model = longest_micro_batch(trainer), trainer.args, trainer.model_wrapped
+    rows, args, model = longest_to_try(trainer), trainer.args, trainer.model_wrapped
+    if not rows:
+        return None
     seen: dict[str, Tensor] = {}
 
     def note(name: str, gradient: Tensor) -> None:
