@@ -10,13 +10,14 @@ import subprocess
 import sys
 
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 
 SECONDS = 300  # for the service: it is asked about each package
 
 
 @guarded
 def main() -> None:
+    parser_of(__doc__).parse_args()
     # OSV's: the registry's own is asked where packages come from, and a mirror that has no
     # advisories looks there like one that knows none.
     command = [sys.executable, "-m", "pip_audit", "-s", "osv", "--local"]

@@ -16,12 +16,38 @@ start empties. Ends with 1 if a row failed.
 import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
+import argparse
+from pathlib import Path
+
+from dpo.core.terminal import at_once, guarded, parser_of
+
+MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"
+# What is done, and how many seconds each may take.
+PARTS = {"machine": 60, "parity": 150, "default": 270, "speed": 120, "single": 90, "zero2": 90}
+PARTS |= {"zero3": 90, "qlora": 90, "zero3_offload": 180}  # which compiles
+
+
+def arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a chat model's folder")
+    parser.add_argument("--data", default=DATA, help="preferences with a known reward")
+    parser.add_argument("--small", action="store_true", help="leave out what takes long on a CPU")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it (default: 9.5)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/check-gpu"), help="folder")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    at_once(arguments)
+
 from dpo.core.quiet import defer_peft
 
 defer_peft()  # each part is a process of its own, and most of them only launch what needs it
 
 # isort: split
-import argparse
 import datetime
 import os
 import platform
@@ -33,7 +59,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import psutil
 import torch
@@ -42,11 +67,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dpo.core.files import read_lines
 from dpo.core.machine import commit, cpu_name, versions
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded, parser_of
 from dpo.speed import gpu_checks, gpu_runs
 from dpo.speed.gpu_checks import JSON, TABLE, Job, Row, judged, skipped
 
-MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"
 LEAST = 15  # seconds: with less left a part is not begun
 SLOWER = 10  # times longer a part may take on a CPU
 
@@ -99,17 +122,17 @@ def parity(job: Job) -> Iterator[Row]:
     yield from gpu_parity.parity(job)
 
 
-# What is done, by the names that --only takes, and how many seconds each may take.
-PARTS: dict[str, tuple[Callable[[Job], Iterator[Row]], int]] = {
-    "machine": (machine, 60),
-    "parity": (parity, 150),
-    "default": (gpu_runs.default_run, 270),
-    "speed": (speed, 120),
-    "single": (gpu_runs.unsharded, 90),
-    "zero2": (partial(gpu_runs.sharded, config="zero2"), 90),
-    "zero3": (partial(gpu_runs.sharded, config="zero3"), 90),
-    "qlora": (gpu_runs.qlora, 90),
-    "zero3_offload": (partial(gpu_runs.sharded, config="zero3_offload"), 180),  # it compiles
+# By the names in PARTS.
+DONE_BY: dict[str, Callable[[Job], Iterator[Row]]] = {
+    "machine": machine,
+    "parity": parity,
+    "default": gpu_runs.default_run,
+    "speed": speed,
+    "single": gpu_runs.unsharded,
+    "zero2": partial(gpu_runs.sharded, config="zero2"),
+    "zero3": partial(gpu_runs.sharded, config="zero3"),
+    "qlora": gpu_runs.qlora,
+    "zero3_offload": partial(gpu_runs.sharded, config="zero3_offload"),
 }
 
 
@@ -193,7 +216,7 @@ def check(job: Job, names: list[str], minutes: float) -> list[Row]:
     given += [f"--output={job.folder}", *(["--small"] if job.small else [])]
     for name in names:
         left = 60 * minutes - (time.monotonic() - began)
-        limit = PARTS[name][1] * (1 if job.device == "cuda" else SLOWER)
+        limit = PARTS[name] * (1 if job.device == "cuda" else SLOWER)
         if left < LEAST:
             new = [Row(name, "not run", "the time was over")]
         else:
@@ -211,23 +234,14 @@ def check(job: Job, names: list[str], minutes: float) -> list[Row]:
 def part(name: str, job: Job) -> None:
     """One part, in this process: its rows go to a file as they come."""
     began = time.monotonic()
-    for row in PARTS[name][0](job):
+    for row in DONE_BY[name](job):
         row.seconds, began = time.monotonic() - began, time.monotonic()
         gpu_checks.append(row, job.folder / f"{name}.jsonl")
 
 
 @guarded
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--model", type=Path, default=MODEL, help="a chat model's folder")
-    parser.add_argument("--data", default=DATA, help="preferences with a known reward")
-    parser.add_argument("--small", action="store_true", help="leave out what takes long on a CPU")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it (default: 9.5)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/check-gpu"), help="folder")
-    parser.add_argument("--part", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("no GPU is here: DEVICE=cpu tries the parts of the check on the CPU")
     job = Job(args.device, args.model, args.data, args.output, args.small)

@@ -18,24 +18,38 @@ kind of CPU; on another kind, rounding may change some answers.
 import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
+import argparse
+from pathlib import Path
+
+from dpo.core.terminal import at_once, guarded, parser_of
+
+FOLDER = Path("recipes/data/sentiment")
+
+
+def arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--output", type=Path, default=FOLDER, help=f"folder ({FOLDER})")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    at_once(arguments)
+
 import itertools
 import json
 import random
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.core.terminal import guarded, parser_of
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.measure import MAX_NEW_TOKENS, TEMPERATURE
 from dpo.losses import bradley_terry
 from dpo.models.sampling import Completion, Prompt, prompt_token_ids, sample_completions
 
 MODEL = "models/SmolLM2-135M-Instruct"
-FOLDER = Path("recipes/data/sentiment")
 QUESTIONS = (
     "Review {} in one sentence.",
     "How was {}? Answer in one sentence.",
@@ -178,9 +192,7 @@ The answers are a small model's: they are often untrue, and praise or blame nobo
 
 @guarded
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--output", type=Path, default=FOLDER, help=f"folder ({FOLDER})")
-    output = parser.parse_args().output
+    output = arguments().output
     # bfloat16: twice as fast here, and the answers are the same in kind.
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)

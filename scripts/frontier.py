@@ -13,31 +13,10 @@ import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
 import argparse
-import datetime
-import json
-import os
-import shutil
-import sys
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from dpo.core import files
-from dpo.core.machine import device_name
-from dpo.core.refusal import Refusal
-from dpo.core.signals import EXIT_CODE
-from dpo.core.terminal import guarded, parser_of
-from dpo.evaluation import generations, measure, prompts
-from dpo.evaluation.contestants import policy_of, reference_of
-from dpo.evaluation.measure import MAX_NEW_TOKENS, SEED, TEMPERATURE
+from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.recipe.arguments import positive
-from dpo.recipe.flags import overridden
-from dpo.recipe.parse import FOLDER, parse
-from dpo.reports import frontier_page
-from dpo.runs import checkpoints, output_folder, sweeps
-from dpo.runs.checkpoints import step_of
-from dpo.runs.sweeps import FAILED, LEFT
 
 RECIPE = "smollm2-sentiment"
 INTO = Path("outputs/frontier")
@@ -54,6 +33,33 @@ def arguments() -> argparse.Namespace:
     add("--output", default=str(INTO), help=f"folder ({INTO})")
     add("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
     return parser.parse_args()
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    at_once(arguments)
+
+import datetime
+import json
+import os
+import shutil
+import sys
+
+import torch
+from tqdm import tqdm
+
+from dpo.core import files
+from dpo.core.machine import device_name
+from dpo.core.refusal import Refusal
+from dpo.core.signals import EXIT_CODE
+from dpo.evaluation import generations, measure, prompts
+from dpo.evaluation.contestants import policy_of, reference_of
+from dpo.evaluation.measure import MAX_NEW_TOKENS, SEED, TEMPERATURE
+from dpo.recipe.flags import overridden
+from dpo.recipe.parse import FOLDER, parse
+from dpo.reports import frontier_page
+from dpo.runs import checkpoints, output_folder, sweeps
+from dpo.runs.checkpoints import step_of
+from dpo.runs.sweeps import FAILED, LEFT
 
 
 @guarded

@@ -4,11 +4,10 @@ What a recipe's header says is what the table says, so that neither can be right
 """
 
 import re
-import sys
 from pathlib import Path
 
 from dpo.core.files import write_whole
-from dpo.core.terminal import guarded
+from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.parse import FOLDER, make_parser, read_yaml
 
 TABLE = FOLDER / "README.md"
@@ -60,9 +59,7 @@ def table() -> str:
 
 @guarded
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(__doc__)
-        return
+    parser_of(__doc__).parse_args()
     write_whole(TABLE, table())
     print(f"Written: {TABLE}")
 

@@ -5,6 +5,7 @@ import pytest
 from dpo.recipe import known
 from dpo.recipe.parse import make_parser
 from support.commands import at_once
+from support.place import ROOT
 
 RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
 
@@ -63,3 +64,17 @@ def test_help_begins_with_what_is_ours(monkeypatch):
 def test_it_is_answered_at_once(script, arguments, code, words):
     said, ended = at_once(script, *arguments)
     assert words in said and ended == code
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_every_script_has_help_at_once(script, tmp_path):
+    """And does nothing else."""
+    said, ended = at_once(script, "--help", cwd=tmp_path)
+    assert ended == 0 and (script in said or "make " in said)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("arguments", [["--list"], ["--recipe=qwen-ultrafeedback"]])
+def test_another_folder_has_no_recipes(arguments, tmp_path):
+    said, ended = at_once("launch.py", *arguments, cwd=tmp_path)
+    assert ended == 1 and f"no folder recipes in {tmp_path}: run this where" in said

@@ -63,7 +63,7 @@ def at_once(script: str, *arguments: str, cwd: Path = ROOT) -> tuple[str, int]:
 
     Returns what it says and its exit code.
     """
-    command = [sys.executable, "-X", "importtime", f"scripts/{script}", *arguments]
+    command = [sys.executable, "-X", "importtime", str(ROOT / "scripts" / script), *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
     lines = done.stderr.splitlines(keepends=True)
     imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}

@@ -40,7 +40,13 @@ WIDEST = 98  # characters of a line of help
 
 
 def names(folder: Path) -> list[str]:
-    """The names that may be given for RECIPE or CONFIG: the folder is the list."""
+    """The names that may be given for RECIPE or CONFIG: the folder is the list.
+
+    Raises:
+        Refusal: the folder is not here.
+    """
+    if not folder.is_dir():
+        raise Refusal(f"no folder {folder} in {Path.cwd()}: run this where the repository's is")
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
