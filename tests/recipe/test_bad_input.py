@@ -137,6 +137,7 @@ def test_processes_that_do_not_divide_the_batch():
     assert share_batch(4, 2, 1) == (4, 2)
     assert share_batch(4, 2, 2) == (4, 1)  # first less accumulation
     assert share_batch(4, 2, 8) == (1, 1)  # then fewer pairs at a time
+    assert share_batch(2**31, 1, 2) == (2**30, 1)  # at once, however large
     assert share_batch(3, 4, 2) == (3, 2)
     with pytest.raises(SystemExit, match=r"3 processes cannot share .* 8 pairs .* 1, 2, 4, 8,"):
         share_batch(4, 2, 3)

@@ -70,6 +70,7 @@ class Recipe:
         return kept | {"global_batch": batch[0] * batch[1]}
 
 
+MOST = 4096  # processes that a message counts up to
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
 
@@ -137,14 +138,14 @@ def share_batch(per_device: int, accumulation: int, processes: int) -> tuple[int
     """
     batch = per_device * accumulation
     if batch % processes:
-        divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
+        divisors = [str(n) for n in range(1, min(batch, MOST) + 1) if batch % n == 0]
         raise Refusal(
             f"{processes} processes cannot share a global batch of {batch} pairs evenly: run on "
             f"{', '.join(divisors)}, or change per_device_train_batch_size × "
             "gradient_accumulation_steps"
         )
     share = batch // processes
-    micro = max(n for n in range(1, min(per_device, share) + 1) if share % n == 0)
+    micro = next(n for n in range(min(per_device, share), 0, -1) if share % n == 0)
     return micro, share // micro
 
 

@@ -144,7 +144,7 @@ def data(b: Brought) -> None:
                 b.warned.append(f"datasets: {key}: the chat template renders instead")
         if entry.get("revision"):
             b.warned.append(f"datasets: revision {entry['revision']}: {NEWEST}")
-        for key in {*entry} - {*own, *OF_FIELDS}:
+        for key in (key for key in entry if key not in {*own, *OF_FIELDS}):
             b.dropped[f"datasets: {key}"] = OF_ENTRIES.get(key, ROLES)
     first = entries[0].get("path") if entries else None
     alike = [t.get("split", "test") for t in tests if t.get("path") == first]

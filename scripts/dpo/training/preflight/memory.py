@@ -92,7 +92,7 @@ def same_run(args: DPOConfig) -> Iterator[str]:
     """What needs less memory and changes nothing that is learned."""
     micro, share = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batch = micro * share * args.world_size
-    fewer = max((n for n in range(1, micro) if micro * share % n == 0), default=None)
+    fewer = next((n for n in range(micro - 1, 0, -1) if micro * share % n == 0), None)
     if fewer:
         yield (
             f"per_device_train_batch_size to {fewer} and gradient_accumulation_steps to "
