@@ -9,7 +9,7 @@ nothing is known, and that is said.
 import subprocess
 import sys
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, last_line
 from dpo.core.terminal import guarded, parser_of
 
 SECONDS = 300  # for the service: it is asked about each package
@@ -33,7 +33,7 @@ def main() -> None:
         print(asked.stdout.strip())
         raise Refusal("Raise the version in requirements.txt")
     else:
-        why = ["no reason is given", *asked.stderr.strip().splitlines()][-1]
+        why = last_line(asked.stderr)
         print(f"Not audited: the advisory service does not answer: {why:.200}")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import dpo  # noqa: F401  first, that no library speaks
 from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.arguments import positive
+from dpo.speed import shapes
 
 
 def arguments() -> argparse.Namespace:
@@ -46,6 +47,8 @@ def arguments() -> argparse.Namespace:
 @guarded
 def main() -> None:
     args = arguments()
+    for model in args.model or ():
+        shapes.check_there(model)
     from dpo.speed import variants  # late: what is misspelt is answered at once
 
     print(f"Written: {', '.join(map(str, variants.compare(args)))}")

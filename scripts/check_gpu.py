@@ -67,6 +67,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dpo.core.files import read_lines
 from dpo.core.machine import commit, cpu_name, versions
 from dpo.core.refusal import Refusal
+from dpo.runs.launch import visible_gpus
 from dpo.speed import gpu_checks, gpu_runs
 from dpo.speed.gpu_checks import JSON, TABLE, Job, Row, judged, skipped
 
@@ -249,8 +250,7 @@ def main() -> None:
         return part(args.part, job)
     # What the parts start inherits it: one GPU, however many there are, or none; nothing is sent.
     os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
-    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible if args.device == "cuda" else ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus(1)[0] if args.device == "cuda" else ""
     emptied(job.folder)
     job.model = model_with_weights(job.model, job.folder)
     rows = check(job, args.only or [*PARTS], args.minutes)

@@ -13,7 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.runs import output_folder
 
 
 def arguments() -> argparse.Namespace:
@@ -28,14 +30,28 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def asked() -> tuple[argparse.Namespace, list[Path]]:
+    """The arguments, and the folders of the runs that they name, the one to be held against first.
+
+    Raises:
+        Refusal: there are no such runs.
+    """
+    args = arguments()
+    names = args.runs.split()
+    if bool(names) == bool(args.recipe):
+        raise Refusal('which runs? RUNS="outputs/a outputs/b", or RECIPE=name for all of it')
+    given = output_folder.folders(names) if names else output_folder.runs_of(args.recipe)
+    first = output_folder.folders(args.against.split())
+    return args, [*dict.fromkeys([*first, *given])]
+
+
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    at_once(arguments)
+    at_once(asked)
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
 from dpo.reports import comparison, comparison_page, comparison_table, wandb_report
 from dpo.reports.comparison import Compared
@@ -67,15 +83,10 @@ def show(runs: list[Compared], rows: list[Row], title: str) -> None:
 
 @guarded
 def main() -> None:
-    args = arguments()
+    args, folders = asked()
     if args.wandb:
         wandb_report.check()
-    names = args.runs.split()
-    if bool(names) == bool(args.recipe):
-        raise Refusal('which runs? RUNS="outputs/a outputs/b", or RECIPE=name for all of it')
-    given = comparison.folders(names) if names else comparison.runs_of(args.recipe)
-    first = comparison.folders(args.against.split())
-    runs = comparison.collect([*dict.fromkeys([*first, *given])])
+    runs = comparison.collect(folders)
     title = f"{args.recipe or 'Comparison'}: {len(runs)} run{'s' * (len(runs) > 1)}"
     show(runs, comparison_table.table(runs), title)
     written = comparison_page.write(runs, Path(args.output), title)

@@ -1,6 +1,6 @@
 """Rebuild the embedded preference data, recipes/data/sentiment, from its seed.
 
-    python scripts/embedded_data.py                     # about 15 minutes on two cores
+    python scripts/embedded_data.py                     # some 10 minutes on two cores
     python scripts/embedded_data.py --output /some/dir  # elsewhere, to compare
 
 The controlled experiment of the DPO paper (arXiv 2305.18290, section 6.1) in small: the policy's

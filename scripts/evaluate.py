@@ -18,6 +18,7 @@ import argparse
 import dpo  # noqa: F401  first, that no library speaks
 from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.arguments import positive
+from dpo.runs import output_folder
 
 
 def arguments() -> argparse.Namespace:
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
 @guarded
 def main() -> None:
     args = arguments()
+    output_folder.check_there(args.run)
     from dpo.evaluation.command import evaluate  # late: what is misspelt is answered at once
     from dpo.reports import evaluation_page
 

@@ -40,15 +40,13 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
 
 import datetime
 import json
-import os
 import shutil
 import sys
 
-import torch
 from tqdm import tqdm
 
 from dpo.core import files
-from dpo.core.machine import device_name
+from dpo.core.machine import device_name, device_of_measuring
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.evaluation import generations, measure, prompts
@@ -66,9 +64,7 @@ from dpo.runs.sweeps import FAILED, LEFT
 def main() -> None:
     args = arguments()
     into = Path(args.output)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+    device = device_of_measuring()
     recipe = parse(["--config", str(FOLDER / f"{RECIPE}.yaml"), *args.arguments])
     # What is measured is measured here, along the run, and not at its end.
     own = [f"--save_steps={args.every}", "--save_total_limit=99", "--save_only_model=true"]
@@ -94,7 +90,7 @@ def main() -> None:
             checkpoints.delete(checkpoint)  # weights alone are nothing to go on from
         # Of several GPUs the first, on which they are measured too: three cannot share the batch.
         if sweeps.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == LEFT:
-            print("Asked to leave: the same command goes on from here")
+            print("Asked to stop: the same command goes on from here")
             sys.exit(EXIT_CODE)
         if run.state == FAILED:
             continue

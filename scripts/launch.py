@@ -1,12 +1,12 @@
 """Launch a recipe on what the machine has: `make train` runs this.
 
     python scripts/launch.py --recipe smollm2-sentiment
-    python scripts/launch.py --recipe qwen-ultrafeedback --config zero2 --gpus 8 -- --beta 0.05
-    python scripts/launch.py --config zero3 --gpus 8 --nodes 4 --node_rank 0 --main 10.0.0.1:29500
+    python scripts/launch.py --recipe qwen-ultrafeedback --accelerate_config zero2 -- --beta 0.05
+    python scripts/launch.py --nodes 4 --node_rank 0 --main 10.0.0.1:29500 --gpus 8
     python scripts/launch.py --list
     python scripts/launch.py -- --help               # all arguments of a recipe
 
-Prints the `accelerate launch` command and runs it. Asked to leave, by SIGTERM, SIGUSR1 or Ctrl-C,
+Prints the `accelerate launch` command and runs it. Asked to stop, by SIGTERM, SIGUSR1 or Ctrl-C,
 the run saves at the end of its step, and this ends with 75: the same command goes on from there. A
 second Ctrl-C ends it at once.
 """
@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--list", action="store_true", help="show the recipes and configs, and end")
     add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
-    add("--config", default="", help="a file in accelerate_configs/")
+    add("--accelerate_config", dest="config", default="", help="a file in accelerate_configs/")
     add("--gpus", default="", help="processes on this machine (default: all GPUs)")
     add("--nodes", default="1", help="number of machines that train together")
     add("--node_rank", default="", help="this machine's number among them, from 0")

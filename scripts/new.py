@@ -21,7 +21,10 @@ import argparse
 import re
 from pathlib import Path
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.recipe.parse import FOLDER
+from dpo.runs.launch import number_of
 
 
 def arguments() -> argparse.Namespace:
@@ -31,31 +34,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    at_once(arguments)
-
-import yaml
-
-from dpo.core.files import write_whole
-from dpo.core.refusal import Refusal
-from dpo.core.terminal import visible
-from dpo.data.formats.columns import mapping_of
-from dpo.data.starting import data_of, has_chat_template, recipe
-from dpo.recipe.convert.convert import convert
-from dpo.recipe.parse import FOLDER
-
-
 def plain(name: str) -> str:
     """A name in the letters and signs that a recipe's has."""
     return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")
 
 
-@guarded
-def main() -> None:
+def asked() -> tuple[dict[str, str], Path, int | None]:
+    """The arguments, the file to write, and the number of GPUs.
+
+    Raises:
+        Refusal: one is missing, or the name is none, or there is such a recipe.
+    """
     args = vars(arguments())
-    source = Path(args["from"])
     if args["from"]:
-        args["recipe"] = args["recipe"] or plain(source.stem)
+        args["recipe"] = args["recipe"] or plain(Path(args["from"]).stem)
     for name in () if args["from"] else ("recipe", "model", "dataset"):
         if not args[name]:
             raise Refusal(
@@ -69,10 +61,26 @@ def main() -> None:
     path = FOLDER / f"{name}.yaml"
     if path.exists():
         raise Refusal(f"{path} is there already: give another RECIPE=")
+    return args, path, number_of(args["gpus"])
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    at_once(asked)
+
+import yaml
+
+from dpo.core.files import write_whole
+from dpo.core.terminal import visible
+from dpo.data.formats.columns import mapping_of
+from dpo.data.starting import data_of, has_chat_template, recipe
+from dpo.recipe.convert.convert import convert
+
+
+@guarded
+def main() -> None:
+    args, path, gpus = asked()
+    name, source = args["recipe"], Path(args["from"])
     if args["from"]:
-        if args["gpus"] and not (args["gpus"].isdigit() and int(args["gpus"])):
-            raise Refusal(f"GPUS={args['gpus']} is not a number of GPUs: give 1 or more")
-        gpus = int(args["gpus"] or 0) or None
         data, mapping = {}, mapping_of(args["columns"], "COLUMNS")
         if args["dataset"]:
             chat = bool(args["model"]) and has_chat_template(args["model"])

@@ -19,7 +19,7 @@ shift 4
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 main=$first:$((20000 + SLURM_JOB_ID % 10000)) # one port a job: two may share a machine
 cancelled=
-# Here the run says that it was asked to leave and has. Its exit code could be that of a machine which
+# Here the run says that it was asked to stop and has. Its exit code could be that of a machine which
 # srun ended since another one was quicker.
 export DPO_TOLD_IN=$PWD/outputs/slurm/$SLURM_JOB_ID-told
 rm -rf "$DPO_TOLD_IN"
@@ -28,7 +28,7 @@ mkdir -p "$DPO_TOLD_IN"
 # The machine that fails ends the others, which would wait for it.
 srun --kill-on-bad-exit=1 --open-mode=append --output="outputs/slurm/%j-node%n.log" \
   bash -c 'exec "$0" scripts/launch.py --node_rank "$SLURM_NODEID" "$@"' "$python" \
-  --recipe "$recipe" --config "$config" --gpus "$gpus" \
+  --recipe "$recipe" --accelerate_config "$config" --gpus "$gpus" \
   --nodes "$SLURM_JOB_NUM_NODES" --main "$main" -- "$@" &
 step=$!
 trap 'kill -USR1 "$step"' USR1
@@ -43,7 +43,7 @@ done
 left=$(ls "$DPO_TOLD_IN")
 rm -r "$DPO_TOLD_IN"
 if [[ $left = *left* && $left != *refused* && ! $cancelled ]]; then
-  echo "Asked to leave: back to the queue"
+  echo "Asked to stop: back to the queue"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.runs.launch import check_there, choose, number_of, visible_gpus
 
 
 def arguments() -> argparse.Namespace:
@@ -25,11 +26,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", required=True, help="a file in recipes/")
     parser.add_argument("--sweep", nargs="+", required=True, help="key=value,value ...")
     parser.add_argument("--output", default="", help="folder (outputs/<recipe>-sweep)")
-    parser.add_argument("--config", default="", help="a file in accelerate_configs/")
+    where = {"dest": "config", "default": "", "help": "a file in accelerate_configs/"}
+    parser.add_argument("--accelerate_config", **where)
     parser.add_argument("--gpus", default="", help="GPUs of each run (1)")
     parser.add_argument("--wandb", action="store_true", help="write a W&B sweep file, run nothing")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_there(args.recipe, args.config)
+    return args
 
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
@@ -48,7 +52,6 @@ from dpo.core.terminal import visible
 from dpo.recipe.parse import share_batch
 from dpo.reports import comparison, comparison_page, results
 from dpo.runs import output_folder, sweeps, tracking
-from dpo.runs.launch import check_there, choose, visible_gpus
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 
 
@@ -78,12 +81,10 @@ def places(config: str, gpus: str) -> list[str | None]:
     Raises:
         Refusal: a run asks for more GPUs than there are.
     """
-    if gpus and not (gpus.isdigit() and int(gpus) > 0):
-        raise Refusal(f"GPUS={gpus} is not a number of GPUs for each run: give 1 or more")
+    each = number_of(gpus) or 1
     count = 0 if config == "cpu" else torch.cuda.device_count()
     if not count:
         return [None]
-    each = int(gpus or 1)
     if each > count:
         raise Refusal(f"GPUS={gpus} for each run, but this machine has {count}")
     seen = visible_gpus(count)
@@ -107,11 +108,10 @@ def show(runs: list[Run]) -> None:
 @guarded
 def main() -> None:
     args = arguments()
-    check_there(args.recipe, args.config)
     into = Path(args.output or f"outputs/{args.recipe}-sweep")
     at_a_time = places(args.config, args.gpus)
     on_gpus = at_a_time != [None]
-    how = ["--config", args.config] if args.config else []
+    how = ["--accelerate_config", args.config] if args.config else []
     gpus = args.gpus or ("1" if on_gpus else "")
     how += ["--gpus", gpus] if gpus else []
     _, processes, _ = choose(args.config, gpus)
@@ -130,7 +130,7 @@ def main() -> None:
         if run.state == FAILED:
             print(f"{run.name} failed: {visible(run.last_line())} ({run.log})")
     if asked or any(run.state == LEFT for run in runs):
-        print("Asked to leave: the same command goes on from here")
+        print("Asked to stop: the same command goes on from here")
         sys.exit(EXIT_CODE)
     done = [run.folder for run in runs if run.state == DONE]
     if len(done) > 1:

@@ -178,6 +178,6 @@ def finished(tiny_model, tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     flags = run_flags(tiny_model, tiny_data, folder)
     no_key = {"WANDB_MODE": None, "WANDB_API_KEY": None, "NETRC": "/nowhere"}
-    result = launch("--config", "cpu", "--", *flags, **no_key)
+    result = launch("--accelerate_config", "cpu", "--", *flags, **no_key)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, flags, result

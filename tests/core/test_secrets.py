@@ -53,7 +53,7 @@ def planted(tiny_model, tiny_data, tmp_path_factory):
     rows = [row | {"vader_chosen": 0.8, "vader_rejected": -0.5} for row in rows]
     (folder / "data/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = [*run_flags(tiny_model, folder / "data", folder / "run"), "--hub_token", FLAG]
-    return folder / "run", launch("--config", "cpu", "--", *flags, **PLANTED, **REMOTE)
+    return folder / "run", launch("--accelerate_config", "cpu", "--", *flags, **PLANTED, **REMOTE)
 
 
 def test_no_secret_in_any_file_of_a_run(planted):
@@ -92,7 +92,7 @@ def test_no_secret_in_a_run_that_fails(tiny_model, tiny_data, tmp_path):
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), f"--hub-token={FLAG}"]
     flags += ["--push_to_hub", "--hub_model_id=me/policy"]
     address = f"http://me:{PASSWORD}@127.0.0.1:9"
-    result = launch("--config", "cpu", "--", *flags, **PLANTED, HF_ENDPOINT=address)
+    result = launch("--accelerate_config", "cpu", "--", *flags, **PLANTED, HF_ENDPOINT=address)
     assert result.returncode != 0
     assert "Error" in result.stderr.splitlines()[-1], result.stderr[-2000:]
     assert holds_none((result.stdout + result.stderr).encode())

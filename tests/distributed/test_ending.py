@@ -34,7 +34,9 @@ def test_a_run_goes_on_after_one_process_dies(
     """Within a minute the others are told and the run ends; one process goes on where two were."""
     folder = tmp_path / "run"
     flags = ten_steps(tiny_model, tiny_data, folder)
-    with running(folder, "checkpoint-2", "--config", "ddp", "--gpus", "2", "--", *flags) as process:
+    with running(
+        folder, "checkpoint-2", "--accelerate_config", "ddp", "--gpus", "2", "--", *flags
+    ) as process:
         workers = [p for p in process.children(recursive=True) if "RANK" in p.environ()]
         (second,) = [p for p in workers if p.environ()["RANK"] == "1"]
         second.kill()
@@ -78,12 +80,12 @@ def test_a_run_that_is_asked_to_leave_goes_on(
     """Asked at one process of two; what ZeRO sharded over two, two go on with."""
     folder = tmp_path / "run"
     flags = ten_steps(tiny_model, tiny_data, folder)
-    two = ("--config", "zero3", "--gpus", "2", "--", *flags)
+    two = ("--accelerate_config", "zero3", "--gpus", "2", "--", *flags)
     with running(folder, "checkpoint-2", *two) as process:
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 75
     log = (tmp_path / "log").read_text()
-    step = int(re.search(r"Asked to leave at step (\d+) of 10: saved in", log)[1])
+    step = int(re.search(r"Asked to stop at step (\d+) of 10: saved in", log)[1])
     assert 2 <= step < 10 and (folder / f"checkpoint-{step}/trainer_state.json").exists()
     assert not (folder / "model.safetensors").exists()
 
@@ -143,6 +145,8 @@ def test_the_error_of_the_process_that_failed_comes_last(tiny_model, tiny_data, 
     )
     flags = ten_steps(tiny_model, tiny_data, tmp_path / "run")
     started = time.monotonic()
-    result = launch(*("--config", "zero2", "--gpus", "2", "--", *flags), PYTHONPATH=str(tmp_path))
+    result = launch(
+        *("--accelerate_config", "zero2", "--gpus", "2", "--", *flags), PYTHONPATH=str(tmp_path)
+    )
     assert result.returncode != 0 and time.monotonic() - started < 300
     assert "ValueError: a disk was pulled out" in "\n".join(result.stderr.splitlines()[-5:])

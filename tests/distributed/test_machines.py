@@ -18,7 +18,7 @@ def test_two_machines_learn_what_one_learns(config, one_process, tiny_model, tin
     """Two launches, each with its own rank, that meet on the loopback address."""
     folder = tmp_path / "run"
     flags = ten_steps(tiny_model, tiny_data, folder)
-    together = ["--config", config, "--gpus", "1", "--nodes", "2"]
+    together = ["--accelerate_config", config, "--gpus", "1", "--nodes", "2"]
     together += ["--main", f"127.0.0.1:{free_port()}"]
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(
@@ -40,7 +40,12 @@ def not_shared(folder: Path | str) -> str:
 
 def test_machines_that_share_no_working_directory_do_not_start(tiny_model, tiny_data, tmp_path):
     """Two launches that meet, each with folders of its own: one line says so on both."""
-    together = ["--config=ddp", "--gpus=1", "--nodes=2", f"--main=127.0.0.1:{free_port()}"]
+    together = [
+        "--accelerate_config=ddp",
+        "--gpus=1",
+        "--nodes=2",
+        f"--main=127.0.0.1:{free_port()}",
+    ]
 
     def start(rank: str):
         place = tmp_path / rank

@@ -33,7 +33,9 @@ def test_several_processes_learn_what_they_would_have(
 
 def test_two_processes_refuse_in_one_line(tiny_model, tiny_data, tmp_path):
     flags = [f"--model_name_or_path={tiny_model}", f"--dataset_name={tiny_data}", "--beta=-1"]
-    result = launch("--config", "ddp", "--gpus", "2", "--", *flags, f"--output_dir={tmp_path}/run")
+    result = launch(
+        "--accelerate_config", "ddp", "--gpus", "2", "--", *flags, f"--output_dir={tmp_path}/run"
+    )
     assert result.returncode == 1
     assert result.stderr.strip().startswith("ARGS: beta is -1.0: give a number above 0")
     assert result.stderr.strip().count("\n") == 0

@@ -93,7 +93,7 @@ def wait_for(condition, seconds: int = 240):
     os.geteuid() != 0 or not shutil.which("slurmctld"), reason="SLURM is not installed"
 )
 def test_a_cluster_requeues_the_run_and_goes_on(real_cluster, tiny_model, tiny_data, tmp_path):
-    """Submitted, asked to leave, requeued by SLURM, and trained to its end: one log of it all."""
+    """Submitted, asked to stop, requeued by SLURM, and trained to its end: one log of it all."""
     folder = tmp_path / "run"
     flags = [
         *run_flags(tiny_model, tiny_data, folder),
@@ -108,13 +108,13 @@ def test_a_cluster_requeues_the_run_and_goes_on(real_cluster, tiny_model, tiny_d
     log = ROOT / f"outputs/slurm/{job}.log"
     wait_for(lambda: (folder / "checkpoint-4" / checkpoints.MANIFEST).exists())
     run("scancel", "--batch", "--signal=USR1", job)
-    wait_for(lambda: "Asked to leave: back to the queue" in log.read_text())
+    wait_for(lambda: "Asked to stop: back to the queue" in log.read_text())
     wait_for(lambda: "PENDING" in run("squeue", "--format=%T").stdout)
     run("scontrol", "update", f"JobId={job}", "StartTime=now")
     wait_for(lambda: (folder / "report.json").exists())
     wait_for(lambda: not run("squeue", "--noheader").stdout)
     first, second = (log.with_name(f"{job}-node{node}.log").read_text() for node in (0, 1))
-    step = re.search(r"Asked to leave at step (\d+) of 20: saved in", first)[1]
+    step = re.search(r"Asked to stop at step (\d+) of 20: saved in", first)[1]
     assert f"Continuing from {folder}/checkpoint-{step}\n" in first
     assert "2 pairs a device × 1 accumulated × 2 processes = 4 pairs" in first
     assert "--machine_rank 1 --main_process_ip 127.0.0.1" in second

@@ -192,7 +192,7 @@ def test_a_sharded_run_is_killed_with_all_that_started_it(
 
     whole, folder, draw = tmp_path / "whole", tmp_path / "run", drawn(2)
     assert launched(*flags(whole), config="zero2", processes=2).returncode == 0
-    command = ("--config", "zero2", "--gpus", "2", "--", *flags(folder))
+    command = ("--accelerate_config", "zero2", "--gpus", "2", "--", *flags(folder))
     for step in (2, 4, 6):
         with running(folder, f"checkpoint-{step}", *command):
             time.sleep(draw.random() / 2)
@@ -211,7 +211,7 @@ def test_one_process_that_is_asked_to_leave_takes_all_along(asked, rank, runs_of
     fault = (asked, f"{checkpoints.BESIDE}/checkpoint-4", 0)
     assert runs.end(runs.start(name, fault, rank)) == {EXIT_CODE}
     log = (runs.home / name / "log-0").read_text()
-    assert "Asked to leave at step 5 of 9: saved in" in log
+    assert "Asked to stop at step 5 of 9: saved in" in log
     assert checkpoints.newest(runs.home / name / "run").name == "checkpoint-5"
     assert runs.end(runs.start(name)) == {0}
     assert runs.outcome(name) == runs.expected
@@ -236,13 +236,13 @@ def long_run(model: Path, data: Path, folder: Path) -> list[str]:
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(tiny_model, tiny_data, tmp_path):
     """Sent to all processes of the terminal, as it does."""
     folder = tmp_path / "run"
-    command = ["--config", "cpu", "--", *long_run(tiny_model, tiny_data, folder)]
+    command = ["--accelerate_config", "cpu", "--", *long_run(tiny_model, tiny_data, folder)]
     with running(folder, "checkpoint-2", *command) as launched:
         os.killpg(launched.pid, signal.SIGINT)
         assert launched.wait(60) == EXIT_CODE
     log = (tmp_path / "log").read_text()
     assert "The run saves and ends; Ctrl-C again ends it at once" in log
-    (step,) = re.findall(r"Asked to leave at step (\d+) of 1000", log)
+    (step,) = re.findall(r"Asked to stop at step (\d+) of 1000", log)
     assert checkpoints.newest(folder).name == f"checkpoint-{step}"
 
     with running(folder, f"checkpoint-{int(step) // 2 * 2 + 2}", *command) as launched:
@@ -263,7 +263,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tiny_model, tiny_data, tmp_p
 def test_a_run_that_is_asked_before_it_trains_ends_at_once(after, tiny_model, tiny_data, tmp_path):
     command = [
         sys.executable,
-        *("scripts/launch.py", "--config", "cpu", "--"),
+        *("scripts/launch.py", "--accelerate_config", "cpu", "--"),
         *once(long_run(tiny_model, tiny_data, tmp_path / "r")),
     ]
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN}) as launched:
@@ -279,7 +279,7 @@ def test_a_run_that_is_asked_before_it_trains_ends_at_once(after, tiny_model, ti
 def test_one_folder_takes_one_run_at_a_time(launched, tiny_model, tiny_data, tmp_path):
     folder = tmp_path / "run"
     flags = long_run(tiny_model, tiny_data, folder)
-    with running(folder, "checkpoint-2", "--config", "cpu", "--", *flags):
+    with running(folder, "checkpoint-2", "--accelerate_config", "cpu", "--", *flags):
         for more in ([], ["--restart"]):
             second = launched(*flags, *more)
             assert second.returncode == 1

@@ -24,7 +24,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(
 ):
     folder = tmp_path / "killed"
     flags = run_flags(tiny_model, tiny_data, folder)
-    command = [sys.executable, "scripts/launch.py", "--config", "cpu", "--", *flags]
+    command = [sys.executable, "scripts/launch.py", "--accelerate_config", "cpu", "--", *flags]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
     )

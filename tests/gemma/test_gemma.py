@@ -41,7 +41,7 @@ def test_it_learns_to_end_its_turns(gemma, tmp_path):
     folder, data = tmp_path / "run", ROOT / "recipes/data/sentiment"
     flags = [*run_flags(gemma, data, folder), "--chat_template_path=gemma", "--report_to=none"]
     few = ["--max_steps=2", "--reward_prompts=4", "--eval_strategy=no", "--save_strategy=no"]
-    result = launch("--config", "cpu", "--", *flags, *few, "--learning_rate=1e-6")
+    result = launch("--accelerate_config", "cpu", "--", *flags, *few, "--learning_rate=1e-6")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "sharing  on, attention branch by branch (SDPA)" in result.stdout
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]

@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_in_wandb_too(launched, tiny_model, tiny_data, tmp_
     """One id in both parts; completions as of a run that was not killed."""
     folder = tmp_path / "run"
     flags = [*run_flags(tiny_model, tiny_data, folder), "--max_steps=40", "--eval_steps=20"]
-    with running(folder, "checkpoint-20", "--config", "cpu", "--", *flags) as process:
+    with running(folder, "checkpoint-20", "--accelerate_config", "cpu", "--", *flags) as process:
         for child in (*process.children(recursive=True), process):
             child.kill()
     result = launched(*flags)

@@ -148,7 +148,7 @@ def test_unknown_names_list_the_choices():
     assert wrong_recipe.returncode != 0
     assert wrong_recipe.stderr.startswith("no RECIPE 'smollm': did you mean: ")
     assert "smollm2-sentiment" in wrong_recipe.stderr and wrong_recipe.stderr.count("\n") == 1
-    wrong_config = launch("--config", "zero9")
+    wrong_config = launch("--accelerate_config", "zero9")
     assert wrong_config.returncode != 0
     assert wrong_config.stderr.startswith("no CONFIG 'zero9': one of: ")
     assert "zero3" in wrong_config.stderr and wrong_config.stderr.count("\n") == 1

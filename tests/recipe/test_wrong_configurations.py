@@ -132,7 +132,7 @@ FLAGS = {
     "--optim=lion_32bit --adam_epsilon=1e-6": "it does nothing unless optim is a kind of Adam",
     '--model_init_kwargs={"use_safetensors":false}': "weights are read as data alone",
     # against what runs, checkpoints and batches are here
-    "--enable_jit_checkpoint": "a run that is asked to leave saves in any case",
+    "--enable_jit_checkpoint": "a run that is asked to stop saves in any case",
     "--ignore_data_skip": "a run that goes on would take other pairs than one that was not stopped",
     "--save_on_each_node": "the machines share their folder, and would write the same files",
     "--dataloader_in_order=false": "pairs would be trained on in an order of chance",
@@ -225,10 +225,10 @@ TYPED = {
     "--dataset_name=": "dataset_name is '': give the name of a data set",
 }
 LAUNCHES = {
-    ("", "0"): "GPUS=0 is not a number of processes",
+    ("", "0"): "GPUS=0 is not a number",
     ("cpu", "2"): "CONFIG=cpu runs one process: for GPUS=2 choose zero2 or zero3",
     ("zero2", "9"): "GPUS=9, but this machine has 2",
-    ("ddp", "many"): "GPUS=many is not a number of processes",
+    ("ddp", "many"): "GPUS=many is not a number",
 }
 
 

@@ -343,27 +343,27 @@ def test_what_models_and_settings_say_is_text_on_a_phone_and_a_desktop(tmp_path,
 
 
 def test_runs_of_a_recipe_are_found_its_sweeps_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "RUNS", tmp_path)
+    monkeypatch.setattr(output_folder, "RUNS", tmp_path)
     for name in ("r", "r.20260101-120000", "r-sweep/beta=10", "r-sweep/beta=5", "others/x"):
         a_run(tmp_path / name, [1])
     other = a_run(tmp_path / "other", [1])
     (other / "recipe.yaml").write_text("recipe: other\n")
-    assert comparison.runs_of("r") == [
+    assert output_folder.runs_of("r") == [
         tmp_path / name for name in ("r", "r-sweep/beta=5", "r-sweep/beta=10")
     ]
     with pytest.raises(SystemExit, match="no run of RECIPE=none; there are runs of: other, r"):
-        comparison.runs_of("none")
+        output_folder.runs_of("none")
     (other / "recipe.yaml").write_text("- no settings")
     with pytest.raises(SystemExit, match=r"other/recipe\.yaml holds no settings of a run"):
-        comparison.runs_of("r")
+        output_folder.runs_of("r")
 
 
 def test_what_is_no_run_is_refused_with_those_there_are(tmp_path, monkeypatch):
     a_run(tmp_path / "r", [1])
     monkeypatch.setattr(output_folder, "RUNS", tmp_path)
     with pytest.raises(SystemExit, match=f"no run at {tmp_path}/none; the runs here: {tmp_path}/r"):
-        comparison.folders([f"{tmp_path}/r", f"{tmp_path}/none"])
-    assert comparison.folders([f"{tmp_path}/r", f"{tmp_path}/r/"]) == [tmp_path / "r"]
+        output_folder.folders([f"{tmp_path}/r", f"{tmp_path}/none"])
+    assert output_folder.folders([f"{tmp_path}/r", f"{tmp_path}/r/"]) == [tmp_path / "r"]
 
 
 def test_a_wandb_report_needs_a_login_and_an_answer(monkeypatch):

@@ -115,7 +115,7 @@ def test_a_run_sees_as_many_gpus_as_it_has_processes(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    arguments = ("--config", config, "--gpus", gpus, "--", f"--output_dir={tmp_path}")
+    arguments = ("--accelerate_config", config, "--gpus", gpus, "--", f"--output_dir={tmp_path}")
     _, environment = launched(monkeypatch, gpus_here, *arguments)
     assert environment.get("CUDA_VISIBLE_DEVICES") == seen
     said = f"CUDA_VISIBLE_DEVICES={seen} accelerate launch" in capsys.readouterr().out
@@ -158,7 +158,7 @@ def test_every_process_has_its_share_of_the_cores(monkeypatch, tmp_path):
     more of them than the scheduler gave."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(launcher.psutil, "cpu_count", lambda logical: 96)
-    several = ("--config=zero3_offload", "--gpus=8", "--", f"--output_dir={tmp_path}")
+    several = ("--accelerate_config=zero3_offload", "--gpus=8", "--", f"--output_dir={tmp_path}")
     for allowed, threads in ((192, "12"), (32, "4"), (4, "1")):
         monkeypatch.setattr(launcher.os, "sched_getaffinity", lambda _, n=allowed: {*range(n)})
         assert launched(monkeypatch, 8, *several)[1]["OMP_NUM_THREADS"] == threads
@@ -214,10 +214,14 @@ def test_a_finished_run_is_answered_at_once(finished):
 @pytest.mark.parametrize(
     ("gpus_here", "arguments", "words"),
     [
-        (0, ["--config=zero4"], "no CONFIG 'zero4'"),
-        (0, ["--config=single_gpu"], "CONFIG=single_gpu needs a GPU"),
-        (0, ["--config=fsdp2"], "CONFIG=fsdp2 needs a GPU"),
-        (8, ["--config=single_gpu", "--gpus=2"], "CONFIG=single_gpu runs one process: for GPUS=2"),
+        (0, ["--accelerate_config=zero4"], "no CONFIG 'zero4'"),
+        (0, ["--accelerate_config=single_gpu"], "CONFIG=single_gpu needs a GPU"),
+        (0, ["--accelerate_config=fsdp2"], "CONFIG=fsdp2 needs a GPU"),
+        (
+            8,
+            ["--accelerate_config=single_gpu", "--gpus=2"],
+            "CONFIG=single_gpu runs one process: for GPUS=2",
+        ),
         (2, ["--gpus=8"], "GPUS=8, but this machine has 2"),
         (0, ["--gpus=none"], "GPUS=none is not a number"),
         (0, ["--nodes=2"], "NODE_RANK= is not this machine's number"),
@@ -226,7 +230,7 @@ def test_a_finished_run_is_answered_at_once(finished):
         (0, ["--nodes=many"], "NODES=many is not a number"),
         (0, ["--node_rank=1", "--main=a:1"], "NODE_RANK=1, and NODES is 1"),
         (
-            *(0, ["--config=cpu", "--nodes=2", "--node_rank=0", "--main=a:1"]),
+            *(0, ["--accelerate_config=cpu", "--nodes=2", "--node_rank=0", "--main=a:1"]),
             "CONFIG=cpu runs one process: for NODES=2",
         ),
         (
@@ -247,7 +251,7 @@ def test_a_finished_run_is_answered_if_it_could_have_been_run(monkeypatch, finis
     """By the launcher, or where it cannot know whether so many processes share the batch, by the
     run itself."""
     monkeypatch.chdir(finished)
-    for arguments in ((), ("--config=cpu",), ("--config=ddp", "--gpus=1")):
+    for arguments in ((), ("--accelerate_config=cpu",), ("--accelerate_config=ddp", "--gpus=1")):
         with pytest.raises(SystemExit) as stop:
             launched(monkeypatch, 8, *arguments)
         assert stop.value.code == 0 and "is trained and evaluated" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from support.place import ROOT
 COMMANDS = {
     "sbatch": 'echo "sbatch $*"',
     "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else echo "scontrol $*"; fi',
-    # As its fourth task does; or as a run that is asked to leave, and takes a while to.
+    # As its fourth task does; or as a run that is asked to stop, and takes a while to.
     "srun": "while [[ $1 == --* ]]; do shift; done\n"
     '[[ $WAITS ]] || SLURM_NODEID=3 exec "$@"\n'
     "trap 'sleep 0.5; touch $DPO_TOLD_IN/left; echo saved; exit 75' USR1 TERM\n"
@@ -59,7 +59,8 @@ def test_submit_asks_for_the_machines(cluster):
 def test_each_machine_launches_with_its_own_number(cluster):
     job = batch("echo", *RECIPE, "--beta", "0.05")
     assert job.communicate()[0] == (
-        "scripts/launch.py --node_rank 3 --recipe smollm2-sentiment --config zero3 --gpus 8 "
+        "scripts/launch.py --node_rank 3 --recipe smollm2-sentiment "
+        "--accelerate_config zero3 --gpus 8 "
         "--nodes 4 --main n1:20007 -- --beta 0.05\n"
     )
     assert job.returncode == 0
@@ -68,7 +69,7 @@ def test_each_machine_launches_with_its_own_number(cluster):
 @pytest.mark.parametrize(
     ("asked", "then"),
     [
-        (signal.SIGUSR1, ["Asked to leave: back to the queue", "scontrol requeue 7"]),
+        (signal.SIGUSR1, ["Asked to stop: back to the queue", "scontrol requeue 7"]),
         (signal.SIGTERM, []),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a sweep is made of: points, values in one spelling, GPUs dealt out, runs asked to leave."""
+"""What a sweep is made of: points, values in one spelling, GPUs dealt out, runs asked to stop."""
 
 import re
 import sys
@@ -64,7 +64,7 @@ def test_gpus_are_dealt_to_runs(monkeypatch):
     assert places("cpu", "2") == [None]
     with pytest.raises(SystemExit, match="GPUS=6 for each run, but this machine has 5"):
         places("", "6")
-    with pytest.raises(SystemExit, match="GPUS=0 is not a number of GPUs"):
+    with pytest.raises(SystemExit, match="GPUS=0 is not a number"):
         places("", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,2,5,1")
     assert places("", "2") == ["7,3", "2,5"]
@@ -75,7 +75,9 @@ def test_gpus_are_dealt_to_runs(monkeypatch):
 def test_a_wandb_sweep_has_values_of_their_kind_and_all_that_runs_share(on_cpu, tmp_path):
     given = "use_peft=true,false beta=1e-2,1 loss_type=hinge,sigmoid"
     runs = resolved(RECIPE, given, tmp_path, ["--max_steps=2"])
-    file = sweep_file(runs, ["--config", "ddp", "--gpus", "2"], ["--max_steps=2"], tmp_path)
+    file = sweep_file(
+        runs, ["--accelerate_config", "ddp", "--gpus", "2"], ["--max_steps=2"], tmp_path
+    )
     about = yaml.safe_load(file.read_text())
     assert about["parameters"] == {
         "use_peft": {"values": [True, False]},
@@ -83,7 +85,7 @@ def test_a_wandb_sweep_has_values_of_their_kind_and_all_that_runs_share(on_cpu, 
         "loss_type": {"values": ["hinge", "sigmoid"]},
     }
     command = " ".join(about["command"])
-    assert "--config ddp --gpus 2 " in command
+    assert "--accelerate_config ddp --gpus 2 " in command
     assert command.endswith("--sweep ${args_no_hyphens} -- --max_steps=2")
     # As W&B writes a point of the grid.
     point = [f"{key}={of['values'][0]}" for key, of in about["parameters"].items()]
@@ -111,8 +113,11 @@ def test_how_runs_are_launched_is_checked_though_all_have_finished(on_cpu, tmp_p
     monkeypatch.setattr("dpo.runs.launch.gpus_here", lambda: 4)
     monkeypatch.setattr(sweeps, "finished", lambda run: True)
     for how, words in (
-        (["--config=single_gpu", "--gpus=2"], "CONFIG=single_gpu runs one process: for GPUS=2"),
-        (["--config=cpu", "--gpus=2"], "CONFIG=cpu runs one process: for GPUS=2"),
+        (
+            ["--accelerate_config=single_gpu", "--gpus=2"],
+            "CONFIG=single_gpu runs one process: for GPUS=2",
+        ),
+        (["--accelerate_config=cpu", "--gpus=2"], "CONFIG=cpu runs one process: for GPUS=2"),
         (["--gpus=3"], "3 processes cannot share a global batch of 8"),
     ):
         where = ["sweep.py", f"--recipe={RECIPE}", f"--output={tmp_path}"]

@@ -153,7 +153,9 @@ class Launched:
                 if config == "fsdp2":
                     result = launch_fsdp(processes, **changes)
                 else:
-                    result = launch("--config", config, "--gpus", str(processes), **changes)
+                    result = launch(
+                        "--accelerate_config", config, "--gpus", str(processes), **changes
+                    )
                 assert result.returncode == 0, result.stderr[-3000:]
                 for rank in range(processes):
                     told = json.loads((folder / str(rank)).read_text())

@@ -82,7 +82,7 @@ def test_a_run_stays_on_its_gpu(name, way, tmp_path):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_host_waits_no_more_often_than_stock_trl_lets_it(way, tmp_path):
     """Our own waits: one a micro-batch, right after the last of TRL's; the norm; the weights; what
-    was not logged yet; and whether the run was asked to leave. The last three find it idle."""
+    was not logged yet; and whether the run was asked to stop. The last three find it idle."""
     found, (settings, capability, _) = {}, WAYS[way]
     head_on_completions(torch.device("cpu"))  # for stock TRL as well, which does so where Triton is
     for fast in (False, True):

@@ -11,6 +11,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dpo.core.files import write_whole
 
@@ -41,6 +42,11 @@ def digest_of_all(paths: list[Path], under: Path) -> str:
 def _state(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def name_of(about: Any, **how: Any) -> str:
+    """A name for what a value of JSON decides: 24 hex digits of its SHA-256."""
+    return hashlib.sha256(json.dumps(about, **how).encode()).hexdigest()[:24]
 
 
 def digests_of(paths: list[Path]) -> list[str]:

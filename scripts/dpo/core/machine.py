@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import importlib.metadata
+import os
 import platform
 import re
 import resource
@@ -51,6 +52,15 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return named[1] if named else platform.machine()
+
+
+def device_of_measuring() -> str:
+    """The one device that models are measured on: `cuda`, or `cpu`, on which accelerate, and with
+    it a recipe for GPUs, then is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    return "cpu"
 
 
 def device_name() -> str:

@@ -15,6 +15,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def last_line(text: str) -> str:
+    """What a program said last, of all that it wrote."""
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line for line in lines if line), "it said nothing")
+
+
 def one_line(error: BaseException, cause: bool = False) -> str:
     """All that an error says, or what caused it if a library has wrapped that, on one line of
     bounded length."""

@@ -1,4 +1,4 @@
-"""What launch.py and the run's processes share: how a run is asked to leave, and says that it has.
+"""What launch.py and the run's processes share: how a run is asked to stop, and says that it has.
 
 Nothing heavy is imported: the launcher answers at once.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start me again
-# Files in a folder of launch.py's: that the run is asked to leave, that it has, and, one a machine,
+# Files in a folder of launch.py's: that the run is asked to stop, that it has, and, one a machine,
 # that a process of it has said why it ends. accelerate and torchrun, which lie between, start late
 # and pass on no exit code.
 ASKED, LEFT, REFUSED = "asked", "left", "refused"

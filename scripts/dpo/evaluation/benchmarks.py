@@ -1,7 +1,6 @@
 """The benchmarks that the field reports, through lm-eval: an optional extra."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -15,8 +14,8 @@ import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dpo.core.files import write_json
-from dpo.core.hashing import digests_of
-from dpo.core.refusal import Refusal
+from dpo.core.hashing import digests_of, name_of
+from dpo.core.refusal import Refusal, last_line
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading
 from dpo.recipe.parse import choices
@@ -65,7 +64,7 @@ def run(
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
     about.append(str(who.half()))
     for task in tasks:
-        name = hashlib.sha256(json.dumps([*about, task]).encode()).hexdigest()[:24]
+        name = name_of([*about, task])
         path = KEPT / f"{name}.json"
         if not path.is_file():
             results = lm_eval(who, tokenizer, task, device, limit=limit, include_path=folder)
@@ -141,8 +140,7 @@ def shown(command: list[str]) -> tuple[int, str]:
         while part := stderr.read1():
             sys.stderr.write(part.decode(errors="replace"))
             said = (said + part)[-4096:]
-    lines = said.decode(errors="replace").strip().splitlines()
-    return process.returncode, lines[-1] if lines else "it says nothing"
+    return process.returncode, last_line(said.decode(errors="replace"))
 
 
 def beside(

@@ -1,15 +1,12 @@
 """An evaluation as `make evaluate` asks for it: one model held against another, and who wins."""
 
 import argparse
-import os
 import re
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dpo.core.machine import device_name, now, versions
+from dpo.core.machine import device_name, device_of_measuring, now, versions
 from dpo.core.refusal import Refusal
 from dpo.evaluation import benchmarks, generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
@@ -56,9 +53,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
         Refusal: a model, the prompts, a judge or a benchmark is not as it must be.
     """
     started = time.monotonic()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+    device = device_of_measuring()
     policy = find(args.run)
     if not args.against and not policy.recipe:
         raise Refusal(f"{args.run} is no run: name with AGAINST= what it is held against")

@@ -18,10 +18,9 @@ from dpo.data import fits
 from dpo.models import adapters, loading, model_files, rope, trust
 from dpo.models.chat_template import load_tokenizer
 from dpo.models.config_check import check_weights
-from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder
-from dpo.runs.output_folder import RUNS, known_runs, run_folder
+from dpo.runs.output_folder import known_runs, run_folder
 
 # Of a folder; a run's holds much besides.
 DECIDES = ("*.safetensors", "tokenizer*", "config.json", "generation_config.json")
@@ -161,10 +160,7 @@ def find(name: str, like: Contestant | None = None) -> Contestant:
         return policy_of(folder)
     if Path(name).is_dir() and (run := run_folder(str(Path(name).parent))):
         return policy_of(Path(name), run)
-    # `outputs/x` looks like a hub name, and means a folder.
-    local = looks_local(name) or Path(name).parts[0] in (str(RUNS), "models")
-    if local and not Path(name).is_dir():
-        raise Refusal(f"no run and no model at {name}; {known_runs()}")
+    output_folder.check_there(name)
     check_weights(name)
     trust.check_code(name, None, False)
     if not adapters.config_of(name):

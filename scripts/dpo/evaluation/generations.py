@@ -1,6 +1,5 @@
 """The same prompts answered by two models: drawn once and kept, and what can be counted of them."""
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpo.core import files, secrets
+from dpo.core.hashing import name_of
 from dpo.core.stats import bootstrap, share
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading
@@ -58,8 +58,8 @@ def draw(
     half = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
     about = [who.digest(), who.dtype, who.attention, device, half, asked, asdict(settings)]
     about += [at_once or BATCH]  # with others beside it an answer gets other random numbers
-    about = json.dumps([*about, chat_template.end_tokens(model.generation_config, tokenizer, kind)])
-    path = KEPT / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.jsonl"
+    about += [chat_template.end_tokens(model.generation_config, tokenizer, kind)]
+    path = KEPT / f"{name_of(about)}.jsonl"
     ids = [row for row in asked for _ in range(settings.samples)]
     found = read(path)
     if found:

@@ -27,7 +27,7 @@ REASONS = {
     "losses are means over pairs, not over tokens": "average_tokens_across_devices",
     "what must be restored always is": "restore_callback_states_from_checkpoint",
     # These would work against what runs, checkpoints and batches are here.
-    "a run that is asked to leave saves in any case, and would not hear": "enable_jit_checkpoint",
+    "a run that is asked to stop saves in any case, and would not hear": "enable_jit_checkpoint",
     "a run that goes on would take other pairs than one that was not stopped": "ignore_data_skip",
     "the machines share their folder, and would write the same files at once": "save_on_each_node",
     "pairs would be trained on in an order of chance": "dataloader_in_order",

@@ -198,9 +198,11 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
         Refusal: as `parse`.
     """
     asked = "-h" in argv or "--help" in argv
-    if asked or "--config" not in argv[:-1]:
+    if asked:
         print(usage())
-        raise SystemExit(0 if asked else 2)
+        raise SystemExit(0)
+    if "--config" not in argv[:-1]:
+        raise Refusal("no recipe: --config recipes/<name>.yaml names it, and --help lists the rest")
     at = argv.index("--config")
     path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
     keys = read_yaml(path)

@@ -2,21 +2,16 @@
 what they said to the same prompts."""
 
 import functools
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import decides
 from dpo.recipe.parse import make_parser
 from dpo.reports import results, run_report
 from dpo.runs import metrics, output_folder
-from dpo.runs.output_folder import RUNS, known_runs, run_folder
+from dpo.runs.output_folder import RUNS, settings_of
 
-MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting
 LONGEST_NAME = 60  # characters
 SHOWN = 10  # prompts
@@ -57,63 +52,6 @@ class Compared:
             return "trained, not evaluated"
         log = self.folder.with_name(f"{self.folder.name}.log")  # a sweep's
         return f"not finished, {step}" + (f": see {log}" if log.is_file() else "")
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """What the run in `folder` states.
-
-    Raises:
-        Refusal: its recipe.yaml is none.
-    """
-    path = folder / output_folder.SETTINGS
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise Refusal(f"{path} holds no settings of a run: move that folder, or name others")
-    return settings
-
-
-def runs_of(recipe: str) -> list[Path]:
-    """The folders of a recipe's runs, those of its sweep too; not those moved aside.
-
-    Raises:
-        Refusal: it has none.
-    """
-    found, others = [], set()
-    for pattern in ("*", f"{recipe}-sweep/*"):
-        for path in sorted(RUNS.glob(f"{pattern}/{output_folder.SETTINGS}"), key=_by_number):
-            name = settings_of(path.parent).get("recipe")
-            if name != recipe:
-                others.add(str(name))
-            elif not MOVED_ASIDE.search(path.parent.name):
-                found.append(path.parent)
-    if not found:
-        known = ", ".join(sorted(others)) or "none yet"
-        raise Refusal(f"no run of RECIPE={recipe}; there are runs of: {known}")
-    return found
-
-
-def _by_number(path: Path) -> list[str | float]:
-    """What a sweep's folders are sorted by: beta=0.5 before beta=5, and that before beta=10."""
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(path))
-    return [float(part) if at % 2 else part for at, part in enumerate(parts)]
-
-
-def folders(names: list[str]) -> list[Path]:
-    """The folders of runs, by path or by name under outputs/, each once.
-
-    Raises:
-        Refusal: one of them is no run.
-    """
-    found = []
-    for name in names:
-        folder = run_folder(name)
-        if not folder:
-            raise Refusal(f"no run at {name}; {known_runs()}")
-        found.append(folder)
-    return [*dict.fromkeys(found)]
 
 
 def read(folder: Path) -> Compared:

@@ -1,4 +1,4 @@
-"""Launching a run: on what, as how many processes, and how it is asked to leave.
+"""Launching a run: on what, as how many processes, and how it is asked to stop.
 
 All is checked that can be without loading anything: names, flags, the number of GPUs, and whether
 the run has ended already. Of several GPUs a run gets as many as it has processes, the first of
@@ -56,6 +56,17 @@ def visible_gpus(count: int) -> list[str]:
     return named[:count] if named != [""] else [*map(str, range(count))]
 
 
+def number_of(gpus: str) -> int | None:
+    """GPUS= as a number, None where nothing is given.
+
+    Raises:
+        Refusal: it is none.
+    """
+    if gpus and not (gpus.isdigit() and int(gpus) > 0):
+        raise Refusal(f"GPUS={gpus} is not a number: give 1 or more")
+    return int(gpus) if gpus else None
+
+
 def threads(processes: int) -> int:
     """CPU threads for each process: the real cores, shared, or as many as this process may use."""
     cores = psutil.cpu_count(logical=False) or 1
@@ -70,8 +81,7 @@ def choose(config: str, gpus: str) -> tuple[str, int, bool]:
     Raises:
         Refusal: the machine cannot run what is asked for.
     """
-    if gpus and not (gpus.isdigit() and int(gpus) > 0):
-        raise Refusal(f"GPUS={gpus} is not a number of processes: give 1 or more")
+    number = number_of(gpus)
     here = gpus_here()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     named = [name for name in visible.split(",") if name.strip().isdigit()]
@@ -80,7 +90,7 @@ def choose(config: str, gpus: str) -> tuple[str, int, bool]:
         raise Refusal(f"CUDA_VISIBLE_DEVICES={visible} {words}")
     if not here and visible not in ("", "-1"):
         print(f"CUDA_VISIBLE_DEVICES={visible}, and no GPU is there of that name: on the CPU")
-    asked = int(gpus) if gpus else max(here, 1)
+    asked = number or max(here, 1)
     if not config:
         config = "cpu" if not here else "single_gpu" if asked == 1 else "zero2"
     if config in ONE_PROCESS and asked > 1 and gpus:
@@ -127,7 +137,7 @@ def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """Run to the end, and hand on to every process of the run that it is asked to leave.
+    """Run to the end, and hand on to every process of the run that it is asked to stop.
 
     All inherit the signals blocked, so that they end none of them before it listens, nor those
     that only start others.

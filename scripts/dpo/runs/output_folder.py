@@ -1,8 +1,9 @@
-"""A run's output folder: whose it is, how far it got, files written whole."""
+"""A run's output folder: which ones there are, whose it is, and how far it got."""
 
 import datetime
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,6 +11,7 @@ import yaml
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
+from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
 
 RUNS = Path("outputs")
@@ -18,6 +20,7 @@ BEGAN = "# begun on "  # its first line
 REPORT = "report.json"
 TRAINED = "trainer_state.json"  # beside the policy: training went to its end
 LOCK = ".lock"
+MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
 METRICS = "metrics.jsonl"
@@ -37,6 +40,71 @@ def known_runs() -> str:
     """The runs that there are, for a message."""
     runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{SETTINGS}"))
     return f"the runs here: {', '.join(runs) or 'none yet'}"
+
+
+def check_there(name: str) -> None:
+    """Raises Refusal if a run or a model of that name can only be a folder, and none is there."""
+    # `outputs/x` looks like a hub name, and means a folder.
+    local = looks_local(name) or Path(name).parts[:1] in ((str(RUNS),), ("models",))
+    if local and not run_folder(name) and not Path(name).is_dir():
+        raise Refusal(f"no run and no model at {name}; {known_runs()}")
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` states.
+
+    Raises:
+        Refusal: its recipe.yaml is none.
+    """
+    path = folder / SETTINGS
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise Refusal(f"{path} holds no settings of a run: move that folder, or name others")
+    return settings
+
+
+def runs_of(recipe: str) -> list[Path]:
+    """The folders of a recipe's runs, those of its sweep too; not those moved aside.
+
+    Raises:
+        Refusal: it has none.
+    """
+    found, others = [], set()
+    for pattern in ("*", f"{recipe}-sweep/*"):
+        for path in sorted(RUNS.glob(f"{pattern}/{SETTINGS}"), key=_by_number):
+            name = settings_of(path.parent).get("recipe")
+            if name != recipe:
+                others.add(str(name))
+            elif not MOVED_ASIDE.search(path.parent.name):
+                found.append(path.parent)
+    if not found:
+        known = ", ".join(sorted(others)) or "none yet"
+        raise Refusal(f"no run of RECIPE={recipe}; there are runs of: {known}")
+    return found
+
+
+def _by_number(path: Path) -> list[str | float]:
+    """What a sweep's folders are sorted by: beta=0.5 before beta=5, and that before beta=10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(path))
+    return [float(part) if at % 2 else part for at, part in enumerate(parts)]
+
+
+def folders(names: list[str]) -> list[Path]:
+    """The folders of runs, by path or by name under outputs/, each once.
+
+    Raises:
+        Refusal: one of them is no run.
+    """
+    found = []
+    for name in names:
+        folder = run_folder(name)
+        if not folder:
+            raise Refusal(f"no run at {name}; {known_runs()}")
+        found.append(folder)
+    return [*dict.fromkeys(found)]
 
 
 def finished(folder: Path) -> bool:

@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from dpo.core.environment import Launch
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, last_line
 from dpo.core.signals import EXIT_CODE, SIGNALS
 from dpo.core.terminal import visible
 from dpo.recipe.arguments import decides
@@ -57,8 +57,7 @@ class Run:
     def last_line(self) -> str:
         """What a run that failed said last."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        lines = [line.strip() for line in BAR.sub("", text).splitlines()]
-        return next((line for line in reversed(lines) if line), "it said nothing")
+        return last_line(BAR.sub("", text))
 
 
 def points(sweep: str) -> list[dict[str, str]]:
@@ -170,7 +169,7 @@ def carry_out(
     """Run them all, one in each place at a time; what fails does not end the others.
 
     Until one trains, it is alone: the others then find the reference scored. Returns whether the
-    sweep was asked to leave: then the runs that went on have saved, and the same command goes on
+    sweep was asked to stop: then the runs that went on have saved, and the same command goes on
     from there.
 
     Args:

@@ -27,12 +27,14 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from dpo.core.refusal import first_line
 from dpo.data.schema import IDS
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import share_prefixes
 from dpo.prefix_sharing.plan import SharedPrefixCollator
 from dpo.speed.gpu_checks import Job, Row, judged
-from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, sized, typical_lengths
+from dpo.speed.shapes import sized
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, config_of, typical_lengths
 
 LOGPS, GRADIENTS = 1e-4, 1e-3  # in float32: nats a token; of the norm of the gradient
 FACTOR = 1.5  # in bfloat16: the shared path's error over the plain path's, root mean square
@@ -149,7 +151,7 @@ def compared(name: str, make: Callable[[], PreTrainedModel], pairs, most: int, d
                     shared = scored(model, batch, True, autocast)
                 yield within(says, numerics, plain, shared, truth)
             except Exception as error:  # a row of its own, whatever the kernel says
-                yield judged(says, False, f"{type(error).__name__}: {error}".splitlines()[0])
+                yield judged(says, False, f"{type(error).__name__}: {first_line(error)}")
 
 
 def parity(job: Job) -> Iterator[Row]:
@@ -167,6 +169,6 @@ def parity(job: Job) -> Iterator[Row]:
     loaded = partial(AutoModelForCausalLM.from_pretrained, job.model, **how)
     real = compared(job.model.name, loaded, real_pairs, MAX_LENGTH, job.device)
     shape = "Qwen3-0.6B"
-    large = compared(shape, partial(made, SHAPES[shape]), real_pairs, MAX_LENGTH, job.device)
+    large = compared(shape, partial(made, config_of(shape)), real_pairs, MAX_LENGTH, job.device)
     others = [] if job.small else [real, large] if job.device == "cuda" else [real]
     yield from itertools.chain(*small, *others)

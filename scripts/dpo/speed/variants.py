@@ -21,14 +21,15 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from dpo.core.machine import device_name, peak_memory_gb
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, last_line
 from dpo.data.schema import IDS
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.head import head_on_completions
 from dpo.runs.launch import KEPT_MEMORY, visible_gpus
 from dpo.speed import workload
+from dpo.speed.shapes import SHAPES, check_there
 from dpo.speed.table import show, write
-from dpo.speed.workload import LENGTHS, MAX_LENGTH, SHAPES, config_of, typical_lengths, useful_flops
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, config_of, typical_lengths, useful_flops
 from dpo.training.trainer import FastDPOTrainer
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
@@ -170,7 +171,7 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
         return json.loads(result.stdout.splitlines()[-1])
     if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
         return {"out_of_memory": True}
-    raise Refusal(f"{variant.name}: {['no word', *result.stderr.strip().splitlines()][-1]}")
+    raise Refusal(f"{variant.name}: {last_line(result.stderr)}")
 
 
 def measure(job: Job, peak: float) -> list[dict]:
@@ -234,8 +235,7 @@ def compare(args: argparse.Namespace) -> list[Path]:
     }
     steps = args.steps or (1 if on_cpu else 10)
     for model in args.model or (["SmolLM2-135M"] if on_cpu else SHAPES):
-        if model not in SHAPES and not Path(model).is_dir():
-            raise Refusal(f"no model {model}: one of {', '.join(SHAPES)}, or a folder")
+        check_there(model)
         for pairs in args.pairs or ([4] if on_cpu else [4, 8]):
             job = Job(model, device, pairs, steps, args.lengths or str(LENGTHS), args.rounds)
             results["rows"] += (rows := measure(job, results["matmul_peak_tflops"] * 1e12))

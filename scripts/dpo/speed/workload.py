@@ -1,4 +1,4 @@
-"""What a speed is measured with: shapes of models, lengths of real pairs, FLOPs that count."""
+"""What a speed is measured with: models, lengths of real pairs, FLOPs that count."""
 
 import csv
 import time
@@ -10,36 +10,17 @@ from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen3Config,
     TrainerCallback,
 )
 
 from dpo.data import schema
+from dpo.speed.shapes import SHAPES
 from dpo.training.batching import deal
 
 LENGTHS = Path("recipes/data/ultrafeedback-lengths.csv")
 MAX_LENGTH = 1024
-# Random weights of the real shape: speed does not depend on what a model knows.
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
-)
-TIED = {"tie_word_embeddings": True}
-
-
-def sized(*sizes: int) -> dict[str, int]:
-    """Sizes, in the order of SIZES, as a configuration takes them."""
-    return dict(zip(SIZES, sizes, strict=True))
-
-
-SHAPES = {
-    "SmolLM2-135M": LlamaConfig(**sized(49152, 576, 1536, 30, 9, 3, 64, 8192), **TIED),
-    "Qwen3-0.6B": Qwen3Config(**sized(151936, 1024, 3072, 28, 16, 8, 128, 40960), **TIED),
-    "Llama-3.1-8B": LlamaConfig(**sized(128256, 4096, 14336, 32, 32, 8, 128, 8192)),
-}
 
 
 class Stopwatch(TrainerCallback):
@@ -62,7 +43,7 @@ class Stopwatch(TrainerCallback):
 
 def config_of(model: str) -> PreTrainedConfig:
     if model in SHAPES:
-        return SHAPES[model]
+        return AutoConfig.for_model(**SHAPES[model])
     return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 

@@ -25,7 +25,7 @@ from dpo.runs import tracking
 
 
 def end(agreed: bool, told_in: Path | None) -> None:
-    """End this process since it was asked to leave, without waiting for any other.
+    """End this process since it was asked to stop, without waiting for any other.
 
     Args:
         agreed: the others end as well. torchrun then need not report a failure and end them.
@@ -59,7 +59,7 @@ def run_to_the_end(main: Callable[[], None]) -> NoReturn:
 
 
 class Leave(TrainerCallback):
-    """Saves and stops at the end of the first step by which any process has been asked to leave.
+    """Saves and stops at the end of the first step by which any process has been asked to stop.
 
     The processes tell each other at every step: where one alone stopped, the others would wait for
     it. Outside of training, and on a second Ctrl-C, a process that is asked ends at once.

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed
 
 from dpo.core.files import write_whole
-from dpo.core.hashing import digests_of
+from dpo.core.hashing import digests_of, name_of
 from dpo.core.refusal import Refusal
 from dpo.core.stats import NATS_PER_TOKEN
 from dpo.data.schema import IDS, REFERENCE_LOGPS, shared_lengths
@@ -125,7 +125,7 @@ def known(
     if accelerator.is_main_process:
         about = about or content(trainer, dataset)
         if about["weights"]:
-            name = [hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]]
+            name = [name_of(about, sort_keys=True)]
             found = [read(folder / f"{name[0]}.safetensors", len(dataset))]
     broadcast_object_list(name)
     broadcast_object_list(found)

@@ -171,7 +171,7 @@ def to_the_end(
     trainer: Declared, recipe: Recipe, leave: Leave
 ) -> tuple[Dataset | None, TrainerState, float]:
     """Train, or go on, or find that training had ended; save the policy, or a checkpoint if the
-    run is asked to leave.
+    run is asked to stop.
 
     Returns the tokenised held-out pairs (None without evaluation), the trainer's state, which
     holds all that was logged, and the seconds that it took, loading and the reference included.
@@ -194,7 +194,7 @@ def to_the_end(
         if leave.left:
             step = trainer.state.global_step
             trainer.accelerator.print(
-                f"Asked to leave at step {step} of {trainer.state.max_steps}: saved in "
+                f"Asked to stop at step {step} of {trainer.state.max_steps}: saved in "
                 f"{folder}/checkpoint-{step}; the same command goes on from there"
             )
         else:

@@ -155,7 +155,7 @@ class ReferenceCanWait(Declared):
         scores = schema.column(self.train_dataset, schema.REFERENCE_LOGPS[0])
         return np.flatnonzero(~np.isnan(scores))
 
-    # A run that is asked to leave ends with pairs that still wait.
+    # A run that is asked to stop ends with pairs that still wait.
     def train(self, *args, **kwargs):
         try:
             return super().train(*args, **kwargs)

@@ -1,7 +1,6 @@
 """What a judge says of pairs of answers, kept line by line so that nothing is asked twice."""
 
 import fcntl
-import hashlib
 import json
 import os
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal
 from dpo.core.secrets import masked
 from dpo.models.sampling import Prompt
@@ -47,7 +47,7 @@ class Verdicts:
 
 def digest(*parts: Any) -> str:
     """The name of a judgement: a hash of the judge and all that it was shown."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    return name_of(parts)
 
 
 class Kept:

@@ -74,7 +74,7 @@ def micro_batches(trainer: Declared) -> Iterator[tuple[int, list[int]]]:
 def longest_to_try(trainer: Declared) -> list[int]:
     """The rows of the micro-batch with the most tokens of the run.
 
-    None where step 1 of a run on one CPU comes close to it: there the trial takes as long as a
+    Empty where step 1 of a run on one CPU comes close to it: there the trial takes as long as a
     step, and finds no more than that step will.
     """
     batches, accelerator = micro_batches(trainer), trainer.accelerator
