@@ -4,9 +4,9 @@
     make sweep RECIPE=qwen-ultrafeedback SWEEP="loss_type=sigmoid,ipo" GPUS=2   # GPUs of each run
 
 Every point is checked before the first starts. They run one after another, or side by side where
-there are GPUs for it, each in outputs/<recipe>-sweep/<point>; the reference is scored once for all.
-The same command goes on where it was ended: finished points are left alone, a failed one does not
-end the others.
+there are GPUs for it, each in outputs/<recipe>-sweep/<point>; the reference is scored once for
+all. The same command goes on where it was ended: finished points are left alone, a failed one
+does not end the others.
 """
 
 import dpo  # noqa: F401  first, that no library speaks

@@ -1,5 +1,6 @@
 """One way to measure: two models on held-out pairs, on answers to the same prompts, and how far the
-one has gone from the other. What a run ends with and `make evaluate` both go through here."""
+one has gone from the other. What a run ends with, `make evaluate` and `make
+frontier` go through here."""
 
 import gc
 from dataclasses import asdict, dataclass, field, replace

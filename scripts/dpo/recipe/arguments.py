@@ -146,7 +146,8 @@ def argument(default: Any, help: str) -> Any:
 
 @dataclass
 class RunArguments:
-    """This repository's own arguments: how a run is carried out, never what is learned."""
+    """This repository's own arguments: how data are read, and how a run is carried out. None
+    changes the loss or the optimizer."""
 
     # --- starting and going on ---
     restart: bool = argument(
