@@ -146,7 +146,8 @@ def test_the_grid():
         ("output_dir=a,b", "output_dir does not change what is learned"),
         ("bet=0.1", "unknown argument 'bet'"),
         ("beta=high", "invalid float value: 'high'"),
-        ("beta=0.1,-1", "beta"),
+        ("beta=0.1,-1", "SWEEP: beta is -1.0: give a number above 0"),
+        ("loss_type=sigmoid,simo", "SWEEP: loss_type is ['simo']"),
     ],
 )
 def test_a_point_that_is_none_is_refused_before_any_starts(sweep, says_so, tmp_path, monkeypatch):

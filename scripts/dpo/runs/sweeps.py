@@ -105,22 +105,22 @@ def resolved(
     from dpo.recipe.validate import check_values  # late: a misspelt point is answered at once
 
     runs: dict[Path, Run] = {}
+    config = ["--config", str(FOLDER / f"{recipe}.yaml")]
     for point in points(sweep):
         flags = overridden(arguments, [f"--{key}={value}" for key, value in point.items()])
-        config = ["--config", str(FOLDER / f"{recipe}.yaml")]
         try:
             parsed = parse([*config, *flags], launch)
+            stated = parsed.defaults | parsed.stated
+            values = {key: stated[key] for key in point}
+            name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
+            folder = into / re.sub(r"[^\w.=,+-]", "_", name)
+            parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])], launch)
+            check_values(parsed)
         except Refusal as stop:
             said = str(stop.code).removeprefix("ARGS: ")
             if not any(key in said for key in point):
                 raise
             raise Refusal(f"SWEEP: {said}") from stop
-        stated = parsed.defaults | parsed.stated
-        values = {key: stated[key] for key in point}
-        name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
-        folder = into / re.sub(r"[^\w.=,+-]", "_", name)
-        parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])], launch)
-        check_values(parsed)
         runs.setdefault(folder, Run(point, values, parsed, folder))
     return [*runs.values()]
 
