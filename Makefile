@@ -58,6 +58,8 @@ train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the machine) GPUS=(all)
 	  --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
 
 submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITION= SBATCH= and as train
+	@$(BIN)/python scripts/launch.py --check --recipe "$(RECIPE)" --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" \
+	  --nodes "$(NODES)" -- $(ARGS)
 	@mkdir -p outputs/slurm
 	@sbatch --nodes="$(NODES)" $(if $(GPUS),--gpus-per-node=$(GPUS)) $(if $(PARTITION),--partition="$(PARTITION)") \
 	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)

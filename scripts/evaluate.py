@@ -14,6 +14,7 @@ there.
 """
 
 import argparse
+from functools import partial
 
 import dpo  # noqa: F401  first, that no library speaks
 from dpo.core.terminal import guarded, parser_of
@@ -36,7 +37,7 @@ def arguments() -> argparse.Namespace:
     add("--samples", type=positive, default=1, help="answers to each prompt (1)")
     add("--temperature", type=not_negative, default=None, help="of sampling (as after training)")
     add("--max_new_tokens", type=positive, default=256, help="where an answer is cut (256)")
-    add("--seed", type=int, default=None, help="of the answers")
+    add("--seed", type=partial(positive, least=0), default=None, help="of the answers")
     add(
         "--skip_pairs",
         "--skip-pairs",

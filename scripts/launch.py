@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--list", action="store_true", help="show the recipes and configs, and end")
+    add("--check", action="store_true", help="see that names and flags are right, and end")
     add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
     add("--accelerate_config", dest="config", default="", help="a file in accelerate_configs/")
     add("--gpus", default="", help="processes on this machine (default: all GPUs)")
@@ -41,9 +42,9 @@ def show_choices() -> None:
     for heading, folder in (("RECIPE", RECIPES), ("CONFIG", launch.CONFIGS)):
         print(heading)
         width = max(map(len, names(folder)))
-        for path in sorted(folder.glob("*.yaml")):
-            title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-            print(f"  {path.stem:<{width}}  {title}")
+        for path in (folder / f"{name}.yaml" for name in names(folder)):
+            title = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+            print(f"  {path.stem:<{width}}  {title.lstrip('# ')}")
 
 
 @guarded
@@ -51,6 +52,8 @@ def main() -> None:
     args = vars(arguments())
     if args.pop("list"):
         return show_choices()
+    if args.pop("check"):  # before a job waits for its turn
+        return launch.check(**args)
     command, environment = launch.plan(**args)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     changed = visible != os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from dpo.core.files import write_whole
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, parser_of
 from dpo.recipe.parse import FOLDER, make_parser, read_yaml
 
@@ -27,8 +28,12 @@ def header(path: Path) -> dict[str, str]:
     """The fields of a recipe's header, and its first line as `title`."""
     text = path.read_text(encoding="utf-8").split("\n\n")[0]
     text = re.sub(r"\n#   ", " ", text)
-    title, *fields = (line.removeprefix("# ") for line in text.splitlines())
-    return {"title": title} | dict(field.split(": ", 1) for field in fields)
+    title, *fields = (line.removeprefix("# ") for line in text.splitlines() or [""])
+    found = {"title": title} | dict(field.partition(": ")[::2] for field in fields)
+    for key in ("Published", "Reached"):
+        if key not in found:
+            raise Refusal(f"{path}: its header has no line `# {key}: ...`, which the table shows")
+    return found
 
 
 def row(path: Path, defaults: dict) -> tuple[str, ...]:

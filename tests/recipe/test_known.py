@@ -91,3 +91,12 @@ def test_every_script_has_help_at_once(script, tmp_path):
 def test_another_folder_has_no_recipes(arguments, tmp_path):
     said, ended = at_once("launch.py", *arguments, cwd=tmp_path)
     assert ended == 1 and f"no folder recipes in {tmp_path}: run this where" in said
+
+
+def test_whatever_lies_among_the_recipes_they_are_listed(tmp_path):
+    for folder in ("recipes", "accelerate_configs"):
+        (tmp_path / folder / "a folder.yaml").mkdir(parents=True)
+        (tmp_path / folder / "empty.yaml").touch()
+        (tmp_path / folder / "latin.yaml").write_bytes("# für dich".encode("latin-1"))
+    said, ended = at_once("launch.py", "--list", cwd=tmp_path)
+    assert ended == 0 and said.count("  empty ") == said.count("  latin  f") == 2

@@ -56,6 +56,14 @@ def test_submit_asks_for_the_machines(cluster):
     ) in result.stdout
 
 
+@pytest.mark.parametrize("wrong", ["RECIPE=nope", "CONFIG=zero9", "GPUS=many", "ARGS=--betaa 1"])
+def test_what_is_misspelt_is_not_queued(wrong, cluster):
+    command = ("make", "submit", f"VENV={sys.prefix}", "NODES=4", "CONFIG=zero3", wrong)
+    result = run("env", f"PATH={os.environ['PATH']}", *command)
+    assert result.returncode and "sbatch" not in result.stdout
+    assert wrong.split("=")[1].split()[0] in result.stderr
+
+
 def test_each_machine_launches_with_its_own_number(cluster):
     job = batch("echo", *RECIPE, "--beta", "0.05")
     assert job.communicate()[0] == (

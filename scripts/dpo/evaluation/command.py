@@ -39,7 +39,7 @@ def folder_of(args: argparse.Namespace, policy: Contestant, against: Contestant)
         parts.insert(0, Path(policy.name).name)
     parts += [short(Path(args.prompts).stem)] if args.prompts else []
     parts += [short(part) for part in (args.judge, args.judge_model) if part]
-    parts += ["suite"] if args.suite else []
+    parts += ["suite"] * bool(args.suite) + ["answers"] * args.skip_pairs
     mine = run / "evaluations" if run else RUNS / "evaluations" / short(policy.name)
     return mine / "-".join(parts)
 

@@ -45,10 +45,10 @@ LAYOUTS = {
 LAYOUTS_SAID = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
 
 
-def positive(text: str) -> int:
-    """A number on the command line that has to be 1 or more."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+def positive(text: str, least: int = 1) -> int:
+    """A number on the command line that has to be 1 or more, or `least`."""
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
     return int(text)
 
 

@@ -47,7 +47,7 @@ def names(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise Refusal(f"no folder {folder} in {Path.cwd()}: run this where the repository's is")
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.is_file())
 
 
 def choices(given: str, known: list[str]) -> str:

@@ -25,6 +25,7 @@ from dpo.core.refusal import Refusal
 from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import choices, look, names
+from dpo.runs.output_folder import REPORT, SETTINGS
 
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")
@@ -187,13 +188,13 @@ def run(command: list[str], environment: dict[str, str]) -> int:
 def tell_if_finished(recipe: str, keys: dict[str, Any]) -> None:
     """Leave at once if the run of these keys went to its end."""
     folder = Path(keys.get("output_dir", "trainer_output"))  # TRL's default
-    settings = folder / "recipe.yaml"
-    if not (folder / "report.json").is_file() or not settings.is_file():
+    settings = folder / SETTINGS
+    if not (folder / REPORT).is_file() or not settings.is_file():
         return
     if yaml.safe_load(settings.read_text(encoding="utf-8")) == {"recipe": recipe, **keys}:
         print(
             f"{recipe} is trained and evaluated: open {folder}/report.html\n"
-            'To train again: make train ARGS="--restart", which moves this run aside'
+            f'Again: make train RECIPE={recipe} ARGS="--restart", which moves this run aside'
         )
         raise SystemExit(0)
 
@@ -204,6 +205,18 @@ def check_there(recipe: str, config: str) -> None:
         if given not in names(folder) and (given or what == "RECIPE"):
             near = choices(Path(given).stem, names(folder))
             raise Refusal(f"no {what} {given!r}: {near}; see make list")
+
+
+def check(recipe: str, config: str, gpus: str, nodes: str, arguments: list[str], **_: Any) -> None:
+    """See that names and flags, as `plan` takes them, are right for whichever machines will train.
+
+    Raises:
+        Refusal: one is not.
+    """
+    check_there(recipe, config)
+    number_of(gpus)
+    across(nodes, "0", "the-first:29500")
+    look(["--config", f"{RECIPES}/{recipe}.yaml", *arguments])
 
 
 def plan(
