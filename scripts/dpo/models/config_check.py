@@ -120,17 +120,12 @@ def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
         ".".join(n.split(".")[-2:]) for n in parameters if not n.endswith(("weight", "bias"))
     }
     experts = ", ".join(sorted(experts)) or "none: lora_target_modules takes its linear layers"
-    for key, wanted, names, choices in (
-        ("lora_target_modules", planned.target_modules, modules, f"{there}, or all-linear"),
-        (
-            "lora_modules_to_save",
-            planned.modules_to_save,
-            modules,
-            f"lm_head, embed_tokens, {there}",
-        ),
-        ("lora_target_parameters", planned.target_parameters, parameters, experts),
+    for key, names, choices in (
+        ("lora_target_modules", modules, f"{there}, or all-linear"),
+        ("lora_modules_to_save", modules, f"lm_head, embed_tokens, {there}"),
+        ("lora_target_parameters", parameters, experts),
     ):
-        if lost := missing(wanted, names):
+        if lost := missing(getattr(planned, key.removeprefix("lora_")), names):
             raise Refusal(
                 f"{recipe.place(key)}: {key} is {lost}: {type(shape).__name__} has none of that "
                 f"name: give some, with blanks between them, of {choices}"
