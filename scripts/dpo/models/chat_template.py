@@ -1,8 +1,6 @@
 """The tokenizer of a model, its chat template, and the tokens at which an answer ends: for whoever
 samples, and for what is saved, whose users sample too."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import re

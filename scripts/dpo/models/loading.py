@@ -4,8 +4,6 @@ transformers and peft draw what is missing at random, print so and go on. Policy
 would have the same random numbers, and no check that compares the two would see it.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
