@@ -16,7 +16,7 @@ from dpo.core import secrets
 from dpo.core.environment import Launch, launched
 from dpo.core.files import at_home
 from dpo.core.quiet import defer_peft
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, unbroken
 from dpo.recipe.arguments import BATCH, DEFAULTS, RunArguments, check_data, check_kinds, decides
 from dpo.recipe.known import OneLine, check_names, choices, names, usage
 from dpo.recipe.strict import load_yaml
@@ -197,8 +197,7 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
     Raises:
         Refusal: as `parse`.
     """
-    asked = "-h" in argv or "--help" in argv
-    if asked:
+    if "-h" in argv or "--help" in argv:
         print(usage())
         raise SystemExit(0)
     if "--config" not in argv[:-1]:
@@ -264,13 +263,12 @@ def resolve(
         if "://" not in (each.get("output_dir") or "://"):
             each["output_dir"] = os.path.normpath(each["output_dir"])
     try:
-        script, training, model, mixture, run = parser.parse_dict(values)
+        parts = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
-        said = " ".join(str(error).split())
+        said = unbroken(error)
         where = "ARGS" if any(key in said for key in given) else path
         raise Refusal(f"{where}: {said}{hint}") from error
-    parts = (script, training, model, mixture, run)
     batch = per_device * accumulated
     recipe = Recipe(name, path, stated, defaults, batch, *parts, launch, given)
     check_data(recipe)

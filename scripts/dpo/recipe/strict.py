@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, unbroken
 
 
 def refuse(name: str | Path, key: str, *lines: int) -> NoReturn:
@@ -45,7 +45,7 @@ def load_yaml(path: Path, text: str) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise Refusal(f"{path}, line {line}: not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise Refusal(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise Refusal(f"{path}: not YAML: {unbroken(error)}") from error
 
 
 def load_json(path: Path, text: str) -> Any:
