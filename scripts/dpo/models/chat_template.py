@@ -151,7 +151,7 @@ class ChatTemplate:
             prompt, both = self.ids([self.render(QUESTION, True)])[0], self.rendered
         except TemplateError as error:
             raise Refusal(f"the chat template of {name} fails: {error}; {choose}") from error
-        wrong = None
+        tail = [token for token in both[len(prompt) :] if token not in self.blanks]
         if both[: len(prompt)] != prompt:
             wrong = (
                 f"ends the prompt alone with {self.tokenizer.decode(prompt[-6:])!r}, and otherwise "
@@ -159,14 +159,13 @@ class ChatTemplate:
             )
         elif both[:2] == [self.tokenizer.bos_token_id] * 2:
             wrong = "sets the start token twice"
+        elif not tail or tail[-1] not in self.ends:
+            wrong = "sets no end token after an answer: the model would never stop"
+        elif len(tail) > 1 and tail[-2] in self.ends:
+            wrong = "sets the end token twice after an answer"
         else:
-            tail = [token for token in both[len(prompt) :] if token not in self.blanks]
-            if not tail or tail[-1] not in self.ends:
-                wrong = "sets no end token after an answer: the model would never stop"
-            elif len(tail) > 1 and tail[-2] in self.ends:
-                wrong = "sets the end token twice after an answer"
-        if wrong:
-            raise Refusal(f"the chat template of {name} {wrong}; {choose}")
+            return
+        raise Refusal(f"the chat template of {name} {wrong}; {choose}")
 
     def render(self, messages: list[dict], prompt: bool = False, **options: Any) -> str:
         return self.tokenizer.apply_chat_template(
