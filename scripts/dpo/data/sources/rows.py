@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets.config
 import yaml
@@ -39,11 +40,8 @@ def exact_names() -> Iterator[None]:
         pattern = glob.escape(pattern) if there else pattern
         return stock(pattern, glob.escape(base_path), *args, **how)
 
-    data_files.resolve_pattern = resolve
-    try:
+    with mock.patch.object(data_files, "resolve_pattern", resolve):
         yield
-    finally:
-        data_files.resolve_pattern = stock
 
 
 def check_fetched(path: str) -> None:
