@@ -111,9 +111,8 @@ def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
     """Raises Refusal where a new adapter would not go on a model as the recipe says."""
     planned: Any = adapters.planned(recipe.model)
     modules = dict(shape.named_modules())
-    linear = {
-        n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)
-    }
+    kinds = torch.nn.Linear | Conv1D
+    linear = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, kinds)}
     there = ", ".join(sorted(linear - {"lm_head"}))
     parameters = [name for name, _ in shape.named_parameters()]
     experts = {

@@ -114,11 +114,8 @@ def spoken(text: str) -> tuple[str, str]:
 
 def asks(text: Any) -> bool:
     """Whether this is a dialogue as text in which the assistant is to speak next."""
-    return (
-        isinstance(text, str)
-        and text.lstrip().startswith("Human:")
-        and text.rstrip().endswith(ANSWER)
-    )
+    said = text.strip() if isinstance(text, str) else ""
+    return said.startswith("Human:") and said.endswith(ANSWER)
 
 
 def turns_of(text: str) -> list[Message]:
