@@ -26,15 +26,11 @@ Prompt = str | Messages | dict[str, Any]
 
 @dataclass
 class Completion:
-    """One sampled answer.
+    """One sampled answer."""
 
-    `token_ids` ends with an end token when `finished`; a completion that hit `max_new_tokens`
-    has none. `text` is without special tokens and surrounding blanks.
-    """
-
-    text: str
-    token_ids: list[int]
-    finished: bool
+    text: str  # without special tokens and surrounding blanks
+    token_ids: list[int]  # with an end token at the end when `finished`
+    finished: bool  # and not cut at `max_new_tokens`
 
     @classmethod
     def of(cls, new_ids: list[int], ends: list[int], tokenizer: Any) -> Self:

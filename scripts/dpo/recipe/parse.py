@@ -29,26 +29,20 @@ FOLDER = Path("recipes")
 
 @dataclass
 class Recipe:
-    """A recipe and the flags given after it, parsed, checked and resolved.
-
-    `stated` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
-    `flags` are the names of the latter, which win over the recipe.
-    `global_batch` is the number of pairs of one optimizer step, over all processes; `launch` says
-    how this one was launched, which decides its share.
-    """
+    """A recipe and the flags given after it, parsed, checked and resolved."""
 
     name: str
     path: Path
-    stated: dict[str, Any]
-    defaults: dict[str, Any]
-    global_batch: int
+    stated: dict[str, Any]  # by the recipe and the flags, under TRL's names
+    defaults: dict[str, Any]  # all else
+    global_batch: int  # pairs of one optimizer step, over all processes
     script: ScriptArguments
     training: DPOConfig
     model: ModelConfig
     mixture: DatasetMixtureConfig
     run: RunArguments
-    launch: Launch
-    flags: frozenset[str] = frozenset()
+    launch: Launch  # of this process, which decides its share of the batch
+    flags: frozenset[str] = frozenset()  # names of those given, which win over the recipe
 
     def place(self, *keys: str) -> str:
         """Where one of the keys was stated, for a message: with the flags, or in the file."""

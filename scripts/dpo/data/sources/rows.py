@@ -68,15 +68,12 @@ def without_backups(paths: list[str]) -> list[str]:
 
 @dataclass
 class Rows:
-    """Rows as they were found, and what they are called in messages: their file, if it is one.
+    """Rows as they were found."""
 
-    `files` are those that they were read from, and `notes` says what of the same data set is not.
-    """
-
-    name: str
+    name: str  # what they are called in messages: their file, if it is one
     data: Dataset | IterableDataset
-    files: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # that they were read from
+    notes: list[str] = field(default_factory=list)  # what of the same data set is not read
 
     @property
     def padded(self) -> tuple[str, ...]:
