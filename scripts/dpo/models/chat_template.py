@@ -52,10 +52,9 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     elif given and Path(given).is_dir():  # of a model, as TRL takes it
         tokenizer.chat_template = tokenizer_of(given).chat_template
     elif given:
-        names = bundled_templates()
         raise Refusal(
             f"chat_template_path: {given} is no file, and no template of TRL: "
-            f"{choices(given, names)}"
+            f"{choices(given, bundled_templates())}"
         )
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         raise Refusal(

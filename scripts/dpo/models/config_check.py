@@ -214,11 +214,9 @@ def check_master_weights(recipe: Recipe) -> None:
         Refusal: the recipe trains half-precision weights, and nothing keeps better ones.
     """
     model, kept = recipe.model, recipe.launch.deepspeed
-    dtype = model.dtype
+    dtype, how = model.dtype, {"trust_remote_code": recipe.training.trust_remote_code}
     if dtype == "auto":
-        how = {"revision": model.model_revision}
-        how["trust_remote_code"] = recipe.training.trust_remote_code
-        dtype = model_files.config_of(model.model_name_or_path, **how).dtype
+        dtype = config_of(model.model_name_or_path, model.model_revision, **how).dtype
     if not kept and not model.use_peft and str(dtype).endswith("float16"):
         raise Refusal(
             f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "
