@@ -5,6 +5,7 @@ once the model is loaded, or would train with and say nothing, is.
 """
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -93,15 +94,6 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("output_dir reference_cache", lambda v: not ABROAD.search(v), HERE),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
 ]
-
-
-def numbers(value: Any) -> Iterator[float]:
-    """All floats in a value, however deep."""
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from numbers(part)
 
 
 def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -194,8 +186,10 @@ def check_values(recipe: Recipe) -> None:
             if values[key] is not None and not allowed(values[key]):
                 raise Refusal(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
     for key, value in values.items():
-        if not all(map(math.isfinite, numbers(value))):
-            raise Refusal(f"{recipe.place(key)}: {key} is {value}: give a finite number")
+        try:  # of all floats in it, however deep
+            json.dumps(value, allow_nan=False, skipkeys=True, default=lambda other: None)
+        except ValueError as error:
+            raise Refusal(f"{recipe.place(key)}: {key} is {value}: give a finite number") from error
     for key, words in itertools.chain(at_odds(recipe), silently_undone(recipe)):
         shown = getattr(values[key], "value", values[key])  # of a choice its name
         raise Refusal(f"{recipe.place(key)}: {key} is {shown}: {words}")

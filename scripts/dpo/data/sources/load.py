@@ -191,10 +191,9 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
     # Without evaluation a test split is not missed.
     known = {*wanted.values(), mixture.test_split_size is None and script.dataset_test_split}
     if left := [split for split in splits if split not in known]:
-        note = (
+        train[0].notes.append(
             f"splits that are not read: {rows.listed(left, 8)} (dataset_train_split names what is)"
         )
-        train[0].notes.append(note)
     if "dataset_test_split" not in wanted:
         return train, []
     held_out = splits[script.dataset_test_split]

@@ -61,9 +61,8 @@ def check_fetched(path: str) -> None:
 def without_backups(paths: list[str]) -> list[str]:
     """Files of a split without those of other endings, `train.jsonl.bak` beside `train.jsonl`, and
     without what `datasets` has cached beside a table."""
-    known = [p for p in map(Path, paths) if files.kind_of(p) and not p.name.startswith("cache-")]
-    known = [path for path in paths if Path(path) in known]
-    return known or paths
+    known = [path for path in paths if files.kind_of(Path(path))]
+    return [path for path in known if not Path(path).name.startswith("cache-")] or paths
 
 
 @dataclass
