@@ -257,12 +257,13 @@ def resolve(
         if "://" not in (each.get("output_dir") or "://"):
             each["output_dir"] = os.path.normpath(each["output_dir"])
     try:
-        parts = parser.parse_dict(values)
+        script, training, model, mixture, run = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         said = unbroken(error)
         where = "ARGS" if any(key in said for key in given) else path
         raise Refusal(f"{where}: {said}{hint}") from error
+    parts = (script, training, model, mixture, run)
     batch = per_device * accumulated
     recipe = Recipe(name, path, stated, defaults, batch, *parts, launch, given)
     check_data(recipe)
