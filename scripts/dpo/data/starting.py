@@ -91,8 +91,7 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> tuple[list[str], 
     found = load(name, streaming=not Path(name).exists())
     splits = {str(split): rows for split, rows in found.items()}
     train = next((split for split in splits if split.startswith("train")), next(iter(splits)))
-    tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
-    tests = [split for split in tests if split != train]
+    tests = [s for s in splits if s != train and s.startswith(("test", "val", "eval", "dev"))]
     source = renamed(splits[train], mapping)
     rows = source.first(SEEN)
     if not rows:

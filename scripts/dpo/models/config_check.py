@@ -151,13 +151,11 @@ def missing(wanted: Iterable[str] | str | None, names: Iterable[str]) -> str | N
     if wanted is None or wanted == "all-linear":
         return None
     if isinstance(wanted, str):
-        try:
+        with contextlib.suppress(re.error):
             return None if any(re.fullmatch(wanted, name) for name in names) else wanted
-        except re.error:
-            return wanted
-    return next(
-        (w for w in sorted(wanted) if not any(f".{n}".endswith(f".{w}") for n in names)), None
-    )
+        return wanted
+    lost = (w for w in sorted(wanted) if not any(f".{n}".endswith(f".{w}") for n in names))
+    return next(lost, None)
 
 
 def check_model(recipe: Recipe) -> None:

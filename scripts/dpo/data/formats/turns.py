@@ -152,9 +152,8 @@ def earlier(history: list[Any], calls: bool = True) -> list[Message]:
     Raises:
         Fault: it is neither, or one of a pair is empty.
     """
-    if history and all(
-        isinstance(turn, dict) and not {"role", "from"} & {*turn} for turn in history
-    ):
+    pairs = (isinstance(turn, dict) and not {"role", "from"} & {*turn} for turn in history)
+    if history and all(pairs):
         history = [[_one_of(turn, names) for names in PAIR] for turn in history]
     if all(isinstance(turn, dict) for turn in history):
         messages = as_messages(history, "", calls)

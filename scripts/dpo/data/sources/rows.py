@@ -162,8 +162,7 @@ def note_unread(folder: Path, found: dict[str, Rows]) -> None:
         if len(rows.files) > 1 and not all(map(SHARD.search, rows.files)):
             names = (os.path.relpath(path, os.path.abspath(folder)) for path in rows.files)
             rows.notes.append(f"{split} is read from several files: {listed(names, 8)}")
-    left = unread(folder, [path for rows in found.values() for path in rows.files])
-    if left:
+    if left := unread(folder, [path for rows in found.values() for path in rows.files]):
         note = (
             f"files that are not read: {listed(left, 8)} (a folder's splits are its files named "
             "train or test, of one kind, with endings in small letters: append the others to those)"
