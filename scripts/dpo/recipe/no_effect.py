@@ -179,6 +179,7 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
         yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {unbroken(error)}"
     if args.use_liger_kernel and not is_liger_kernel_available():
         yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
-    for tracker in args.report_to:  # of W&B tracking.py sets the environment first
+    for tracker in args.report_to or ():
+        # W&B's environment is set first (tracking.py).
         if tracker != "wandb" and (why := missing(tracker)):
             yield "report_to", why

@@ -1,6 +1,7 @@
 """YAML and JSON in which each key stands once: their own readers keep the last, and say nothing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,3 +67,12 @@ def load_json(path: Path, text: str) -> Any:
         return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise Refusal(f"{path}: not JSON: {error}") from error
+
+
+def check_finite(values: dict[str, Any], where: Callable[[str], object]) -> None:
+    """Raises Refusal, with where a key stands, if a value is not finite or holds what is not."""
+    for key, value in values.items():
+        try:  # of all floats in it, however deep
+            json.dumps(value, allow_nan=False, skipkeys=True, default=lambda other: None)
+        except ValueError as error:
+            raise Refusal(f"{where(key)}: {key} is {value}: give a finite number") from error

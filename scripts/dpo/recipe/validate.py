@@ -5,7 +5,6 @@ once the model is loaded, or would train with and say nothing, is.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from dpo.losses import START
 from dpo.recipe.hub_names import ABROAD
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
+from dpo.recipe.strict import check_finite
 
 ADAPTED = ("use_rslora", "use_dora")
 LOSS_TYPES = (*START, "sft")
@@ -185,11 +185,7 @@ def check_values(recipe: Recipe) -> None:
         for key in keys.split():
             if values[key] is not None and not allowed(values[key]):
                 raise Refusal(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
-    for key, value in values.items():
-        try:  # of all floats in it, however deep
-            json.dumps(value, allow_nan=False, skipkeys=True, default=lambda other: None)
-        except ValueError as error:
-            raise Refusal(f"{recipe.place(key)}: {key} is {value}: give a finite number") from error
+    check_finite(values, recipe.place)
     for key, words in itertools.chain(at_odds(recipe), silently_undone(recipe)):
         shown = getattr(values[key], "value", values[key])  # of a choice its name
         raise Refusal(f"{recipe.place(key)}: {key} is {shown}: {words}")
