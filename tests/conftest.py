@@ -28,9 +28,9 @@ from transformers import (
     set_seed,
 )
 
-from dpo.prefix_sharing.head import stock_head
 from support.commands import launch, make, run_flags
 from support.launched import Launched
+from support.stock import stock_head
 from support.tiny import few_tokens, pair
 from support.wandb_server import Answer
 

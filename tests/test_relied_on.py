@@ -28,9 +28,9 @@ from trl.models import utils as trl_models
 from trl.trainer import dpo_trainer
 from trl.trainer import utils as trl_utils
 
-from dpo.prefix_sharing.head import STOCK_HEAD
 from dpo.training.trainer import FastDPOTrainer
 from support.place import ROOT
+from support.stock import STOCK_HEAD
 
 # Methods of DPOTrainer that FastDPOTrainer overrides: their parameters, as they are handed on.
 OVERRIDDEN = {

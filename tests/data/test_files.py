@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
 
 from dpo.data.dataset import prepare
-from dpo.data.sources.load import load, load_rows, load_splits
+from dpo.data.sources.load import load, load_rows
 from dpo.evaluation import prompts
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
@@ -26,7 +26,7 @@ USER, GOOD = {"role": "user", "content": "How?"}, {"role": "assistant", "content
 
 
 def rows_of(path, split: str = "train") -> list[dict]:
-    return [*load_splits(str(path))[split].data]
+    return [*load(str(path))[split].data]
 
 
 @cache
@@ -159,7 +159,7 @@ def test_what_cannot_be_read_is_refused_by_its_line(tmp_path, name, content, say
     content = content if isinstance(content, bytes) else content.encode()
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SystemExit, match=says) as stop:
-        load_splits(str(tmp_path / name))
+        load(str(tmp_path / name))
     assert "\n" not in stop.value.code and name in stop.value.code
 
 
@@ -193,7 +193,7 @@ def test_json_is_what_it_says(tmp_path, form):
         path.write_text(form(rows), encoding="utf-8")
         assert rows_of(path) == rows, name
         # And as it streams by.
-        assert [*load_splits(str(path), streaming=True)["train"].data] == rows, name
+        assert [*load(str(path), streaming=True)["train"].data] == rows, name
 
 
 def test_json_of_columns_as_pandas_writes_it(tmp_path):
@@ -244,7 +244,7 @@ def test_files_are_unpacked(tmp_path, suffix):
 def test_what_datasets_writes_is_read(tmp_path, form, streaming):
     where = FOLDERS[form](Dataset.from_list(ROWS), tmp_path)
     where = where if form == "arrow" else tmp_path
-    assert [*load_splits(str(where), streaming=streaming)["train"].data] == ROWS
+    assert [*load(str(where), streaming=streaming)["train"].data] == ROWS
 
 
 def test_what_datasets_has_cached_is_no_data(tmp_path):
@@ -312,7 +312,7 @@ def test_names_are_no_patterns(tmp_path, name, other, suffix):
     Dataset.from_list(ROWS[:1]).save_to_disk(tmp_path / name / "saved")
     for data in (f"{name}.{suffix}", name, f"{name}/train.{suffix}", f"{name}/saved"):
         assert rows_of(tmp_path / data) == ROWS[:1], data
-        assert [*load_splits(str(tmp_path / data), streaming=True)["train"].data] == ROWS[:1], data
+        assert [*load(str(tmp_path / data), streaming=True)["train"].data] == ROWS[:1], data
     (tmp_path / name / "README.md").write_bytes(CARD.replace(b"a.jsonl", b"train.*"))
     assert rows_of(tmp_path / name) == ROWS[:1]
     how = {"data_files": str(tmp_path / f"{name}.{suffix}")}
@@ -356,7 +356,7 @@ def test_a_folder_of_which_nobody_knows_what_is_meant_is_refused(tmp_path, files
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SystemExit, match=says) as stop:
-        load_splits(str(tmp_path))
+        load(str(tmp_path))
     assert "\n" not in stop.value.code
 
 
@@ -688,4 +688,4 @@ def test_prompts_that_cannot_be_asked_are_refused(tmp_path, name, content, says)
 def test_a_cache_that_cannot_be_made_is_named(monkeypatch, tiny_data):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nothing")
     with pytest.raises(SystemExit, match=r"are kept in /proc/nothing, .*HF_DATASETS_CACHE"):
-        load_splits(str(tiny_data))
+        load(str(tiny_data))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dpo.data import lint
 from dpo.data.dataset import prepare
-from dpo.data.sources.load import load_rows, load_splits
+from dpo.data.sources.load import load, load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import parse
 from support.place import ROOT, place
@@ -184,7 +184,7 @@ def test_files_of_a_folder(names, tmp_path_factory):
         content = gzip.compress(content) if name.endswith(".gz") else content
         (folder / name).write_bytes(content)
     try:
-        splits = load_splits(str(folder))
+        splits = load(str(folder))
     except SystemExit as stop:
         assert "\n" not in stop.code and (
             any(n in stop.code for n in names) or "no file in" in stop.code

@@ -6,7 +6,7 @@ import pytest
 
 from dpo.data.formats.layouts import Fault, to_pair
 from dpo.data.formats.parts import told
-from dpo.data.sources.load import load_splits
+from dpo.data.sources.load import load
 from dpo.recipe.arguments import LAYOUTS
 from support.shelf_rows import ROWS, said
 
@@ -129,7 +129,7 @@ CASES = {
 @pytest.mark.parametrize("layout, row, pair", CASES.values(), ids=CASES)
 def test_a_row_becomes_the_pair(layout, row, pair, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    (stored,) = load_splits(str(tmp_path / "train.jsonl"))["train"].data
+    (stored,) = load(str(tmp_path / "train.jsonl"))["train"].data
     assert told([stored])[0] == layout
     assert to_pair(stored, layout, chat=True) == pair
 

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from dpo.data import starting
 from dpo.data.dataset import prepare
 from dpo.data.formats.columns import described, mapping_of, renamed, suggested
-from dpo.data.sources.load import load_rows, load_splits
+from dpo.data.sources.load import load, load_rows
 from dpo.data.sources.rows import Rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.recipe.parse import make_parser, parse, resolve
@@ -275,4 +275,4 @@ def test_make_new_goes_by_the_models_size(monkeypatch, tiny_data, parameters, ra
     assert (f"\nlearning_rate: {rate}" in text) == (rate is not None)
     assert ("CONFIG=zero3" in text) == shards
     assert "\ntest_split_size" not in text  # the data have a test split
-    assert {*load_splits(str(tiny_data))} == {"train", "test"}
+    assert {*load(str(tiny_data))} == {"train", "test"}

@@ -16,8 +16,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.backbone import OTHERWISE, obstacle, share_prefixes
-from dpo.prefix_sharing.head import head_on_completions, stock_head
+from dpo.prefix_sharing.head import head_on_completions
 from dpo.prefix_sharing.plan import SharedPrefixes
+from support.stock import stock_head
 from support.tiny import (
     ARCHITECTURES,
     EDGE_PAIRS,

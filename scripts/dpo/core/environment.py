@@ -29,30 +29,18 @@ CONFIG, TOLD_IN, DEBUG = "DPO_CONFIG", "DPO_TOLD_IN", "DPO_DEBUG"
 
 @dataclass(frozen=True)
 class Launch:
-    """How this process was launched.
+    """How this process was launched."""
 
-    Attributes:
-        processes: how many there are; None where no launcher says.
-        machine: the number of this one among them, for messages.
-        deepspeed, fsdp: accelerate was asked to shard with it.
-        on_cpu: GPUs are not to be used, if there are any.
-        no_gpu: launch.py found none; DeepSpeed and gloo go by it.
-        config: the name of the launch config.
-        told_in: the folder in which the launcher and the run tell each other.
-        errors: where torchrun looks for the error of this process.
-        debug: an error that no check foresaw shows its traceback.
-    """
-
-    processes: int | None = None
-    machine: str = "?"
-    deepspeed: bool = False
-    fsdp: bool = False
-    on_cpu: bool = False
-    no_gpu: bool = False
-    config: str | None = None
-    told_in: Path | None = None
-    errors: Path | None = None
-    debug: bool = False
+    processes: int | None = None  # how many there are; None where no launcher says
+    machine: str = "?"  # the number of this one among them, for messages
+    deepspeed: bool = False  # accelerate was asked to shard with it
+    fsdp: bool = False  # the same of FSDP
+    on_cpu: bool = False  # GPUs are not to be used, if there are any
+    no_gpu: bool = False  # launch.py found none; DeepSpeed and gloo go by it
+    config: str | None = None  # the name of the launch config
+    told_in: Path | None = None  # the folder in which the launcher and the run tell each other
+    errors: Path | None = None  # where torchrun looks for the error of this process
+    debug: bool = False  # an error that no check foresaw shows its traceback
 
 
 def launched() -> Launch:

@@ -50,9 +50,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     entries = []
     # Not splitlines(), to which U+2028 in an answer ends a line as well.
     for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-        if not line:
-            continue
-        with suppress(json.JSONDecodeError):
+        with suppress(json.JSONDecodeError):  # of an empty line too, the last
             entries.append(json.loads(line))
     return entries
 

@@ -13,7 +13,6 @@ from typing import Any
 
 # Calls of one library by another that the next version will have otherwise.
 OF_VERSIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
-MESSAGES = ("'pin_memory' argument is set as true",)  # without a GPU
 # Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
 # weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too; a
 # head that is the embedding is in no checkpoint; long rows are tokenised to be counted, and then
@@ -27,12 +26,12 @@ LOGGED = {
     "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens that differ from",
 }
 # What is printed as a module is imported: by transformers, where W&B is kept offline.
-PRINTED = ("[INFO] Running in WANDB offline mode",)
+PRINTED = "[INFO] Running in WANDB offline mode"
 
 
 def printed(*values: Any, to: Callable[..., None] = builtins.print, **how: Any) -> None:
-    """`print`, without the lines that are named above."""
-    if not (values and isinstance(values[0], str) and values[0] in PRINTED):
+    """`print`, without the line that is named above."""
+    if not (values and isinstance(values[0], str) and values[0] == PRINTED):
         to(*values, **how)
 
 
@@ -42,8 +41,7 @@ def hush() -> None:
         return
     for category in OF_VERSIONS:
         warnings.simplefilter("ignore", category)
-    for message in MESSAGES:
-        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", "'pin_memory' argument is set as true")  # without a GPU
     for name, beginning in LOGGED.items():
         logging.getLogger(name).addFilter(
             lambda record, beginning=beginning: not record.getMessage().startswith(beginning)

@@ -21,11 +21,13 @@ def last_line(text: str) -> str:
     return next((line for line in lines if line), "it said nothing")
 
 
+def unbroken(error: object) -> str:
+    """All that an error says, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def one_line(error: BaseException, cause: bool = False) -> str:
     """All that an error says, or what caused it if a library has wrapped that, on one line of
     bounded length."""
-    said = (
-        " ".join(str((cause and error.__cause__) or error).split()).rstrip(".")
-        or type(error).__name__
-    )
+    said = unbroken((cause and error.__cause__) or error).rstrip(".") or type(error).__name__
     return said if len(said) < LONGEST else f"{said[:LONGEST]} …"

@@ -167,7 +167,8 @@ def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
 
 
 def numerics(model: Any) -> torch.dtype:
-    """What a model computes in here and now: autocast's dtype, or that of its weights."""
+    """What a model, or attention on a tensor, computes in here and now: autocast's dtype, or that
+    of its weights."""
     device = model.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -19,7 +19,7 @@ from typing import Any
 from dpo.core import secrets, signals
 from dpo.core.environment import DEBUG, Launch, forget_ranks, launched
 from dpo.core.files import at_home
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, unbroken
 
 # Control characters but tab and newline, and those that turn the direction of writing.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -75,7 +75,7 @@ def line_of(error: Exception, debug: bool) -> str:
     who = type(error).__module__.partition(".")[0]  # some libraries raise errors of their own
     if who == "builtins":
         who = "a library" if here else frames[-1].f_globals.get("__name__", "").partition(".")[0]
-    said = " ".join(str(error).split()) or "no reason is given"
+    said = unbroken(error) or "no reason is given"
     said = said if len(said) < LONGEST else f"{said[:LONGEST]} …"
     trace = secrets.mask("".join(traceback.format_exception(error)))
     if debug:

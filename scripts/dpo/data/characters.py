@@ -81,12 +81,10 @@ def shown(
     """
     prompt, found = pair["prompt_ids"], {}
     start = len(prompt)
-    rows = {
-        name: range(*schema.kept_span(start + len(pair[f"{name}_ids"]), *cut)) for name in ANSWERS
-    }
-    either = range(min(r.start for r in rows.values()), max(r.stop for r in rows.values()))
-    for name, row in rows.items():
-        answer = pair[f"{name}_ids"]
+    answers = {name: pair[f"{name}_ids"] for name in ANSWERS}
+    rows = [range(*schema.kept_span(start + len(ids), *cut)) for ids in answers.values()]
+    either = range(min(row.start for row in rows), max(row.stop for row in rows))
+    for (name, answer), row in zip(answers.items(), rows, strict=True):
         whole = pieces(prompt + answer, tokenizer)
         if not found:
             found["prompt"] = (said(0, start, either), within(whole, 0, start, either))

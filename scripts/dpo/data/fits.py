@@ -70,7 +70,6 @@ def check(
             positions; the pad token is none of its tokens; or no whole batch is there.
     """
     name, args = recipe.model.model_name_or_path, recipe.training
-    most = args.max_length
     adapter = adapters.config_of(name, recipe.model.model_revision)
     base = adapter.base_model_name_or_path if adapter else name
     revision = adapter.revision if adapter else recipe.model.model_revision
@@ -93,12 +92,12 @@ def check(
         )
     if isinstance(pairs[0], Dataset):
         say_short(recipe, len(pairs[0]))
-    bounded = [rows for rows in pairs if most or isinstance(rows, Dataset)]
-    longest = max((schema.longest_row(rows, most) for rows in bounded), default=0)
+    bounded = [rows for rows in pairs if args.max_length or isinstance(rows, Dataset)]
+    longest = max((schema.longest_row(rows, args.max_length) for rows in bounded), default=0)
     if (room := positions(config)) and longest > room:
         raise Refusal(
-            f"max_length is {most} and the longest pair {int(longest)} tokens: {base} has "
-            f"{int(room)} positions: give --max_length {int(room)} or less"
+            f"max_length is {args.max_length} and the longest pair {int(longest)} tokens: {base} "
+            f"has {int(room)} positions: give --max_length {int(room)} or less"
         )
 
 

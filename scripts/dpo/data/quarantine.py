@@ -20,16 +20,13 @@ FITS = (0.9, 0.95, 0.99)  # shares of the pairs
 
 @dataclass
 class Bad:
-    """A row that is not trained on. Rows are counted from 1, as the lines of a file are.
-
-    `tokens` of one that is left out for length is the max_length that would keep it whole.
-    """
+    """A row that is not trained on."""
 
     source: Rows
-    row: int
+    row: int  # counted from 1, as the lines of a file are
     reason: str
     detail: str
-    tokens: int = 0
+    tokens: int = 0  # of one that is left out for length, the max_length that would keep it whole
 
 
 @dataclass

@@ -7,6 +7,7 @@ The table has a row for every row of the source. It is made once, in batches, an
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
@@ -223,10 +224,8 @@ def lint_rows(source: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
 def kind_of(source: Rows, **how_read: Any) -> type:
     """What the pairs of a source are, by the first row that is a pair: messages or text."""
     for row in islice(iter(source.data), SEEN):
-        try:
+        with suppress(Fault, TypeError, KeyError, AttributeError, ValueError):
             return type(pair_of(row, **how_read)["prompt"])
-        except (Fault, TypeError, KeyError, AttributeError, ValueError):
-            continue
     return list
 
 

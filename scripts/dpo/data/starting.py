@@ -18,7 +18,7 @@ from dpo.data.formats.layouts import renders
 from dpo.data.formats.parts import told
 from dpo.data.formats.telling import SEEN
 from dpo.data.reading import paired
-from dpo.data.sources.load import Rows, load_splits
+from dpo.data.sources.load import Rows, load
 from dpo.models import trust
 from dpo.models.chat_template import bundled_templates
 from dpo.models.config_check import check_weights
@@ -88,11 +88,10 @@ def data_of(name: str, mapping: dict[str, str], chat: bool) -> tuple[list[str], 
     Raises:
         Refusal: the data cannot be read, hold no preferences, or are too few.
     """
-    found = load_splits(name, streaming=not Path(name).exists())
+    found = load(name, streaming=not Path(name).exists())
     splits = {str(split): rows for split, rows in found.items()}
     train = next((split for split in splits if split.startswith("train")), next(iter(splits)))
-    tests = [split for split in splits if split.startswith(("test", "val", "eval", "dev"))]
-    tests = [split for split in tests if split != train]
+    tests = [s for s in splits if s != train and s.startswith(("test", "val", "eval", "dev"))]
     source = renamed(splits[train], mapping)
     rows = source.first(SEEN)
     if not rows:

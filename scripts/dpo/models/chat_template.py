@@ -1,8 +1,6 @@
 """The tokenizer of a model, its chat template, and the tokens at which an answer ends: for whoever
 samples, and for what is saved, whose users sample too."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import re
@@ -54,10 +52,9 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     elif given and Path(given).is_dir():  # of a model, as TRL takes it
         tokenizer.chat_template = tokenizer_of(given).chat_template
     elif given:
-        names = bundled_templates()
         raise Refusal(
             f"chat_template_path: {given} is no file, and no template of TRL: "
-            f"{choices(given, names)}"
+            f"{choices(given, bundled_templates())}"
         )
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         raise Refusal(
@@ -153,7 +150,7 @@ class ChatTemplate:
             prompt, both = self.ids([self.render(QUESTION, True)])[0], self.rendered
         except TemplateError as error:
             raise Refusal(f"the chat template of {name} fails: {error}; {choose}") from error
-        wrong = None
+        tail = [token for token in both[len(prompt) :] if token not in self.blanks]
         if both[: len(prompt)] != prompt:
             wrong = (
                 f"ends the prompt alone with {self.tokenizer.decode(prompt[-6:])!r}, and otherwise "
@@ -161,14 +158,13 @@ class ChatTemplate:
             )
         elif both[:2] == [self.tokenizer.bos_token_id] * 2:
             wrong = "sets the start token twice"
+        elif not tail or tail[-1] not in self.ends:
+            wrong = "sets no end token after an answer: the model would never stop"
+        elif len(tail) > 1 and tail[-2] in self.ends:
+            wrong = "sets the end token twice after an answer"
         else:
-            tail = [token for token in both[len(prompt) :] if token not in self.blanks]
-            if not tail or tail[-1] not in self.ends:
-                wrong = "sets no end token after an answer: the model would never stop"
-            elif len(tail) > 1 and tail[-2] in self.ends:
-                wrong = "sets the end token twice after an answer"
-        if wrong:
-            raise Refusal(f"the chat template of {name} {wrong}; {choose}")
+            return
+        raise Refusal(f"the chat template of {name} {wrong}; {choose}")
 
     def render(self, messages: list[dict], prompt: bool = False, **options: Any) -> str:
         return self.tokenizer.apply_chat_template(

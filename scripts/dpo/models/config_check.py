@@ -111,26 +111,20 @@ def check_adapter(recipe: Recipe, shape: PreTrainedModel) -> None:
     """Raises Refusal where a new adapter would not go on a model as the recipe says."""
     planned: Any = adapters.planned(recipe.model)
     modules = dict(shape.named_modules())
-    linear = {
-        n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)
-    }
+    kinds = torch.nn.Linear | Conv1D
+    linear = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, kinds)}
     there = ", ".join(sorted(linear - {"lm_head"}))
     parameters = [name for name, _ in shape.named_parameters()]
     experts = {
         ".".join(n.split(".")[-2:]) for n in parameters if not n.endswith(("weight", "bias"))
     }
     experts = ", ".join(sorted(experts)) or "none: lora_target_modules takes its linear layers"
-    for key, wanted, names, choices in (
-        ("lora_target_modules", planned.target_modules, modules, f"{there}, or all-linear"),
-        (
-            "lora_modules_to_save",
-            planned.modules_to_save,
-            modules,
-            f"lm_head, embed_tokens, {there}",
-        ),
-        ("lora_target_parameters", planned.target_parameters, parameters, experts),
+    for key, names, choices in (
+        ("lora_target_modules", modules, f"{there}, or all-linear"),
+        ("lora_modules_to_save", modules, f"lm_head, embed_tokens, {there}"),
+        ("lora_target_parameters", parameters, experts),
     ):
-        if lost := missing(wanted, names):
+        if lost := missing(getattr(planned, key.removeprefix("lora_")), names):
             raise Refusal(
                 f"{recipe.place(key)}: {key} is {lost}: {type(shape).__name__} has none of that "
                 f"name: give some, with blanks between them, of {choices}"
@@ -157,13 +151,11 @@ def missing(wanted: Iterable[str] | str | None, names: Iterable[str]) -> str | N
     if wanted is None or wanted == "all-linear":
         return None
     if isinstance(wanted, str):
-        try:
+        with contextlib.suppress(re.error):
             return None if any(re.fullmatch(wanted, name) for name in names) else wanted
-        except re.error:
-            return wanted
-    return next(
-        (w for w in sorted(wanted) if not any(f".{n}".endswith(f".{w}") for n in names)), None
-    )
+        return wanted
+    lost = (w for w in sorted(wanted) if not any(f".{n}".endswith(f".{w}") for n in names))
+    return next(lost, None)
 
 
 def check_model(recipe: Recipe) -> None:
@@ -220,11 +212,9 @@ def check_master_weights(recipe: Recipe) -> None:
         Refusal: the recipe trains half-precision weights, and nothing keeps better ones.
     """
     model, kept = recipe.model, recipe.launch.deepspeed
-    dtype = model.dtype
+    dtype, how = model.dtype, {"trust_remote_code": recipe.training.trust_remote_code}
     if dtype == "auto":
-        how = {"revision": model.model_revision}
-        how["trust_remote_code"] = recipe.training.trust_remote_code
-        dtype = model_files.config_of(model.model_name_or_path, **how).dtype
+        dtype = config_of(model.model_name_or_path, model.model_revision, **how).dtype
     if not kept and not model.use_peft and str(dtype).endswith("float16"):
         raise Refusal(
             f"dtype {model.dtype}: full fine-tuning hardly moves weights in half precision. Leave "

@@ -4,12 +4,11 @@ transformers and peft draw what is missing at random, print so and go on. Policy
 would have the same random numbers, and no check that compares the two would see it.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, modeling_utils
@@ -84,13 +83,11 @@ def whole() -> Iterator[None]:
             refuse(model_id, kind, missing=found.missing_keys, unexpected=found.unexpected_keys)
         return found
 
-    modeling_utils.log_state_dict_report = checked
-    PeftModel.load_adapter = checked_adapter  # pyright: ignore[reportAttributeAccessIssue]
-    try:
+    with (
+        mock.patch.object(modeling_utils, "log_state_dict_report", checked),
+        mock.patch.object(PeftModel, "load_adapter", checked_adapter),
+    ):
         yield
-    finally:
-        modeling_utils.log_state_dict_report = report
-        PeftModel.load_adapter = load_adapter
 
 
 # Spread over several, a model computes on one of them at a time, its prompts are not shared, and

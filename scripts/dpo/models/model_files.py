@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from dpo.core.refusal import Refusal, one_line
+from dpo.models.loading import some
 
 POINTER = b"version https://git-lfs"
 FETCH = (
@@ -49,10 +50,8 @@ def check_weights(folder: Path) -> None:
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file() and not (folder / "model.safetensors").is_file():
         named = {*read_json(index).get("weight_map", {}).values()}
-        if missing := sorted(name for name in named if not (folder / name).is_file()):
-            more = f" and {len(missing) - 3} more" if missing[3:] else ""
-            shown = ", ".join(missing[:3]) + more
-            raise Refusal(f"{index} names weights that are not there: {shown}: {AGAIN}")
+        if missing := [name for name in named if not (folder / name).is_file()]:
+            raise Refusal(f"{index} names weights that are not there: {some(missing)}: {AGAIN}")
     for file in sorted(folder.glob("*.safetensors")):
         if is_pointer(file):
             raise Refusal(f"{file} holds no weights: {FETCH}")

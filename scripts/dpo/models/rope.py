@@ -23,9 +23,8 @@ def limits(config: PreTrainedConfig) -> Iterator[tuple[str, int]]:
         kind = each.get("rope_type") if isinstance(each, dict) else None
         if kind not in ("longrope", "dynamic"):
             continue
-        known = (each, vars(text))
-        lengths = [where.get("original_max_position_embeddings") for where in known]
-        lengths = [length for length in lengths if length] or [text.max_position_embeddings]
+        known = (where.get("original_max_position_embeddings") for where in (each, vars(text)))
+        lengths = [*filter(None, known)] or [text.max_position_embeddings]
         if kind == "dynamic":
             lengths.append(text.max_position_embeddings)
         yield kind, min(lengths)

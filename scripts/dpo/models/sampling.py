@@ -1,10 +1,10 @@
 """Completions sampled from a chat model, the same way for every model that is compared."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from unittest import mock
 
 import torch
 from tqdm.auto import tqdm
@@ -26,15 +26,11 @@ Prompt = str | Messages | dict[str, Any]
 
 @dataclass
 class Completion:
-    """One sampled answer.
+    """One sampled answer."""
 
-    `token_ids` ends with an end token when `finished`; a completion that hit `max_new_tokens`
-    has none. `text` is without special tokens and surrounding blanks.
-    """
-
-    text: str
-    token_ids: list[int]
-    finished: bool
+    text: str  # without special tokens and surrounding blanks
+    token_ids: list[int]  # with an end token at the end when `finished`
+    finished: bool  # and not cut at `max_new_tokens`
 
     @classmethod
     def of(cls, new_ids: list[int], ends: list[int], tokenizer: Any) -> Self:
@@ -112,22 +108,6 @@ def sample_completions(
     return [completions[i : i + samples] for i in range(0, len(completions), samples)]
 
 
-@contextmanager
-def own_distribution(model: PreTrainedModel) -> Iterator[None]:
-    """Set aside what a model's generation_config.json would have `generate` make of its logits
-    (Qwen2.5's has a repetition penalty): answers would come from another distribution than is
-    scored. In place, since it lies under an adapter too."""
-    settings = vars(model.generation_config)
-    theirs = dict(settings)
-    try:
-        settings.clear()
-        settings.update(vars(GenerationConfig()))
-        yield
-    finally:
-        settings.clear()
-        settings.update(theirs)
-
-
 class Watch(StoppingCriteria):
     """Stops nothing, and moves a bar as the answers of a batch end.
 
@@ -184,7 +164,11 @@ def sample(
     was_training = model.training
     model.eval()
     done = progress.n if progress is not None else 0
-    with own_distribution(model):
+    # Without what a model's generation_config.json would have `generate` make of its logits
+    # (Qwen2.5's has a repetition penalty): answers would come from another distribution than is
+    # scored. In place, since it lies under an adapter too.
+    plain = vars(GenerationConfig())
+    with mock.patch.dict(vars(model.generation_config), plain, clear=True):
         for start in range(0, len(rows), batch_size):
             set_seed(seed + start)
             part = {"input_ids": rows[start : start + batch_size]}

@@ -18,16 +18,12 @@ SCORING_ROWS, SCORING_TOKENS = 16, 8192  # at a time: a head gives every token a
 
 @dataclass
 class Scored:
-    """Log-probabilities in nats, chosen and rejected, each of shape (2, pairs).
-
-    `tokens`: of both answers of each pair, as cut in training, shape (pairs,). `nats_per_token`:
-    what rounding may make of one token's.
-    """
+    """Log-probabilities in nats, chosen and rejected, each of shape (2, pairs)."""
 
     policy: np.ndarray
     reference: np.ndarray
-    tokens: np.ndarray
-    nats_per_token: float
+    tokens: np.ndarray  # of both answers of each pair, as cut in training, shape (pairs,)
+    nats_per_token: float  # what rounding may make of one token's
 
     def margins(self, beta: float) -> np.ndarray:
         """Implicit reward of the chosen answer less that of the rejected, shape (pairs,); 0 where

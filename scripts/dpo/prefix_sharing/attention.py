@@ -5,9 +5,7 @@ to in two branches a pair: prefix and chosen, causally; then rejected, which see
 itself.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +13,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-if TYPE_CHECKING:
-    from dpo.prefix_sharing.plan import SharedPrefixes
+from dpo.core.stats import numerics
+from dpo.prefix_sharing.plan import SharedPrefixes
 
 IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "flash_attention_3")
 BENDING = ("softcap", "s_aux", "position_bias")  # options of attention functions that bend it
@@ -35,13 +33,14 @@ def teach(implementation: str) -> None:
             return plain(module, query, key, value, None, **kwargs)
         shared_prefixes.attended += 1
         window = kwargs.get("sliding_window")
-        dtype = _dtype(query)
+        dtype = numerics(query)
         size = query.shape[-1]
         fits = key.shape == value.shape and size % 8 == 0 and size <= 256
         if fits and not kwargs.get("dropout") and uses_flash(query.device, dtype.itemsize < 4):
             return _flash(query, key, value, shared_prefixes, window, dtype, kwargs), None
         attend = _padded if query.device.type == "cuda" else _segments
-        return attend(module, query, key, value, shared_prefixes, window, kwargs), None
+        options = {name: kwargs.get(name) for name in ("dropout", "scaling")}
+        return attend(module, query, key, value, shared_prefixes, window, options), None
 
     attention.shares_prefixes = True
     AttentionInterface.register(implementation, attention)
@@ -61,12 +60,6 @@ def backend(device: torch.device, half: bool) -> str:
     return "attention branch by branch (SDPA)"
 
 
-def _dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which attention on `tensor` is computed, autocast considered."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
-
-
 def _bends(module: torch.nn.Module, options: dict) -> bool:
     """Whether a layer asks for what the plan does not know: more than a causal window, or, where
     its configuration calls it sliding, none."""
@@ -76,7 +69,7 @@ def _bends(module: torch.nn.Module, options: dict) -> bool:
     return bool(kinds) and (kinds[module.layer_idx] == "sliding_attention") != (window is not None)
 
 
-def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -> Tensor:
+def _segments(module, query, key, value, plan: SharedPrefixes, window, options) -> Tensor:
     """Attention branch by branch with SDPA: what wins on a CPU.
 
     Args:
@@ -86,7 +79,6 @@ def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -
         Shape (1, N, heads, head size).
     """
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    options = {name: kwargs.get(name) for name in ("dropout", "scaling")}
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, columns = q.shape[2], k.shape[2]
@@ -112,7 +104,7 @@ def _segments(module, query, key, value, plan: SharedPrefixes, window, kwargs) -
     return torch.cat(outputs, dim=1)
 
 
-def _padded(module, query, key, value, plan: SharedPrefixes, window, kwargs) -> Tensor:
+def _padded(module, query, key, value, plan: SharedPrefixes, window, options) -> Tensor:
     """All branches in one call of SDPA, padded to the longest, for GPUs without FlashAttention:
     branch by branch they would start kernels for every pair and layer. Shapes as in `_segments`."""
     queries, keys, seen, back = plan.padded(window, query.device)
@@ -121,15 +113,9 @@ def _padded(module, query, key, value, plan: SharedPrefixes, window, kwargs) -> 
         """(1, heads, N, head size) → (branches, heads, longest, head size)"""
         return states[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1)
 
-    options = {name: kwargs.get(name) for name in ("dropout", "scaling")}
-    output = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        module,
-        branches(query, queries),
-        branches(key, keys),
-        branches(value, keys),
-        seen,
-        **options,
-    )[0]
+    sdpa, query = ALL_ATTENTION_FUNCTIONS["sdpa"], branches(query, queries)
+    key, value = branches(key, keys), branches(value, keys)
+    output = sdpa(module, query, key, value, seen, **options)[0]
     return output.flatten(0, 1).index_select(0, back)[None]
 
 

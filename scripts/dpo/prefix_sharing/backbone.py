@@ -8,8 +8,6 @@ the model's backbone (`share_prefixes`), and transformers' table of attention fu
 (attention.py).
 """
 
-from __future__ import annotations
-
 import inspect
 import types
 import warnings

@@ -13,7 +13,7 @@ see their prefix, rejected tokens y′ see it too and never y.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,10 +56,8 @@ class SharedPrefixes:
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> SharedPrefixes:
         """Plan a batch of TRL's collator: (2B, L), chosen rows first, padded right."""
         width = input_ids.shape[1]
-        rows = [
-            ids[:n]
-            for ids, n in zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)
-        ]
+        sizes = attention_mask.sum(1).tolist()
+        rows = [ids[:n] for ids, n in zip(input_ids.tolist(), sizes, strict=True)]
         pairs = len(rows) // 2
         lengths, fold, positions, visible = [], [], [], []
         unfold = torch.zeros_like(input_ids)
@@ -104,7 +102,7 @@ class SharedPrefixes:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return SharedPrefixes(**(vars(self) | moved | {"masks": {}}))
+        return replace(self, **moved, masks={})
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         """What the last `queries` of `keys` positions see, shape (1, 1, queries, keys), bool.

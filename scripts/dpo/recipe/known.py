@@ -10,7 +10,6 @@ import difflib
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, partial
 from importlib.util import find_spec
@@ -73,35 +72,30 @@ def value_of(node: ast.AST | None) -> Any:
     return None
 
 
-def fields_of(title: str, package: str, file: str, name: str) -> Iterator[tuple[str, Argument]]:
-    """The fields of a dataclass with their names, as its source has them."""
-    source = (Path(find_spec(package).origin).parent / file).read_text(encoding="utf-8")
-    found: Any = next(node for node in ast.parse(source).body if getattr(node, "name", "") == name)
-    lines, at, group = source.splitlines(), found.lineno, ""
-    for node in found.body:
-        for heading in filter(None, map(HEADING.match, lines[at : node.lineno])):
-            group = next(filter(None, heading.groups()))
-        at = node.end_lineno
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
+@cache
+def arguments() -> dict[str, Argument]:
+    """All arguments by name: the fields of the dataclasses, as their sources have them."""
+    found: dict[str, Argument] = {}
+    for title, package, file, name in SOURCES:
+        source = (Path(find_spec(package).origin).parent / file).read_text(encoding="utf-8")
+        of: Any = next(n for n in ast.parse(source).body if getattr(n, "name", "") == name)
+        lines, at, group = source.splitlines(), of.lineno, ""
+        for node in of.body:
+            for heading in filter(None, map(HEADING.match, lines[at : node.lineno])):
+                group = next(filter(None, heading.groups()))
+            at = node.end_lineno
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Call):
+                continue
             given: dict[str | None, Any] = {p.arg: p.value for p in node.value.keywords}
             about = {"help": value_of(given.get("help"))}  # as this repository's are written
             if metadata := given.get("metadata"):
                 keys, values = (map(value_of, part) for part in (metadata.keys, metadata.values))
                 about = dict(zip(keys, values, strict=True))
             default = value_of(given.get("default", given.get("default_factory")))
-            kind = ast.unparse(node.annotation)
             target: Any = node.target
-            yield target.id, Argument(title, group, kind, default, about)
-
-
-@cache
-def arguments() -> dict[str, Argument]:
-    """All arguments by name."""
-    found: dict[str, Argument] = {}
-    for source in SOURCES:
-        for name, argument in fields_of(*source):
-            first = found.get(name, argument)
-            found[name] = argument._replace(title=first.title, group=first.group)
+            argument = Argument(title, group, ast.unparse(node.annotation), default, about)
+            first = found.get(target.id, argument)
+            found[target.id] = argument._replace(title=first.title, group=first.group)
     return found
 
 

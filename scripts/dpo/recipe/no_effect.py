@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
+from dpo.core.refusal import unbroken
 from dpo.recipe.convert.reasons import by_key
 from dpo.recipe.parse import Recipe
 
@@ -144,17 +145,13 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield key, f"it does nothing unless {other} is {needed}: leave it out, or give that"
 
 
-def said(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def missing(tracker: str) -> str | None:
     """Why transformers cannot report to a tracker; None if it can."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda half_made: None  # MLflow's, as it goes
     try:
         get_reporting_integration_callbacks([tracker])[0]()
     except (ImportError, RuntimeError, ValueError) as error:
-        return said(error)
+        return unbroken(error)
     finally:
         sys.unraisablehook = hook
     return None
@@ -167,7 +164,7 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
     try:
         optimizer(args)
     except (ImportError, ValueError) as error:
-        yield "optim_args" if args.optim_args else "optim", said(error)
+        yield "optim_args" if args.optim_args else "optim", unbroken(error)
     descent = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     steps = max(args.max_steps, 1000)
     how = (descent, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
@@ -178,8 +175,8 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
                 rate(step)
     except (ArithmeticError, TypeError, ValueError) as error:
         if args.lr_scheduler_kwargs:
-            yield "lr_scheduler_kwargs", said(error)
-        yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {said(error)}"
+            yield "lr_scheduler_kwargs", unbroken(error)
+        yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {unbroken(error)}"
     if args.use_liger_kernel and not is_liger_kernel_available():
         yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
     for tracker in args.report_to or ():

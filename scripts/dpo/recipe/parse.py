@@ -16,7 +16,7 @@ from dpo.core import secrets
 from dpo.core.environment import Launch, launched
 from dpo.core.files import at_home
 from dpo.core.quiet import defer_peft
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, unbroken
 from dpo.recipe.arguments import BATCH, DEFAULTS, RunArguments, check_data, check_kinds, decides
 from dpo.recipe.known import OneLine, check_names, choices, names, usage
 from dpo.recipe.strict import check_finite, load_yaml
@@ -29,26 +29,20 @@ FOLDER = Path("recipes")
 
 @dataclass
 class Recipe:
-    """A recipe and the flags given after it, parsed, checked and resolved.
-
-    `stated` holds what the recipe and the flags state, by TRL's names; all else is in `defaults`.
-    `flags` are the names of the latter, which win over the recipe.
-    `global_batch` is the number of pairs of one optimizer step, over all processes; `launch` says
-    how this one was launched, which decides its share.
-    """
+    """A recipe and the flags given after it, parsed, checked and resolved."""
 
     name: str
     path: Path
-    stated: dict[str, Any]
-    defaults: dict[str, Any]
-    global_batch: int
+    stated: dict[str, Any]  # by the recipe and the flags, under TRL's names
+    defaults: dict[str, Any]  # all else
+    global_batch: int  # pairs of one optimizer step, over all processes
     script: ScriptArguments
     training: DPOConfig
     model: ModelConfig
     mixture: DatasetMixtureConfig
     run: RunArguments
-    launch: Launch
-    flags: frozenset[str] = frozenset()
+    launch: Launch  # of this process, which decides its share of the batch
+    flags: frozenset[str] = frozenset()  # names of those given, which win over the recipe
 
     def place(self, *keys: str) -> str:
         """Where one of the keys was stated, for a message: with the flags, or in the file."""
@@ -197,8 +191,7 @@ def look(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
     Raises:
         Refusal: as `parse`.
     """
-    asked = "-h" in argv or "--help" in argv
-    if asked:
+    if "-h" in argv or "--help" in argv:
         print(usage())
         raise SystemExit(0)
     if "--config" not in argv[:-1]:
@@ -268,7 +261,7 @@ def resolve(
     except (ArithmeticError, ValueError, TypeError) as error:
         check_finite(values, lambda key: "ARGS" if key in given else path)
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
-        said = " ".join(str(error).split())
+        said = unbroken(error)
         where = "ARGS" if any(key in said for key in given) else path
         raise Refusal(f"{where}: {said}{hint}") from error
     parts = (script, training, model, mixture, run)

@@ -1,14 +1,13 @@
 """YAML and JSON in which each key stands once: their own readers keep the last, and say nothing."""
 
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, unbroken
 
 
 def refuse(name: str | Path, key: str, *lines: int) -> NoReturn:
@@ -47,7 +46,7 @@ def load_yaml(path: Path, text: str) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise Refusal(f"{path}, line {line}: not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise Refusal(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise Refusal(f"{path}: not YAML: {unbroken(error)}") from error
 
 
 def load_json(path: Path, text: str) -> Any:
@@ -70,17 +69,10 @@ def load_json(path: Path, text: str) -> Any:
         raise Refusal(f"{path}: not JSON: {error}") from error
 
 
-def numbers(value: Any) -> Iterator[float]:
-    """All floats in a value, however deep."""
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from numbers(part)
-
-
 def check_finite(values: dict[str, Any], where: Callable[[str], object]) -> None:
     """Raises Refusal, with where a key stands, if a value is not finite or holds what is not."""
     for key, value in values.items():
-        if not all(map(math.isfinite, numbers(value))):
-            raise Refusal(f"{where(key)}: {key} is {value}: give a finite number")
+        try:  # of all floats in it, however deep
+            json.dumps(value, allow_nan=False, skipkeys=True, default=lambda other: None)
+        except ValueError as error:
+            raise Refusal(f"{where(key)}: {key} is {value}: give a finite number") from error

@@ -32,16 +32,12 @@ NAMED = ", ".join(METRICS)
 OF_A_DIFFERENCE = (
     *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"),
 )
-MAPPINGS = (
-    *("model_init_kwargs", "lr_scheduler_kwargs", "liger_kernel_config"),
-    *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
-)
-COUNTS = (
-    *("per_device_eval_batch_size", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"),
-    *("ref_model_sync_steps", "precompute_ref_batch_size", "dataset_num_proc", "lora_r"),
-    "reward_samples",
-)
-NOT_NEGATIVE = ("router_aux_loss_coef", "dataloader_num_workers", "reward_prompts")
+COUNTS = """per_device_eval_batch_size dataloader_prefetch_factor ddp_bucket_cap_mb
+    ref_model_sync_steps precompute_ref_batch_size dataset_num_proc lora_r reward_samples"""
+MAPPINGS = """model_init_kwargs lr_scheduler_kwargs liger_kernel_config
+    gradient_checkpointing_kwargs activation_checkpointing_kwargs"""
+STEPS = "a number of steps, or a share of them below 1"
+HERE = "a folder of this machine, with / and no drive"
 
 
 def within(low: float, high: float, ends: str = "[)") -> Callable[[float], bool]:
@@ -54,11 +50,11 @@ positive, not_negative = within(0, math.inf, "()"), within(0, math.inf)
 share, below_one, counts = within(0, 1, "[]"), within(0, 1), within(1, math.inf, "[]")
 
 
-# Key, what is allowed, and in words. A key without a value is not looked at.
+# Keys, what is allowed, and in words. A key without a value is not looked at.
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("beta", positive, "a number above 0, such as 0.1: the larger, the nearer to the reference"),
     ("learning_rate", positive, "a number above 0, such as 5.0e-7, or 1.0e-5 with LoRA"),
-    *((key, counts, "1 or more") for key in COUNTS),
+    (COUNTS, counts, "1 or more"),
     ("max_steps", lambda v: v == -1 or v >= 1, "1 or more, or leave it out: num_train_epochs"),
     # The marks of a chat template around a question and an answer are a dozen tokens.
     ("max_length", within(16, math.inf), "16 tokens or more; 1024 is TRL's default"),
@@ -82,26 +78,20 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("adam_beta1", below_one, "0 or more, below 1; 0.9 is common"),
     ("adam_beta2", below_one, "0 or more, below 1; 0.999 is common"),
     ("adam_epsilon", positive, "a number above 0; 1.0e-8 is common"),
-    ("warmup_steps", not_negative, "a number of steps, or a share of them below 1"),
-    *(
-        (f"{what}_steps", positive, "a number of steps, or a share of them below 1")
-        for what in ("logging", "eval", "save")
-    ),
+    ("warmup_steps", not_negative, STEPS),
+    ("logging_steps eval_steps save_steps", positive, STEPS),
     ("eval_delay", not_negative, "a number of steps or epochs"),
     ("ddp_timeout", counts, "a number of seconds"),
     ("save_total_limit", counts, "1 or more, or leave it out to keep every checkpoint"),
-    *((key, not_negative, "0 or more") for key in NOT_NEGATIVE),
-    *((key, within(0, 2**32), "0 to 2³² - 1") for key in ("seed", "data_seed")),
+    ("router_aux_loss_coef dataloader_num_workers reward_prompts", not_negative, "0 or more"),
+    ("seed data_seed", within(0, 2**32), "0 to 2³² - 1"),
     ("lora_alpha", positive, "a number above 0; r to 2 r is common"),
     ("lora_task_type", lambda v: v == "CAUSAL_LM", "CAUSAL_LM, or leave it out"),
     ("lora_dropout", below_one, "0 or more, below 1"),
     ("metric_for_best_model", lambda v: v.removeprefix("eval_") in METRICS, f"one of {NAMED}"),
     ("train_sampling_strategy", lambda v: v in ("random", "sequential"), "random or sequential"),
-    *((key, lambda v: isinstance(v, dict), "a mapping") for key in MAPPINGS),
-    *(
-        (key, lambda v: not ABROAD.search(v), "a folder of this machine, with / and no drive")
-        for key in ("output_dir", "reference_cache")
-    ),
+    (MAPPINGS, lambda v: isinstance(v, dict), "a mapping"),
+    ("output_dir reference_cache", lambda v: not ABROAD.search(v), HERE),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
 ]
 
@@ -191,9 +181,10 @@ def check_values(recipe: Recipe) -> None:
     """
     parts = (recipe.script, recipe.training, recipe.model, recipe.mixture, recipe.run)
     values = {key: value for part in parts for key, value in vars(part).items()}
-    for key, allowed, words in RANGES:
-        if values[key] is not None and not allowed(values[key]):
-            raise Refusal(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
+    for keys, allowed, words in RANGES:
+        for key in keys.split():
+            if values[key] is not None and not allowed(values[key]):
+                raise Refusal(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
     check_finite(values, recipe.place)
     for key, words in itertools.chain(at_odds(recipe), silently_undone(recipe)):
         shown = getattr(values[key], "value", values[key])  # of a choice its name

@@ -110,13 +110,11 @@ class Reading:
 
     def other_prompt(self) -> str:
         """Where a text column stands beside whole conversations and is not their first question."""
-        name = self.parts.get("question")
+        name, chosen = self.parts.get("question"), self.parts.get("chosen")
         if self.layout != "implicit" or not name:
             return ""
-        first = [first_question(row.get(self.parts["chosen"])) for row in self.rows]
-        texts = [
-            (row[name], q) for row, q in zip(self.rows, first, strict=True) if row.get(name) and q
-        ]
+        both = ((row.get(name), first_question(row.get(chosen))) for row in self.rows)
+        texts = [(text, other) for text, other in both if text and other]
         count = sum(str(text).strip() != other.strip() for text, other in texts)
         where = f"in {count} of the first {len(texts)} rows: the conversations alone are read"
         return f"{name} is not the conversation's first question {where}" if count else ""

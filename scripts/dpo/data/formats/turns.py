@@ -114,11 +114,8 @@ def spoken(text: str) -> tuple[str, str]:
 
 def asks(text: Any) -> bool:
     """Whether this is a dialogue as text in which the assistant is to speak next."""
-    return (
-        isinstance(text, str)
-        and text.lstrip().startswith("Human:")
-        and text.rstrip().endswith(ANSWER)
-    )
+    said = text.strip() if isinstance(text, str) else ""
+    return said.startswith("Human:") and said.endswith(ANSWER)
 
 
 def turns_of(text: str) -> list[Message]:
@@ -155,9 +152,8 @@ def earlier(history: list[Any], calls: bool = True) -> list[Message]:
     Raises:
         Fault: it is neither, or one of a pair is empty.
     """
-    if history and all(
-        isinstance(turn, dict) and not {"role", "from"} & {*turn} for turn in history
-    ):
+    pairs = (isinstance(turn, dict) and not {"role", "from"} & {*turn} for turn in history)
+    if history and all(pairs):
         history = [[_one_of(turn, names) for names in PAIR] for turn in history]
     if all(isinstance(turn, dict) for turn in history):
         messages = as_messages(history, "", calls)

@@ -23,7 +23,9 @@ SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
 
 
 @rows.exact_names()
-def load(dataset: str, key: str, /, streaming: bool = False, **how: Any) -> dict[str, Rows]:
+def load(
+    dataset: str, key: str = "dataset_name", /, streaming: bool = False, **how: Any
+) -> dict[str, Rows]:
     """Every split of a data set of the hub, a folder in hub layout or of save_to_disk, or a file.
 
     Each is read by itself: they may differ in their columns.
@@ -116,15 +118,6 @@ def _splits(name: str, builder: DatasetBuilder, streaming: bool) -> dict[str, Ro
     return splits
 
 
-def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Rows]:
-    """Every split of a data set, by its name.
-
-    Raises:
-        Refusal: the data set cannot be found or read.
-    """
-    return load(name, "dataset_name", name=config, streaming=streaming)
-
-
 def load_mixture(mixture: DatasetMixtureConfig) -> list[Rows]:
     """Each data set of a mixture, cut to its share as TRL cuts it: no data set is oversampled.
 
@@ -185,7 +178,8 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
         return load_mixture(mixture), []
     if not script.dataset_name:
         raise Refusal(f"{recipe.path}: dataset_name is missing")
-    splits = load_splits(script.dataset_name, script.dataset_config, script.dataset_streaming)
+    how = {"streaming": script.dataset_streaming, "name": script.dataset_config}
+    splits = load(script.dataset_name, **how)
     for key, split in wanted.items():
         if split not in splits:
             raise Refusal(
@@ -197,10 +191,9 @@ def load_rows(recipe: Recipe) -> tuple[list[Rows], list[Rows]]:
     # Without evaluation a test split is not missed.
     known = {*wanted.values(), mixture.test_split_size is None and script.dataset_test_split}
     if left := [split for split in splits if split not in known]:
-        note = (
+        train[0].notes.append(
             f"splits that are not read: {rows.listed(left, 8)} (dataset_train_split names what is)"
         )
-        train[0].notes.append(note)
     if "dataset_test_split" not in wanted:
         return train, []
     held_out = splits[script.dataset_test_split]

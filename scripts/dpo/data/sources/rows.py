@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets.config
 import yaml
@@ -39,11 +40,8 @@ def exact_names() -> Iterator[None]:
         pattern = glob.escape(pattern) if there else pattern
         return stock(pattern, glob.escape(base_path), *args, **how)
 
-    data_files.resolve_pattern = resolve
-    try:
+    with mock.patch.object(data_files, "resolve_pattern", resolve):
         yield
-    finally:
-        data_files.resolve_pattern = stock
 
 
 def check_fetched(path: str) -> None:
@@ -63,22 +61,18 @@ def check_fetched(path: str) -> None:
 def without_backups(paths: list[str]) -> list[str]:
     """Files of a split without those of other endings, `train.jsonl.bak` beside `train.jsonl`, and
     without what `datasets` has cached beside a table."""
-    known = [p for p in map(Path, paths) if files.kind_of(p) and not p.name.startswith("cache-")]
-    known = [path for path in paths if Path(path) in known]
-    return known or paths
+    known = [path for path in paths if files.kind_of(Path(path))]
+    return [path for path in known if not Path(path).name.startswith("cache-")] or paths
 
 
 @dataclass
 class Rows:
-    """Rows as they were found, and what they are called in messages: their file, if it is one.
+    """Rows as they were found."""
 
-    `files` are those that they were read from, and `notes` says what of the same data set is not.
-    """
-
-    name: str
+    name: str  # what they are called in messages: their file, if it is one
     data: Dataset | IterableDataset
-    files: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # that they were read from
+    notes: list[str] = field(default_factory=list)  # what of the same data set is not read
 
     @property
     def padded(self) -> tuple[str, ...]:
@@ -168,8 +162,7 @@ def note_unread(folder: Path, found: dict[str, Rows]) -> None:
         if len(rows.files) > 1 and not all(map(SHARD.search, rows.files)):
             names = (os.path.relpath(path, os.path.abspath(folder)) for path in rows.files)
             rows.notes.append(f"{split} is read from several files: {listed(names, 8)}")
-    left = unread(folder, [path for rows in found.values() for path in rows.files])
-    if left:
+    if left := unread(folder, [path for rows in found.values() for path in rows.files]):
         note = (
             f"files that are not read: {listed(left, 8)} (a folder's splits are its files named "
             "train or test, of one kind, with endings in small letters: append the others to those)"

@@ -73,8 +73,7 @@ LEFT_OUT = {
         gc_collect_steps experimental_skip_move_to_device torch_compile_options
         selective_checkpointing experts_implementation fp8 profiler_steps strict debug
         save_first_step auto_resume_from_checkpoints""",
-    reasons.WANDB: """wandb_project wandb_entity wandb_watch wandb_log_model wandb_run_id wandb_mode
-        use_wandb""",
+    reasons.WANDB: "wandb_watch wandb_run_id wandb_mode use_wandb",
     reasons.NOT_WANDB: """use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name
         hf_mlflow_log_artifacts use_comet comet_project_name use_tensorboard use_swanlab
         swanlab_project swanlab_experiment_name swanlab_description swanlab_mode swanlab_workspace

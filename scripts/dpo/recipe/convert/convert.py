@@ -165,9 +165,8 @@ def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: li
     for key, why in b.dropped.items():
         reasons.setdefault(why, []).append(key)
     notes = [f"{', '.join(keys)} ({why})" for why, keys in reasons.items()]
-    data = b.new.get("dataset_name") or ", ".join(
-        dict.fromkeys(d["path"] for d in b.new.get("datasets", []))
-    )
+    mixed = b.new.get("datasets", [])
+    data = b.new.get("dataset_name") or ", ".join(dict.fromkeys(d["path"] for d in mixed))
     parts = [
         f"{Path(b.new['model_name_or_path']).name} on {data or 'data to be named'}.",
         f"Source: {b.path.name}, a recipe of {b.tool}, brought here by make new FROM=.",
@@ -182,11 +181,8 @@ def header(b: Brought, name: str, said: list[str], plain: list[str], unknown: li
         "Reached: not run yet.",
         f"Run: make train RECIPE={name}",
     ]
-    how = {"width": 98, "initial_indent": "# ", "subsequent_indent": "#   "}
-    wrapped = (
-        textwrap.wrap(p, break_on_hyphens=False, break_long_words=False, **how) for p in parts
-    )
-    return "\n".join(line for lines in wrapped for line in lines)
+    how = {"initial_indent": "# ", "subsequent_indent": "#   ", "break_long_words": False}
+    return "\n".join(textwrap.fill(part, 98, break_on_hyphens=False, **how) for part in parts)
 
 
 def convert(

@@ -5,6 +5,7 @@ import itertools
 import re
 import shlex
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +190,9 @@ def told(path: Path, keys: dict[str, Any], ours: set[str]) -> str:
     """
     if path.resolve().parent == FOLDER.resolve() and not {*keys} - ours:
         raise Refusal(f"FROM: {path} is a recipe of ours already: copy it under another name")
-    own = {}
-    for tool, (renamed, dropped) in TOOLS.items():
-        others = {*ours, *RENAMED, *DROPPED}
-        for name, tables in TOOLS.items():
-            others |= {*tables[0], *tables[1]} if name != tool else set()
-        own[tool] = [key for key in keys if key in {*renamed, *dropped} - others]
+    known = {tool: {*renamed, *dropped} for tool, (renamed, dropped) in TOOLS.items()}
+    of = Counter(itertools.chain({*ours, *RENAMED, *DROPPED}, *known.values()))
+    own = {tool: [k for k in keys if k in known[tool] and of[k] == 1] for tool in TOOLS}
     if own["open-instruct"] == ["max_seq_length"]:  # TRL's SFT had it as well
         own["open-instruct"] = []
     signs = {"axolotl": "base_model", "LLaMA-Factory": "stage", "ms-swift": "rlhf_type"}

@@ -50,7 +50,7 @@ LEFT_OUT = {
         activation_checkpointing_mode loss_implementation ephemeral_save_interval
         add_seed_and_date_to_exp_name do_not_randomize_output_dir""",
     "norms of gradients are logged in any case": "log_grad_norm",
-    reasons.WANDB: "wandb_project wandb_project_name wandb_entity wandb_group_name",
+    reasons.WANDB: "wandb_project_name wandb_group_name",
     reasons.AT_AI2: """try_launch_beaker_eval_jobs try_auto_save_to_beaker gs_bucket_path
         oe_eval_tasks oe_eval_max_length oe_eval_gpu_multiplier eval_workspace eval_priority
         hf_metadata_dataset hf_entity hf_repo_url send_slack_alerts""",
