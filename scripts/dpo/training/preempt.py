@@ -24,18 +24,11 @@ from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS
 from dpo.runs import tracking
 
 
-def end(agreed: bool, told_in: Path | None) -> None:
-    """End this process since it was asked to stop, without waiting for any other.
-
-    Args:
-        agreed: the others end as well. torchrun then need not report a failure and end them.
-        told_in: the folder in which the launcher looks whether the run has left.
-    """
-    if told_in:
-        Path(told_in, LEFT).touch()
+def end(code: int) -> NoReturn:
+    """End this process as it is: nothing is shut down, and no other is waited for."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if agreed and told_in else EXIT_CODE)
+    os._exit(code)
 
 
 def run_to_the_end(main: Callable[[], None]) -> NoReturn:
@@ -53,9 +46,7 @@ def run_to_the_end(main: Callable[[], None]) -> NoReturn:
             print(stop.code, file=sys.stderr, flush=True)
         if code:
             tracking.finish({}, code)  # what W&B has not written yet
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end(code)
 
 
 class Leave(TrainerCallback):
@@ -88,8 +79,12 @@ class Leave(TrainerCallback):
             self.end(agreed=False)
         self._interrupted |= number == signal.SIGINT
 
-    def end(self, agreed: bool) -> None:
-        end(agreed, self.told_in)
+    def end(self, agreed: bool) -> NoReturn:
+        """End this process since it was asked to stop. Where all have `agreed`, the others end as
+        well: torchrun then need not report a failure and end them."""
+        if self.told_in:  # where the launcher looks whether the run has left
+            Path(self.told_in, LEFT).touch()
+        end(0 if agreed and self.told_in else EXIT_CODE)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._training = True
