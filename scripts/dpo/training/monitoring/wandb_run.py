@@ -12,6 +12,7 @@ from dpo.core.machine import commit, versions
 from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder, tracking
+from dpo.runs.output_folder import COMPLETIONS, METRICS, REPORT
 from dpo.training.stock import Declared
 
 LONGEST_TAG = 64  # characters, W&B's own bound
@@ -66,12 +67,7 @@ def add_report(folder: Path, recipe: str) -> None:
 
     def add(wandb) -> None:
         artifact = wandb.Artifact(f"report-{recipe}", type="report")
-        for name in (
-            "report.html",
-            output_folder.REPORT,
-            output_folder.METRICS,
-            output_folder.COMPLETIONS,
-        ):
+        for name in ("report.html", REPORT, METRICS, COMPLETIONS):
             if (folder / name).is_file():
                 artifact.add_file(str(folder / name))
         wandb.run.log_artifact(artifact)
