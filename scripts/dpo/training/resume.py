@@ -7,7 +7,6 @@ step, and the tokens seen so far; and with `sync_ref_model` the reference, which
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -222,7 +222,5 @@ def to_the_end(
 
 def make_room() -> None:
     """Give back what training held, for the models that are loaded next."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     unset_hf_deepspeed_config()  # or ZeRO-3 would shard them
