@@ -11,7 +11,6 @@ from dpo.core.files import write_whole
 from dpo.reports.html import png
 from dpo.reports.run_report import AFTER, BEFORE
 
-
 # The figures of a row, and how each is written.
 FORMS = {"pairs_per_second": ".3g", "tokens_per_second": ",.0f", "peak_memory_gb": ".1f"}
 FORMS |= {"mfu": ".0%", "ratio_to_stock": ".2f"}
