@@ -18,10 +18,9 @@ from dpo.models.scoring import Scored
 from dpo.runs import output_folder
 from dpo.training import reference, waiting
 from dpo.training.preflight import memory
-from dpo.training.stock import Declared
 
 
-def score(trainer: Declared) -> Scored | None:
+def score(trainer: waiting.ReferenceCanWait) -> Scored | None:
     """The held-out pairs under the model as training has left it; every process takes part.
 
     What TRL computes in an evaluation, pair by pair. None without held-out pairs, where the

@@ -36,7 +36,6 @@ class Declared(DPOTrainer):
     optimizer: Any
     # of FastDPOTrainer, for the functions that it hands itself to
     adapter: Path | None
-    settings: dict[str, Any]
     settled: Any
     monitors: Any
     batch: dict[str, Any] | None
@@ -45,11 +44,6 @@ class Declared(DPOTrainer):
     live: str | None
     launch: Launch
     by_name: bool
-    began_as: str | None
-    entry: Any
-    rows: Any
-    loaded: PreTrainedModel | None
-    can_wait: bool
     pairs_of_the_run: Any
     pairs_per_step: int
     score_pairs: Callable[[dict[str, Any]], None]

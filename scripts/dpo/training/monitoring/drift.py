@@ -29,7 +29,6 @@ from dpo.runs import output_folder
 from dpo.training import waiting
 from dpo.training.monitoring import completions
 from dpo.training.monitoring.probes import own_draws
-from dpo.training.stock import Declared
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
 PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328
@@ -54,7 +53,7 @@ class Drift(TrainerCallback):
     was sharded because there is no room for it. Nor without evaluation.
     """
 
-    def __init__(self, trainer: Declared):
+    def __init__(self, trainer: waiting.ReferenceCanWait):
         self.trainer, self.start = trainer, None
         self.prompts: list[list[int]] = []
         self.asked: list[str] = []  # as text, the first few
