@@ -40,6 +40,7 @@ from dpo.models import adapters
 from dpo.training.stock import Declared
 
 CHECKED_ROWS = 4
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of accelerate's mixed_precision
 
 
 def with_logps(
@@ -121,15 +122,13 @@ def known(
         about: its `content`, for the first process, where that was asked for earlier.
     """
     accelerator = trainer.accelerator
-    name, found = [None], [None]
+    found: list[Any] = [None, None]  # where it lies, and what it holds
     if accelerator.is_main_process:
         about = about or content(trainer, dataset)
         if about["weights"]:
-            name = [name_of(about, sort_keys=True)]
-            found = [read(folder / f"{name[0]}.safetensors", len(dataset))]
-    broadcast_object_list(name)
-    broadcast_object_list(found)
-    path, logps = name[0] and folder / f"{name[0]}.safetensors", found[0]
+            path = folder / f"{name_of(about, sort_keys=True)}.safetensors"
+            found = [path, read(path, len(dataset))]
+    path, logps = broadcast_object_list(found)
     if logps is None or not agrees(trainer, dataset, logps):
         if accelerator.is_main_process and path and path.exists():
             os.replace(path, aside := path.with_suffix(".set-aside"))
@@ -168,8 +167,7 @@ def numerics(trainer: Declared) -> dict[str, str]:
     does autocast the same on a CPU, or every version, by less than the check of an entry grants."""
     accelerator = trainer.accelerator
     model, plugin = reference_itself(trainer), accelerator.state.deepspeed_plugin
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    cast = half.get(accelerator.mixed_precision) if plugin else None
+    cast = HALF.get(accelerator.mixed_precision) if plugin else None
     sharding = f"ZeRO-{plugin.zero_stage}" if plugin else "FSDP" * trainer.is_fsdp_enabled
     return {
         "dtype": str(cast or model.dtype),
@@ -239,8 +237,7 @@ def reference_model(trainer: Declared) -> Any:
 
 def nats_per_token(trainer: Declared) -> float:
     """How far a log-probability of this run may come out apart, for each token."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return NATS_PER_TOKEN[half.get(trainer.accelerator.mixed_precision, trainer.model.dtype)]
+    return NATS_PER_TOKEN[HALF.get(trainer.accelerator.mixed_precision, trainer.model.dtype)]
 
 
 def agrees(trainer: Declared, dataset: Dataset, logps: np.ndarray) -> bool:
@@ -254,8 +251,7 @@ def agrees(trainer: Declared, dataset: Dataset, logps: np.ndarray) -> bool:
     again = torch.stack(trainer.compute_ref_log_probs(reference_model(trainer), batch))
     allowed = nats_per_token(trainer) * batch["completion_mask"].sum(1).view(2, -1).cpu().numpy()
     same = [bool((np.abs(logps[:, rows] - again.float().cpu().numpy()) <= allowed).all())]
-    broadcast_object_list(same)
-    return same[0]
+    return broadcast_object_list(same)[0]
 
 
 def score(
