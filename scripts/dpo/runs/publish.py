@@ -1,7 +1,5 @@
 """Publishing: what a model is made of goes to the hub once it is trained, and nothing else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi

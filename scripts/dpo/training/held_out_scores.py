@@ -3,8 +3,6 @@ all its processes, sharded as it trained, and in the numerics in which it scored
 process that loads the models again may have no room for them, and rounds otherwise.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -6,14 +6,12 @@ saves and exits; before and after that there is nothing to save, and it exits at
 that sees EXIT_CODE starts it again.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from accelerate.utils import reduce
@@ -64,7 +62,7 @@ class Leave(TrainerCallback):
         self.told_in = launch.told_in
         self.asked = self.left = self._training = self._interrupted = False
 
-    def listen(self) -> Leave:
+    def listen(self) -> Self:
         """Hear the signals, also those that launch.py had held back until now."""
         for number in SIGNALS:
             signal.signal(number, self._hear)

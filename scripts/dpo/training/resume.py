@@ -5,8 +5,6 @@ forgets is the part of the log that was not written yet: losses and metrics sinc
 step, and the tokens seen so far; and with `sync_ref_model` the reference, which has moved.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from contextlib import nullcontext

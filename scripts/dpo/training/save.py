@@ -1,7 +1,5 @@
 """What a trainer writes: checkpoints, whole or not at all, and the policy."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator

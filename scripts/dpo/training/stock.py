@@ -3,8 +3,6 @@
 TRL and transformers do some things at every start or step that take time and change nothing here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

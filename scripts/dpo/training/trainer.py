@@ -1,7 +1,5 @@
 """The one subclass of TRL's DPOTrainer: it plugs the pieces of this repository in."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from dataclasses import replace

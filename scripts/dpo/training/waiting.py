@@ -7,8 +7,6 @@ no pair needs it any more. On a GPU it would lie beside the optimizer's states, 
 before step 1 has seen room.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 What is looked at, TRL has computed already. Nothing here touches a weight or draws a number.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run is about to do, as it says in the terminal."""
 
-from __future__ import annotations
-
 import math
 
 from accelerate.utils import is_peft_model

@@ -6,8 +6,6 @@ that the first evaluation has (waiting.py), and kept with their log-probabilitie
 makes of them later is an estimate of the KL divergence.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

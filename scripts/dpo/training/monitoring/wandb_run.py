@@ -1,8 +1,6 @@
 """What the W&B run of a training holds beside its curves: who it is, what it was made of, what its
 policy says, and the report that it ended with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ it was, to the bit: random states, metrics, gradients. All processes look at the
 that refuses makes all refuse.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

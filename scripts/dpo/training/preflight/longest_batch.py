@@ -1,7 +1,5 @@
 """The longest micro-batch, tried before step 1: a run that would die at night dies at once."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Out of memory: which batch did it, and what to change."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The policy starts as its reference: zero log-ratios, and the constant of its loss."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
