@@ -13,11 +13,6 @@ from dpo.recipe.parse import Recipe
 from dpo.training.stock import Declared
 
 
-def sharding(trainer: Declared) -> str:
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    return f", ZeRO-{plugin.zero_stage}" if plugin else ", FSDP" * trainer.is_fsdp_enabled
-
-
 def shares(trainer: Declared) -> str:
     """The parameters of policy and reference that this process holds under ZeRO-3."""
 
@@ -42,6 +37,8 @@ def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
     epochs = "" if streams else f" = {steps / math.ceil(pairs / batch):.2f} epochs"
     kind = f"LoRA r={model.active_peft_config.r}" if is_peft_model(model) else "full fine-tuning"
     held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    sharding = f", ZeRO-{plugin.zero_stage}" if plugin else ", FSDP" * trainer.is_fsdp_enabled
     lines = {
         "recipe": f"{recipe.name} ({recipe.path})",
         "model": f"{recipe.model.model_name_or_path}, {parameters / 1e6:.1f}M parameters, "
@@ -54,7 +51,7 @@ def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
         * trainer.composition_matters,
         "steps": f"{steps}{epochs}; β {args.beta:g}, learning rate {args.learning_rate:g}",
         "sharing": trainer.sharing,
-        "device": device_name() + sharding(trainer),
+        "device": device_name() + sharding,
         "output": args.output_dir,
         "W&B": tracked or "off",
     }

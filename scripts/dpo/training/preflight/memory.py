@@ -44,7 +44,10 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
             trainer.save_alone()
         doing = doing or f"step {trainer.state.global_step + 1}"
         batch = f", {described(trainer.batch)}" if trainer.batch else ""
-        had = f"{trainer.accelerator.device} has {total_memory(trainer) / 1e9:.1f} GB"
+        device, total = trainer.accelerator.device, psutil.virtual_memory().total
+        if device.type == "cuda":
+            total = torch.cuda.mem_get_info(device)[1]
+        had = f"{device} has {total / 1e9:.1f} GB"
         ways = smaller_scoring(trainer.args, doing) or same_run(trainer.args)
         same, other = "; or ".join(ways), "; or ".join(another_run(trainer.args, trainer.model))
         whole = checkpoints.last_whole(Path(trainer.args.output_dir))
@@ -54,13 +57,6 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
             f"out of memory, {doing}{batch}; {had}.{same} Or change {other}, and train anew with "
             "--restart"
         ) from None
-
-
-def total_memory(trainer: Declared) -> int:
-    device = trainer.accelerator.device
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return psutil.virtual_memory().total
 
 
 def described(batch: dict[str, Any]) -> str:
