@@ -84,8 +84,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (probes.per_pair)
         self._sharing, self._ready = "off", False
         self.live: str | None = None  # why not scored beforehand, though asked for
-        given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
-        del given["self"]
+        given = inspect.signature(DPOTrainer).bind(*args, **kwargs).arguments
         config, data = given.get("args"), (given.get("train_dataset"), given.get("eval_dataset"))
         if config is not None and config.precompute_ref_log_probs:
             start = (given["model"], given.get("peft_config"), config)
