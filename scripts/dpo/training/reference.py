@@ -10,8 +10,6 @@ model's configuration, dtype and attention, and how rows are cut. Whenever an en
 of its rows are scored again; if they differ, it is set aside and all are scored anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -41,37 +39,6 @@ from dpo.training.stock import Declared
 
 CHECKED_ROWS = 4
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of accelerate's mixed_precision
-
-
-def with_logps(
-    trainer: Declared, dataset: Dataset, split: str, batch: int, entry: Entry, rows: np.ndarray
-) -> Dataset:
-    """The data set with the columns `ref_chosen_logps` and `ref_rejected_logps`, in nats.
-
-    Args:
-        trainer: built, and not yet training: its policy is still the reference, or its adapter
-            can be disabled; or with a reference of its own.
-        dataset: tokenised by TRL.
-        split: its name, for messages.
-        batch: pairs scored at a time on each process.
-        entry: what is known of them.
-        rows: numbers of those that the run needs. Others may come out as NaN.
-
-    Raises:
-        Refusal: the model gives no finite numbers.
-    """
-    missing, first = entry.missing(rows), trainer.accelerator.is_main_process
-    said = f"Reference log-probabilities of {len(rows)} {split} pairs: "
-    if len(missing):
-        entry.add(missing, score(trainer, dataset, missing, split, batch), split)
-        if first:
-            print(f"{said}{len(missing)} scored, and {entry.keep()}")
-        trainer.accelerator.wait_for_everyone()
-    elif first:
-        print(f"{said}all found in {entry.path}; {CHECKED_ROWS} scored again agree")
-    for column, values in zip(REFERENCE_LOGPS, entry.logps, strict=True):
-        dataset = dataset.add_column(column, values)
-    return dataset
 
 
 @dataclass
@@ -110,6 +77,37 @@ class Entry:
         except OSError as error:
             return f"not kept, since {self.path} cannot be written: {error.strerror}"
         return f"kept in {self.path} ({self.path.stat().st_size / 1000:,.0f} kB)"
+
+
+def with_logps(
+    trainer: Declared, dataset: Dataset, split: str, batch: int, entry: Entry, rows: np.ndarray
+) -> Dataset:
+    """The data set with the columns `ref_chosen_logps` and `ref_rejected_logps`, in nats.
+
+    Args:
+        trainer: built, and not yet training: its policy is still the reference, or its adapter
+            can be disabled; or with a reference of its own.
+        dataset: tokenised by TRL.
+        split: its name, for messages.
+        batch: pairs scored at a time on each process.
+        entry: what is known of them.
+        rows: numbers of those that the run needs. Others may come out as NaN.
+
+    Raises:
+        Refusal: the model gives no finite numbers.
+    """
+    missing, first = entry.missing(rows), trainer.accelerator.is_main_process
+    said = f"Reference log-probabilities of {len(rows)} {split} pairs: "
+    if len(missing):
+        entry.add(missing, score(trainer, dataset, missing, split, batch), split)
+        if first:
+            print(f"{said}{len(missing)} scored, and {entry.keep()}")
+        trainer.accelerator.wait_for_everyone()
+    elif first:
+        print(f"{said}all found in {entry.path}; {CHECKED_ROWS} scored again agree")
+    for column, values in zip(REFERENCE_LOGPS, entry.logps, strict=True):
+        dataset = dataset.add_column(column, values)
+    return dataset
 
 
 def known(
