@@ -70,8 +70,7 @@ def collect(given: list[Path]) -> list[Compared]:
     keys.sort(key=lambda key: not decides(key))  # what decides what is learned comes first
     for at, run in enumerate(runs):
         run.differs = {key: plain(values[key][at]) for key in keys}
-        parts = [f"{key}={value}" for key, value in run.differs.items() if decides(key)]
-        run.name = " ".join(parts)
+        run.name = " ".join(f"{key}={run.differs[key]}" for key in keys if decides(key))
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1 or not 0 < len(run.name) <= LONGEST_NAME:
