@@ -83,8 +83,7 @@ def measure(
                 if asked and answers is not None:
                     words = who.tokenizer()
                     ids = prompts.as_trained(asked, words, held_out, theirs)
-                    how = (settings, ids, at_once)
-                    answers += generations.draw(who, model, words, asked, *how)
+                    answers += generations.draw(who, model, words, asked, settings, ids, at_once)
                     if scores and settings.temperature and not own:
                         of_prompt = zip(ids, answers, strict=True)
                         own.extend((p, each.token_ids) for p, row in of_prompt for each in row)

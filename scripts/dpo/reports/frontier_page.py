@@ -55,8 +55,7 @@ def table(found: dict) -> list[list[str]]:
         for point in points[1:]:
             values = said(point["reward"], "+.3f"), said(point["kl"])
             rows.append([loss, f"{beta:g}", str(point["step"]), *values])
-    start = said(found["reference"]["reward"], "+.3f")
-    rows.append(["reference", "", "0", start, "0"])
+    rows.append(["reference", "", "0", said(found["reference"]["reward"], "+.3f"), "0"])
     return rows
 
 

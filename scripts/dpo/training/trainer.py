@@ -142,8 +142,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
     @property
     def sharing(self) -> str:
         """Whether prefixes are shared, and by what, or why not."""
-        found = [backbone.obstacle(model) for model in self._models()]
-        on = backbone.OTHERWISE not in found
+        on = backbone.OTHERWISE not in map(backbone.obstacle, self._models())
         return self._sharing if on else f"off, since {backbone.OTHERWISE}"
 
     def _models(self) -> list[PreTrainedModel]:
@@ -204,8 +203,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         with gathered(self.accelerator, counts) as numbers:
             found = super().compute_loss(model, inputs, *args, **kwargs)
         loss = found[0] if isinstance(found, tuple) else found
-        mask = inputs["completion_mask"]
-        self.pairs = per_pair(self.accelerator, numbers, mask, loss, counts)
+        self.pairs = per_pair(self.accelerator, numbers, inputs["completion_mask"], loss, counts)
         # TRL counts a tie as wrong.
         mode = "train" if self.model.training else "eval"
         accuracy = float(self.right(np.array(self.pairs)).mean())

@@ -115,8 +115,7 @@ class Monitors(TrainerCallback):
             Refusal: always.
         """
         self.tell(kind, says, write=False)
-        folder = self.trainer.args.output_dir
-        last = checkpoints.last_whole(Path(folder)) or "none"
+        last = checkpoints.last_whole(Path(self.trainer.args.output_dir)) or "none"
         raise Refusal(
             f"{kind}: {says}. Stopped, and nothing of this step was saved (last whole checkpoint: "
             f"{last}). Lower the learning rate, or look at the data with make data, and start anew "
@@ -281,8 +280,7 @@ class Monitors(TrainerCallback):
         both = (train + held_out) / 2
         if "prompt_digest" in rows.column_names:  # pairs of one prompt are right or wrong together
             rows = np.unique(column(rows, "prompt_digest"))
-        counts = 1 / len(pairs) + 1 / len(rows)
-        error = math.sqrt(both * (1 - both) * counts)
+        error = math.sqrt(both * (1 - both) * (1 / len(pairs) + 1 / len(rows)))
         if train - held_out > max(MEMORISED, ERRORS * error):
             self.tell(
                 "memorisation",
