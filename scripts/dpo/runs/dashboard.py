@@ -46,8 +46,7 @@ class Followed:
         if now[: len(held)] != held:  # gone on from a checkpoint, or begun anew
             self.tables.delete_run(PROJECT, name)
             held = []
-        new = now[len(held) :]
-        if new:
+        if new := now[len(held) :]:
             self.tables.bulk_log(
                 PROJECT,
                 name,

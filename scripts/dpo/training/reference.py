@@ -56,8 +56,7 @@ class Entry:
 
     def add(self, rows: np.ndarray, logps: np.ndarray, split: str) -> None:
         """Raises Refusal if `logps`, shape (2, rows), are not finite."""
-        lost = np.count_nonzero(~np.isfinite(logps).all(axis=0))
-        if lost:
+        if lost := np.count_nonzero(~np.isfinite(logps).all(axis=0)):
             raise Refusal(
                 f"the reference's log-probabilities of {lost} of {len(rows)} {split} pairs are "
                 "not finite: the model's files are damaged, or of a run that diverged, or float16 "

@@ -86,8 +86,7 @@ def same_run(args: DPOConfig) -> Iterator[str]:
     """What needs less memory and changes nothing that is learned."""
     micro, share = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batch = micro * share * args.world_size
-    fewer = next((n for n in range(micro - 1, 0, -1) if micro * share % n == 0), None)
-    if fewer:
+    if fewer := next((n for n in range(micro - 1, 0, -1) if micro * share % n == 0), None):
         yield (
             f"per_device_train_batch_size to {fewer} and gradient_accumulation_steps to "
             f"{batch // fewer}, the same {batch} pairs a step"
