@@ -187,7 +187,7 @@ def judged(found: Measured, verdicts: Verdicts) -> dict:
         mine, other = np.nanmean(each[:, rewarded], axis=2)
         parts = {"policy": mine, "against": other, "difference": mine - other}
         reward = {name: asdict(bootstrap(values)) for name, values in parts.items()}
-        given = np.where(np.isnan(each), None, each.round(4)).tolist()
+        given = np.where(np.isnan(each), np.array(None), each.round(4)).tolist()
         rewards = dict(zip(("policy", "against"), given, strict=True))
     wins, ties, losses = (int((preferred == value).sum()) for value in (1, 0.5, 0))
     return {

@@ -199,9 +199,10 @@ def load(trainer: ReferenceCanWait) -> PreTrainedModel:
             f"the reference {name} is not what the policy began as: its files have changed or gone "
             "since. Put them back, and the same command goes on; or start anew with --restart"
         )
-    given: Any = {"trust_remote_code": args.trust_remote_code} | (args.model_init_kwargs or {})
+    given: Any = args.model_init_kwargs or {}
+    init = {"trust_remote_code": args.trust_remote_code, **given}
     with loading.whole():
-        model = create_model_from_path(name, **given)
+        model = create_model_from_path(name, **init)
     if args.disable_dropout:
         stock.no_dropout(model)
     rope.forget_longer_batches(model)
