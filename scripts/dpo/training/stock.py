@@ -38,13 +38,9 @@ class Declared(DPOTrainer):
     monitors: Any
     batch: dict[str, Any] | None
     pairs: list[list[float]]
-    sharing: str
-    live: str | None
     launch: Launch
     by_name: bool
-    pairs_of_the_run: Any
     pairs_per_step: int
-    score_pairs: Callable[[dict[str, Any]], None]
     keep_scores: Callable[[], str | None]
     _make_ready: Callable[[], None]
     started: float

@@ -10,10 +10,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from dpo.core.machine import device_name
 from dpo.data import fits
 from dpo.recipe.parse import Recipe
-from dpo.training.stock import Declared
+from dpo.training.trainer import FastDPOTrainer
 
 
-def shares(trainer: Declared) -> str:
+def shares(trainer: FastDPOTrainer) -> str:
     """The parameters of policy and reference that this process holds under ZeRO-3."""
 
     def held(model: PreTrainedModel) -> str:
@@ -27,7 +27,7 @@ def shares(trainer: Declared) -> str:
     return text + (f" and {held(trainer.ref_model)} of the reference" if trainer.ref_model else "")
 
 
-def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
+def describe(recipe: Recipe, trainer: FastDPOTrainer, tracked: str | None) -> None:
     """Say it, and where W&B has the run, if it is `tracked`."""
     args, model = recipe.training, trainer.accelerator.unwrap_model(trainer.model)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
