@@ -2,8 +2,8 @@
 
     python scripts/audit.py
 
-Asks the public advisory service through pip-audit. Fails if it knows one; where it does not answer,
-nothing is known, and that is said.
+Asks the public advisory service through pip-audit. Fails if it knows one; where it does not
+answer, nothing is known, and that is said.
 """
 
 import subprocess

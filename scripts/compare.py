@@ -4,9 +4,10 @@
     make compare RECIPE=smollm2-sentiment          # all runs of a recipe, those of its sweep too
     make compare RECIPE=smollm2-sentiment AGAINST=outputs/smollm2-sentiment
 
-What differs between them, what they reached with 95% intervals, which differences are within noise,
-their curves overlaid, and the same prompts side by side: one page that needs no network, and the
-same table in Markdown. From what the runs' folders hold: no model is loaded, no account needed.
+What differs between them, what they reached with 95% intervals, which differences are within
+noise, their curves overlaid, and the same prompts side by side: one page that needs no network,
+and the same table in Markdown. From what the runs' folders hold: no model is loaded, no account
+needed.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     make dashboard              # all runs under outputs/
     make dashboard PORT=8000
 
-The page is trackio's. It is fed from the files that every run writes, so that it shows runs that go
-on, were killed, have ended or were copied here, and is kept nowhere: a temporary folder holds its
-tables as long as it is open. Only this machine reaches it.
+The page is trackio's. It is fed from the files that every run writes, so that it shows runs that
+go on, were killed, have ended or were copied here, and is kept nowhere: a temporary folder holds
+its tables as long as it is open. Only this machine reaches it.
 """
 
 import contextlib
@@ -49,6 +49,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.port and not args.port.isdecimal():
         raise Refusal(f"PORT={args.port}: give a number")
+    if not args.runs.is_dir():
+        raise Refusal(f"RUNS={args.runs}: no folder of runs is there: make train makes one")
     for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignore Ctrl-C
         signal.signal(asked, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="dashboard-") as kept:

@@ -5,8 +5,8 @@
 
 Reads, checks and tokenises the data exactly as a run does, with the model's tokenizer and without
 its weights. Shows how many pairs there are and how long, what was set aside and why, and a few
-pairs token by token. Writes the same as data.html, and the rows set aside as quarantine.jsonl, into
-the recipe's output folder. Ends with an error where a run would refuse the data.
+pairs token by token. Writes the same as data.html, and the rows set aside as quarantine.jsonl,
+into the recipe's output folder. Ends with an error where a run would refuse the data.
 """
 
 import dpo  # noqa: F401  first, that no library speaks

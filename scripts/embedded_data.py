@@ -203,6 +203,7 @@ def main() -> None:
         (output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     (output / "README.md").write_text(card(splits, tokenizer), encoding="utf-8")
     print(f"Wrote {', '.join(f'{len(v)} {k}' for k, v in splits.items())} pairs to {output}")
+    print("Next: make data shows them as the model will see them")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import argparse
 
 import dpo  # noqa: F401  first, that no library speaks
 from dpo.core.terminal import guarded, parser_of
-from dpo.recipe.arguments import positive
+from dpo.recipe.arguments import not_negative, positive
 from dpo.runs import output_folder
 
 
@@ -30,14 +30,19 @@ def arguments() -> argparse.Namespace:
     add("--judge_model", default="", help="the model that judges behind an endpoint")
     add("--judge_price", default="", help="dollars for a million tokens in and out: 0.15,0.60")
     add("--judge_parallel", type=positive, default=4, help="requests at a time (4)")
-    add("--judge_timeout", type=float, default=60, help="seconds for a request (60)")
+    add("--judge_timeout", type=not_negative, default=60, help="seconds for a request (60)")
     add("--prompts", default="", help="a file of prompts (default: the recipe's held-out ones)")
     add("--limit", type=positive, default=200, help="at most so many prompts (200)")
     add("--samples", type=positive, default=1, help="answers to each prompt (1)")
-    add("--temperature", type=float, default=None, help="of sampling (as after training)")
+    add("--temperature", type=not_negative, default=None, help="of sampling (as after training)")
     add("--max_new_tokens", type=positive, default=256, help="where an answer is cut (256)")
     add("--seed", type=int, default=None, help="of the answers")
-    add("--skip-pairs", action="store_true", help="measure answers alone, no held-out pairs")
+    add(
+        "--skip_pairs",
+        "--skip-pairs",
+        action="store_true",
+        help="measure answers alone, no held-out pairs",
+    )
     add("--suite", default="", help="benchmarks of lm-eval: ifeval,gsm8k")
     add("--suite_tasks", default=None, help="a folder of benchmarks of your own, as lm-eval's")
     add("--suite_limit", type=positive, default=None, help="questions of each benchmark (all)")

@@ -5,8 +5,8 @@
 
 Sweeps β and the loss type (make sweep), keeps checkpoints along each run, and measures each one's
 true reward and KL from the reference on held-out prompts. Points are kept as they are measured, in
-outputs/frontier/frontier.json: the same command goes on from there. A checkpoint is removed once it
-is measured (17 GB in all otherwise).
+outputs/frontier/frontier.json: the same command goes on from there. A checkpoint is removed once
+it is measured (17 GB in all otherwise).
 """
 
 import dpo  # noqa: F401  first, that no library speaks

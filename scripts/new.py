@@ -5,9 +5,9 @@
     make new FROM=theirs.yaml RECIPE=my-recipe GPUS=8
 
 Looks at the model's size, at the data's columns, splits and rows, and at this machine, and puts
-numbers that were published for that size into recipes/<RECIPE>.yaml, each with where it comes from.
-Model and data are names of the hub, or folders and files here. COLUMNS names the columns of data
-that call them otherwise, ours before theirs.
+numbers that were published for that size into recipes/<RECIPE>.yaml, each with where it comes
+from. Model and data are names of the hub, or folders and files here. COLUMNS names the columns of
+data that call them otherwise, ours before theirs.
 
 FROM is a DPO recipe of alignment-handbook, older TRL, axolotl, LLaMA-Factory, open-instruct or
 ms-swift: YAML, JSON, TOML or a shell script. Every key is mapped, renamed or left out with the

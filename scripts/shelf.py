@@ -61,7 +61,7 @@ def table() -> str:
 def main() -> None:
     parser_of(__doc__).parse_args()
     write_whole(TABLE, table())
-    print(f"Written: {TABLE}")
+    print(f"Written: {TABLE}\nNext: make test finds the recipes in it by itself")
 
 
 if __name__ == "__main__":

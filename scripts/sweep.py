@@ -4,9 +4,9 @@
     make sweep RECIPE=qwen-ultrafeedback SWEEP="loss_type=sigmoid,ipo" GPUS=2   # GPUs of each run
 
 Every point is checked before the first starts. They run one after another, or side by side where
-there are GPUs for it, each in outputs/<recipe>-sweep/<point>; the reference is scored once for all.
-The same command goes on where it was ended: finished points are left alone, a failed one does not
-end the others.
+there are GPUs for it, each in outputs/<recipe>-sweep/<point>; the reference is scored once for
+all. The same command goes on where it was ended: finished points are left alone, a failed one
+does not end the others.
 """
 
 import dpo  # noqa: F401  first, that no library speaks
@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.runs import sweeps
 from dpo.runs.launch import check_there, choose, number_of, visible_gpus
 
 
@@ -33,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
     args = parser.parse_args()
     check_there(args.recipe, args.config)
+    sweeps.points(" ".join(args.sweep))
     return args
 
 
@@ -51,7 +53,7 @@ from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import visible
 from dpo.recipe.parse import share_batch
 from dpo.reports import comparison, comparison_page, results
-from dpo.runs import output_folder, sweeps, tracking
+from dpo.runs import output_folder, tracking
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 
 

@@ -20,7 +20,7 @@ def test_the_workflow_runs_targets_that_there_are():
     text = (ROOT / ".github/workflows/tests.yml").read_text()
     (job,) = yaml.safe_load(text)["jobs"].values()
     words = " ".join(job["strategy"]["matrix"]["run"]).split()
-    asked = {word for word in words if word != "make" and re.fullmatch(r"[a-z-]+", word)}
+    asked = {word for word in words if word != "make" and re.fullmatch(r"[a-z][a-z-]+", word)}
     makefile = (ROOT / "Makefile").read_text()
     assert asked <= {*re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE)}
     tests = {*re.findall(r"^(test[a-z-]*):", makefile, flags=re.MULTILINE)}

@@ -395,6 +395,7 @@ def test_what_was_wrong_or_is_lost_is_said(text, says, tmp_path):
         ),
         (SWIFT.replace("size: 2", "size: auto"), "per_device_train_batch_size is auto: ms-swift"),
         (HANDBOOK["full"].replace("t: 1.0", "t: all"), "dataset_mixture is .*takes no such value"),
+        (FACTORY.replace("rank: 6", "rank: .inf"), "lora_rank is inf: give a finite number"),
         (TURNS.replace("0.75", "a"), "interleave_probs is a,0.25: LLaMA-Factory takes no such"),
         (AXOLOTL.replace("chs: 2", "chs: two"), "num_epochs is two: axolotl takes no such value"),
         (AXOLOTL + "trl: true\n", "trl is True: axolotl takes no such value there"),

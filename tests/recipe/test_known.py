@@ -7,6 +7,7 @@ from dpo.recipe.parse import make_parser
 from support.commands import at_once
 from support.place import ROOT
 
+NAMED = ("--recipe=smollm2-sentiment",)
 RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
 
 
@@ -64,6 +65,8 @@ def test_help_begins_with_what_is_ours(monkeypatch):
             1,
             "no RECIPE 'nope': none has a name like it",
         ),
+        ("sweep.py", [*NAMED, "--sweep=betta=1,2"], 1, "SWEEP: unknown argument 'betta': did you"),
+        ("sweep.py", [*NAMED, "--sweep="], 1, "nothing to sweep: SWEEP="),
         ("new.py", [], 1, "RECIPE= is missing: make new "),
         ("compare.py", ["--runs=outputs/nowhere"], 1, "no run at outputs/nowhere; the runs here"),
         ("evaluate.py", ["--run=outputs/nowhere"], 1, "no run and no model at outputs/nowhere; "),

@@ -23,6 +23,7 @@ FLAGS = {
     "--beta=-1": "beta is -1.0: give a number above 0",
     "--beta=nan": "beta is nan: give a number above 0",
     "--beta=inf": "beta is inf: give a number above 0",
+    "--save_steps=inf": "save_steps is inf: give a finite number",
     "--beta=high": "argument --beta: invalid float value: 'high'",
     "--learning_rate=0": "learning_rate is 0.0: give a number above 0",
     "--learning_rate=-1e-6": "learning_rate is -1e-06: give a number above 0",

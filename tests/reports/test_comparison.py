@@ -358,6 +358,22 @@ def test_runs_of_a_recipe_are_found_its_sweeps_too(tmp_path, monkeypatch):
         output_folder.runs_of("r")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"format": 1', "is damaged"),
+        ("[]", "is damaged"),
+        ("null", "is damaged"),
+        ('{"preference_accuracy": 3, "true_reward": 1}', "is damaged"),
+        ('{"format": 99}', "is of a later version"),
+    ],
+)
+def test_a_report_that_cannot_be_read_is_named(text, says, tmp_path):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(SystemExit, match=rf"^{tmp_path}/report\.json {says}"):
+        results.read(tmp_path / "report.json")
+
+
 def test_what_is_no_run_is_refused_with_those_there_are(tmp_path, monkeypatch):
     a_run(tmp_path / "r", [1])
     monkeypatch.setattr(output_folder, "RUNS", tmp_path)

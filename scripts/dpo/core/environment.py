@@ -2,7 +2,8 @@
 
 Launchers say by variables which of several processes one is, and how they are sharded. Left over in
 an environment, they have it wait for others that nobody starts, or train in another way than it
-says. What a library reads of the environment by itself is set where that library is used.
+says. What a library reads by itself, such as W&B's variables and CUDA's, is read and set in the
+one module that uses that library.
 
 Nothing heavy is imported: the launcher answers at once.
 """

@@ -1,4 +1,4 @@
-"""How sure a number is."""
+"""How sure a number is: intervals, paired differences, and which margins are ties."""
 
 from dataclasses import dataclass
 from typing import Any

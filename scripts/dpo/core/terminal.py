@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import sys
 import tempfile
 import traceback
@@ -29,7 +30,8 @@ BUGS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError)
 
 def parser_of(doc: str | None, **how: Any) -> argparse.ArgumentParser:
     """A script's parser, whose help is the script's docstring as it stands."""
-    form = argparse.RawDescriptionHelpFormatter
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    form = functools.partial(argparse.RawDescriptionHelpFormatter, width=width)
     return argparse.ArgumentParser(description=doc, formatter_class=form, **how)
 
 

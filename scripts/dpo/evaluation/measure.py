@@ -1,5 +1,6 @@
 """One way to measure: two models on held-out pairs, on answers to the same prompts, and how far the
-one has gone from the other. What a run ends with and `make evaluate` both go through here."""
+one has gone from the other. What a run ends with, `make evaluate` and `make frontier` go through
+here."""
 
 from dataclasses import asdict, dataclass, field, replace
 
@@ -16,8 +17,8 @@ from dpo.evaluation.judges.verdicts import Comparison, Verdicts
 from dpo.models.sampling import Completion, Prompt, said
 from dpo.models.scoring import Scored, score
 from dpo.recipe.parse import Recipe
+from dpo.runs.output_folder import FORMAT
 
-FORMAT = 2  # of `results`, in report.json and evaluation.json; older ones bear no number
 # scripts/embedded_data.py samples its pairs with these two as well.
 TEMPERATURE = 0.7  # at 1.0 the embedded model's 4-bit weights ramble
 MAX_NEW_TOKENS = 40

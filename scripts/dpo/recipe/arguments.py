@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -49,6 +50,14 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def not_negative(text: str) -> float:
+    """A number on the command line that has to be 0 or more, and finite."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 on")
+    return number
 
 
 NAMES = ("model_name_or_path", "dataset_name")
@@ -146,7 +155,8 @@ def argument(default: Any, help: str) -> Any:
 
 @dataclass
 class RunArguments:
-    """This repository's own arguments: how a run is carried out, never what is learned."""
+    """This repository's own arguments: how data are read, and how a run is carried out. None
+    changes the loss or the optimizer."""
 
     # --- starting and going on ---
     restart: bool = argument(

@@ -182,8 +182,7 @@ def unbuildable(args: TrainingArguments) -> Iterator[tuple[str, str]]:
         yield "lr_scheduler_type", f"it needs lr_scheduler_kwargs, a mapping: {said(error)}"
     if args.use_liger_kernel and not is_liger_kernel_available():
         yield "use_liger_kernel", "pip install liger-kernel, or leave it out"
-    for tracker in (
-        each for each in args.report_to if each != "wandb"
-    ):  # tracking.py sets its environment first
-        if why := missing(tracker):
+    for tracker in args.report_to or ():
+        # W&B's environment is set first (tracking.py).
+        if tracker != "wandb" and (why := missing(tracker)):
             yield "report_to", why

@@ -19,7 +19,7 @@ from dpo.core.quiet import defer_peft
 from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import BATCH, DEFAULTS, RunArguments, check_data, check_kinds, decides
 from dpo.recipe.known import OneLine, check_names, choices, names, usage
-from dpo.recipe.strict import load_yaml
+from dpo.recipe.strict import check_finite, load_yaml
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             token.
     """
     if not path.is_file():
-        raise Refusal(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}")
+        raise Refusal(f"no recipe at {path}: {choices(path.stem, names(FOLDER))}; see make list")
     try:
         keys = load_yaml(path, path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -265,7 +265,8 @@ def resolve(
             each["output_dir"] = os.path.normpath(each["output_dir"])
     try:
         script, training, model, mixture, run = parser.parse_dict(values)
-    except (ValueError, TypeError) as error:
+    except (ArithmeticError, ValueError, TypeError) as error:
+        check_finite(values, lambda key: "ARGS" if key in given else path)
         hint = " (without a GPU: --bf16 false)" if "bf16" in str(error) else ""
         said = " ".join(str(error).split())
         where = "ARGS" if any(key in said for key in given) else path

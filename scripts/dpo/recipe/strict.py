@@ -1,6 +1,8 @@
 """YAML and JSON in which each key stands once: their own readers keep the last, and say nothing."""
 
 import json
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,3 +68,19 @@ def load_json(path: Path, text: str) -> Any:
         return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise Refusal(f"{path}: not JSON: {error}") from error
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All floats in a value, however deep."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+
+
+def check_finite(values: dict[str, Any], where: Callable[[str], object]) -> None:
+    """Raises Refusal, with where a key stands, if a value is not finite or holds what is not."""
+    for key, value in values.items():
+        if not all(map(math.isfinite, numbers(value))):
+            raise Refusal(f"{where(key)}: {key} is {value}: give a finite number")

@@ -16,6 +16,7 @@ from dpo.losses import START
 from dpo.recipe.hub_names import ABROAD
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
+from dpo.recipe.strict import check_finite
 
 ADAPTED = ("use_rslora", "use_dora")
 LOSS_TYPES = (*START, "sft")
@@ -103,15 +104,6 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
 ]
-
-
-def numbers(value: Any) -> Iterator[float]:
-    """All floats in a value, however deep."""
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from numbers(part)
 
 
 def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -202,9 +194,7 @@ def check_values(recipe: Recipe) -> None:
     for key, allowed, words in RANGES:
         if values[key] is not None and not allowed(values[key]):
             raise Refusal(f"{recipe.place(key)}: {key} is {values[key]}: give {words}")
-    for key, value in values.items():
-        if not all(map(math.isfinite, numbers(value))):
-            raise Refusal(f"{recipe.place(key)}: {key} is {value}: give a finite number")
+    check_finite(values, recipe.place)
     for key, words in itertools.chain(at_odds(recipe), silently_undone(recipe)):
         shown = getattr(values[key], "value", values[key])  # of a choice its name
         raise Refusal(f"{recipe.place(key)}: {key} is {shown}: {words}")

@@ -5,10 +5,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpo.core.refusal import Refusal, one_line
+from dpo.runs.output_folder import FORMAT
+
 
 def read(path: Path) -> dict[str, Any]:
-    """A report.json or evaluation.json in today's form; empty where there is none."""
-    return upgraded(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    """A report.json or evaluation.json in today's form; empty where there is none.
+
+    Raises:
+        Refusal: the file is damaged, or of a later version.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = found.get("format", 1) in range(1, FORMAT + 1)
+        found = upgraded(found) if known else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"{path} is damaged ({one_line(error)}): move it, or name others") from error
+    if found is None:
+        raise Refusal(f"{path} is of a later version of this repository: update, or name others")
+    return found
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:

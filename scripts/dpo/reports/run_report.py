@@ -103,8 +103,8 @@ def draw_true_reward(axis, report: dict) -> None:
 
 
 def of_pairs(count: int, found: dict) -> str:
-    """How many pairs something was measured on, of how many prompts if there are fewer, and on how
-    many the policy has no view: `124 held-out pairs, 3 of them ties`."""
+    """How many pairs something was measured on, of how many prompts if there are fewer, and how
+    many of them are ties: `124 held-out pairs, 3 of them ties`."""
     prompts, ties = found.get("prompts", count), found.get("ties", 0)
     said = f" of {prompts} prompt{'s' * (prompts > 1)}" if prompts < count else ""
     said += f", {'all' if ties == count else ties} of them ties" if ties else ""

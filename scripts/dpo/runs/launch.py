@@ -199,8 +199,9 @@ def tell_if_finished(recipe: str, keys: dict[str, Any]) -> None:
 def check_there(recipe: str, config: str) -> None:
     """Raises Refusal if there is no recipe of that name, or no launch config."""
     for what, given, folder in (("RECIPE", recipe, RECIPES), ("CONFIG", config, CONFIGS)):
-        if given and given not in names(folder):
-            raise Refusal(f"no {what} {given!r}: {choices(Path(given).stem, names(folder))}")
+        if given not in names(folder) and (given or what == "RECIPE"):
+            near = choices(Path(given).stem, names(folder))
+            raise Refusal(f"no {what} {given!r}: {near}; see make list")
 
 
 def plan(

@@ -18,6 +18,7 @@ RUNS = Path("outputs")
 SETTINGS = "recipe.yaml"
 BEGAN = "# begun on "  # its first line
 REPORT = "report.json"
+FORMAT = 2  # of it and of evaluation.json; older ones bear no number
 TRAINED = "trainer_state.json"  # beside the policy: training went to its end
 LOCK = ".lock"
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart

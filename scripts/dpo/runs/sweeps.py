@@ -23,8 +23,8 @@ from dpo.core.signals import EXIT_CODE, SIGNALS
 from dpo.core.terminal import visible
 from dpo.recipe.arguments import decides
 from dpo.recipe.flags import overridden
+from dpo.recipe.known import arguments, choices
 from dpo.recipe.parse import FOLDER, Recipe, parse
-from dpo.recipe.validate import check_values
 from dpo.runs import output_folder
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^|\r\n]*\|[^\[\r\n]*\[[^\]\r\n]*\]")  # of tqdm; redrawn at exit
@@ -79,6 +79,8 @@ def points(sweep: str) -> list[dict[str, str]]:
             raise Refusal(
                 f"SWEEP: {key} does not change what is learned: what all runs share goes in ARGS"
             )
+        if key not in arguments():
+            raise Refusal(f"SWEEP: unknown argument {key!r}: {choices(key, [*arguments()])}")
         grid[key] = values.split(",")
     if not grid:
         raise Refusal('nothing to sweep: SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"')
@@ -100,23 +102,25 @@ def resolved(
     Raises:
         Refusal: a point is no run that can start.
     """
+    from dpo.recipe.validate import check_values  # late: a misspelt point is answered at once
+
     runs: dict[Path, Run] = {}
+    config = ["--config", str(FOLDER / f"{recipe}.yaml")]
     for point in points(sweep):
         flags = overridden(arguments, [f"--{key}={value}" for key, value in point.items()])
-        config = ["--config", str(FOLDER / f"{recipe}.yaml")]
         try:
             parsed = parse([*config, *flags], launch)
+            stated = parsed.defaults | parsed.stated
+            values = {key: stated[key] for key in point}
+            name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
+            folder = into / re.sub(r"[^\w.=,+-]", "_", name)
+            parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])], launch)
+            check_values(parsed)
         except Refusal as stop:
             said = str(stop.code).removeprefix("ARGS: ")
             if not any(key in said for key in point):
                 raise
             raise Refusal(f"SWEEP: {said}") from stop
-        stated = parsed.defaults | parsed.stated
-        values = {key: stated[key] for key in point}
-        name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
-        folder = into / re.sub(r"[^\w.=,+-]", "_", name)
-        parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])], launch)
-        check_values(parsed)
         runs.setdefault(folder, Run(point, values, parsed, folder))
     return [*runs.values()]
 

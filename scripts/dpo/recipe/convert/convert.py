@@ -20,6 +20,7 @@ from dpo.recipe.convert.old_keys import DROPPED, MODULES, RENAMED, TOOLS, tables
 from dpo.recipe.convert.reasons import by_key
 from dpo.recipe.no_effect import UNWANTED
 from dpo.recipe.parse import make_parser, resolve
+from dpo.recipe.strict import check_finite
 from dpo.recipe.text import sections
 
 # Why TRL's own keys are that a recipe of ours leaves out.
@@ -209,6 +210,7 @@ def convert(
     defaults = vars(parser.parse_known_args([])[0])
     keys, documented = read(path)
     keys = flat(path, keys, {*defaults})
+    check_finite(keys, lambda key: f"FROM: {path}")
     b = Brought(told(path, keys, {*defaults}), path, dict(keys))
     refuse_others(b)
     fill_in(b, {*defaults}, {*SAID["MODEL"] * bool(model), *DATA_KEYS * bool(data)})
@@ -220,13 +222,14 @@ def convert(
         evaluation(b)
         known_names(b)
         said = batch(b, documented, gpus)
-    except (AttributeError, TypeError, ValueError) as error:  # a value of another kind
+        account(b, {key: value for key, value in keys.items() if key not in unknown})
+    # A value of another kind, or larger than any.
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         text = re.search(r"'(.+)'$", str(error))
         near = (k for k in (b.last, *keys) if text and text[1] in str(keys.get(k)))
         key = next(near, b.last)
         value = textwrap.shorten(str(keys.get(key)), 80)
         b.refuse(f"{key} is {value}: {b.tool} takes no such value there: {error}")
-    account(b, {key: value for key, value in keys.items() if key not in unknown})
     for at, key in enumerate(unknown):
         if near := difflib.get_close_matches(key, [*defaults, *RENAMED], 1, 0.75):
             unknown[at] = f"{key} (is it {near[0]}?)"

@@ -116,9 +116,12 @@ class Monitors(TrainerCallback):
         """
         self.tell(kind, says, write=False)
         last = checkpoints.last_whole(Path(self.trainer.args.output_dir)) or "none"
+        way = "Lower the learning rate"
+        if not self.trainer.state.global_step:  # which has changed nothing yet
+            way = "Try another --attn_implementation, --bf16 false or a lower max_length"
         raise Refusal(
             f"{kind}: {says}. Stopped, and nothing of this step was saved (last whole checkpoint: "
-            f"{last}). Lower the learning rate, or look at the data with make data, and start anew "
+            f"{last}). {way}, or look at the data with make data, and start anew "
             "with --restart (docs/monitors.md)"
         )
 
