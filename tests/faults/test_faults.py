@@ -24,7 +24,7 @@ import pytest
 
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import checkpoints, metrics
-from support.commands import once, run_flags, running
+from support.commands import TIMES, once, run_flags, running
 from support.launched import FORKS, be_train, fork, free_port
 from support.place import ROOT
 
@@ -127,7 +127,7 @@ class Runs:
         folder = self.home / name / "run"
         report = json.loads((folder / "report.json").read_text())
         logged = [
-            {key: value for key, value in entry.items() if key not in metrics.TIMES}
+            {key: value for key, value in entry.items() if key not in TIMES}
             for entry in metrics.read(folder)
         ]
         found = {key: report[key] for key in ("judge", "answers", "pairs", "curves")}

@@ -14,6 +14,11 @@ from dpo.recipe.flags import name_of
 from dpo.runs import checkpoints
 from support.place import ROOT
 
+# In metrics.jsonl, what the clock says; all else is the same in every run of a recipe on the same
+# machine.
+TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+TIMES |= {"train_runtime", "train_tokens_per_second"}
+
 
 def run_flags(model: Path, data: Path, folder: Path) -> list[str]:
     return [

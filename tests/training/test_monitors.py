@@ -15,6 +15,7 @@ from dpo.runs import metrics
 from dpo.training.monitoring import alerts as alerts_
 from dpo.training.monitoring import drift
 from dpo.training.resume import TakeUp
+from support.commands import TIMES
 from support.monitored import Spoil, easy, pairs_of, trainer_on
 from support.tiny import losses_of, pair, trainer_of
 
@@ -209,7 +210,7 @@ def test_nothing_that_watches_changes_the_run(tiny_model, tmp_path, monkeypatch)
             monkeypatch.setattr(type(trainer), "_get_grad_norm", DPOTrainer._get_grad_norm)
         trainer.train()
         found = [
-            {k: v for k, v in entry.items() if k not in metrics.TIMES and "train_" not in k}
+            {k: v for k, v in entry.items() if k not in TIMES and "train_" not in k}
             for entry in trainer.state.log_history
             if "eval_drift_tokens" not in entry
         ]
@@ -280,7 +281,7 @@ def test_a_drift_that_cannot_be_measured_does_not_end_the_run(healthy, capsys, m
 
 
 def without_times(lines: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in metrics.TIMES} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def test_a_resumed_run_has_the_metrics_and_alerts_of_one_that_was_not(tiny_model, tmp_path):

@@ -64,8 +64,7 @@ def run(
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
     about.append(str(who.half()))
     for task in tasks:
-        name = name_of([*about, task])
-        path = KEPT / f"{name}.json"
+        path = KEPT / f"{name_of([*about, task])}.json"
         if not path.is_file():
             results = lm_eval(who, tokenizer, task, device, limit=limit, include_path=folder)
             metrics = {name: _metrics(values) for name, values in results.items()}

@@ -61,8 +61,7 @@ def draw(
     about += [chat_template.end_tokens(model.generation_config, tokenizer, kind)]
     path = KEPT / f"{name_of(about)}.jsonl"
     ids = [row for row in asked for _ in range(settings.samples)]
-    found = read(path)
-    if found:
+    if found := read(path):
         print(f"Answers of {who.name}: {len(found)} of {len(ids)} found, not generated again")
     missing = {at: row for at, row in enumerate(ids) if at not in found}
     for part in generated(who, model, tokenizer, missing, settings, kind, at_once):
@@ -165,11 +164,8 @@ def by_vllm(
 
 def distinct(texts: list[str], n: int) -> float:
     """Distinct n-grams of words as a share of all (Li et al. 2016, arXiv 1510.03055)."""
-    grams = [
-        tuple(words[at : at + n])
-        for words in (text.split() for text in texts)
-        for at in range(len(words) - n + 1)
-    ]
+    words = [text.split() for text in texts]
+    grams = [gram for of in words for gram in zip(*(of[at:] for at in range(n)), strict=False)]
     return len(set(grams)) / max(len(grams), 1)
 
 
@@ -182,8 +178,8 @@ def measure(policy: list[list[Completion]], against: list[list[Completion]]) -> 
     """Length, ending and variety of two models' answers, with intervals over prompts."""
     sides = {"policy": policy, "against": against}
     tokens = {name: lengths(rows).mean(axis=1) for name, rows in sides.items()}
-    difference = tokens["policy"] - tokens["against"]
-    found = {
+    tokens["difference"] = tokens["policy"] - tokens["against"]
+    return {
         "mean_tokens": {name: asdict(bootstrap(values)) for name, values in tokens.items()},
         "finished": {
             name: asdict(share(np.array([[a.finished for a in row] for row in rows]).mean(1)))
@@ -194,8 +190,6 @@ def measure(policy: list[list[Completion]], against: list[list[Completion]]) -> 
             for name, rows in sides.items()
         },
     }
-    found["mean_tokens"]["difference"] = asdict(bootstrap(difference))
-    return found
 
 
 def kl(nats: np.ndarray, tokens: np.ndarray) -> dict:

@@ -2,11 +2,10 @@
 one has gone from the other. What a run ends with, `make evaluate` and `make frontier` go through
 here."""
 
-import gc
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-import torch
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
 from dpo.core.stats import NATS_PER_TOKEN, bootstrap, length_controlled, numerics, win_rate
@@ -85,8 +84,7 @@ def measure(
                 if asked and answers is not None:
                     words = who.tokenizer()
                     ids = prompts.as_trained(asked, words, held_out, theirs)
-                    how = (settings, ids, at_once)
-                    answers += generations.draw(who, model, words, asked, *how)
+                    answers += generations.draw(who, model, words, asked, settings, ids, at_once)
                     if scores and settings.temperature and not own:
                         of_prompt = zip(ids, answers, strict=True)
                         own.extend((p, each.token_ids) for p, row in of_prompt for each in row)
@@ -97,9 +95,8 @@ def measure(
                     logps.append((of_rows, of_own))
                     rounding.append(NATS_PER_TOKEN[numerics(model)])
             del model
-            gc.collect()  # a backbone that shares prefixes refers to itself
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            # A backbone that shares prefixes refers to itself.
+            clear_device_cache(garbage_collection=True)
 
         visit(policy, scores, found.policy)
         if scores or against is reference:
@@ -191,9 +188,7 @@ def judged(found: Measured, verdicts: Verdicts) -> dict:
         mine, other = np.nanmean(each[:, rewarded], axis=2)
         parts = {"policy": mine, "against": other, "difference": mine - other}
         reward = {name: asdict(bootstrap(values)) for name, values in parts.items()}
-        rounded = each.round(4).astype(object)
-        rounded[np.isnan(each)] = None
-        given = rounded.tolist()
+        given = np.where(np.isnan(each), np.array(None), each.round(4)).tolist()
         rewards = dict(zip(("policy", "against"), given, strict=True))
     wins, ties, losses = (int((preferred == value).sum()) for value in (1, 0.5, 0))
     return {

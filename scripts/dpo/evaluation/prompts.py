@@ -59,8 +59,7 @@ def as_trained(
     known: dict[str, list[int]] = {}
     same = tokenizer.chat_template == by.chat_template
     if held_out is not None and same and tokenizer.get_vocab() == by.get_vocab():
-        rows = zip(of_pairs(held_out), held_out["prompt_ids"], strict=True)
-        for prompt, ids in rows:
+        for prompt, ids in zip(of_pairs(held_out), held_out["prompt_ids"], strict=True):
             known.setdefault(json.dumps(prompt), ids)
     return [known.get(json.dumps(p)) or prompt_token_ids(tokenizer, p) for p in prompts]
 

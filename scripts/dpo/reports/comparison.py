@@ -1,7 +1,6 @@
 """Runs beside each other, from what their folders hold: which ones, what differs between them, and
 what they said to the same prompts."""
 
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,28 +63,19 @@ def read(folder: Path) -> Compared:
 def collect(given: list[Path]) -> list[Compared]:
     """The runs, each named by the settings in which it differs from the others."""
     runs = [read(folder) for folder in given]
+    defaults = vars(make_parser().parse_known_args([])[0])
     stating = dict.fromkeys(key for run in runs for key in run.settings if key not in PLACES)
-    values = {key: [stated(run.settings, key) for run in runs] for key in stating}
+    values = {key: [run.settings.get(key, defaults.get(key)) for run in runs] for key in stating}
     keys = [key for key, each in values.items() if any(value != each[0] for value in each)]
     keys.sort(key=lambda key: not decides(key))  # what decides what is learned comes first
-    for run in runs:
-        run.differs = {key: plain(stated(run.settings, key)) for key in keys}
-        parts = [f"{key}={value}" for key, value in run.differs.items() if decides(key)]
-        run.name = " ".join(parts)
+    for at, run in enumerate(runs):
+        run.differs = {key: plain(values[key][at]) for key in keys}
+        run.name = " ".join(f"{key}={run.differs[key]}" for key in keys if decides(key))
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1 or not 0 < len(run.name) <= LONGEST_NAME:
             run.name = str(run.folder).removeprefix(f"{RUNS}/")
     return runs
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return vars(make_parser().parse_known_args([])[0])
-
-
-def stated(settings: dict[str, Any], key: str) -> Any:
-    return settings.get(key, _defaults().get(key))
 
 
 def plain(value: Any) -> str:

@@ -12,7 +12,7 @@ from dpo.core.files import write_whole
 from dpo.core.machine import now
 from dpo.core.stats import Interval
 from dpo.core.terminal import visible
-from dpo.reports import comparison, comparison_table
+from dpo.reports import comparison, comparison_table, frontier_page
 from dpo.reports.comparison import Compared
 from dpo.reports.comparison_table import Row, against, verdicts, within_noise
 from dpo.reports.html import png, render
@@ -102,17 +102,15 @@ def markdown(runs: list[Compared], rows: list[Row], title: str) -> str:
             said = said.replace(sign, f"\\{sign}")
         return said
 
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    table = [line(["", *(text(run.name) for run in runs)]), "|---" * (len(runs) + 1) + "|"]
+    table = [["", *(text(run.name) for run in runs)]]
     for name, cells, tones in lines(runs, rows):
         parts = zip(cells, tones, strict=True)
         said = [f"**{text(cell)}**" if tone == "best" else text(cell) for cell, tone in parts]
-        table.append(line([text(name), *said]))
+        table.append([text(name), *said])
     warned = [f"- not the settings alone: {text(said)}" for said in comparison.warnings(runs)]
     found = [f"- **{text(name)}**: {text(said)}" for name, said in verdicts(runs, rows).items()]
-    parts = (f"# {text(title)}", "\n".join(found), "\n".join(table), "\n".join(warned), note(runs))
+    cells = frontier_page.markdown(table).strip()
+    parts = (f"# {text(title)}", "\n".join(found), cells, "\n".join(warned), note(runs))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

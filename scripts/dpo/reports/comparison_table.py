@@ -136,7 +136,7 @@ def table(runs: list[Compared]) -> list[Row]:
     found = [
         row("state", lambda run: run.state),
         _accuracy(runs),
-        row("held-out margin", lambda run: _interval(_of(run, "pairs").get("margin"), "+.3f")),
+        row("held-out margin", lambda run: _interval(_of(run.report, "pairs", "margin"), "+.3f")),
         row("held-out loss, last", lambda run: _best(run, "loss", lambda points, **_: points[-1])),
         row("held-out loss, best", lambda run: _best(run, "loss", min)),
         row("held-out accuracy, best", lambda run: _best(run, "accuracy", max)),
@@ -157,21 +157,23 @@ def _interval(of: dict | None, form: str) -> str:
 
 
 def _kl(run: Compared, key: str, form: str) -> str:
-    return _form((_of(run, "answers").get("kl") or {}).get(key, {}).get("mean"), form)
+    return _form(_of(run.report, "answers", "kl", key, "mean"), form)
 
 
 def _form(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
 
 
-def _of(run: Compared, part: str) -> dict[str, Any]:
-    return run.report.get(part) or {}
+def _of(found: dict[str, Any] | None, *keys: str) -> Any:
+    """What lies under these keys, each within the one before it; None where one has nothing."""
+    for key in keys:
+        found = (found or {}).get(key)
+    return found
 
 
 def _accuracy(runs: list[Compared]) -> Row:
-    pairs = [_of(run, "pairs") for run in runs]
-    correct = [accuracy(np.array(of.get("margins") or [])) for of in pairs]
-    found = [of.get("accuracy") for of in pairs]
+    correct = [accuracy(np.array(_of(run.report, "pairs", "margins") or [])) for run in runs]
+    found = [_of(run.report, "pairs", "accuracy") for run in runs]
     gained = [of["low"] > 0.5 if of else None for of in found]
     units = [*map(_held_out, runs, correct)]
     return Row("held-out accuracy", [_interval(of, ".3f") for of in found], units, gained)
@@ -179,7 +181,7 @@ def _accuracy(runs: list[Compared]) -> Row:
 
 def _held_out(run: Compared, values: np.ndarray, by_pair: bool = True) -> Units | None:
     """What was measured on the first held-out pairs, or on their prompts."""
-    pairs, count = _of(run, "pairs"), len(values)
+    pairs, count = _of(run.report, "pairs") or {}, len(values)
     if not (pairs.get("digest") and count):
         return None
     numbers = pairs["prompt_numbers"][:count] if by_pair and pairs.get("prompt_numbers") else None
@@ -187,16 +189,16 @@ def _held_out(run: Compared, values: np.ndarray, by_pair: bool = True) -> Units 
 
 
 def _reward(runs: list[Compared]) -> Row:
-    judges = [_of(run, "judge") for run in runs]
-    found = [judge.get("reward") for judge in judges]
-    rises = [of["difference"] if of else {} for of in found]
+    found = [_of(run.report, "judge", "reward") for run in runs]
+    rises = [_of(of, "difference") for of in found]
     said = [
         f"{of['policy']['mean']:+.3f}; rise {_interval(rise, '+.3f')}" if of else ""
         for of, rise in zip(found, rises, strict=True)
     ]
     units = []
-    for run, judge in zip(runs, judges, strict=True):
-        values = np.array(judge["rewards"]["policy"]).mean(axis=1) if judge else np.array([])
+    for run in runs:
+        rewards = _of(run.report, "judge", "rewards", "policy")
+        values = np.array(rewards).mean(axis=1) if rewards else np.array([])
         old = run.report.get("format") == 1  # then prompts are asked as often as pairs have them
         units.append(_held_out(run, values, old))
     return Row("true reward", said, units, [rise["low"] > 0 if rise else None for rise in rises])
@@ -212,7 +214,7 @@ def _best(run: Compared, key: str, which: Callable) -> str:
 
 
 def _tokens(run: Compared) -> str:
-    length = _of(run, "answers").get("mean_tokens")
+    length = _of(run.report, "answers", "mean_tokens")
     if not length:
         return ""
     return f"{length['policy']['mean']:.1f} ({length['difference']['mean']:+.1f})"
@@ -232,17 +234,15 @@ def _minutes(run: Compared) -> str:
 
 def _evaluation(runs: list[Compared], name: str) -> list[Row]:
     found = [run.evaluations.get(name, {}) for run in runs]
-    judges = [of.get("judge") or {} for of in found]
-    rates = [judge.get("win_rate") for judge in judges]
-    controlled = [judge.get("length_controlled_win_rate") for judge in judges]
-    rewards = [(judge.get("reward") or {}).get("difference") for judge in judges]
+    rates = [_of(of, "judge", "win_rate") for of in found]
     units = [
         _preferred(run.folder / "evaluations" / name, of) if rate else None
         for run, of, rate in zip(runs, found, rates, strict=True)
     ]
-    answers = [of.get("answers") or {} for of in found]
-    kl = [(of.get("kl") or {}).get("nats_per_sequence") for of in answers]
-    longer = [(of.get("mean_tokens") or {}).get("difference") for of in answers]
+
+    def row(what: str, form: str, *keys: str) -> Row:
+        return Row(f"{what}, {name}", [_interval(_of(of, *keys), form) for of in found])
+
     rows = [
         Row(
             f"win rate, {name}",
@@ -251,10 +251,10 @@ def _evaluation(runs: list[Compared], name: str) -> list[Row]:
             [rate["low"] > 0.5 if rate else None for rate in rates],
             " or ".join(dict.fromkeys(of["against"] for of in found if of)),
         ),
-        Row(f"length-controlled, {name}", [_interval(of, ".3f") for of in controlled]),
-        Row(f"reward difference, {name}", [_interval(of, "+.3f") for of in rewards]),
-        Row(f"KL, nats a sequence, {name}", [_interval(of, ".2f") for of in kl]),
-        Row(f"tokens longer, {name}", [_interval(of, "+.1f") for of in longer]),
+        row("length-controlled", ".3f", "judge", "length_controlled_win_rate"),
+        row("reward difference", "+.3f", "judge", "reward", "difference"),
+        row("KL, nats a sequence", ".2f", "answers", "kl", "nats_per_sequence"),
+        row("tokens longer", "+.1f", "answers", "mean_tokens", "difference"),
     ]
     for task, metric in sorted({each for of in found for each in _metrics(of)}):
         measured = [_metrics(of).get((task, metric)) for of in found]

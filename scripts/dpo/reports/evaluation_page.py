@@ -156,9 +156,8 @@ def write(results: dict, lines: list[dict], folder: Path) -> None:
 def show(results: dict) -> None:
     """The results in the terminal."""
     title = f"{results['policy']} against {results['against']}"
-    table = Table(title=visible(title), title_justify="left")
-    for column in ("", "policy (95% interval)", ""):
-        table.add_column(column)
+    columns = ("", "policy (95% interval)", "")
+    table = Table(*columns, title=visible(title), title_justify="left")
     for row in rows(results):
         table.add_row(*map(visible, row))
     Console().print(table)

@@ -55,23 +55,19 @@ def table(found: dict) -> list[list[str]]:
         for point in points[1:]:
             values = said(point["reward"], "+.3f"), said(point["kl"])
             rows.append([loss, f"{beta:g}", str(point["step"]), *values])
-    start = said(found["reference"]["reward"], "+.3f")
-    rows.append(["reference", "", "0", start, "0"])
+    rows.append(["reference", "", "0", said(found["reference"]["reward"], "+.3f"), "0"])
     return rows
 
 
 def markdown(rows: list[list[str]]) -> str:
+    """A table of cells as Markdown; the first row is its head."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
 
 
 def files(found: dict) -> dict[str, str | bytes]:
     """What a frontier is written as, by file name."""
-    drawn = png(draw(found))
-    given = {"title": "The reward–KL frontier", "about": found["about"], "drawn": drawn}
-    given["table"] = table(found)
-    return {
-        "frontier.png": drawn,
-        "frontier.html": render("frontier", **given),
-        "frontier.md": markdown(table(found)),
-    }
+    drawn, rows = png(draw(found)), table(found)
+    given = {"title": "The reward–KL frontier", "about": found["about"]}
+    html = render("frontier", **given, drawn=drawn, table=rows)
+    return {"frontier.png": drawn, "frontier.html": html, "frontier.md": markdown(rows)}

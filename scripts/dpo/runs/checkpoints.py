@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,22 +56,17 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+def _digests(files: list[Path], folder: Path, flush: bool = False) -> dict[str, dict[str, Any]]:
+    """Size and hash by name; with `flush` of files that were just written, on the disk then."""
 
+    def digest(path: Path) -> dict[str, Any]:
+        if flush:
+            follow_umask(path)
+            _sync(path)
+        return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
 
-def _flushed(path: Path) -> dict[str, Any]:
-    """The digest of a file that was just written, on the disk then."""
-    follow_umask(path)
-    _sync(path)
-    return _digest(path)
-
-
-def _digests(
-    files: list[Path], folder: Path, of: Callable[[Path], dict[str, Any]] = _digest
-) -> dict[str, dict[str, Any]]:
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        digests = [*pool.map(of, files)]
+        digests = [*pool.map(digest, files)]
     return {str(path.relative_to(folder)): d for path, d in zip(files, digests, strict=True)}
 
 
@@ -96,7 +90,7 @@ def flushed(beside: Path) -> dict[str, dict[str, Any]]:
     broadcast_object_list(found)
     names, sizes = found[0]
     mine = [Path(names[at]) for at in share_of(sizes, state.process_index, state.num_processes)]
-    parts = [_digests(mine, beside, _flushed)]
+    parts = [_digests(mine, beside, flush=True)]
     if state.num_processes > 1:
         parts = gather_object(parts)
     return {name: digest for part in parts for name, digest in part.items()}

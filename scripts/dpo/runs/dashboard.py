@@ -46,8 +46,7 @@ class Followed:
         if now[: len(held)] != held:  # gone on from a checkpoint, or begun anew
             self.tables.delete_run(PROJECT, name)
             held = []
-        new = now[len(held) :]
-        if new:
+        if new := now[len(held) :]:
             self.tables.bulk_log(
                 PROJECT,
                 name,
@@ -61,9 +60,8 @@ class Followed:
 
 def entries(folder: Path) -> list[Entry]:
     """The logged steps of a run, and after those of an evaluation what the policy said at it."""
-    logged, said = (
-        files.read_lines(folder / n) for n in (output_folder.METRICS, output_folder.COMPLETIONS)
-    )
+    logged = files.read_lines(folder / output_folder.METRICS)
+    said = files.read_lines(folder / output_folder.COMPLETIONS)
     tables = [
         {"step": step, "completions": {"_type": "trackio.table", "_value": [*rows]}}
         for step, rows in itertools.groupby(said, lambda row: row["step"])

@@ -5,8 +5,6 @@ the run has ended already. Of several GPUs a run gets as many as it has processe
 those that are visible.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

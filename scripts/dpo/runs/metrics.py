@@ -11,10 +11,6 @@ from transformers import TrainerCallback
 from dpo.core.files import read_lines, write_whole
 from dpo.runs.output_folder import COMPLETIONS, METRICS
 
-# What the clock says; all else is the same in every run of a recipe on the same machine.
-TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
-TIMES |= {"train_runtime", "train_tokens_per_second"}
-
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, oldest first: `step`, `epoch`, `seconds` since training began

@@ -33,8 +33,7 @@ DRIFT = "drift.json"  # answers of the reference that the policy is held against
 
 def run_folder(name: str) -> Path | None:
     """The folder of a run, given by its path or by its name under outputs/."""
-    found = (f for f in (Path(name), RUNS / name) if (f / SETTINGS).is_file())
-    return next(found, None)
+    return next((f for f in (Path(name), RUNS / name) if (f / SETTINGS).is_file()), None)
 
 
 def known_runs() -> str:

@@ -1,12 +1,8 @@
 """Publishing: what a model is made of goes to the hub once it is trained, and nothing else."""
 
-from __future__ import annotations
-
-import re
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from trl import DPOConfig, DPOTrainer
 
@@ -25,16 +21,6 @@ def check(training: DPOConfig) -> None:
             f"hub_strategy {strategy}: choose end: the trained policy is "
             "published, and no checkpoint, which holds pickles"
         )
-
-
-def drop_pickle(folder: str) -> None:
-    """transformers saves its arguments, a token among them, as a pickle that nothing here reads."""
-    Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-def plain(name: str) -> str:
-    """The name of a model as its card takes it: neither Markdown nor YAML, a folder's may be."""
-    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def published(folder: Path) -> list[str]:

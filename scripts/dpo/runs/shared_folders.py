@@ -57,8 +57,7 @@ def check_shared(folders: list[Path], machine: str) -> None:
     found = gather_object([(str(apart[0]), who) if apart else None])
     for folder in written:
         (folder / name).unlink(missing_ok=True)
-    refused = next((each for each in found if each), None)
-    if refused:
+    if refused := next(filter(None, found), None):
         raise Refusal(
             f"{refused[0]} is not shared between the machines: {refused[1]} does not find in it "
             "what the first has written. Put --output_dir and --reference_cache on a file system "

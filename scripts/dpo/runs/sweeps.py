@@ -159,12 +159,11 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
 def heard() -> Iterator[deque[int]]:
     """The signals that ask this process to leave, as they come. They no longer end it."""
     came: deque[int] = deque()
-    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in SIGNALS}
-    try:
+    with contextlib.ExitStack() as stack:
+        for each in SIGNALS:
+            before = signal.signal(each, lambda number, _: came.append(number))
+            stack.callback(signal.signal, each, before)
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def carry_out(

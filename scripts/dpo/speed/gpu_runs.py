@@ -53,8 +53,7 @@ def launched(*given) -> dict:
     Raises:
         Refusal: it ended otherwise. What it said is above, in the log.
     """
-    code = subprocess.run(command(*given)).returncode
-    if code:
+    if code := subprocess.run(command(*given)).returncode:
         raise SystemExit(code)
     folder = given[2]
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))

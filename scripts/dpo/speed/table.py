@@ -11,26 +11,18 @@ from dpo.core.files import write_whole
 from dpo.reports.html import png
 from dpo.reports.run_report import AFTER, BEFORE
 
+# The figures of a row, and how each is written.
+FORMS = {"pairs_per_second": ".3g", "tokens_per_second": ",.0f", "peak_memory_gb": ".1f"}
+FORMS |= {"mfu": ".0%", "ratio_to_stock": ".2f"}
+
 
 def table(rows: list[dict]) -> list[list[str]]:
     """Header and cells, as shown and as written."""
-
-    def number(value: float | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
     cells = [["variant", "pairs/s", "tokens/s", "peak GB", "useful MFU", "× stock"]]
     for row in rows:
-        fit = row["peak_memory_gb"] is not None
-        cells.append(
-            [
-                row["name"],
-                number(row["pairs_per_second"], ".3g"),
-                number(row["tokens_per_second"], ",.0f"),
-                number(row["peak_memory_gb"], ".1f") if fit else "out of memory",
-                number(row["mfu"], ".0%"),
-                number(row["ratio_to_stock"], ".2f"),
-            ]
-        )
+        said = {key: format(row[key], form) for key, form in FORMS.items() if row[key] is not None}
+        said = dict.fromkeys(FORMS, "–") | {"peak_memory_gb": "out of memory"} | said
+        cells.append([row["name"], *said.values()])
     return cells
 
 

@@ -64,6 +64,7 @@ VARIANTS = [
     ),
 ]
 BASELINE = VARIANTS[1].name
+OUT_OF_MEMORY = {"out_of_memory": True}
 
 
 @dataclass
@@ -91,19 +92,11 @@ class Job:
         return np.split(rows, self.turns)[self.turn]
 
 
-class GivenRows:
-    """The rows are tokens already."""
+class Stock(DPOTrainer):
+    """The rows are tokens already, which FastDPOTrainer sees by itself."""
 
     def _prepare_dataset(self, dataset, *args):
         return dataset
-
-
-class Stock(GivenRows, DPOTrainer):
-    pass
-
-
-class Ours(GivenRows, FastDPOTrainer):
-    pass
 
 
 def work(variant: Variant, job: Job) -> dict:
@@ -152,7 +145,7 @@ def work(variant: Variant, job: Job) -> dict:
             ),
         }
         if variant.share:
-            trainer = Ours(share_prefix=True, reference_cache=folder, **arguments)
+            trainer = FastDPOTrainer(share_prefix=True, reference_cache=folder, **arguments)
         else:
             trainer = Stock(**arguments)
         trainer.train()
@@ -170,30 +163,28 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
     if result.returncode == 0:
         return json.loads(result.stdout.splitlines()[-1])
     if result.returncode == -9 or "OutOfMemoryError" in result.stderr:
-        return {"out_of_memory": True}
+        return OUT_OF_MEMORY
     raise Refusal(f"{variant.name}: {last_line(result.stderr)}")
 
 
 def measure(job: Job, peak: float) -> list[dict]:
     """The rows of one table. In each turn every variant trains, on pairs of that turn."""
     variants = [variant for variant in VARIANTS if variant.only_on in (None, job.device)]
-    seconds: dict[str, float] = {variant.name: 0.0 for variant in variants}
-    memory: dict[str, float | None] = dict.fromkeys(seconds, 0.0)
+    found: dict[str, list[dict]] = {variant.name: [] for variant in variants}
     turns = [replace(job, turn=number) for number in range(job.turns)]
     with tqdm(total=job.turns * len(variants), unit="run") as bar:
         for turn in turns:
             for variant in variants if turn.turn % 2 == 0 else variants[::-1]:
                 bar.set_description(f"{job.model}, {job.pairs} pairs: {variant.name}")
-                got = work_elsewhere(variant, turn) if memory[variant.name] is not None else {}
-                if "seconds" in got:
-                    seconds[variant.name] += sum(got["seconds"])
-                    memory[variant.name] = max(memory[variant.name], got["peak_memory_gb"])
-                else:
-                    memory[variant.name] = None
+                if OUT_OF_MEMORY not in found[variant.name]:
+                    found[variant.name].append(work_elsewhere(variant, turn))
                 bar.update()
+    fit = {name: got for name, got in found.items() if OUT_OF_MEMORY not in got}
+    seconds = {name: sum(sum(each["seconds"]) for each in got) for name, got in fit.items()}
     lengths = np.concatenate([turn.timed for turn in turns])
     rows = []
     for variant in variants:
+        got = fit.get(variant.name, [])
         row = {
             "name": variant.name,
             "model": job.model,
@@ -201,14 +192,13 @@ def measure(job: Job, peak: float) -> list[dict]:
             "lengths": Path(job.lengths).stem,
             "stock_tokens_per_token": workload.repeats_and_padding(lengths, job.pairs),
             **dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "ratio_to_stock")),
-            "peak_memory_gb": memory[variant.name],
+            "peak_memory_gb": max((each["peak_memory_gb"] for each in got), default=None),
         }
-        if row["peak_memory_gb"] is not None:
-            spent = seconds[variant.name]
+        if spent := seconds.get(variant.name):
             row["pairs_per_second"] = len(lengths) / spent
             row["tokens_per_second"] = int(lengths.sum()) / spent
             row["mfu"] = useful_flops(config_of(job.model), lengths) / spent / peak
-            if memory[BASELINE] is not None:
+            if BASELINE in fit:
                 row["ratio_to_stock"] = seconds[BASELINE] / spent
         rows.append(row)
     return rows

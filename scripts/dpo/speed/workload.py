@@ -1,6 +1,5 @@
 """What a speed is measured with: models, lengths of real pairs, FLOPs that count."""
 
-import csv
 import time
 from pathlib import Path
 
@@ -55,8 +54,7 @@ def draw_lengths(table: str, count: int, seed: int) -> np.ndarray:
     """
     if "," in table:
         return np.tile([int(number) for number in table.split(",")], (count, 1))
-    with open(table) as file:
-        known = np.array([[int(n) for n in row] for row in [*csv.reader(file)][1:]])
+    known = np.loadtxt(table, int, delimiter=",", skiprows=1)
     known = known[known[:, 0] < MAX_LENGTH]
     rows = known[np.random.default_rng(seed).choice(len(known), count)]
     prompt, chosen, rejected = schema.kept_lengths(*rows.T, MAX_LENGTH, "keep_start")

@@ -6,8 +6,6 @@ back again (snake order). Every micro-batch keeps its number of pairs, so the me
 with it the objective, is the same.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """From a recipe to TRL's DPOTrainer: the one way in which every run here is trained."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@ all its processes, sharded as it trained, and in the numerics in which it scored
 process that loads the models again may have no room for them, and rounds otherwise.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +16,9 @@ from dpo.models.scoring import Scored
 from dpo.runs import output_folder
 from dpo.training import reference, waiting
 from dpo.training.preflight import memory
-from dpo.training.stock import Declared
 
 
-def score(trainer: Declared) -> Scored | None:
+def score(trainer: waiting.ReferenceCanWait) -> Scored | None:
     """The held-out pairs under the model as training has left it; every process takes part.
 
     What TRL computes in an evaluation, pair by pair. None without held-out pairs, where the

@@ -6,14 +6,12 @@ saves and exits; before and after that there is nothing to save, and it exits at
 that sees EXIT_CODE starts it again.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from accelerate.utils import reduce
@@ -24,18 +22,11 @@ from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS
 from dpo.runs import tracking
 
 
-def end(agreed: bool, told_in: Path | None) -> None:
-    """End this process since it was asked to stop, without waiting for any other.
-
-    Args:
-        agreed: the others end as well. torchrun then need not report a failure and end them.
-        told_in: the folder in which the launcher looks whether the run has left.
-    """
-    if told_in:
-        Path(told_in, LEFT).touch()
+def end(code: int) -> NoReturn:
+    """End this process as it is: nothing is shut down, and no other is waited for."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if agreed and told_in else EXIT_CODE)
+    os._exit(code)
 
 
 def run_to_the_end(main: Callable[[], None]) -> NoReturn:
@@ -53,9 +44,7 @@ def run_to_the_end(main: Callable[[], None]) -> NoReturn:
             print(stop.code, file=sys.stderr, flush=True)
         if code:
             tracking.finish({}, code)  # what W&B has not written yet
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end(code)
 
 
 class Leave(TrainerCallback):
@@ -73,7 +62,7 @@ class Leave(TrainerCallback):
         self.told_in = launch.told_in
         self.asked = self.left = self._training = self._interrupted = False
 
-    def listen(self) -> Leave:
+    def listen(self) -> Self:
         """Hear the signals, also those that launch.py had held back until now."""
         for number in SIGNALS:
             signal.signal(number, self._hear)
@@ -88,8 +77,12 @@ class Leave(TrainerCallback):
             self.end(agreed=False)
         self._interrupted |= number == signal.SIGINT
 
-    def end(self, agreed: bool) -> None:
-        end(agreed, self.told_in)
+    def end(self, agreed: bool) -> NoReturn:
+        """End this process since it was asked to stop. Where all have `agreed`, the others end as
+        well: torchrun then need not report a failure and end them."""
+        if self.told_in:  # where the launcher looks whether the run has left
+            Path(self.told_in, LEFT).touch()
+        end(0 if agreed and self.told_in else EXIT_CODE)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._training = True

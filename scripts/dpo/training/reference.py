@@ -10,8 +10,6 @@ model's configuration, dtype and attention, and how rows are cut. Whenever an en
 of its rows are scored again; if they differ, it is set aside and all are scored anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -40,6 +38,44 @@ from dpo.models import adapters
 from dpo.training.stock import Declared
 
 CHECKED_ROWS = 4
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of accelerate's mixed_precision
+
+
+@dataclass
+class Entry:
+    """Log-probabilities of the pairs of a data set under the reference, as far as they are known,
+    and where they are kept."""
+
+    logps: np.ndarray  # chosen and rejected, in nats, shape (2, rows); NaN where not known
+    path: Path | None  # None if no later run would know the model again
+    about: dict[str, Any]  # what they depend on (`content`); of the first process
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows`, row numbers, that are not known."""
+        return rows[np.isnan(self.logps[:, rows]).any(axis=0)]
+
+    def add(self, rows: np.ndarray, logps: np.ndarray, split: str) -> None:
+        """Raises Refusal if `logps`, shape (2, rows), are not finite."""
+        if lost := np.count_nonzero(~np.isfinite(logps).all(axis=0)):
+            raise Refusal(
+                f"the reference's log-probabilities of {lost} of {len(rows)} {split} pairs are "
+                "not finite: the model's files are damaged, or of a run that diverged, or float16 "
+                "is too narrow for it: choose another model, or leave fp16 out"
+            )
+        self.logps[:, rows] = logps
+
+    def keep(self) -> str:
+        """Write it, and say so. A disk that does not take it costs later runs time, and this one
+        nothing."""
+        if self.path is None:
+            return "not kept, since the model was made in memory: no later run would know it again"
+        columns = dict(zip(REFERENCE_LOGPS, self.logps, strict=True))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, save(columns, metadata=self.about))
+        except OSError as error:
+            return f"not kept, since {self.path} cannot be written: {error.strerror}"
+        return f"kept in {self.path} ({self.path.stat().st_size / 1000:,.0f} kB)"
 
 
 def with_logps(
@@ -73,44 +109,6 @@ def with_logps(
     return dataset
 
 
-@dataclass
-class Entry:
-    """Log-probabilities of the pairs of a data set under the reference, as far as they are known,
-    and where they are kept."""
-
-    logps: np.ndarray  # chosen and rejected, in nats, shape (2, rows); NaN where not known
-    path: Path | None  # None if no later run would know the model again
-    about: dict[str, Any]  # what they depend on (`content`); of the first process
-
-    def missing(self, rows: np.ndarray) -> np.ndarray:
-        """Those of `rows`, row numbers, that are not known."""
-        return rows[np.isnan(self.logps[:, rows]).any(axis=0)]
-
-    def add(self, rows: np.ndarray, logps: np.ndarray, split: str) -> None:
-        """Raises Refusal if `logps`, shape (2, rows), are not finite."""
-        lost = np.count_nonzero(~np.isfinite(logps).all(axis=0))
-        if lost:
-            raise Refusal(
-                f"the reference's log-probabilities of {lost} of {len(rows)} {split} pairs are "
-                "not finite: the model's files are damaged, or of a run that diverged, or float16 "
-                "is too narrow for it: choose another model, or leave fp16 out"
-            )
-        self.logps[:, rows] = logps
-
-    def keep(self) -> str:
-        """Write it, and say so. A disk that does not take it costs later runs time, and this one
-        nothing."""
-        if self.path is None:
-            return "not kept, since the model was made in memory: no later run would know it again"
-        columns = dict(zip(REFERENCE_LOGPS, self.logps, strict=True))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, save(columns, metadata=self.about))
-        except OSError as error:
-            return f"not kept, since {self.path} cannot be written: {error.strerror}"
-        return f"kept in {self.path} ({self.path.stat().st_size / 1000:,.0f} kB)"
-
-
 def known(
     trainer: Declared, dataset: Dataset, folder: Path, about: dict[str, Any] | None = None
 ) -> Entry:
@@ -121,15 +119,13 @@ def known(
         about: its `content`, for the first process, where that was asked for earlier.
     """
     accelerator = trainer.accelerator
-    name, found = [None], [None]
+    found: list[Any] = [None, None]  # where it lies, and what it holds
     if accelerator.is_main_process:
         about = about or content(trainer, dataset)
         if about["weights"]:
-            name = [name_of(about, sort_keys=True)]
-            found = [read(folder / f"{name[0]}.safetensors", len(dataset))]
-    broadcast_object_list(name)
-    broadcast_object_list(found)
-    path, logps = name[0] and folder / f"{name[0]}.safetensors", found[0]
+            path = folder / f"{name_of(about, sort_keys=True)}.safetensors"
+            found = [path, read(path, len(dataset))]
+    path, logps = broadcast_object_list(found)
     if logps is None or not agrees(trainer, dataset, logps):
         if accelerator.is_main_process and path and path.exists():
             os.replace(path, aside := path.with_suffix(".set-aside"))
@@ -168,8 +164,7 @@ def numerics(trainer: Declared) -> dict[str, str]:
     does autocast the same on a CPU, or every version, by less than the check of an entry grants."""
     accelerator = trainer.accelerator
     model, plugin = reference_itself(trainer), accelerator.state.deepspeed_plugin
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    cast = half.get(accelerator.mixed_precision) if plugin else None
+    cast = HALF.get(accelerator.mixed_precision) if plugin else None
     sharding = f"ZeRO-{plugin.zero_stage}" if plugin else "FSDP" * trainer.is_fsdp_enabled
     return {
         "dtype": str(cast or model.dtype),
@@ -239,8 +234,7 @@ def reference_model(trainer: Declared) -> Any:
 
 def nats_per_token(trainer: Declared) -> float:
     """How far a log-probability of this run may come out apart, for each token."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return NATS_PER_TOKEN[half.get(trainer.accelerator.mixed_precision, trainer.model.dtype)]
+    return NATS_PER_TOKEN[HALF.get(trainer.accelerator.mixed_precision, trainer.model.dtype)]
 
 
 def agrees(trainer: Declared, dataset: Dataset, logps: np.ndarray) -> bool:
@@ -254,8 +248,7 @@ def agrees(trainer: Declared, dataset: Dataset, logps: np.ndarray) -> bool:
     again = torch.stack(trainer.compute_ref_log_probs(reference_model(trainer), batch))
     allowed = nats_per_token(trainer) * batch["completion_mask"].sum(1).view(2, -1).cpu().numpy()
     same = [bool((np.abs(logps[:, rows] - again.float().cpu().numpy()) <= allowed).all())]
-    broadcast_object_list(same)
-    return same[0]
+    return broadcast_object_list(same)[0]
 
 
 def score(

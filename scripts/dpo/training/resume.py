@@ -5,9 +5,6 @@ forgets is the part of the log that was not written yet: losses and metrics sinc
 step, and the tokens seen so far; and with `sync_ref_model` the reference, which has moved.
 """
 
-from __future__ import annotations
-
-import gc
 import json
 import time
 from contextlib import nullcontext
@@ -17,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -222,7 +220,5 @@ def to_the_end(
 
 def make_room() -> None:
     """Give back what training held, for the models that are loaded next."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     unset_hf_deepspeed_config()  # or ZeRO-3 would shard them

@@ -1,7 +1,6 @@
 """What a trainer writes: checkpoints, whole or not at all, and the policy."""
 
-from __future__ import annotations
-
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
@@ -118,12 +118,13 @@ class WritesCheckpoints(Declared):
                 f"{whole or 'the start'}"
             ) from error
 
-    # transformers pickles its arguments, a token among them, and of an adapter keeps no ends.
+    # transformers pickles its arguments, a token among them, which nothing here reads; and of an
+    # adapter keeps no ends.
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            publish.drop_pickle(folder)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             if is_peft_model(self.model):
                 adapters.save_generation_config(self.model, folder)
 
@@ -133,4 +134,5 @@ class WritesCheckpoints(Declared):
 
     # The name of a folder may hold what is Markdown or YAML in a card.
     def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
-        super().create_model_card(publish.plain(model_name or ""), *args, **kwargs)
+        plain = re.sub(r"[^\w.-]+", "-", model_name or "")
+        super().create_model_card(plain, *args, **kwargs)

@@ -3,8 +3,6 @@
 TRL and transformers do some things at every start or step that take time and change nothing here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,23 +34,13 @@ class Declared(DPOTrainer):
     optimizer: Any
     # of FastDPOTrainer, for the functions that it hands itself to
     adapter: Path | None
-    settings: dict[str, Any]
     settled: Any
     monitors: Any
     batch: dict[str, Any] | None
     pairs: list[list[float]]
-    sharing: str
-    live: str | None
     launch: Launch
     by_name: bool
-    began_as: str | None
-    entry: Any
-    rows: Any
-    loaded: PreTrainedModel | None
-    can_wait: bool
-    pairs_of_the_run: Any
     pairs_per_step: int
-    score_pairs: Callable[[dict[str, Any]], None]
     keep_scores: Callable[[], str | None]
     _make_ready: Callable[[], None]
     started: float

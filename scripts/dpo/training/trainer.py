@@ -1,7 +1,5 @@
 """The one subclass of TRL's DPOTrainer: it plugs the pieces of this repository in."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from dataclasses import replace
@@ -86,8 +84,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         self.pairs: list[list[float]] = []  # the last batch's, of all processes (probes.per_pair)
         self._sharing, self._ready = "off", False
         self.live: str | None = None  # why not scored beforehand, though asked for
-        given = inspect.signature(DPOTrainer.__init__).bind(self, *args, **kwargs).arguments
-        del given["self"]
+        given = inspect.signature(DPOTrainer).bind(*args, **kwargs).arguments
         config, data = given.get("args"), (given.get("train_dataset"), given.get("eval_dataset"))
         if config is not None and config.precompute_ref_log_probs:
             start = (given["model"], given.get("peft_config"), config)
@@ -145,8 +142,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
     @property
     def sharing(self) -> str:
         """Whether prefixes are shared, and by what, or why not."""
-        found = [backbone.obstacle(model) for model in self._models()]
-        on = backbone.OTHERWISE not in found
+        on = backbone.OTHERWISE not in map(backbone.obstacle, self._models())
         return self._sharing if on else f"off, since {backbone.OTHERWISE}"
 
     def _models(self) -> list[PreTrainedModel]:
@@ -207,8 +203,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         with gathered(self.accelerator, counts) as numbers:
             found = super().compute_loss(model, inputs, *args, **kwargs)
         loss = found[0] if isinstance(found, tuple) else found
-        mask = inputs["completion_mask"]
-        self.pairs = per_pair(self.accelerator, numbers, mask, loss, counts)
+        self.pairs = per_pair(self.accelerator, numbers, inputs["completion_mask"], loss, counts)
         # TRL counts a tie as wrong.
         mode = "train" if self.model.training else "eval"
         accuracy = float(self.right(np.array(self.pairs)).mean())

@@ -7,8 +7,6 @@ no pair needs it any more. On a GPU it would lie beside the optimizer's states, 
 before step 1 has seen room.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,7 +167,7 @@ class ReferenceCanWait(Declared):
 
 
 @contextmanager
-def with_reference(trainer: Declared) -> Iterator[None]:
+def with_reference(trainer: ReferenceCanWait) -> Iterator[None]:
     """Within, the trainer has the model that its policy was before it learned, loaded as TRL loads
     a reference that stays. An adapter learns beside it, and needs none. The run's own random draws
     stay as they were.
@@ -191,7 +189,7 @@ def with_reference(trainer: Declared) -> Iterator[None]:
             trainer.ref_model = None
 
 
-def load(trainer: Declared) -> PreTrainedModel:
+def load(trainer: ReferenceCanWait) -> PreTrainedModel:
     """The reference as the trainer loaded its policy."""
     args, policy = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     name = get_config_model_id(policy.config)
@@ -214,7 +212,7 @@ def load(trainer: Declared) -> PreTrainedModel:
     return model.to(trainer.accelerator.device).eval()
 
 
-def have_held_out_scored(trainer: Declared) -> None:
+def have_held_out_scored(trainer: ReferenceCanWait) -> None:
     """Have the reference score the held-out pairs, if that has waited until they are asked for."""
     dataset, args = trainer.eval_dataset, trainer.args
     waits = isinstance(dataset, Dataset) and schema.REFERENCE_LOGPS[0] not in dataset.column_names

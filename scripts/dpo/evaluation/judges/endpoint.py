@@ -15,8 +15,9 @@ import numpy as np
 import openai
 from tqdm.auto import tqdm
 
+from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal, one_line
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, left_out
 from dpo.models.sampling import Messages, told, turns
 
 TEMPLATE = """\
@@ -229,7 +230,7 @@ def judge(
             continue
         orders = [(compared.policy, compared.against), (compared.against, compared.policy)]
         asked = [(turns(compared.prompt), *order) for order in orders]
-        keys[place] = tuple(digest(url, model, TEMPLATE, *what) for what in asked)
+        keys[place] = tuple(name_of((url, model, TEMPLATE, *what)) for what in asked)
         texts |= zip(keys[place], zip(SIDES, asked, strict=True), strict=True)
     missing = {key: text for key, text in texts.items() if key not in kept.entries}
     client = openai.AsyncOpenAI(**settings(url, timeout))

@@ -7,9 +7,10 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts
 from dpo.models.sampling import told, turns
 
 FIRST_IS_BETTER = {"1": 1.0, "2": 0.0, "3": 0.5}
@@ -34,7 +35,7 @@ def judge(comparisons: list[Comparison], kept: Kept) -> Verdicts:
     left_out: Counter[str] = Counter()
     preferred = np.full(len(comparisons), np.nan)
     for place, compared in enumerate(comparisons):
-        key = digest("hand", turns(compared.prompt), compared.policy, compared.against)
+        key = name_of(("hand", turns(compared.prompt), compared.policy, compared.against))
         swapped = int(key, 16) % 2 == 1
         if key not in kept.entries:
             if not left_out[QUIT]:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal
 from dpo.evaluation.judges import endpoint, human
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.judges.reward_model import RewardModel
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, digest, left_out
+from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, left_out
 from dpo.models.sampling import Messages, turns
 
 KNOWN, HAND = "vader", "hand"
@@ -98,7 +99,7 @@ def by_reward(
     keys = []
     for compared in comparisons:
         pair = [(turns(compared.prompt), text) for text in (compared.policy, compared.against)]
-        keys.append(tuple(digest(identity, *asked) for asked in pair))
+        keys.append(tuple(name_of((identity, *asked)) for asked in pair))
         answers |= zip(keys[-1], pair, strict=True)
     missing = {key: asked for key, asked in answers.items() if key not in kept.entries}
     for key, reward, reason in score(missing):

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal
 from dpo.core.secrets import masked
 from dpo.models.sampling import Prompt
@@ -45,15 +44,11 @@ class Verdicts:
     cost: dict[str, Any] | None = None
 
 
-def digest(*parts: Any) -> str:
-    """The name of a judgement: a hash of the judge and all that it was shown."""
-    return name_of(parts)
-
-
 class Kept:
     """judgements.jsonl: one JSON object a line, appended and flushed as each judgement comes.
 
-    `entries` has those of earlier runs too, by their `key`. Lines without one say who judged.
+    `entries` has those of earlier runs too, by their `key`: the name (hashing.py) of the judge and
+    all that it was shown. Lines without one say who judged.
 
     Raises:
         Refusal: another process is judging into the file, or a line of it is no JSON.

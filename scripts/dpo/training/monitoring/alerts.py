@@ -3,8 +3,6 @@
 What is looked at, TRL has computed already. Nothing here touches a weight or draws a number.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from pathlib import Path
@@ -117,8 +115,7 @@ class Monitors(TrainerCallback):
             Refusal: always.
         """
         self.tell(kind, says, write=False)
-        folder = self.trainer.args.output_dir
-        last = checkpoints.last_whole(Path(folder)) or "none"
+        last = checkpoints.last_whole(Path(self.trainer.args.output_dir)) or "none"
         way = "Lower the learning rate"
         if not self.trainer.state.global_step:  # which has changed nothing yet
             way = "Try another --attn_implementation, --bf16 false or a lower max_length"
@@ -286,8 +283,7 @@ class Monitors(TrainerCallback):
         both = (train + held_out) / 2
         if "prompt_digest" in rows.column_names:  # pairs of one prompt are right or wrong together
             rows = np.unique(column(rows, "prompt_digest"))
-        counts = 1 / len(pairs) + 1 / len(rows)
-        error = math.sqrt(both * (1 - both) * counts)
+        error = math.sqrt(both * (1 - both) * (1 / len(pairs) + 1 / len(rows)))
         if train - held_out > max(MEMORISED, ERRORS * error):
             self.tell(
                 "memorisation",

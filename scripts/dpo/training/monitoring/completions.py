@@ -1,8 +1,6 @@
 """What the policy says while it trains: the same few prompts at every evaluation, beside what it
 said at the start, when it was the reference."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a run is about to do, as it says in the terminal."""
 
-from __future__ import annotations
-
 import math
 
 from accelerate.utils import is_peft_model
@@ -12,15 +10,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from dpo.core.machine import device_name
 from dpo.data import fits
 from dpo.recipe.parse import Recipe
-from dpo.training.stock import Declared
+from dpo.training.trainer import FastDPOTrainer
 
 
-def sharding(trainer: Declared) -> str:
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    return f", ZeRO-{plugin.zero_stage}" if plugin else ", FSDP" * trainer.is_fsdp_enabled
-
-
-def shares(trainer: Declared) -> str:
+def shares(trainer: FastDPOTrainer) -> str:
     """The parameters of policy and reference that this process holds under ZeRO-3."""
 
     def held(model: PreTrainedModel) -> str:
@@ -34,7 +27,7 @@ def shares(trainer: Declared) -> str:
     return text + (f" and {held(trainer.ref_model)} of the reference" if trainer.ref_model else "")
 
 
-def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
+def describe(recipe: Recipe, trainer: FastDPOTrainer, tracked: str | None) -> None:
     """Say it, and where W&B has the run, if it is `tracked`."""
     args, model = recipe.training, trainer.accelerator.unwrap_model(trainer.model)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
@@ -44,6 +37,8 @@ def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
     epochs = "" if streams else f" = {steps / math.ceil(pairs / batch):.2f} epochs"
     kind = f"LoRA r={model.active_peft_config.r}" if is_peft_model(model) else "full fine-tuning"
     held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    sharding = f", ZeRO-{plugin.zero_stage}" if plugin else ", FSDP" * trainer.is_fsdp_enabled
     lines = {
         "recipe": f"{recipe.name} ({recipe.path})",
         "model": f"{recipe.model.model_name_or_path}, {parameters / 1e6:.1f}M parameters, "
@@ -56,7 +51,7 @@ def describe(recipe: Recipe, trainer: Declared, tracked: str | None) -> None:
         * trainer.composition_matters,
         "steps": f"{steps}{epochs}; β {args.beta:g}, learning rate {args.learning_rate:g}",
         "sharing": trainer.sharing,
-        "device": device_name() + sharding(trainer),
+        "device": device_name() + sharding,
         "output": args.output_dir,
         "W&B": tracked or "off",
     }

@@ -6,8 +6,6 @@ that the first evaluation has (waiting.py), and kept with their log-probabilitie
 makes of them later is an estimate of the KL divergence.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +27,6 @@ from dpo.runs import output_folder
 from dpo.training import waiting
 from dpo.training.monitoring import completions
 from dpo.training.monitoring.probes import own_draws
-from dpo.training.stock import Declared
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
 PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328
@@ -54,7 +51,7 @@ class Drift(TrainerCallback):
     was sharded because there is no room for it. Nor without evaluation.
     """
 
-    def __init__(self, trainer: Declared):
+    def __init__(self, trainer: waiting.ReferenceCanWait):
         self.trainer, self.start = trainer, None
         self.prompts: list[list[int]] = []
         self.asked: list[str] = []  # as text, the first few

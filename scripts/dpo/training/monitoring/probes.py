@@ -1,7 +1,5 @@
 """What gates and monitors see of a run, which goes on as if nobody had looked."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterator

@@ -1,8 +1,6 @@
 """What the W&B run of a training holds beside its curves: who it is, what it was made of, what its
 policy says, and the report that it ended with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from dpo.core.machine import commit, versions
 from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder, tracking
+from dpo.runs.output_folder import COMPLETIONS, METRICS, REPORT
 from dpo.training.stock import Declared
 
 LONGEST_TAG = 64  # characters, W&B's own bound
@@ -66,12 +65,7 @@ def add_report(folder: Path, recipe: str) -> None:
 
     def add(wandb) -> None:
         artifact = wandb.Artifact(f"report-{recipe}", type="report")
-        for name in (
-            "report.html",
-            output_folder.REPORT,
-            output_folder.METRICS,
-            output_folder.COMPLETIONS,
-        ):
+        for name in ("report.html", REPORT, METRICS, COMPLETIONS):
             if (folder / name).is_file():
                 artifact.add_file(str(folder / name))
         wandb.run.log_artifact(artifact)

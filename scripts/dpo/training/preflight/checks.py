@@ -5,8 +5,6 @@ it was, to the bit: random states, metrics, gradients. All processes look at the
 that refuses makes all refuse.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path
@@ -23,7 +21,7 @@ from dpo.recipe.parse import Recipe
 from dpo.training.monitoring.probes import local
 from dpo.training.preflight.longest_batch import batch_of, longest_fails, parameters, untouched
 from dpo.training.preflight.same_start import starts_elsewhere
-from dpo.training.stock import Declared
+from dpo.training.trainer import FastDPOTrainer
 
 SAMPLE = 64  # rows whose batch is compared with them
 
@@ -31,7 +29,7 @@ SAMPLE = 64  # rows whose batch is compared with them
 class Gates(TrainerCallback):
     """The checks, in the order of what they cost, when the model is wrapped and no step is done."""
 
-    def __init__(self, trainer: Declared, recipe: Recipe):
+    def __init__(self, trainer: FastDPOTrainer, recipe: Recipe):
         self.trainer, self.run, self.save_merged = trainer, recipe.run, recipe.run.save_merged
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -47,19 +45,18 @@ class Gates(TrainerCallback):
             agreed(trainer, longest_fails(trainer))
 
 
-def agreed(trainer: Declared, reason: str | None) -> None:
+def agreed(trainer: FastDPOTrainer, reason: str | None) -> None:
     """Refuse on all processes what one of them refuses.
 
     Raises:
         Refusal: one of them has a reason.
     """
     reasons = [reason] if trainer.accelerator.num_processes == 1 else gather_object([reason])
-    found = next((reason for reason in reasons if reason), None)
-    if found:
+    if found := next(filter(None, reasons), None):
         raise Refusal(found)
 
 
-def disk_too_small(trainer: Declared, save_merged: bool) -> str | None:
+def disk_too_small(trainer: FastDPOTrainer, save_merged: bool) -> str | None:
     """Room for the checkpoints that stay, the one being written beside them, and the policy.
 
     Weights in their dtype; AdamW's two moments in float32, which are as large as any optimizer's
@@ -99,7 +96,7 @@ def disk_too_small(trainer: Declared, save_merged: bool) -> str | None:
     )
 
 
-def not_finite(trainer: Declared) -> str | None:
+def not_finite(trainer: FastDPOTrainer) -> str | None:
     """The first of the weights that is not finite, among those that this process holds."""
     for name, parameter in parameters(trainer):
         if not torch.isfinite(local(parameter.data if parameter.is_leaf else parameter)).all():
@@ -111,7 +108,7 @@ def not_finite(trainer: Declared) -> str | None:
     return None
 
 
-def wrong_batch(trainer: Declared) -> str | None:
+def wrong_batch(trainer: FastDPOTrainer) -> str | None:
     """Whether a batch holds what its rows do: each completion as it is cut, with its end token,
     counted whole, and nothing else.
 

@@ -1,7 +1,5 @@
 """The longest micro-batch, tried before step 1: a run that would die at night dies at once."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
@@ -19,13 +17,13 @@ from dpo.data import schema
 from dpo.training.batching import innermost
 from dpo.training.monitoring.probes import local, own_draws
 from dpo.training.preflight import memory
-from dpo.training.stock import Declared
+from dpo.training.trainer import FastDPOTrainer
 
 CLOSE = 0.9  # of the tokens of the longest micro-batch
 
 
 @contextmanager
-def untouched(trainer: Declared) -> Iterator[None]:
+def untouched(trainer: FastDPOTrainer) -> Iterator[None]:
     """Whatever goes through the model in here, training goes on as if it had not."""
     training, tokens = trainer.model.training, trainer._total_train_tokens
     metrics, gradients = trainer._metrics, trainer.accelerator.gradient_state
@@ -42,16 +40,16 @@ def untouched(trainer: Declared) -> Iterator[None]:
         trainer.model_wrapped.train(training)
 
 
-def parameters(trainer: Declared) -> list[tuple[str, torch.nn.Parameter]]:
+def parameters(trainer: FastDPOTrainer) -> list[tuple[str, torch.nn.Parameter]]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     return [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
 
 
-def batch_of(trainer: Declared, rows: Any) -> dict[str, Any]:
+def batch_of(trainer: FastDPOTrainer, rows: Any) -> dict[str, Any]:
     return trainer.data_collator(list(trainer.train_dataset.select(rows)))
 
 
-def micro_batches(trainer: Declared) -> Iterator[tuple[int, list[int]]]:
+def micro_batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, list[int]]]:
     """Tokens and rows of every micro-batch that the run will take, on whichever process: computed
     tokens with shared prefixes, else those of the padded rectangle."""
     args, state = trainer.args, trainer.state
@@ -71,7 +69,7 @@ def micro_batches(trainer: Declared) -> Iterator[tuple[int, list[int]]]:
         left = max(left - len(batches), 0)
 
 
-def longest_to_try(trainer: Declared) -> list[int]:
+def longest_to_try(trainer: FastDPOTrainer) -> list[int]:
     """The rows of the micro-batch with the most tokens of the run.
 
     Empty where step 1 of a run on one CPU comes close to it: there the trial takes as long as a
@@ -85,7 +83,7 @@ def longest_to_try(trainer: Declared) -> list[int]:
     return [] if alone and begins and first[0] >= CLOSE * most else rows
 
 
-def longest_fails(trainer: Declared) -> str | None:
+def longest_fails(trainer: FastDPOTrainer) -> str | None:
     """Train the longest micro-batch forward and backward, and forget it.
 
     Its gradients are summed over no other process under DDP, which would lay out its buckets anew,
@@ -131,7 +129,7 @@ def longest_fails(trainer: Declared) -> str | None:
     return None
 
 
-def room_for_states(trainer: Declared) -> list[Tensor]:
+def room_for_states(trainer: FastDPOTrainer) -> list[Tensor]:
     """Tensors as large as what AdamW will keep from its first step on: two moments of every trained
     weight, in 8 bits one byte each. None where that is not known, as of other optimizers, or the
     states are there already."""
@@ -144,7 +142,7 @@ def room_for_states(trainer: Declared) -> list[Tensor]:
     return [torch.empty_like(weight, dtype=dtype) for weight in weights for _ in range(2)]
 
 
-def forget_gradients(trainer: Declared) -> None:
+def forget_gradients(trainer: FastDPOTrainer) -> None:
     """As if nothing had gone backward.
 
     ZeRO-3 begins anew when its gradients are zeroed, and so does ZeRO-1 in bfloat16, which has an

@@ -1,7 +1,5 @@
 """Out of memory: which batch did it, and what to change."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +44,10 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
             trainer.save_alone()
         doing = doing or f"step {trainer.state.global_step + 1}"
         batch = f", {described(trainer.batch)}" if trainer.batch else ""
-        had = f"{trainer.accelerator.device} has {total_memory(trainer) / 1e9:.1f} GB"
+        device, total = trainer.accelerator.device, psutil.virtual_memory().total
+        if device.type == "cuda":
+            total = torch.cuda.mem_get_info(device)[1]
+        had = f"{device} has {total / 1e9:.1f} GB"
         ways = smaller_scoring(trainer.args, doing) or same_run(trainer.args)
         same, other = "; or ".join(ways), "; or ".join(another_run(trainer.args, trainer.model))
         whole = checkpoints.last_whole(Path(trainer.args.output_dir))
@@ -56,13 +57,6 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
             f"out of memory, {doing}{batch}; {had}.{same} Or change {other}, and train anew with "
             "--restart"
         ) from None
-
-
-def total_memory(trainer: Declared) -> int:
-    device = trainer.accelerator.device
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return psutil.virtual_memory().total
 
 
 def described(batch: dict[str, Any]) -> str:
@@ -92,8 +86,7 @@ def same_run(args: DPOConfig) -> Iterator[str]:
     """What needs less memory and changes nothing that is learned."""
     micro, share = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batch = micro * share * args.world_size
-    fewer = next((n for n in range(micro - 1, 0, -1) if micro * share % n == 0), None)
-    if fewer:
+    if fewer := next((n for n in range(micro - 1, 0, -1) if micro * share % n == 0), None):
         yield (
             f"per_device_train_batch_size to {fewer} and gradient_accumulation_steps to "
             f"{batch // fewer}, the same {batch} pairs a step"

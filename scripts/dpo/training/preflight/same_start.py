@@ -1,7 +1,5 @@
 """The policy starts as its reference: zero log-ratios, and the constant of its loss."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -11,7 +9,7 @@ from dpo.data import schema
 from dpo.losses import START
 from dpo.training import reference
 from dpo.training.preflight.longest_batch import batch_of
-from dpo.training.stock import Declared
+from dpo.training.trainer import FastDPOTrainer
 
 SCORED = 4  # pairs
 
@@ -27,7 +25,7 @@ def start_loss(args: DPOConfig) -> tuple[float, float] | None:
     return loss, sum(abs(weight) * part[1] for weight, part in zip(weights, parts, strict=True))
 
 
-def starts_elsewhere(trainer: Declared) -> str | None:
+def starts_elsewhere(trainer: FastDPOTrainer) -> str | None:
     """Whether the policy differs from its reference: their log-ratios are zero, and the loss is
     the constant of its type.
 
