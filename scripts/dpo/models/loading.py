@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, modeling_utils
@@ -83,11 +82,13 @@ def whole() -> Iterator[None]:
             refuse(model_id, kind, missing=found.missing_keys, unexpected=found.unexpected_keys)
         return found
 
-    with (
-        mock.patch.object(modeling_utils, "log_state_dict_report", checked),
-        mock.patch.object(PeftModel, "load_adapter", checked_adapter),
-    ):
+    modeling_utils.log_state_dict_report = checked
+    PeftModel.load_adapter = checked_adapter  # pyright: ignore[reportAttributeAccessIssue]
+    try:
         yield
+    finally:
+        modeling_utils.log_state_dict_report = report
+        PeftModel.load_adapter = load_adapter
 
 
 # Spread over several, a model computes on one of them at a time, its prompts are not shared, and

@@ -1,10 +1,10 @@
 """Completions sampled from a chat model, the same way for every model that is compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
-from unittest import mock
 
 import torch
 from tqdm.auto import tqdm
@@ -108,6 +108,22 @@ def sample_completions(
     return [completions[i : i + samples] for i in range(0, len(completions), samples)]
 
 
+@contextmanager
+def own_distribution(model: PreTrainedModel) -> Iterator[None]:
+    """Set aside what a model's generation_config.json would have `generate` make of its logits
+    (Qwen2.5's has a repetition penalty): answers would come from another distribution than is
+    scored. In place, since it lies under an adapter too."""
+    settings = vars(model.generation_config)
+    theirs = dict(settings)
+    try:
+        settings.clear()
+        settings.update(vars(GenerationConfig()))
+        yield
+    finally:
+        settings.clear()
+        settings.update(theirs)
+
+
 class Watch(StoppingCriteria):
     """Stops nothing, and moves a bar as the answers of a batch end.
 
@@ -164,11 +180,7 @@ def sample(
     was_training = model.training
     model.eval()
     done = progress.n if progress is not None else 0
-    # Without what a model's generation_config.json would have `generate` make of its logits
-    # (Qwen2.5's has a repetition penalty): answers would come from another distribution than is
-    # scored. In place, since it lies under an adapter too.
-    plain = vars(GenerationConfig())
-    with mock.patch.dict(vars(model.generation_config), plain, clear=True):
+    with own_distribution(model):
         for start in range(0, len(rows), batch_size):
             set_seed(seed + start)
             part = {"input_ids": rows[start : start + batch_size]}

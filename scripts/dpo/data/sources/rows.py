@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import datasets.config
 import yaml
@@ -40,8 +39,11 @@ def exact_names() -> Iterator[None]:
         pattern = glob.escape(pattern) if there else pattern
         return stock(pattern, glob.escape(base_path), *args, **how)
 
-    with mock.patch.object(data_files, "resolve_pattern", resolve):
+    data_files.resolve_pattern = resolve
+    try:
         yield
+    finally:
+        data_files.resolve_pattern = stock
 
 
 def check_fetched(path: str) -> None:
