@@ -29,7 +29,7 @@ def header(path: Path) -> dict[str, str]:
     text = path.read_text(encoding="utf-8").split("\n\n")[0]
     text = re.sub(r"\n#   ", " ", text)
     title, *fields = (line.removeprefix("# ") for line in text.splitlines() or [""])
-    found = {"title": title} | dict(field.partition(": ")[::2] for field in fields)
+    found = {"title": title} | {key: said for key, _, said in (f.partition(": ") for f in fields)}
     for key in ("Published", "Reached"):
         if key not in found:
             raise Refusal(f"{path}: its header has no line `# {key}: ...`, which the table shows")
