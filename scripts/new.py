@@ -19,6 +19,7 @@ import dpo  # noqa: F401  first, that no library speaks
 # isort: split
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
@@ -29,8 +30,13 @@ from dpo.runs.launch import number_of
 
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
-    for name in ("recipe", "model", "dataset", "columns", "from", "gpus"):
-        parser.add_argument(f"--{name}", default="", help=f"{name.upper()} of make new")
+    add = partial(parser.add_argument, default="")
+    add("--recipe", help="the new one's name")
+    add("--model", help="a folder, or a name of the hub")
+    add("--dataset", help="a file, a folder, or a name of the hub")
+    add("--columns", help='the data\'s own names: "prompt=question chosen=good rejected=bad"')
+    add("--from", help="a recipe of another tool")
+    add("--gpus", help="how many that one ran on, where it does not say")
     return parser.parse_args()
 
 
