@@ -176,8 +176,10 @@ def test_a_benchmark_computes_as_the_run_did(tasks, tiny_model, tmp_path, monkey
     assert given[0]["model_args"]["mixed_precision_dtype"] == "bfloat16"
 
 
-def test_a_benchmark_before_and_after_through_make(tasks, swept):
-    """Of a run and its reference; asked for again, they are found."""
+def test_a_benchmark_before_and_after_through_make(tasks, swept, monkeypatch):
+    """Of a run and its reference; asked for again, they are found, though Python has left compiled
+    code beside the task's."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     asked = (swept[0] / "beta=0.1", f"--suite_tasks={tasks}")
     found, said = evaluated(*asked, SUITE="tiny_choice")
     assert "found, not run again" not in said
@@ -185,6 +187,7 @@ def test_a_benchmark_before_and_after_through_make(tasks, swept):
     assert 0 <= acc["policy"] <= 1 and acc["stderr_policy"] > 0
     assert {acc["policy"] * 12 % 1, acc["against"] * 12 % 1} <= {0.0}
     assert f"{acc['policy']:.4f} ± {1.96 * acc['stderr_policy']:.4f}" in said
+    assert [*tasks.glob("__pycache__/*")]
     again, said = evaluated(*asked, SUITE="tiny_choice")
     assert said.count(": found, not run again") == 2
     assert again["suite"] == found["suite"]

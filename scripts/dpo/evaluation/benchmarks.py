@@ -59,7 +59,9 @@ def run(
         Refusal: a task's data, or a package that it asks for, is not there.
     """
     tokenizer, found = who.tokenizer(), {}
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    files = sorted(Path(folder).rglob("*")) if folder else []
+    # Python leaves its own beside a task's code as it runs.
+    files = [path for path in files if path.is_file() and path.parent.name != "__pycache__"]
     about = [who.digest(), tokenizer.chat_template, who.dtype, limit, digests_of(files)]
     about += [chat_template.end_tokens(None, tokenizer), importlib.metadata.version("lm_eval")]
     about.append(str(who.half()))
