@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from dpo.core.terminal import at_once, guarded, visible
+from dpo.core.terminal import at_once, end, guarded, visible
 from dpo.recipe.parse import Recipe, look, parse
 
 
@@ -213,3 +213,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end(0)  # to give back what was imported takes a fifth of a second

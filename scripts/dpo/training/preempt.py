@@ -6,7 +6,6 @@ saves and exits; before and after that there is nothing to save, and it exits at
 that sees EXIT_CODE starts it again.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -19,14 +18,8 @@ from transformers import TrainerCallback
 
 from dpo.core.environment import Launch
 from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS
+from dpo.core.terminal import end
 from dpo.runs import tracking
-
-
-def end(code: int) -> NoReturn:
-    """End this process as it is: nothing is shut down, and no other is waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def run_to_the_end(main: Callable[[], None]) -> NoReturn:
