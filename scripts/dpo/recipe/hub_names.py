@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants
-
 from dpo.core.refusal import Refusal, first_line
 
 ABROAD = re.compile(r"^[A-Za-z]:|://|\\")  # a drive, a server, folders as Windows has them
@@ -28,6 +26,8 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
     Raises:
         Refusal: no answer within HUB_TIMEOUT, or the hub knows no such repository.
     """
+    from huggingface_hub import HfApi, constants  # late: what a name looks like is told without
+
     if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
         return None
     try:
