@@ -28,9 +28,12 @@ def has_refused(told_in: Path | str | None) -> bool:
 def first_to_end(told_in: Path | None) -> bool:
     """Whether this process is the first of its launch, on this machine, to say why it ends. The
     others end for the same reason, or for its end."""
+    if told_in is None:
+        return True
     try:
-        if told_in is not None:
-            _refused(told_in).touch(exist_ok=False)
-    except OSError as error:  # of another kind: the launcher has gone, and its folder
-        return not isinstance(error, FileExistsError)
+        _refused(told_in).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # the launcher has gone, and its folder
+        return True
     return True

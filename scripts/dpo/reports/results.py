@@ -19,13 +19,13 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        known = found.get("format", 1) in range(1, FORMAT + 1)
-        found = upgraded(found) if known else None
+        if found.get("format", 1) not in range(1, FORMAT + 1):
+            raise Refusal(
+                f"{path} is of a later version of this repository: update, or name others"
+            )
+        return upgraded(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{path} is damaged ({one_line(error)}): move it, or name others") from error
-    if found is None:
-        raise Refusal(f"{path} is of a later version of this repository: update, or name others")
-    return found
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
