@@ -119,7 +119,8 @@ def wrong_batch(trainer: FastDPOTrainer) -> str | None:
     if pad is None:
         return "the tokenizer has no pad token: set pad_token in its tokenizer_config.json"
     own = trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id
-    ended = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}  # from the start
+    # All ends are there: chat_template.remember_end_tokens has put them.
+    ended = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     places = np.unique(np.linspace(0, len(trainer.train_dataset) - 1, SAMPLE).astype(int)).tolist()
     batch = batch_of(trainer, places)
     halves = zip(batch["input_ids"].chunk(2), batch["completion_mask"].chunk(2), strict=True)
