@@ -41,10 +41,12 @@ def arguments() -> argparse.Namespace:
 def show_choices() -> None:
     for heading, folder in (("RECIPE", RECIPES), ("CONFIG", launch.CONFIGS)):
         print(heading)
-        width = max(map(len, names(folder)))
-        for path in (folder / f"{name}.yaml" for name in names(folder)):
-            title = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-            print(f"  {path.stem:<{width}}  {title.lstrip('# ')}")
+        known = names(folder)
+        width = max(map(len, known))
+        for name in known:
+            text = (folder / f"{name}.yaml").read_text(encoding="utf-8", errors="replace")
+            title = text.partition("\n")[0].lstrip("# ")
+            print(f"  {name:<{width}}  {title}")
 
 
 @guarded
