@@ -46,7 +46,7 @@ import sys
 from tqdm import tqdm
 
 from dpo.core import files
-from dpo.core.machine import device_name, device_of_measuring
+from dpo.core.machine import device_name, measuring_device
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.evaluation import generations, measure, prompts
@@ -64,7 +64,7 @@ from dpo.runs.sweeps import FAILED, LEFT
 def main() -> None:
     args = arguments()
     into = Path(args.output)
-    device = device_of_measuring()
+    device = measuring_device()
     recipe = parse(["--config", str(FOLDER / f"{RECIPE}.yaml"), *args.arguments])
     # What is measured is measured here, along the run, and not at its end.
     own = [f"--save_steps={args.every}", "--save_total_limit=99", "--save_only_model=true"]

@@ -54,7 +54,7 @@ def cpu_name() -> str:
     return named[1] if named else platform.machine()
 
 
-def device_of_measuring() -> str:
+def measuring_device() -> str:
     """The one device that models are measured on: `cuda`, or `cpu`, on which accelerate, and with
     it a recipe for GPUs, then is."""
     if torch.cuda.is_available():

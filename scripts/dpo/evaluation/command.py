@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpo.core.machine import device_name, device_of_measuring, now, versions
+from dpo.core.machine import device_name, measuring_device, now, versions
 from dpo.core.refusal import Refusal
 from dpo.evaluation import benchmarks, generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
@@ -53,7 +53,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
         Refusal: a model, the prompts, a judge or a benchmark is not as it must be.
     """
     started = time.monotonic()
-    device = device_of_measuring()
+    device = measuring_device()
     policy = find(args.run)
     if not args.against and not policy.recipe:
         raise Refusal(f"{args.run} is no run: name with AGAINST= what it is held against")
