@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const DASHES = { solid: [], dashed: [7, 4], dotted: [2, 3] };
-  const HEIGHT = 208;
+  const HEIGHT = 230;
   const PALE = 0.35;
 
   function element(tag, properties, ...children) {
@@ -42,6 +42,12 @@
       counted += 1;
       return sum / (1 - weight ** counted);
     });
+  }
+
+  function grouped(series) {
+    const byKey = new Map();
+    for (const each of series) byKey.set(each.key, [...(byKey.get(each.key) ?? []), each]);
+    return byKey;
   }
 
   // The place of the measured point that is nearest to x.
@@ -132,6 +138,7 @@
             series: [{}, ...lines.map(([, , how]) => ({ ...how, spanGaps: false }))],
             bands,
             cursor: {
+              y: false,
               drag: { x: true, y: false, setScale: false },
               points: { show: (_, at) => !lines[at - 1]?.[2].band },
               sync: { key: sync.key, setSeries: false, filters: { pub: (type) => /^mouse(move|leave)$/.test(type) } },
@@ -164,18 +171,24 @@
     }
 
     function readOne(panel, x) {
-      const lines = panel.series.filter(isShown).map((series) => {
-        const xs = series.x[state.axis];
-        const at = nearest(xs, series.y, x ?? Infinity) ?? 0;
-        const parts = [swatch(series), `${series.key}${series.name ? `, ${series.name}` : ""}: ${written(series.y[at])}`];
-        if (series.low) parts.push(` (${written(series.low[at])} to ${written(series.high[at])})`);
-        if (state.weight > 0 && !series.held_out)
-          parts.push(`, smoothed ${written(smoothed(series.y, state.weight)[at])}`);
-        if (x !== null && xs[at] !== x) parts.push(` at ${written(xs[at])}`);
-        return element("span", {}, ...parts);
+      const byKey = grouped(panel.series.filter(isShown));
+      const lines = [...byKey].map(([key, every]) => {
+        const said = every.map((series) => valueAt(series, x)).join("; ");
+        return element("span", {}, swatch(every[0]), `${key} `, element("b", {}, said));
       });
       const where = x === null ? "last" : `${state.axis} ${written(x)}`;
-      panel.at.readout.replaceChildren(element("b", {}, where), ...lines);
+      panel.at.readout.replaceChildren(element("span", { className: "dim" }, where), ...lines);
+    }
+
+    // The value that was measured nearest to x, and where that was if not there.
+    function valueAt(series, x) {
+      const xs = series.x[state.axis];
+      const at = nearest(xs, series.y, x ?? Infinity) ?? 0;
+      let said = `${series.name} ${written(series.y[at])}`.trim();
+      if (series.low) said += ` (${written(series.low[at])} to ${written(series.high[at])})`;
+      if (state.weight > 0 && !series.held_out)
+        said += `, smoothed ${written(smoothed(series.y, state.weight)[at])}`;
+      return x !== null && xs[at] !== x ? `${said} at ${written(xs[at])}` : said;
     }
 
     function redraw() {
@@ -267,7 +280,7 @@
         "p",
         { className: "dim" },
         "Point at a curve for its values; drag along it to zoom, double-click for the whole. " +
-          "Smoothing is an exponential moving average, of lines without points alone; what it is of stays, pale." +
+          "Smoothing draws the exponential moving average of the lines without points; the values themselves stay, pale." +
           thinned,
       ),
     );
