@@ -37,7 +37,7 @@ def judge(comparisons: list[Comparison], kept: Kept) -> Verdicts:
     left_out: Counter[str] = Counter()
     preferred = np.full(len(comparisons), 0.5)
     if alike := len(comparisons) - len(differ):
-        console.print(f"{alike} of {len(comparisons)} pairs are identical answers: ties, not asked")
+        print(f"{alike} of {len(comparisons)} pairs are identical answers: ties, not asked")
     for number, place in enumerate(differ, start=1):
         compared = comparisons[place]
         key = name_of(("hand", turns(compared.prompt), compared.policy, compared.against))
