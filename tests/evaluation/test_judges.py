@@ -278,7 +278,7 @@ def test_a_person_is_not_asked_about_identical_answers(kept, monkeypatch):
     compared = [Comparison(user(f"Q{i}?"), "ours", "ours" if i % 2 else "theirs") for i in range(4)]
     shown = by_hand(kept, compared, "33")
     assert "2 of 4 pairs are identical answers: ties, not asked" in shown
-    assert "1 of 2" in shown and "2 of 2" in shown and "Q1?" not in shown
+    assert shown.count("q quit") == 2 and "Q1?" not in shown
     assert result(shown) == [0.5] * 4 and sum("key" in line for line in lines(kept)) == 2
     shown = by_hand(kept, [*compared[:2], Comparison(user("Q9?"), "a", "b")], "q")
     assert result(shown) == [0.5, 0.5, -1]  # where the person quits, those still are ties
