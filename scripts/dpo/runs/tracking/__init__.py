@@ -1,65 +1,41 @@
-"""Weights & Biases without questions: online with a key, offline without. No tracker ends a run,
-or holds it up."""
+"""Weights & Biases without questions: online with a key, offline without. None ends a run."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import sys
-import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import requests
+import psutil
 from tqdm.auto import tqdm
 
 from dpo.core import files
-from dpo.core.refusal import first_line
-from dpo.recipe.arguments import decides
-from dpo.recipe.parse import Recipe, read_yaml
+from dpo.recipe.parse import Recipe
 from dpo.runs import output_folder
+from dpo.runs.tracking import again, names, server
+from dpo.runs.tracking.names import project
+from dpo.runs.tracking.server import patience, within
 
 if TYPE_CHECKING:  # what was kept offline is sent without them
-    from transformers import Trainer, TrainerCallback
+    from transformers import Trainer
 
-PROJECT = "dpo-recipes"
-REACHED = 5  # seconds in which W&B must answer, or the run is offline
-PATIENCE = 60  # seconds that a tracker may take for one call
+__all__ = ["project"]
 UPLOADS = {"on_save", "on_train_end"}  # may send a model, where WANDB_LOG_MODEL asks for it
 UPLOAD = 1800
-
-
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What `call` returns. It runs in a thread of its own, which is left behind if it hangs.
-
-    Raises:
-        TimeoutError: it took longer than `seconds`.
-        RuntimeError: it raised; the first line of what it said.
-    """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["returned"] = call()
-        except BaseException as error:
-            outcome["raised"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer in {seconds:g} s")
-    if "raised" in outcome:
-        raise RuntimeError(first_line(outcome["raised"])) from outcome["raised"]
-    return outcome["returned"]
+OFFLINE = ("offline", "dryrun")
+TRUE = ("true", "1", "yes", "on")
 
 
 class Bounded:
     """A tracker of transformers, in its place among the callbacks: at its first failure, or when it
     does not come back, one line says so and it is asked no more."""
 
-    def __init__(self, tracker: TrainerCallback):
+    def __init__(self, tracker: Any):
         self.tracker, self.off = tracker, False
 
     def __getattr__(self, event: str) -> Callable[..., Any]:
@@ -67,28 +43,73 @@ class Bounded:
 
         if getattr(type(self.tracker), event) is getattr(TrainerCallback, event):
             return getattr(self.tracker, event)  # it does nothing here
+        return partial(self.ask, event)
 
-        def ask(*args, **kwargs) -> None:
-            if self.off:
-                return
-            call = getattr(self.tracker, event)
-            try:
-                within(UPLOAD if event in UPLOADS else PATIENCE, lambda: call(*args, **kwargs))
-            except (RuntimeError, TimeoutError) as error:
-                self.off = True
-                name = type(self.tracker).__name__.removesuffix("Callback")
-                tqdm.write(f"{name} is off for the rest of the run ({error}): see metrics.jsonl")
+    def ask(self, event: str, *args, **kwargs) -> None:
+        if self.off:
+            return
+        call = partial(getattr(self.tracker, event), *args, **kwargs)
+        try:
+            within(UPLOAD, call) if event in UPLOADS else patience.wait(call)
+        except (RuntimeError, TimeoutError) as error:
+            self.off = True
+            name = type(self.tracker).__name__.removesuffix("Callback")
+            tqdm.write(f"{name} is off for the rest of the run ({error}): see metrics.jsonl")
 
-        return ask
+
+class BoundedWandb(Bounded):
+    """W&B's tracker. Where it does not open online, it opens offline. A run that goes on there is
+    told what it lacks, and nothing twice."""
+
+    told: again.Told | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        begin = partial(self.tracker.on_train_begin, args, state, control, **kwargs)
+        if os.environ.get("WANDB_MODE") in OFFLINE:
+            return self.ask("on_train_begin", args, state, control, **kwargs)
+        try:
+            patience.wait(begin)
+        except (RuntimeError, TimeoutError) as error:
+            tqdm.write(f"W&B goes on offline ({error}): send it with make sync")
+            self.open_offline(args, state, control, **kwargs)
+        else:
+            to_wandb(lambda wandb: self.go_on(wandb, Path(args.output_dir), state.global_step))
+
+    def open_offline(self, *args, **kwargs) -> None:
+        import wandb
+
+        os.environ["WANDB_MODE"] = "offline"
+        abandon()
+        wandb.teardown()  # it has read the environment
+        self.tracker._initialized = False
+        self.ask("on_train_begin", *args, **kwargs)
+
+    def go_on(self, wandb: Any, folder: Path, step: int) -> None:
+        if wandb.run.settings.mode == "disabled":
+            return
+        files.write_whole(folder / output_folder.WANDB_PATH, wandb.run.path)
+        self.told = again.tell(wandb, folder, until=step)
+        tqdm.write(f"{'W&B':>8}  {wandb.run.url}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if not (self.told and self.told.holds(state.global_step, logs)):
+            self.ask("on_log", args, state, control, logs=logs, **kwargs)
 
 
 def bound(trainer: Trainer) -> None:
     """Put every tracker of the trainer behind its bound."""
+    from transformers.integrations import WandbCallback
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     trackers = tuple(INTEGRATION_TO_CALLBACK.values())
+
+    def behind(callback: Any) -> Any:
+        if isinstance(callback, WandbCallback):
+            return BoundedWandb(callback)
+        return Bounded(callback) if isinstance(callback, trackers) else callback
+
     callbacks = trainer.callback_handler.callbacks
-    callbacks[:] = [Bounded(c) if isinstance(c, trackers) else c for c in callbacks]
+    callbacks[:] = map(behind, callbacks)
 
 
 def open_again(trainer: Trainer) -> None:
@@ -100,58 +121,23 @@ def open_again(trainer: Trainer) -> None:
                 callback.on_train_begin(*about, model=trainer.model)
 
 
-def project() -> str:
-    """The W&B project of what is not a run: a sweep, a report."""
-    return os.environ.get("WANDB_PROJECT", PROJECT)
-
-
-def base_url() -> str:
-    import wandb
-
-    # wandb.setup() would read the environment for good, before `configure` has completed it.
-    return os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
-
-
-def has_key() -> bool:
-    """Whether W&B has a key, in the environment or from `wandb login`."""
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
-    return bool(os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=base_url()))
-
-
-def reachable(url: str) -> bool:
-    """Whether anything at `url` answers, whatever it says, through the proxies that are set."""
-    try:
-        within(REACHED, lambda: requests.head(url, timeout=REACHED))
-    except (RuntimeError, TimeoutError):
-        return False
-    return True
-
-
-def name_of(recipe: Recipe) -> str:
-    """The recipe, and what was given that differs from it: `qwen-ultrafeedback beta=0.05`."""
-    stated = recipe.defaults | read_yaml(recipe.path)
-    given = [
-        f"{key}={value}"
-        for key, value in recipe.stated.items()
-        if decides(key) and value != stated.get(key)
-    ]
-    return " ".join([recipe.name, *given])
-
-
 def kept_id(folder: Path) -> str:
-    """The W&B id of the run in a folder: made once, so that a run that was killed goes on in W&B
-    too."""
+    """The W&B id of the run in a folder: WANDB_RUN_ID, or one that is made once, so that a run that
+    was killed goes on in W&B too. One that begins anew is a new run there."""
     path = folder / output_folder.WANDB_ID
-    if not path.is_file():
+    goes_on = path.is_file() and (
+        (folder / output_folder.TRAINED).is_file() or [*folder.glob("checkpoint-*")]
+    )
+    given = os.environ.get("WANDB_RUN_ID")
+    if given or not goes_on:
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, secrets.token_hex(4))
+        files.write_whole(path, given or secrets.token_hex(4))
     return path.read_text(encoding="utf-8")
 
 
 def configure(recipe: Recipe, folder: Path) -> str | None:
     """Set what the user has not: project, group, run name and id, folder, and the mode, which is
-    offline without a key or without an answer from W&B.
+    offline without a key that W&B takes.
 
     W&B takes these from the environment. Returns a line that says where the run goes, None if the
     recipe does not report to W&B.
@@ -159,44 +145,65 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     if "wandb" not in (recipe.training.report_to or ()):
         return None
     stated = "project" in {*recipe.stated, *recipe.flags}
-    os.environ.setdefault("WANDB_PROJECT", recipe.training.project if stated else PROJECT)
-    os.environ.setdefault("WANDB_RUN_GROUP", recipe.name)
-    os.environ.setdefault("WANDB_DIR", str(folder))
+    environment = os.environ
+    environment["WANDB_PROJECT"] = project(recipe.training.project if stated else None)
+    group = environment.get("WANDB_RUN_GROUP") or recipe.name
+    environment["WANDB_RUN_GROUP"] = names.fitted(group)
+    name = environment.get("WANDB_NAME") or recipe.training.run_name or names.of_run(recipe)
+    environment["WANDB_NAME"] = names.fitted(name)
+    if recipe.training.run_name:  # which transformers would have win
+        recipe.training.run_name = environment["WANDB_NAME"]
+    environment.setdefault("WANDB_DIR", str(folder))
     # Where tables wait to be sent.
-    os.environ.setdefault("WANDB_DATA_DIR", f"{os.environ['WANDB_DIR']}/wandb")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # W&B writes an offline run down every 15 seconds, and a kill takes what it has not.
-    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+    environment.setdefault("WANDB_DATA_DIR", f"{environment['WANDB_DIR']}/wandb")
+    environment.setdefault("WANDB_SILENT", "true")
+    # W&B writes a run down, and sends it, every 15 seconds, and a kill takes what it has not.
+    environment.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+    environment.setdefault("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "5")
+    environment.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds, of W&B's 90
     from accelerate import PartialState
 
     if PartialState().is_main_process:  # which alone opens the run
-        os.environ.setdefault("WANDB_RUN_ID", kept_id(folder))
-        os.environ.setdefault("WANDB_RESUME", "allow")
-    os.environ.setdefault("WANDB_NAME", recipe.training.run_name or name_of(recipe))
-    why = "offline; after `wandb login`"
-    if "WANDB_MODE" not in os.environ:
-        if not has_key():
-            os.environ["WANDB_MODE"] = "offline"
-        elif not reachable(base_url()):
-            os.environ["WANDB_MODE"] = "offline"
-            why = f"offline, since {base_url()} gave no answer in {REACHED} s; when it does"
-    if os.environ.get("WANDB_MODE") == "offline":
-        return f"{why}, send it with: make sync"
-    return f"project {os.environ['WANDB_PROJECT']}, group {os.environ['WANDB_RUN_GROUP']}"
+        environment["WANDB_RUN_ID"] = kept_id(folder)
+        environment.setdefault("WANDB_RESUME", "allow")
+    if environment.get("WANDB_DISABLED", "").lower() in TRUE:
+        environment["WANDB_MODE"] = "disabled"
+    mode, why = environment.get("WANDB_MODE"), ""
+    if mode == "disabled":
+        return "off, as WANDB_MODE or WANDB_DISABLED says"
+    if not mode:
+        if not server.key():
+            why = "; after `wandb login`"
+        elif trouble := server.trouble():
+            why = f", since {trouble}; once that is over"
+        if why:
+            environment["WANDB_MODE"] = "offline"
+    if environment.get("WANDB_MODE") in OFFLINE:
+        return f"offline{why or '; later'}, send it with: make sync"
+    return f"project {environment['WANDB_PROJECT']}, group {environment['WANDB_RUN_GROUP']}"
 
 
-def to_wandb(call: Callable[[Any], None]) -> None:
-    """Let `call` tell the W&B run something, if there is one; it says so if that fails."""
+def to_wandb(call: Callable[[Any], None]) -> bool:
+    """Let `call` tell the W&B run something, if there is one; it says so if that fails. Returns
+    whether W&B has taken it."""
     wandb = sys.modules.get("wandb")
     run = wandb.run if wandb else None  # W&B forgets it where finishing fails
     if run is None:
-        return
+        return False
+
+    def ask() -> None:
+        if run.settings.mode == "online" and (trouble := server.trouble()):
+            raise ConnectionError(trouble)  # else some calls try for 20 s, every time
+        call(wandb)
+
     try:
-        within(PATIENCE, lambda: call(wandb))
+        patience.wait(ask)
     except (RuntimeError, TimeoutError) as error:
-        offline = run.settings.mode == "offline"
-        how = "make sync" if offline else f"wandb sync {Path(run.dir).parent}"
-        tqdm.write(f"W&B did not take all ({error}): send it with {how}")
+        if str(error) != patience.said:
+            tqdm.write(f"W&B did not take all ({error}): send it afterwards with make sync")
+        patience.said = str(error)
+        return False
+    return True
 
 
 def alert(title: str, text: str) -> None:
@@ -204,12 +211,32 @@ def alert(title: str, text: str) -> None:
     to_wandb(lambda wandb: wandb.alert(title=title, text=text, level="WARN"))
 
 
+def abandon() -> None:
+    """End W&B's own process, which would else try to send until the server is back. All that it was
+    told is in its file, or in the output folder."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith("wandb-core"):
+                child.kill()
+
+
 def finish(results: dict[str, Any], code: int = 0) -> None:
     """Add the final results, held-out metrics by name, to the W&B run, if there is one, and close
     it: as failed with an exit `code` that is not 0."""
+    wandb = sys.modules.get("wandb")
+    run = wandb.run if wandb else None
+    if run is None:
+        return
 
     def close(wandb) -> None:
-        wandb.run.summary.update({f"eval/{name}": value for name, value in results.items()})
+        run.summary.update({f"eval/{name}": value for name, value in results.items()})
         wandb.finish(exit_code=code)
 
-    to_wandb(close)
+    url, online = run.url, run.settings.mode == "online"
+    closed = to_wandb(close)
+    if not closed:
+        abandon()
+    elif online:
+        tqdm.write(f"{'W&B':>8}  {url}")
+        if not patience.said:
+            again.mark(Path(os.environ["WANDB_DIR"]), run.id)

@@ -11,9 +11,8 @@ from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, output_folder, tracking
 from dpo.runs.output_folder import COMPLETIONS, METRICS, REPORT
+from dpo.runs.tracking import names
 from dpo.training.stock import Declared
-
-LONGEST_TAG = 64  # characters, W&B's own bound
 
 
 class Describe(TrainerCallback):
@@ -41,7 +40,7 @@ class Describe(TrainerCallback):
         data = recipe.script.dataset_name or "mixture"
         config = recipe.launch.config or checkpoints.sharding(self.trainer.accelerator)
         named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, config]
-        return [Path(tag).name[:LONGEST_TAG] for tag in named]
+        return names.tags(named)
 
     def config(self) -> dict[str, Any]:
         """The resolved recipe, the data as they were found, and the code."""
@@ -64,7 +63,7 @@ def add_report(folder: Path, recipe: str) -> None:
     """Give the W&B run, if there is one, the page that the run ended with, as an artifact."""
 
     def add(wandb) -> None:
-        artifact = wandb.Artifact(f"report-{recipe}", type="report")
+        artifact = wandb.Artifact(names.artifact(f"report-{recipe}"), type="report")
         for name in ("report.html", REPORT, METRICS, COMPLETIONS):
             if (folder / name).is_file():
                 artifact.add_file(str(folder / name))
