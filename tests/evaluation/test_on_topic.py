@@ -7,26 +7,10 @@ from dpo.evaluation import on_topic
 from support.place import ROOT
 
 THINGS = [
-    "bakery",
-    "puppet",
-    "umbrella",
-    "museum",
-    "garage",
-    "library",
-    "sweater",
-    "pizza",
-    "dentist",
-    "tram",
-    "violin",
-    "harbour",
-    "castle",
-    "kitchen",
-    "magazine",
-    "glacier",
-    "lantern",
-    "orchard",
-    "saddle",
-    "turbine",
+    *("bakery", "puppet", "umbrella", "museum", "garage"),
+    *("library", "sweater", "pizza", "dentist", "tram"),
+    *("violin", "harbour", "castle", "kitchen", "magazine"),
+    *("glacier", "lantern", "orchard", "saddle", "turbine"),
 ]
 ASKED = [f"Review a {thing} in one sentence." for thing in THINGS]
 
