@@ -318,7 +318,7 @@ def test_no_column_of_many_pairs_is_made_in_python(tmp_path, tiny_data, monkeypa
     assert [*column(found.pairs, "row")] == [1, 2, 3, 5, *range(7, 17)]
 
 
-def test_a_share_is_held_out_by_prompt_and_by_the_seed(tmp_path):
+def test_a_share_is_held_out_by_prompt_and_by_the_split_seed(tmp_path):
     prompts = [f"q{i % 25}" for i in range(100)]
     rows = [
         {"question": prompt, "chosen": f"a{i}", "rejected": "b"} for i, prompt in enumerate(prompts)
@@ -332,7 +332,10 @@ def test_a_share_is_held_out_by_prompt_and_by_the_seed(tmp_path):
     assert not {*train} & {*test}
     set_seed(99)  # whatever the process has drawn before, the split is the same
     assert asked(load(*flags)["held-out"].pairs) == test
-    assert asked(load(*flags, "--seed=7")["held-out"].pairs) != test
+    # Runs of several seeds are measured on the same pairs.
+    assert asked(load(*flags, "--seed=7")["held-out"].pairs) == test
+    assert asked(load(*flags, "--split_seed=42")["held-out"].pairs) == test
+    assert asked(load(*flags, "--split_seed=7")["held-out"].pairs) != test
     # Without evaluation it is not trained on either: the split belongs to the data.
     assert asked(load(*flags, "--eval_strategy=no")["train"].pairs) == train
     assert asked(load(f"--dataset_name={path}", "--test_split_size=20")["held-out"].pairs) == test

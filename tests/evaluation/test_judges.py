@@ -274,6 +274,19 @@ def test_a_person_judges_without_names_quits_and_goes_on(kept):
     assert (places[0] < places[1]) == (told[3]["shown_first"] == "policy")
 
 
+def test_a_person_is_not_asked_about_identical_answers(kept, monkeypatch):
+    compared = [Comparison(user(f"Q{i}?"), "ours", "ours" if i % 2 else "theirs") for i in range(4)]
+    shown = by_hand(kept, compared, "33")
+    assert "2 of 4 pairs are identical answers: ties, not asked" in shown
+    assert shown.count("q quit") == 2 and "Q1?" not in shown
+    assert result(shown) == [0.5] * 4 and sum("key" in line for line in lines(kept)) == 2
+    shown = by_hand(kept, [*compared[:2], Comparison(user("Q9?"), "a", "b")], "q")
+    assert result(shown) == [0.5, 0.5, -1]  # where the person quits, those still are ties
+    # Nobody is needed where there is nothing to ask.
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert judge("hand", compared[1::2], kept).preferred.tolist() == [0.5, 0.5]
+
+
 def test_no_person_is_asked_where_nobody_sits(kept, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\n"))
     assert "this is no terminal" in line_of(lambda: check("hand"))

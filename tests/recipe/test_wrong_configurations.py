@@ -126,6 +126,7 @@ FLAGS = {
     "--restore_callback_states_from_checkpoint": "what must be restored always is",
     "--greater_is_better=true": "it does nothing unless metric_for_best_model is stated",
     "--dataset_test_split=x --test_split_size=0.2": "nothing unless test_split_size is left out",
+    "--split_seed=7": "split_seed is 7: it does nothing unless test_split_size is stated",
     "--trackio_space_id=me/mine": "it does nothing unless report_to is trackio",
     "--optim=sgd --optim_args=momentum=0.9,nestorov=true": "it does nothing unless optim is one",
     "--optim_args=rank=4": "it does nothing unless optim is one that takes all of them",

@@ -211,6 +211,24 @@ def test_a_finished_run_is_answered_at_once(finished):
     assert not code and "is trained and evaluated" in said and "accelerate launch" not in said
 
 
+def test_a_run_of_before_there_was_a_split_seed_keeps_its_held_out_pairs(tmp_path):
+    """They were drawn by its seed then: others would be ones that it was trained on."""
+    flags = [f"--output_dir={tmp_path / 'run'}", "--seed=7", "--test_split_size=0.1"]
+    recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", *flags])
+    claim(recipe).close()
+    path = tmp_path / "run/recipe.yaml"
+    assert output_folder.settings_of(tmp_path / "run")["split_seed"] == 42
+    assert "split_seed: 42" in path.read_text()
+    path.write_text(path.read_text().replace("split_seed: 42", ""))
+    assert output_folder.recipe_of(tmp_path / "run").run.split_seed == 7
+    (tmp_path / "run/x.safetensors").touch()
+    with pytest.raises(SystemExit, match=r"other settings: split_seed \(7, now its default\)"):
+        claim(recipe)
+    claim(parse(["--config", "recipes/smollm2-sentiment.yaml", *flags, "--split_seed=7"])).close()
+    path.write_text(path.read_text().replace("\nseed: 7\n", "\n").replace("split_seed: 7", ""))  # the default of both
+    assert output_folder.recipe_of(tmp_path / "run").run.split_seed == 42
+
+
 @pytest.mark.parametrize(
     ("gpus_here", "arguments", "words"),
     [

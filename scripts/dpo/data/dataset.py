@@ -234,7 +234,7 @@ def prepare(
     else:
         linted = {"train": joined(train, used)}
     if recipe.mixture.test_split_size is not None:
-        held = hold_out(linted["train"], recipe.mixture.test_split_size, recipe.training.seed)
+        held = hold_out(linted["train"], recipe.mixture.test_split_size, recipe.run.split_seed)
         if recipe.training.eval_strategy == "no":
             linted["train"].layout += f"; {held.rows} more are held out"
             held = None

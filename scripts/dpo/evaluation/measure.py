@@ -198,13 +198,15 @@ def judged(found: Measured, verdicts: Verdicts) -> dict:
         given = np.where(np.isnan(each), np.array(None), each.round(4)).tolist()
         rewards = dict(zip(("policy", "against"), given, strict=True))
     wins, ties, losses = (int((preferred == value).sum()) for value in (1, 0.5, 0))
+    both = (zip(*rows, strict=True) for rows in zip(found.policy, found.against, strict=True))
+    identical = sum(mine.text == other.text for row in both for mine, other in row)
     return {
         "name": verdicts.about["name"],
         "kind": verdicts.about["kind"],
         "about": verdicts.about,
         "win_rate": asdict(win_rate(preferred)),
         "length_controlled_win_rate": controlled and asdict(controlled),
-        **{"wins": wins, "ties": ties, "losses": losses},
+        **{"wins": wins, "ties": ties, "losses": losses, "identical": identical},
         "left_out": verdicts.left_out,
         "reward": reward,
         "rewards": rewards,  # of every answer, shape (prompts, samples)

@@ -229,6 +229,11 @@ class RunArguments:
         "more than this share of them a run does not start. What max_length leaves out is no "
         "fault and counts apart.",
     )
+    split_seed: int = argument(
+        default=42,
+        help="Draws the pairs that test_split_size holds out. Apart from seed, so that runs of "
+        "several seeds are measured on the same pairs.",
+    )
     # --- results ---
     save_merged: bool = argument(
         default=True,

@@ -73,6 +73,7 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
     yield "greater_is_better", "metric_for_best_model", named, "stated"
     whole = recipe.mixture.test_split_size is None
     yield "dataset_test_split", "test_split_size", whole, "left out"
+    yield "split_seed", "test_split_size", not whole, "stated"
     for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         yield key, "gradient_checkpointing", bool(args.activation_checkpointing), "true"
     for key in ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"):
@@ -122,7 +123,7 @@ def silently_undone(recipe: Recipe) -> Iterator[tuple[str, str]]:
     A switch that is turned off on purpose, or by a flag over what the recipe states, takes with it
     what stands beside it.
     """
-    parts = (recipe.training, recipe.model, recipe.script, recipe.mixture)
+    parts = (recipe.training, recipe.model, recipe.script, recipe.mixture, recipe.run)
     values = {key: value for part in parts for key, value in vars(part).items()}
 
     def stated(key: str) -> bool:

@@ -84,7 +84,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("ddp_timeout", counts, "a number of seconds"),
     ("save_total_limit", counts, "1 or more, or leave it out to keep every checkpoint"),
     ("router_aux_loss_coef dataloader_num_workers reward_prompts", not_negative, "0 or more"),
-    ("seed data_seed", within(0, 2**32), "0 to 2³² - 1"),
+    ("seed data_seed split_seed", within(0, 2**32), "0 to 2³² - 1"),
     ("lora_alpha", positive, "a number above 0; r to 2 r is common"),
     ("lora_task_type", lambda v: v == "CAUSAL_LM", "CAUSAL_LM, or leave it out"),
     ("lora_dropout", below_one, "0 or more, below 1"),

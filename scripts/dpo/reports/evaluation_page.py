@@ -32,7 +32,8 @@ def _judged(judge: dict | None) -> list[Row]:
     if not judge:
         return []
     left_out = ", ".join(f"{count} left out: {why}" for why, count in judge["left_out"].items())
-    counts = f"{judge['wins']} won, {judge['ties']} tied, {judge['losses']} lost"
+    alike = f" ({judge['identical']} identical)" if judge.get("identical") else ""
+    counts = f"{judge['wins']} won, {judge['ties']} tied{alike}, {judge['losses']} lost"
     table = [("Win rate", said(judge["win_rate"]), "; ".join(filter(None, (counts, left_out))))]
     if controlled := judge["length_controlled_win_rate"]:
         note = "what it would be if both answered at one length"

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from dpo.core.environment import CONFIG, TOLD_IN, without_ranks
 from dpo.core.refusal import Refusal
 from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import choices, look, names
-from dpo.runs.output_folder import REPORT, SETTINGS
+from dpo.runs.output_folder import REPORT, SETTINGS, settings_of, with_split_seed
 
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")
@@ -189,7 +188,7 @@ def tell_if_finished(recipe: str, keys: dict[str, Any]) -> None:
     settings = folder / SETTINGS
     if not (folder / REPORT).is_file() or not settings.is_file():
         return
-    if yaml.safe_load(settings.read_text(encoding="utf-8")) == {"recipe": recipe, **keys}:
+    if settings_of(folder) == {"recipe": recipe, **with_split_seed(keys)}:
         print(
             f"{recipe} is trained and evaluated: open {folder}/report.html\n"
             f'Again: make train RECIPE={recipe} ARGS="--restart", which moves this run aside'

@@ -11,6 +11,7 @@ import yaml
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
+from dpo.recipe.arguments import RunArguments
 from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
 
@@ -18,6 +19,7 @@ RUNS = Path("outputs")
 SETTINGS = "recipe.yaml"
 BEGAN = "# begun on "  # its first line
 REPORT = "report.json"
+SPLIT_SEED = RunArguments.split_seed
 FORMAT = 2  # of it and of evaluation.json; older ones bear no number
 TRAINED = "trainer_state.json"  # beside the policy: training went to its end
 LOCK = ".lock"
@@ -50,6 +52,14 @@ def check_there(name: str) -> None:
         raise Refusal(f"no run and no model at {name}; {known_runs()}")
 
 
+def with_split_seed(settings: dict[str, Any], before: bool = False) -> dict[str, Any]:
+    """The settings with the seed that draws the held-out pairs, where a share of them is: its
+    default, or for a run of the time `before` there was a `split_seed`, its `seed`."""
+    if settings.get("test_split_size") is None or "split_seed" in settings:
+        return settings
+    return settings | {"split_seed": settings.get("seed", SPLIT_SEED) if before else SPLIT_SEED}
+
+
 def settings_of(folder: Path) -> dict[str, Any]:
     """What the run in `folder` states.
 
@@ -63,7 +73,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
         settings = None
     if not isinstance(settings, dict):
         raise Refusal(f"{path} holds no settings of a run: move that folder, or name others")
-    return settings
+    return with_split_seed(settings, before=True)
 
 
 def runs_of(recipe: str) -> list[Path]:
@@ -129,13 +139,15 @@ def recipe_of(folder: Path) -> Recipe:
     path = folder / SETTINGS
     if not path.is_file():
         raise Refusal(f"{folder} holds no run of this repository: it has no {SETTINGS}")
-    keys = read_yaml(path)
+    keys = with_split_seed(read_yaml(path), before=True)
     return resolve(make_parser(), path, keys.pop("recipe"), keys, [])
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """What the run's folder remembers of the recipe: everything stated, but how to restart."""
-    return {key: value for key, value in recipe.stated.items() if key != "restart"}
+    """What the run's folder remembers of the recipe: everything stated, but how to restart, and
+    what drew the held-out pairs."""
+    stated = {key: value for key, value in recipe.stated.items() if key != "restart"}
+    return with_split_seed(stated)
 
 
 def day_of(folder: Path) -> datetime.date:
@@ -215,7 +227,7 @@ def claim(recipe: Recipe) -> TextIO | None:
             )
         held = None if finished(folder) else lock(folder)
         if (folder / SETTINGS).is_file():
-            theirs = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+            theirs = settings_of(folder)
             # Until it has ended, a run may be carried out otherwise: less at a time where memory
             # ran out. One that made nothing worth keeping may be set right altogether.
             if not finished(folder):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from dpo.core.environment import Launch
@@ -127,12 +126,11 @@ def resolved(
 
 def finished(run: Run) -> bool:
     """Whether the run has been made, with the same settings, and is not asked for again."""
-    settings = run.folder / output_folder.SETTINGS
-    made = output_folder.finished(run.folder) and settings.is_file()
+    made = output_folder.finished(run.folder) and output_folder.run_folder(str(run.folder))
     if not made or run.recipe.run.restart:
         return False
     stated = {"recipe": run.recipe.name, **output_folder.settings(run.recipe)}
-    return yaml.safe_load(settings.read_text(encoding="utf-8")) == stated
+    return output_folder.settings_of(run.folder) == stated
 
 
 def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> None:

@@ -25,25 +25,31 @@ def check() -> None:
 
 
 def judge(comparisons: list[Comparison], kept: Kept) -> Verdicts:
-    """Ask for every comparison that was not judged yet, until the person quits. The key of a
-    comparison is a hash, and tells which answer is shown first: chance, and the same when it is
-    shown again."""
-    check()
+    """Ask for every comparison that was not judged yet, until the person quits. Identical answers
+    are a tie, and nobody is asked. The key of a comparison is a hash, and tells which answer is
+    shown first: chance, and the same when it is shown again."""
+    differ = [place for place, each in enumerate(comparisons) if each.policy != each.against]
+    if differ:
+        check()
     about = {"kind": "hand", "name": "hand", "question": QUESTION.strip()}
     kept.introduce(about)
     console = Console()
     left_out: Counter[str] = Counter()
-    preferred = np.full(len(comparisons), np.nan)
-    for place, compared in enumerate(comparisons):
+    preferred = np.full(len(comparisons), 0.5)
+    if alike := len(comparisons) - len(differ):
+        print(f"{alike} of {len(comparisons)} pairs are identical answers: ties, not asked")
+    for number, place in enumerate(differ, start=1):
+        compared = comparisons[place]
         key = name_of(("hand", turns(compared.prompt), compared.policy, compared.against))
         swapped = int(key, 16) % 2 == 1
         if key not in kept.entries:
             if not left_out[QUIT]:
-                console.rule(f"{place + 1} of {len(comparisons)}")
+                console.rule(f"{number} of {len(differ)}")
                 show(console, compared, swapped)
                 choice = ask()
             if left_out[QUIT] or choice in "sq":
                 left_out[QUIT if left_out[QUIT] or choice == "q" else SKIPPED] += 1
+                preferred[place] = np.nan
                 continue
             first = "against" if swapped else "policy"
             kept.append({"key": key, "choice": choice, "shown_first": first})

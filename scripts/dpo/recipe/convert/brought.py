@@ -133,7 +133,7 @@ def mixture(b: Brought) -> None:
             )
         if any(isinstance(e.get("weight"), float) and e["weight"] < 1 for e in entries):
             b.warned.append(reasons.FIRST_ROWS)
-        b.dropped["dataset_mixture: seed"] = "`seed` draws what is held out"
+        b.dropped["dataset_mixture: seed"] = "`split_seed` draws what is held out"
         one = [e["split"] for e in tests if len(parts) == 1 and e["id"] == parts[0]["path"]]
         place(b, parts, one, stated.get("test_split_size"), "dataset_mixture")
     mixer = b.take("dataset_mixer")
