@@ -81,9 +81,9 @@ def machine(job: Job) -> Iterator[Row]:
     if job.device == "cpu":
         yield skipped(name, f"{cpu_name()}: judged on a GPU only")
         return
-    from dpo.speed.workload import matmul_peak
+    from dpo.speed.workload import peak_of
 
-    flops = matmul_peak(job.device)
+    flops = peak_of(job.device)
     says = f"{torch.cuda.get_device_name()}, {flops / 1e12:.3g} TFLOP/s in bfloat16"
     yield judged(name, flops > 0, says, tflops=flops / 1e12)
 

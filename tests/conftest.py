@@ -6,12 +6,10 @@ import dpo  # noqa: F401  before all else, that no library speaks
 # isort: on
 
 import gc
-import http.server
 import json
 import os
 import shlex
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -32,7 +30,7 @@ from support.commands import launch, make, run_flags
 from support.launched import Launched
 from support.stock import stock_head
 from support.tiny import few_tokens, pair
-from support.wandb_server import Answer
+from support.wandb_server import Fault, Server
 
 
 def pytest_collection_finish() -> None:
@@ -147,11 +145,18 @@ def launched(tmp_path_factory) -> Launched:
 
 
 @pytest.fixture
-def refusing() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def wandb_server() -> Iterator[Server]:
+    """A stand-in for W&B's server that knows all it was asked."""
+    with Server() as server:
+        yield server
+    assert not server.unknown
+
+
+@pytest.fixture
+def refusing(wandb_server) -> str:
+    """The address of a W&B server that says no to everything."""
+    wandb_server.fault = Fault(403)
+    return wandb_server.url
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """What the W&B run of a training holds, read back from its offline files; and how it is sent."""
 
-import http.server
 import json
 import os
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from dpo.runs import metrics, output_folder
 from dpo.training.monitoring import completions
 from support.commands import make, run, run_flags, running
 from support.launched import made
-from support.wandb_server import Answer
 from sync import waiting
 
 
@@ -142,7 +139,7 @@ for path in sys.argv[3:]:
 """
 
 
-def test_what_is_waiting_is_sent_by_run_and_a_failure_ends_no_other(tmp_path, monkeypatch):
+def test_what_is_waiting_is_sent_by_run_and_a_failure_ends_no_other(tmp_path, wandb_server):
     """W&B's own program is a stand-in that notes what it is given, and fails on one."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/wandb").write_text(
@@ -161,12 +158,7 @@ def test_what_is_waiting_is_sent_by_run_and_a_failure_ends_no_other(tmp_path, mo
         f"sys.executable = {str(tmp_path / 'bin/python')!r}; sys.argv = ['sync.py']; "
         "runpy.run_path('scripts/sync.py', run_name='__main__')"
     )
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        given = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url, "PYTHONPATH": "scripts"}
-        result = run(sys.executable, "-c", script, **given)
-        server.shutdown()
+    result = run(sys.executable, "-c", script, PYTHONPATH="scripts", **wandb_server.environment())
     assert "Sent: 1 of 2" in result.stdout and result.returncode == 1
     assert "not sent: bad" in result.stderr
     lines = (tmp_path / "log").read_text().splitlines()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from dpo.recipe.parse import parse
 from dpo.runs import checkpoints
 from dpo.training.resume import REFERENCE, TakeUp, to_go_on_from
+from support.commands import TIMES
 from support.tiny import trainer_of
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
@@ -203,9 +204,9 @@ def gone_on(folder: Path, checkpoint: str | None, **arguments):
 
 
 def logged(trainer) -> list[dict]:
-    timed = ("runtime", "per_second")
+    timed = {*TIMES, "train_samples_per_second", "train_steps_per_second"}
     return [
-        {key: value for key, value in entry.items() if not key.endswith(timed)}
+        {key: value for key, value in entry.items() if key not in timed}
         for entry in trainer.state.log_history[:-1]  # the last one is about this process alone
     ]
 

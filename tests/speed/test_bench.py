@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 import bench
+from dpo.models.flops import useful_flops
 from dpo.speed import table, variants, workload
 from support.place import ROOT
 
@@ -76,7 +77,7 @@ def test_useful_flops_are_those_that_torch_counts(tiny_model):
     with FlopCounterMode(display=False) as counter:
         model(torch.arange(40)[None], use_cache=False).logits.sum().backward()
     counted = counter.get_total_flops()
-    useful = workload.useful_flops(config, np.array([[0, 40, 0]]))
+    useful = useful_flops(model, np.array([[0, 40, 0]]))
     # Attention is counted in full there, and causally here, which is half.
     attention = 3 * 4 * config.num_hidden_layers * config.hidden_size * 40**2
     assert counted == useful + attention / 2

@@ -18,6 +18,7 @@ from support.place import ROOT
 # machine.
 TIMES = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
 TIMES |= {"train_runtime", "train_tokens_per_second"}
+TIMES |= {"pairs_per_second", "tokens_per_second", "mfu", "peak_memory_gb"}  # of training
 
 
 def run_flags(model: Path, data: Path, folder: Path) -> list[str]:

@@ -23,13 +23,14 @@ from trl import DPOConfig, DPOTrainer
 from dpo.core.machine import device_name, peak_memory_gb
 from dpo.core.refusal import Refusal, last_line
 from dpo.data.schema import IDS
+from dpo.models.flops import useful_flops
 from dpo.prefix_sharing import attention
 from dpo.prefix_sharing.head import head_on_completions
 from dpo.runs.launch import KEPT_MEMORY, visible_gpus
 from dpo.speed import workload
 from dpo.speed.shapes import SHAPES, check_there
 from dpo.speed.table import show, write
-from dpo.speed.workload import LENGTHS, MAX_LENGTH, config_of, typical_lengths, useful_flops
+from dpo.speed.workload import LENGTHS, MAX_LENGTH, config_of, typical_lengths
 from dpo.training.trainer import FastDPOTrainer
 
 LORA_FROM = 4e9  # parameters: full fine-tuning of more does not fit one GPU
@@ -109,7 +110,7 @@ def work(variant: Variant, job: Job) -> dict:
     torch.manual_seed(0)
     with torch.device(job.device):
         if job.model in SHAPES:
-            large = useful_flops(config, np.array([[1, 0, 0]])) / 6 > LORA_FROM
+            large = workload.random_model(config).num_parameters() > LORA_FROM
             dtype = torch.bfloat16 if large else torch.float32
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
             model.config._commit_hash = "random"  # what reference.py files them under
@@ -182,7 +183,7 @@ def measure(job: Job, peak: float) -> list[dict]:
     fit = {name: got for name, got in found.items() if OUT_OF_MEMORY not in got}
     seconds = {name: sum(sum(each["seconds"]) for each in got) for name, got in fit.items()}
     lengths = np.concatenate([turn.timed for turn in turns])
-    rows = []
+    model, rows = workload.random_model(config_of(job.model)), []
     for variant in variants:
         got = fit.get(variant.name, [])
         row = {
@@ -197,7 +198,7 @@ def measure(job: Job, peak: float) -> list[dict]:
         if spent := seconds.get(variant.name):
             row["pairs_per_second"] = len(lengths) / spent
             row["tokens_per_second"] = int(lengths.sum()) / spent
-            row["mfu"] = useful_flops(config_of(job.model), lengths) / spent / peak
+            row["mfu"] = useful_flops(model, lengths) / spent / peak
             if BASELINE in fit:
                 row["ratio_to_stock"] = seconds[BASELINE] / spent
         rows.append(row)
@@ -219,7 +220,7 @@ def compare(args: argparse.Namespace) -> list[Path]:
         "machine": device_name(),
         "dtype": "float32" if on_cpu else "bfloat16 autocast",
         "torch": torch.__version__,
-        "matmul_peak_tflops": workload.matmul_peak(device) / 1e12,
+        "matmul_peak_tflops": workload.peak_of(device) / 1e12,
         "dealing": workload.dealing(),
         "rows": [],
     }

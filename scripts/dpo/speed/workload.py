@@ -1,4 +1,4 @@
-"""What a speed is measured with: models, lengths of real pairs, FLOPs that count."""
+"""What a speed is measured with: models, and lengths of real pairs."""
 
 import time
 from pathlib import Path
@@ -10,11 +10,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
 
 from dpo.data import schema
+from dpo.models import flops
 from dpo.speed.shapes import SHAPES
 from dpo.training.batching import deal
 
@@ -85,34 +87,17 @@ def typical_lengths(table: str, count: int, pairs: int) -> np.ndarray:
     return min(draws, key=lambda rows: np.abs(traits(rows) / whole - 1).sum())
 
 
-def useful_flops(config: PreTrainedConfig, lengths: np.ndarray) -> float:
-    """Forward and backward of the policy on these pairs and nothing else: prompts once, no
-    padding, head on completions, causal attention; a multiplication and an addition are two."""
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without weights: for counting."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    linears = [m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
-    per_token = 2 * sum(m.weight.numel() for m in linears)
-    head = 2 * config.vocab_size * config.hidden_size
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_key = 4 * config.num_hidden_layers * config.num_attention_heads * size
-    prompt, chosen, rejected = lengths.T.astype(float)
-    tokens, completion = prompt + chosen + rejected, chosen + rejected
-    whole, branch = prompt + chosen, rejected * (prompt + rejected / 2)
-    forward = tokens * per_token + completion * head + (whole**2 / 2 + branch) * per_key
-    return 3 * forward.sum()
+        return AutoModelForCausalLM.from_config(config)
 
 
-def matmul_peak(device: str) -> float:
+def peak_of(device: str) -> float:
     """FLOPs a second of one large matrix product in the dtype that the variants compute in."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    size = 8192 if device == "cuda" else 4096
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        (a @ b).sum().item()  # waits for the GPU
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+    if device == "cpu":
+        return flops.matmul_peak(device, torch.float32, 4096)
+    return flops.matmul_peak(device, torch.bfloat16, 8192)
 
 
 def dealing(ranks: int = 8, pairs: int = 4) -> dict:

@@ -125,6 +125,7 @@ class WeighsPairs(Declared):
 
     # Called once a step, with all of its micro-batches.
     def get_batch_samples(self, *args):
+        self.throughput.begin()
         with self._data_workers_explained():
             batches, items = super().get_batch_samples(*args)
         pairs = self.pairs_per_step
@@ -141,6 +142,8 @@ class WeighsPairs(Declared):
         for name, values in metrics.items():
             if len(values) == len(counts):
                 metrics[name] = [float(np.average(values, weights=counts))]
+        if "loss" in logs:
+            logs |= self.throughput.since()
         super().log(logs, *args, **kwargs)
 
     # transformers weighs the processes' batches alike, and counts what fills the last ones up.

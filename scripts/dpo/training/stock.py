@@ -36,6 +36,7 @@ class Declared(DPOTrainer):
     adapter: Path | None
     settled: Any
     monitors: Any
+    throughput: Any
     batch: dict[str, Any] | None
     pairs: list[list[float]]
     launch: Launch

@@ -27,6 +27,7 @@ from dpo.training import batching, reference, stock
 from dpo.training.batching import COMPOSITION_MATTERS, DealtSampler, WeighsPairs, innermost
 from dpo.training.monitoring.alerts import Monitors
 from dpo.training.monitoring.probes import gathered, per_pair
+from dpo.training.monitoring.throughput import Throughput
 from dpo.training.preflight import memory
 from dpo.training.save import WritesCheckpoints
 from dpo.training.waiting import ReferenceCanWait
@@ -102,7 +103,9 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
             self._precompute_engine.destroy()
             self._precompute_engine = None
         self.monitors = Monitors(self)
-        self.add_callback(self.monitors)
+        self.throughput = Throughput(self)
+        for callback in (self.monitors, self.throughput):
+            self.add_callback(callback)
 
     def _make_ready(self) -> None:
         """Once, when TRL has built the models and before anything goes through them."""
@@ -203,7 +206,8 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         with gathered(self.accelerator, counts) as numbers:
             found = super().compute_loss(model, inputs, *args, **kwargs)
         loss = found[0] if isinstance(found, tuple) else found
-        self.pairs = per_pair(self.accelerator, numbers, inputs["completion_mask"], loss, counts)
+        masks = inputs["attention_mask"], inputs["completion_mask"]
+        self.pairs = per_pair(self.accelerator, numbers, masks, loss, counts)
         # TRL counts a tie as wrong.
         mode = "train" if self.model.training else "eval"
         accuracy = float(self.right(np.array(self.pairs)).mean())
@@ -213,6 +217,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
             self.eval_losses += [pair[4] for pair in self.pairs]
             return found
         self.monitors.saw(self.pairs)
+        self.throughput.saw(self.pairs)
         # TRL's loss is a mean over a micro-batch, and what transformers sums up a mean over those.
         mine = counts[self.accelerator.process_index]
         return loss * (mine * self.step_layout.size / self.step_layout.sum())

@@ -57,24 +57,27 @@ def gathered(accelerator: Any, pairs: np.ndarray | None = None) -> Iterator[list
 def per_pair(
     accelerator: Any,
     numbers: list[Tensor],
-    completion_mask: Tensor,
+    masks: tuple[Tensor, Tensor],
     loss: Tensor,
     pairs: np.ndarray | None = None,
 ) -> list[list[float]]:
     """What TRL has gathered, for each pair of all processes, in one transfer from the device:
     rewards of chosen and rejected, tokens of each, the loss of its process, log-probabilities of
-    each.
+    each, tokens of the prompt.
 
     Args:
         numbers: as `gathered` kept them.
-        completion_mask: of this process, shape (2B, length), chosen rows first.
+        masks: of all tokens of this process and of its completions, shape (2B, length), chosen
+            rows first.
         loss: of this process's pairs, a scalar.
         pairs: of each process, as `gather_pairs` takes them.
     """
-    lengths = completion_mask.sum(1).view(2, -1)
-    own = torch.stack([*lengths, loss.detach().float().expand(lengths.shape[1])], dim=1)
+    whole, lengths = (mask.sum(1).view(2, -1) for mask in masks)
+    loss = loss.detach().float().expand(lengths.shape[1])
+    own = torch.stack([*lengths, loss, whole[0] - lengths[0]], dim=1)
     rewards, logps = (torch.stack(two, dim=1) for two in (numbers[-6:-4], numbers[-2:]))
-    return torch.cat([rewards, gather_pairs(accelerator, own, pairs), logps], dim=1).tolist()
+    own = gather_pairs(accelerator, own, pairs)
+    return torch.cat([rewards, own[:, :3], logps, own[:, 3:]], dim=1).tolist()
 
 
 @contextmanager
