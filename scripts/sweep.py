@@ -16,6 +16,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.runs import sweeps
@@ -30,7 +31,8 @@ def arguments() -> argparse.Namespace:
     where = {"dest": "config", "default": "", "help": "a file in accelerate_configs/"}
     parser.add_argument("--accelerate_config", **where)
     parser.add_argument("--gpus", default="", help="GPUs of each run (1)")
-    parser.add_argument("--wandb", action="store_true", help="write a W&B sweep file, run nothing")
+    wandb = {"nargs": "?", "const": "grid", "choices": ["grid", "random", "bayes"]}
+    parser.add_argument("--wandb", **wandb, help="write a W&B sweep file, run nothing (grid)")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
     args = parser.parse_args()
     check_there(args.recipe, args.config)
@@ -58,11 +60,27 @@ from dpo.reports.comparison.table import table
 from dpo.runs import output_folder, tracking
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 
+METRIC = "eval/preference_accuracy"  # of the sweep, in the summary of its runs
 
-def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path) -> Path:
+
+def distribution(values: list) -> dict[str, Any]:
+    """What random and bayes draw a parameter from: between the ends of numbers that are given, by
+    their logarithm where they are above 0 and not whole; of anything else, one of them."""
+    if len(values) < 2 or not all(type(value) in (int, float) for value in values):
+        return {"values": values}
+    kind = "log_uniform_values" if min(values) > 0 else "uniform"
+    if all(type(value) is int for value in values):
+        kind = "int_uniform"
+    return {"distribution": kind, "min": min(values), "max": max(values)}
+
+
+def sweep_file(
+    runs: list[Run], how: list[str], arguments: list[str], into: Path, method: str = "grid"
+) -> Path:
     """A W&B sweep over the same grid, for agents on many machines; each of them runs a sweep of one
-    point, in the same folders."""
-    grid: dict[str, dict[str, list]] = {}
+    point, in the same folders. By `method` random or bayes it is as many points as the grid has,
+    between those that are given."""
+    grid: dict[str, dict[str, Any]] = {}
     for run in runs:
         for key, value in run.values.items():
             values = grid.setdefault(key, {"values": []})["values"]
@@ -72,7 +90,11 @@ def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path
     command += ["--output", str(into), "--sweep", "${args_no_hyphens}"]
     command += ["--", *arguments] if arguments else []
     about = {"name": into.name, "project": tracking.project(), "program": "scripts/sweep.py"}
-    about |= {"method": "grid", "parameters": grid, "command": command}
+    about |= {"method": method, "metric": {"name": METRIC, "goal": "maximize"}}
+    if method != "grid":
+        grid = {key: distribution(of["values"]) for key, of in grid.items()}
+        about["run_cap"] = len(runs)  # they would go on for ever
+    about |= {"parameters": grid, "command": command}
     into.mkdir(parents=True, exist_ok=True)
     files.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
     return into / "sweep.yaml"
@@ -124,8 +146,11 @@ def main() -> None:
     for run in runs:
         share_batch(run.recipe.global_batch, 1, processes)
     if args.wandb:
-        file = sweep_file(runs, how, args.arguments, into)
-        print(f"Written: {file}. On one machine: wandb sweep {file}")
+        if args.wandb == "bayes" and runs[0].recipe.training.eval_strategy == "no":
+            raise Refusal(f"bayes goes by {METRIC}, and this recipe evaluates nothing: take random")
+        file = sweep_file(runs, how, args.arguments, into, args.wandb)
+        goal = "" if args.wandb == "grid" else f": {len(runs)} runs, the highest {METRIC}"
+        print(f"Written: {file}{goal}. On one machine: wandb sweep {file}")
         print("On every machine that takes part, as it says then: wandb agent <its id>")
         return
     asked = sweeps.carry_out(runs, how, at_a_time, args.arguments)
