@@ -54,7 +54,9 @@ from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import visible
 from dpo.recipe.parse import share_batch
-from dpo.reports import comparison, comparison_page, results
+from dpo.reports import results
+from dpo.reports.comparison import collect, export, terminal
+from dpo.reports.comparison.table import table
 from dpo.runs import output_folder, tracking
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 
@@ -116,17 +118,17 @@ def places(config: str, gpus: str) -> list[str | None]:
 
 
 def show(runs: list[Run]) -> None:
-    table = Table(title="Sweep", title_justify="left")
+    shown = Table(title="Sweep", title_justify="left")
     for column in ("point", "state", "accuracy", "true reward", "seconds"):
-        table.add_column(column, justify="left" if column in ("point", "state") else "right")
+        shown.add_column(column, justify="left" if column in ("point", "state") else "right")
     for run in runs:
         found = results.read(run.folder / output_folder.REPORT)
         pairs, judge = found.get("pairs"), found.get("judge")
         seconds = sum(found["seconds"].values()) if found else run.seconds
         accuracy = f"{pairs['accuracy']['mean']:.3f}" if pairs else ""
         reward = f"{judge['reward']['policy']['mean']:+.3f}" if judge else ""
-        table.add_row(run.name, run.state, accuracy, reward, f"{seconds:.0f}")
-    Console().print(table)
+        shown.add_row(run.name, run.state, accuracy, reward, f"{seconds:.0f}")
+    Console().print(shown)
 
 
 @guarded
@@ -161,7 +163,10 @@ def main() -> None:
         sys.exit(EXIT_CODE)
     done = [run.folder for run in runs if run.state == DONE]
     if len(done) > 1:
-        written = comparison_page.write(comparison.collect(done), into, f"{args.recipe}: sweep")
+        begun = [run.folder for run in runs if output_folder.run_folder(str(run.folder))]
+        compared = collect.collect(begun)
+        terminal.show_groups(compared, table(compared))
+        written = export.write(compared, into, f"{args.recipe}: sweep")
         print(f"Compared: {', '.join(map(str, written))}")
         print(f"Next: open {written[0]}, and make evaluate RUN= the best")
     sys.exit(1 if any(run.state == FAILED for run in runs) else 0)
