@@ -142,6 +142,10 @@ def _against(name: str, best: Over, other: str, of: Over) -> str:
     if told is None:
         return f"{name} is higher than {other} by {best.mean - of.mean:.3f}, of too few seeds"
     by, how = told
+    if by.mean < 0:  # over the seeds that both have it may be the other way round
+        return _against(other, of, name, best)
+    if not any((by.mean, by.low, by.high)):
+        return f"{name} and {other} are the same {how}"
     size = f"{by.mean:.3f} ({by.low:+.3f} to {by.high:+.3f}) {how}"
     if within_noise(by):
         return f"{name} is higher than {other} by {size}: within the noise of seeds"
