@@ -225,7 +225,9 @@ def test_a_run_of_before_there_was_a_split_seed_keeps_its_held_out_pairs(tmp_pat
     with pytest.raises(SystemExit, match=r"other settings: split_seed \(7, now its default\)"):
         claim(recipe)
     claim(parse(["--config", "recipes/smollm2-sentiment.yaml", *flags, "--split_seed=7"])).close()
-    path.write_text(path.read_text().replace("\nseed: 7\n", "\n").replace("split_seed: 7", ""))  # the default of both
+    path.write_text(
+        path.read_text().replace("\nseed: 7\n", "\n").replace("split_seed: 7", "")
+    )  # the default of both
     assert output_folder.recipe_of(tmp_path / "run").run.split_seed == 42
 
 
