@@ -11,8 +11,9 @@ from rich.table import Table
 from dpo.core import files
 from dpo.core.terminal import visible
 from dpo.reports.html import png, render
+from dpo.reports.parts.run_picture import AFTER, NEUTRAL
 from dpo.reports.parts.verdict import definitions, verdict
-from dpo.reports.run_report import AFTER, NEUTRAL, named, of_pairs
+from dpo.reports.run_report import named, of_pairs
 
 Row = tuple[str, str, str]
 

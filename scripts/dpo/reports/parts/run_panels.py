@@ -20,8 +20,10 @@ ONE = {
     "Learning rate": ("", "learning_rate"),
     "Entropy": ("nats a token, of the policy on the pairs", "entropy"),
     "Token accuracy": ("share of the pairs' tokens that are the likeliest", "mean_token_accuracy"),
-    "Tokens a second": ("", "tokens_per_second"),
-    "Memory": ("GB", "memory_gb"),
+    "Pairs a second": ("of all processes", "pairs_per_second"),
+    "Tokens a second": ("each prompt counted once", "tokens_per_second"),
+    "Useful FLOPs": ("share of what matrix products reach", "mfu"),
+    "Peak memory": ("GB, of the first process", "peak_memory_gb"),
 }
 SEVERAL = {
     "Implicit reward": (
