@@ -1,4 +1,4 @@
-"""Send to W&B what runs have kept offline: `make sync` runs this.
+"""Send to W&B what runs have kept offline, or could not send: `make sync` runs this.
 
 make sync                                  # all that is waiting under outputs/
 make sync RUN=outputs/smollm2-sentiment    # one run
@@ -7,24 +7,46 @@ make sync RUN=outputs/smollm2-sentiment    # one run
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, first_line
 from dpo.core.terminal import guarded, parser_of
+from dpo.reports import wandb_evaluations
 from dpo.runs import output_folder, tracking
 from dpo.runs.output_folder import RUNS, run_folder
+from dpo.runs.tracking import again, server
 
 
-def waiting(folder: Path) -> dict[str, list[Path]]:
-    """What was not sent yet, by W&B run. One that was killed and went on has several parts. One
-    that goes on is left out: W&B would take what it has so far for all."""
-    parts = defaultdict(list)
-    for part in sorted(folder.glob("**/wandb/offline-run-*")):
-        there = [*part.glob("*.wandb")] and not [*part.glob("*.wandb.synced")]
-        if there and not output_folder.going_on(part.parents[1]):
-            parts[part.name.rsplit("-", 1)[-1]].append(part)
-    return dict(parts)
+def send_kept(parts: list[Path]) -> bool:
+    """Send the parts of a run that was offline from its start to its end, by W&B's own program."""
+    wandb = str(Path(sys.executable).with_name("wandb"))
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
+    sent = subprocess.run([wandb, "sync", "--yes", *map(str, parts)], env=environment)
+    return not sent.returncode and not left(parts)
+
+
+def send_rest(parts: list[Path]) -> bool:
+    """Tell W&B what it lacks of a run that was online, from its output folder: what was sent again
+    by W&B's own program would be there twice."""
+    from dpo.reports import results
+    from dpo.training.monitoring.wandb_run import add_report
+
+    folder = parts[0].parents[1]
+    try:
+        again.open_online(folder)
+    except Exception as error:  # of the client, the server, or what is between them
+        print(f"W&B: {first_line(error)}")
+        return False
+    tracking.to_wandb(lambda wandb: again.tell(wandb, folder))
+    found = results.read(folder / output_folder.REPORT)
+    if found:
+        add_report(folder, str(output_folder.settings_of(folder)["recipe"]))
+    tracking.finish(results.headline(found) if found else {}, code=0 if found else 1)
+    return not left(parts)
+
+
+def left(parts: list[Path]) -> list[Path]:
+    return [part for part in parts if not [*part.glob("*.wandb.synced")]]
 
 
 @guarded
@@ -35,25 +57,33 @@ def main() -> None:
     folder = run_folder(args.run) if args.run else RUNS
     if folder is None:
         raise Refusal(f"no run at {args.run}")
-    runs = waiting(folder)
-    if not runs:
+    runs = again.parts(folder)
+    known = sorted(path.parent for path in folder.glob(f"**/{output_folder.WANDB_ID}"))
+    evaluated = [run for run in known if wandb_evaluations.untold(run)]
+    waiting = len({*evaluated, *(parts[0].parents[1] for parts in runs.values())})
+    if not waiting:
         print(f"Nothing is waiting under {folder}")
         return
-    if not tracking.has_key():
-        raise Refusal(f"{len(runs)} W&B runs are waiting: wandb login, then make sync again")
-    if not tracking.reachable(tracking.base_url()):
-        raise Refusal(f"{tracking.base_url()} gives no answer: {len(runs)} W&B runs still wait")
-    wandb, failed = str(Path(sys.executable).with_name("wandb")), []
+    if not server.key():
+        raise Refusal(f"{waiting} W&B runs are waiting: wandb login, then make sync again")
+    if trouble := server.trouble():
+        raise Refusal(f"{trouble}: {waiting} W&B runs still wait")
+    failed: dict[Path, str] = {}
     for number, (name, parts) in enumerate(runs.items(), start=1):
         print(f"{number} of {len(runs)}: {parts[0].parent.parent} ({name})", flush=True)
-        environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
-        sent = subprocess.run([wandb, "sync", "--yes", *map(str, parts)], env=environment)
-        left = [part for part in parts if not [*part.glob("*.wandb.synced")]]
-        if sent.returncode or left:
-            failed.append(name)
-    print(f"Sent: {len(runs) - len(failed)} of {len(runs)}")
+        online = (again.path_of(parts[0].parents[1]) or "").endswith(f"/{name}")
+        if not (send_rest(parts) if online else send_kept(parts)):
+            failed[parts[0].parents[1]] = name
+    for run in (run for run in evaluated if run not in failed):
+        print(f"Evaluations of {run}", flush=True)
+        if why := wandb_evaluations.tell(run):
+            print(f"W&B: {why}")
+            failed[run] = str(run)
+    print(f"Sent: {waiting - len(failed)} of {waiting}")
     if failed:
-        raise Refusal(f"not sent: {', '.join(failed)}; they are still there: make sync again")
+        raise Refusal(
+            f"not sent: {', '.join(failed.values())}; they are still there: make sync again"
+        )
     print("Next: open the runs at the addresses above")
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dpo.runs import metrics, output_folder
+from dpo.runs.tracking import again
 from dpo.training.monitoring import completions
 from support.commands import make, run, run_flags, running
 from support.launched import made
-from sync import waiting
 
 
 def records(part: Path) -> list[dict]:
@@ -175,8 +175,8 @@ def test_a_run_that_goes_on_is_not_sent_yet(tmp_path):
     part.mkdir(parents=True)
     (part / "run-id1.wandb").write_bytes(b"x")
     with output_folder.lock(tmp_path / "run"):
-        assert waiting(tmp_path) == {}
-    assert waiting(tmp_path) == {"id1": [part]}
+        assert again.parts(tmp_path) == {}
+    assert again.parts(tmp_path) == {"id1": [part]}
 
 
 def test_without_a_key_nothing_is_sent(swept):

@@ -12,8 +12,9 @@ from transformers.integrations import WandbCallback
 
 from dpo.recipe.parse import parse
 from dpo.runs import metrics, tracking
-from dpo.runs.tracking import configure
+from dpo.runs.tracking import configure, server
 from support.monitored import easy, trainer_on
+from support.wandb_server import KEY
 
 RECIPE = "smollm2-sentiment"
 
@@ -23,6 +24,12 @@ def environment_put_back() -> Iterator[None]:
     """`configure` sets the environment for good; here what it set goes when the test ends."""
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def all_patience(monkeypatch) -> None:
+    """Each test is a run of its own."""
+    monkeypatch.setattr(tracking, "patience", server.Patience())
 
 
 @pytest.fixture
@@ -53,16 +60,16 @@ def test_without_a_key_it_runs_offline_and_says_how_to_send(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("source", ["environment", "netrc"])
-def test_with_a_key_it_goes_to_the_project_and_group(monkeypatch, tmp_path, source, refusing):
-    key = "0123456789" * 4
+def test_with_a_key_it_goes_to_the_project_and_group(monkeypatch, tmp_path, source, wandb_server):
+    key = KEY
     (tmp_path / "netrc").write_text(
-        f"machine {refusing.removeprefix('http://')}\n  login user\n  password {key}\n"
+        f"machine {wandb_server.url.removeprefix('http://')}\n  login user\n  password {key}\n"
         if source == "netrc"
         else ""
     )
     (tmp_path / "netrc").chmod(0o600)
     environment = {"WANDB_API_KEY": key} if source == "environment" else {}
-    environment["WANDB_BASE_URL"] = refusing  # whatever it says: it is there
+    environment["WANDB_BASE_URL"] = wandb_server.url
     line, mode, _ = decide(monkeypatch, tmp_path, **environment)
     assert mode is None
     assert line == f"project dpo-recipes, group {RECIPE}"
@@ -70,8 +77,8 @@ def test_with_a_key_it_goes_to_the_project_and_group(monkeypatch, tmp_path, sour
     assert key not in line
 
 
-def test_what_the_user_has_set_is_kept(monkeypatch, tmp_path, refusing):
-    given = {"WANDB_PROJECT": "mine", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": refusing}
+def test_what_the_user_has_set_is_kept(monkeypatch, tmp_path, wandb_server):
+    given = {"WANDB_PROJECT": "mine", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": wandb_server.url}
     line, _, _ = decide(monkeypatch, tmp_path, **given)
     assert line == f"project mine, group {RECIPE}"
 
@@ -94,7 +101,7 @@ def test_with_a_key_and_no_network_it_is_offline_within_seconds(
     url = silent if where == "silent" else "http://127.0.0.1:9"
     started = time.monotonic()
     line, mode, _ = decide(monkeypatch, tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL=url)
-    assert time.monotonic() - started < tracking.REACHED + 3
+    assert time.monotonic() - started < server.REACHED + 3
     assert mode == "offline"
     assert line.startswith(f"offline, since {url} gave no answer in 5 s") and "make sync" in line
 
@@ -136,7 +143,7 @@ FAULTS = {
 def test_a_tracker_that_fails_is_off_and_the_run_goes_on(
     tracker, tiny_model, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    monkeypatch.setattr(server, "PATIENCE", 1)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     trainer = trainer_on(tmp_path, tiny_model, easy(16, 0), easy(8, 1), "--max_steps=3")
     trainer.add_callback(tracker)
@@ -155,16 +162,15 @@ def test_an_alert_and_an_end_that_hang_are_left_behind(monkeypatch, capsys):
     def hang(*_, **__):
         time.sleep(600)
 
-    run = SimpleNamespace(
-        summary={}, settings=SimpleNamespace(mode="online"), dir="there/run-1/files"
-    )
+    run = SimpleNamespace(summary={}, settings=SimpleNamespace(mode="offline"), url=None)
     stuck = SimpleNamespace(run=run, alert=hang, finish=hang)
-    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    monkeypatch.setattr(server, "PATIENCE", 0.2)
     monkeypatch.setitem(tracking.sys.modules, "wandb", stuck)
     tracking.alert("drift", "far")
     tracking.finish({"data": 1})
-    said = "W&B did not take all (no answer in 0.2 s): send it with wandb sync there/run-1"
-    assert capsys.readouterr().out.count(said) == 2
+    said = "W&B did not take all (no answer in 0.2 s): send it afterwards with make sync"
+    assert said in capsys.readouterr().out
+    monkeypatch.setattr(tracking, "patience", server.Patience())
 
     def fail(exit_code: int):  # as W&B leaves it
         stuck.run = None

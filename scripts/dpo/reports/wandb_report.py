@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, first_line
 from dpo.reports.comparison import export, table
-from dpo.runs import tracking
+from dpo.runs import output_folder, tracking
+from dpo.runs.tracking import again, server
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -25,32 +26,45 @@ def check() -> None:
     """See that there is somebody to write a report as.
 
     Raises:
-        Refusal: W&B has no key, or does not answer.
+        Refusal: W&B has no key, does not take it, or does not answer.
     """
-    if not tracking.has_key():
+    if not server.key():
         raise Refusal("a W&B report needs a login: wandb login. Without one, leave --wandb out")
-    if not tracking.reachable(tracking.base_url()):
-        raise Refusal(f"{tracking.base_url()} gives no answer: leave --wandb out, or try later")
+    if trouble := server.trouble():
+        raise Refusal(f"{trouble}: leave --wandb out, or try later")
+
+
+def ids(runs: list[Compared]) -> list[str]:
+    """The ids by which W&B knows the runs; none of a run that W&B was never told of."""
+    kept = (run.folder / output_folder.WANDB_ID for run in runs)
+    return [path.read_text(encoding="utf-8") for path in kept if path.is_file()]
 
 
 def of(runs: list[Compared], title: str, **where: str) -> Report:
-    """The report: the table, and the curves of the runs, which W&B knows by their output folders.
+    """The report: the table, and the curves of the runs by optimizer step.
 
     Args:
         where: `project`, and `entity` if it is not the login's own.
     """
     from wandb_workspaces.reports import v2
 
-    folders = json.dumps([str(run.settings["output_dir"]) for run in runs])
-    runset = v2.Runset(**where, name=title, filters=f"Config('output_dir') in {folders}")
+    # By id: wandb-workspaces makes `==` of every `=` in a value, and a sweep's folders have some.
+    runset = v2.Runset(**where, name=title, filters=f"Metric('name') in {json.dumps(ids(runs))}")
     said = export.markdown(runs, table.table(runs), title)
-    panels = [v2.LinePlot(title=name, x="Step", y=[name]) for name in PANELS]
+    panels = [v2.LinePlot(title=name, x=again.STEP, y=[name]) for name in PANELS]
     blocks = [v2.MarkdownBlock(text=said), v2.PanelGrid(runsets=[runset], panels=panels)]
     return v2.Report(**where, title=title[:128], blocks=blocks)
 
 
 def report(runs: list[Compared], title: str) -> str:
-    """Write the report, and return its address."""
-    made = of(runs, title, project=tracking.project())
-    made.save()
+    """Write the report, and return its address.
+
+    Raises:
+        Refusal: W&B does not take it.
+    """
+    try:
+        made = of(runs, title, project=tracking.project())
+        made.save()
+    except Exception as error:  # of the client, the server, or what is between them
+        raise Refusal(f"no W&B report: {first_line(error)}") from error
     return made.url

@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 from dpo.core.files import read_lines, write_lines, write_whole
 from dpo.runs.output_folder import ALERTS, COMPLETIONS, METRICS
 
+COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]  # of completions
+
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, oldest first: `step`, `epoch`, `seconds` since training began

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from dpo.reports.comparison import seeds
 from dpo.reports.comparison.collect import Compared
 from dpo.reports.comparison.seeds import Group
-from dpo.reports.parts.curves import Panel, Series
+from dpo.reports.parts.curves import Panel, Series, thinned
 
 # Okabe and Ito's colours, told apart by the colour-blind too; then once more, dashed and dotted.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,6 +26,7 @@ PANELS = {
     "eval_drift_nats_per_token": "KL(reference ‖ policy), nats a token",
     "eval_drift_tokens": "the policy's own answers, tokens",
 }
+POINTS = 10_000  # of all runs in a panel: a page of a hundred runs opens within seconds
 SPLITS = {"train": "training batches", "held_out": "held-out pairs"}
 
 
@@ -40,9 +41,12 @@ def of_runs(runs: list[Compared]) -> list[Panel]:
 
 
 def _lines(runs: list[Compared], name: str) -> Iterator[Series]:
+    most = max(POINTS // max(len(runs), 1), 50)
     for at, run in enumerate(runs):
         for split, called in SPLITS.items():
             points = seeds.points(run, name, split)
+            kept = thinned([point[name] for point in points], most)
+            points = [points[place] for place in kept]
             steps, values = ([point[key] for point in points] for key in ("step", name))
             how = (called, *style(at), split == "held_out")
             yield Series(run.name, {"step": steps}, values, *how)
@@ -55,11 +59,14 @@ def of_groups(found: list[Group], runs: list[Compared]) -> list[Panel]:
 
 
 def _bands(found: list[Group], runs: list[Compared], name: str) -> Iterator[Series]:
+    most = max(POINTS // max(3 * len(found), 1), 50)  # a line, and the ends of its band
     for at, group in enumerate(found):
         for split, called in SPLITS.items():
             steps, values = seeds.along(group, runs, name, split)
             if len(group.runs) < 2 or not steps:
                 continue
+            kept = thinned(values.mean(axis=0).tolist(), most)
+            steps, values = [steps[place] for place in kept], values[:, kept]
             ends = {"low": values.min(axis=0).tolist(), "high": values.max(axis=0).tolist()}
             how = (f"mean of {len(group.runs)} seeds, {called}", *style(at), split == "held_out")
             yield Series(group.name, {"step": steps}, values.mean(axis=0).tolist(), *how, **ends)

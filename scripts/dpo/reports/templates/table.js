@@ -47,6 +47,7 @@
       const listed = values.length <= LISTED;
       const options = () => [element("option", { value: "" }, "all"), ...values.map((v) => element("option", { value: `=${v}` }, v))];
       const field = listed ? element("select", {}, ...options()) : element("input", { type: "search", size: 8 });
+      field.setAttribute("aria-label", head.textContent);
       field.addEventListener("input", apply);
       const fits = (row) => !field.value || (listed ? text(row, at) === field.value.slice(1) : text(row, at).includes(field.value));
       return [{ label: element("label", {}, head.textContent, " ", field), fits }];

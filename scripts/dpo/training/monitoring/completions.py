@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 from dpo.core import files
 from dpo.core.terminal import visible
 from dpo.runs import metrics, output_folder, tracking
+from dpo.runs.tracking import again
 
-COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]
 SHOWN = 160  # characters of a line in the terminal
 
 
@@ -26,11 +26,7 @@ def add(folder: Path, rows: list[dict[str, Any]]) -> None:
     said = " ".join(f"{row['prompt']} → {row['policy']}".split())
     tqdm.write(visible(f"{'says':>8}  step {row['step']}  {said}")[:SHOWN])
 
-    def log(wandb) -> None:
-        table = wandb.Table(COLUMNS, [[row[name] for name in COLUMNS] for row in every])
-        wandb.log({"completions": table, "train/global_step": row["step"]})
-
-    tracking.to_wandb(log)
+    tracking.to_wandb(lambda wandb: again.log_completions(wandb, every))
 
 
 def forget_after(folder: Path, step: int) -> None:

@@ -13,9 +13,8 @@ from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
 from dpo.runs import checkpoints, launch, output_folder, tracking
 from dpo.runs.output_folder import COMPLETIONS, METRICS, REPORT
+from dpo.runs.tracking import names
 from dpo.training.stock import Declared
-
-LONGEST_TAG = 64  # characters, W&B's own bound
 
 
 class Describe(TrainerCallback):
@@ -34,7 +33,7 @@ class Describe(TrainerCallback):
             wandb.run.tags = tuple(dict.fromkeys((*(wandb.run.tags or ()), *tags)))
             hidden = dict.fromkeys(placeholders(args))  # they look like secrets
             wandb.config.update(config | hidden, allow_val_change=True)
-            artifact = wandb.Artifact(f"recipe-{self.recipe.name}", type="recipe")
+            artifact = wandb.Artifact(names.artifact(f"recipe-{self.recipe.name}"), type="recipe")
             for name, text in self.files().items():
                 with artifact.new_file(name, encoding="utf-8") as file:
                     file.write(text)
@@ -49,27 +48,23 @@ class Describe(TrainerCallback):
         data = recipe.script.dataset_name or "mixture"
         config = recipe.launch.config or checkpoints.sharding(self.trainer.accelerator)
         named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, config]
-        return [Path(tag).name[:LONGEST_TAG] for tag in named]
+        return names.tags(named)
 
     def files(self) -> dict[str, str]:
         """What the run can be made again with, by name: the recipe as it stands and with what was
         given besides, the launch config with DeepSpeed's, and how the code differs from the commit.
         """
         recipe = self.recipe
-        paths = [recipe.path, Path(recipe.training.output_dir, output_folder.SETTINGS)]
+        paths = [recipe.path]
         if recipe.launch.config:
             paths.append(launch.CONFIGS / f"{recipe.launch.config}.yaml")
             plugin = yaml.safe_load(paths[-1].read_text(encoding="utf-8")).get("deepspeed_config")
             paths += [Path(plugin["deepspeed_config_file"])] if plugin else []
-        names = [path.name for path in paths]
-        names[1] = "resolved.yaml"
-        found = {
-            name: mask(path.read_text(encoding="utf-8"))
-            for name, path in zip(names, paths, strict=True)
-            if path.is_file()
-        }
+        found = {path.name: path for path in paths}
+        found |= {"resolved.yaml": Path(recipe.training.output_dir, output_folder.SETTINGS)}
+        kept = {name: mask(path.read_text(encoding="utf-8")) for name, path in found.items()}
         diff = changes()
-        return found | ({"changes.diff": diff} if diff else {})
+        return kept | ({"changes.diff": diff} if diff else {})
 
     def config(self) -> dict[str, Any]:
         """The resolved recipe, the data as they were found, and the code."""
@@ -97,7 +92,7 @@ def add_report(folder: Path, recipe: str) -> None:
     """Give the W&B run, if there is one, the page that the run ended with, as an artifact."""
 
     def add(wandb) -> None:
-        artifact = wandb.Artifact(f"report-{recipe}", type="report")
+        artifact = wandb.Artifact(names.artifact(f"report-{recipe}"), type="report")
         for name in ("report.html", REPORT, METRICS, COMPLETIONS):
             if (folder / name).is_file():
                 artifact.add_file(str(folder / name))
