@@ -85,7 +85,7 @@ compare: $(READY) ## runs side by side: RUNS="outputs/a outputs/b", or all runs 
 
 sweep: $(READY) $(EMBEDDED) ## a recipe at every point of a grid: RECIPE= SWEEP="beta=0.05,0.1 seed=1,2"
 	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --accelerate_config "$(CONFIG)" \
-	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb) -- $(ARGS)
+	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb $(filter-out 1 true yes,$(WANDB))) -- $(ARGS)
 
 frontier: $(READY) $(EMBEDDED) ## the paper's reward against KL on the embedded default, an hour
 	@$(BIN)/python scripts/frontier.py $(ARGS)

@@ -11,7 +11,6 @@ needed.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
@@ -49,37 +48,8 @@ def asked() -> tuple[argparse.Namespace, list[Path]]:
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
     at_once(asked)
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from dpo.core.terminal import visible
-from dpo.reports import comparison, comparison_page, comparison_table, wandb_report
-from dpo.reports.comparison import Compared
-from dpo.reports.comparison_table import Row
-
-TONES = {"best": "bold green", "up": "green", "down": "red"}
-WIDTH, COLUMN = 120, 24  # characters: of what is no terminal, and of a run
-
-
-def show(runs: list[Compared], rows: list[Row], title: str) -> None:
-    """The table, in as many parts as the terminal's width takes, and what it comes to."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    size = max(console.width // COLUMN - 1, 1)
-    for start in range(0, len(runs), size):
-        part = slice(start, start + size)
-        table = Table(title=Text(visible(title)), title_justify="left")
-        for name in ("", *(run.name for run in runs[part])):
-            table.add_column(Text(visible(name)))
-        for name, cells, tones in comparison_page.lines(runs, rows):
-            said = zip(cells[part], tones[part], strict=True)
-            shown = (Text(visible(cell), TONES.get(tone, tone)) for cell, tone in said)
-            table.add_row(Text(visible(name), "dim"), *shown)
-        console.print(table)
-    for name, said in comparison_table.verdicts(runs, rows).items():
-        console.print(Text.assemble((visible(f"{name}: "), "bold"), visible(said)))
-    for line in comparison.warnings(runs):
-        console.print(Text(visible(f"Not the settings alone: {line}"), "yellow"))
+from dpo.reports import wandb_report
+from dpo.reports.comparison import collect, export, terminal
 
 
 @guarded
@@ -87,10 +57,10 @@ def main() -> None:
     args, folders = asked()
     if args.wandb:
         wandb_report.check()
-    runs = comparison.collect(folders)
+    runs = collect.collect(folders)
     title = f"{args.recipe or 'Comparison'}: {len(runs)} run{'s' * (len(runs) > 1)}"
-    show(runs, comparison_table.table(runs), title)
-    written = comparison_page.write(runs, Path(args.output), title)
+    terminal.show(runs, title)
+    written = export.write(runs, Path(args.output), title)
     print(f"Written: {', '.join(map(str, written))}")
     if args.wandb:
         print(f"W&B report: {wandb_report.report(runs, title)}")

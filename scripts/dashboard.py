@@ -18,7 +18,8 @@ from pathlib import Path
 
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import guarded, parser_of
-from dpo.runs.dashboard import PROJECT, Followed
+from dpo.reports.results import headline, upgraded
+from dpo.runs.dashboard import ORDER, PROJECT, Followed
 
 EVERY = 2  # seconds between two looks at the files
 
@@ -41,6 +42,12 @@ def serve(port: int | None):
     return server, f"{url.rstrip('/')}/?project={PROJECT}&smoothing=0"
 
 
+def results(found: dict) -> dict[str, float]:
+    """What a report or an evaluation came to, each number once: intervals stand in the reports."""
+    numbers = headline(upgraded(found))
+    return {k: v for k, v in numbers.items() if not k.endswith(("_low", "_high"))}
+
+
 @guarded
 def main() -> None:
     parser = parser_of(__doc__)
@@ -55,9 +62,10 @@ def main() -> None:
         signal.signal(asked, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="dashboard-") as kept:
         os.environ |= {"TRACKIO_DIR": kept, "HF_HUB_OFFLINE": "1"}
+        os.environ["TRACKIO_PLOT_ORDER"] = ",".join(ORDER)
         from trackio.sqlite_storage import SQLiteStorage
 
-        runs = Followed(args.runs, SQLiteStorage)
+        runs = Followed(args.runs, SQLiteStorage, results)
         runs.catch_up()
         server, url = serve(int(args.port) if args.port else None)
         print(f"{len(runs.held)} runs of {args.runs}: {url} (Ctrl-C ends it)", flush=True)

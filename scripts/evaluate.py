@@ -55,12 +55,13 @@ def main() -> None:
     args = arguments()
     output_folder.check_there(args.run)
     from dpo.evaluation.command import evaluate  # late: what is misspelt is answered at once
-    from dpo.reports import evaluation_page
+    from dpo.reports import evaluation_page, wandb_evaluations
 
     folder, lines, results = evaluate(args)
     evaluation_page.write(results, lines, folder)
     evaluation_page.show(results)
     print(f"Written: {folder}/evaluation.html, evaluation.json and answers.jsonl")
+    wandb_evaluations.say(folder.parents[1])
     if not args.judge:
         print("Next: who wins? The same again with JUDGE=vader, hand, a reward model or a URL")
     else:

@@ -16,6 +16,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.runs import sweeps
@@ -30,7 +31,8 @@ def arguments() -> argparse.Namespace:
     where = {"dest": "config", "default": "", "help": "a file in accelerate_configs/"}
     parser.add_argument("--accelerate_config", **where)
     parser.add_argument("--gpus", default="", help="GPUs of each run (1)")
-    parser.add_argument("--wandb", action="store_true", help="write a W&B sweep file, run nothing")
+    wandb = {"nargs": "?", "const": "grid", "choices": ["grid", "random", "bayes"]}
+    parser.add_argument("--wandb", **wandb, help="write a W&B sweep file, run nothing (grid)")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
     args = parser.parse_args()
     check_there(args.recipe, args.config)
@@ -52,15 +54,33 @@ from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.terminal import visible
 from dpo.recipe.parse import share_batch
-from dpo.reports import comparison, comparison_page, results
+from dpo.reports import results
+from dpo.reports.comparison import collect, export, terminal
+from dpo.reports.comparison.table import table
 from dpo.runs import output_folder, tracking
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
 
+METRIC = "eval/preference_accuracy"  # of the sweep, in the summary of its runs
 
-def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path) -> Path:
+
+def distribution(values: list) -> dict[str, Any]:
+    """What random and bayes draw a parameter from: between the ends of numbers that are given, by
+    their logarithm where they are above 0 and not whole; of anything else, one of them."""
+    if len(values) < 2 or not all(type(value) in (int, float) for value in values):
+        return {"values": values}
+    kind = "log_uniform_values" if min(values) > 0 else "uniform"
+    if all(type(value) is int for value in values):
+        kind = "int_uniform"
+    return {"distribution": kind, "min": min(values), "max": max(values)}
+
+
+def sweep_file(
+    runs: list[Run], how: list[str], arguments: list[str], into: Path, method: str = "grid"
+) -> Path:
     """A W&B sweep over the same grid, for agents on many machines; each of them runs a sweep of one
-    point, in the same folders."""
-    grid: dict[str, dict[str, list]] = {}
+    point, in the same folders. By `method` random or bayes it is as many points as the grid has,
+    between those that are given."""
+    grid: dict[str, dict[str, Any]] = {}
     for run in runs:
         for key, value in run.values.items():
             values = grid.setdefault(key, {"values": []})["values"]
@@ -70,7 +90,11 @@ def sweep_file(runs: list[Run], how: list[str], arguments: list[str], into: Path
     command += ["--output", str(into), "--sweep", "${args_no_hyphens}"]
     command += ["--", *arguments] if arguments else []
     about = {"name": into.name, "project": tracking.project(), "program": "scripts/sweep.py"}
-    about |= {"method": "grid", "parameters": grid, "command": command}
+    about |= {"method": method, "metric": {"name": METRIC, "goal": "maximize"}}
+    if method != "grid":
+        grid = {key: distribution(of["values"]) for key, of in grid.items()}
+        about["run_cap"] = len(runs)  # they would go on for ever
+    about |= {"parameters": grid, "command": command}
     into.mkdir(parents=True, exist_ok=True)
     files.write_whole(into / "sweep.yaml", yaml.safe_dump(about, sort_keys=False))
     return into / "sweep.yaml"
@@ -94,17 +118,17 @@ def places(config: str, gpus: str) -> list[str | None]:
 
 
 def show(runs: list[Run]) -> None:
-    table = Table(title="Sweep", title_justify="left")
+    shown = Table(title="Sweep", title_justify="left")
     for column in ("point", "state", "accuracy", "true reward", "seconds"):
-        table.add_column(column, justify="left" if column in ("point", "state") else "right")
+        shown.add_column(column, justify="left" if column in ("point", "state") else "right")
     for run in runs:
         found = results.read(run.folder / output_folder.REPORT)
         pairs, judge = found.get("pairs"), found.get("judge")
         seconds = sum(found["seconds"].values()) if found else run.seconds
         accuracy = f"{pairs['accuracy']['mean']:.3f}" if pairs else ""
         reward = f"{judge['reward']['policy']['mean']:+.3f}" if judge else ""
-        table.add_row(run.name, run.state, accuracy, reward, f"{seconds:.0f}")
-    Console().print(table)
+        shown.add_row(run.name, run.state, accuracy, reward, f"{seconds:.0f}")
+    Console().print(shown)
 
 
 @guarded
@@ -122,8 +146,11 @@ def main() -> None:
     for run in runs:
         share_batch(run.recipe.global_batch, 1, processes)
     if args.wandb:
-        file = sweep_file(runs, how, args.arguments, into)
-        print(f"Written: {file}. On one machine: wandb sweep {file}")
+        if args.wandb == "bayes" and runs[0].recipe.training.eval_strategy == "no":
+            raise Refusal(f"bayes goes by {METRIC}, and this recipe evaluates nothing: take random")
+        file = sweep_file(runs, how, args.arguments, into, args.wandb)
+        goal = "" if args.wandb == "grid" else f": {len(runs)} runs, the highest {METRIC}"
+        print(f"Written: {file}{goal}. On one machine: wandb sweep {file}")
         print("On every machine that takes part, as it says then: wandb agent <its id>")
         return
     asked = sweeps.carry_out(runs, how, at_a_time, args.arguments)
@@ -136,7 +163,10 @@ def main() -> None:
         sys.exit(EXIT_CODE)
     done = [run.folder for run in runs if run.state == DONE]
     if len(done) > 1:
-        written = comparison_page.write(comparison.collect(done), into, f"{args.recipe}: sweep")
+        begun = [run.folder for run in runs if output_folder.run_folder(str(run.folder))]
+        compared = collect.collect(begun)
+        terminal.show_groups(compared, table(compared))
+        written = export.write(compared, into, f"{args.recipe}: sweep")
         print(f"Compared: {', '.join(map(str, written))}")
         print(f"Next: open {written[0]}, and make evaluate RUN= the best")
     sys.exit(1 if any(run.state == FAILED for run in runs) else 0)

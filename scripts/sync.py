@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dpo.core.refusal import Refusal, first_line
 from dpo.core.terminal import guarded, parser_of
+from dpo.reports import wandb_evaluations
 from dpo.runs import output_folder, tracking
 from dpo.runs.output_folder import RUNS, run_folder
 from dpo.runs.tracking import again, server
@@ -57,22 +58,32 @@ def main() -> None:
     if folder is None:
         raise Refusal(f"no run at {args.run}")
     runs = again.parts(folder)
-    if not runs:
+    known = sorted(path.parent for path in folder.glob(f"**/{output_folder.WANDB_ID}"))
+    evaluated = [run for run in known if wandb_evaluations.untold(run)]
+    waiting = len({*evaluated, *(parts[0].parents[1] for parts in runs.values())})
+    if not waiting:
         print(f"Nothing is waiting under {folder}")
         return
     if not server.key():
-        raise Refusal(f"{len(runs)} W&B runs are waiting: wandb login, then make sync again")
+        raise Refusal(f"{waiting} W&B runs are waiting: wandb login, then make sync again")
     if trouble := server.trouble():
-        raise Refusal(f"{trouble}: {len(runs)} W&B runs still wait")
-    failed = []
+        raise Refusal(f"{trouble}: {waiting} W&B runs still wait")
+    failed: dict[Path, str] = {}
     for number, (name, parts) in enumerate(runs.items(), start=1):
         print(f"{number} of {len(runs)}: {parts[0].parent.parent} ({name})", flush=True)
         online = (again.path_of(parts[0].parents[1]) or "").endswith(f"/{name}")
         if not (send_rest(parts) if online else send_kept(parts)):
-            failed.append(name)
-    print(f"Sent: {len(runs) - len(failed)} of {len(runs)}")
+            failed[parts[0].parents[1]] = name
+    for run in (run for run in evaluated if run not in failed):
+        print(f"Evaluations of {run}", flush=True)
+        if why := wandb_evaluations.tell(run):
+            print(f"W&B: {why}")
+            failed[run] = str(run)
+    print(f"Sent: {waiting - len(failed)} of {waiting}")
     if failed:
-        raise Refusal(f"not sent: {', '.join(failed)}; they are still there: make sync again")
+        raise Refusal(
+            f"not sent: {', '.join(failed.values())}; they are still there: make sync again"
+        )
     print("Next: open the runs at the addresses above")
 
 

@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from dpo.core.stats import bootstrap, length_controlled, paired, share, win_rate
+from dpo.core.stats import (
+    Interval,
+    Unanimous,
+    bootstrap,
+    length_controlled,
+    paired,
+    share,
+    t_difference,
+    t_interval,
+    t_quantile,
+    win_rate,
+)
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():
@@ -95,16 +106,28 @@ def test_prompts_that_are_alike_make_nothing_certain(prompts):
 def test_where_all_agree_few_prompts_decide_nothing(prompts, certain):
     """Of what two runs differ by, and of a win rate at equal length, as of a win rate."""
     every, none = np.ones(prompts), np.zeros(prompts)
-    ((same, better), (worse, _)) = paired(np.stack([every, none]))
+    found = paired(np.stack([every, none, every]), shares=True)
+    better, worse, alike = found[0][1], found[1][0], found[0][2]
     assert (better.mean, better.high, worse.low) == (1, 1, -1)
     assert (better.low > 0) == (worse.high < 0) == certain
-    assert same.mean == 0 and same.low < 0 < same.high
+    assert alike.mean == 0 and alike.low < 0 < alike.high and isinstance(alike, Unanimous)
+    assert found[0][0] == Interval(0, 0, 0)
     of = np.repeat(np.arange(prompts), 3)  # two of three pairs right, for each prompt
-    part = paired(np.stack([np.tile([1.0, 1, 0], prompts), np.zeros(3 * prompts)]), prompts=of)
+    rows = np.stack([np.tile([1.0, 1, 0], prompts), np.zeros(3 * prompts)])
+    part = paired(rows, prompts=of, shares=True)
     assert part[0][1].low < 2 / 3 < part[0][1].high
     longer = np.random.default_rng(0).normal(size=(prompts, 1))
     wins = length_controlled(every[:, None], longer)
     assert (wins.low > 0.5) == certain and wins.low < wins.mean < wins.high
+
+
+def test_rewards_between_0_and_1_are_no_shares():
+    """Equal ones differ by nothing, and by a constant where one is higher by it: no interval of how
+    often something is right says how far."""
+    rewards = np.random.default_rng(0).random(8) / 2
+    for by in (0.0, 0.25):
+        found = paired(np.stack([rewards + by, rewards]))[0][1]
+        assert (found.mean, found.low, found.high) == pytest.approx((by, by, by))
 
 
 def test_what_was_not_judged_does_not_count():
@@ -141,3 +164,36 @@ def test_a_judge_that_length_explains_wholly_is_no_trouble():
     interval = length_controlled((longer > 0).astype(float), longer)
     assert 0.3 < interval.mean < 0.7 and np.isfinite([interval.low, interval.high]).all()
     assert length_controlled(np.ones((5, 1)), np.zeros((5, 1))) is None
+
+
+def test_students_t_is_that_of_the_tables():
+    """Of 95%, two-sided, as any table has them; of 99% too."""
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042}
+    assert {dof: round(t_quantile(dof), 3) for dof in table} == table
+    assert [round(t_quantile(dof, 0.99), 3) for dof in (1, 4, 10)] == [63.657, 4.604, 3.169]
+    assert t_quantile(1000) == pytest.approx(1.9623, abs=1e-3)
+
+
+def test_few_seeds_hold_the_mean_as_often_as_they_say():
+    """Of five normal values, where a normal's 1.96 errors would hold it 88 times in a hundred; and
+    so does the difference between five and three others, of other widths."""
+    rng, held, between = np.random.default_rng(11), 0, 0
+    for _ in range(600):
+        five, three = rng.normal(3, 2, size=5), rng.normal(3, 0.5, size=3)
+        interval, difference = t_interval(five), t_difference(five, three)
+        held += interval.low <= 3 <= interval.high
+        between += difference.low <= 0 <= difference.high
+    assert 0.92 < held / 600 < 0.98 and 0.92 < between / 600 < 0.99
+
+
+def test_an_interval_over_seeds_is_known_by_hand():
+    """Mean 2, deviation 1, of three: 4.303 / √3 to either side. Welch of (1, 2, 3) and (2, 4, 6):
+    errors 1/3 and 4/3, 2.94 degrees of freedom, rounded down to 2."""
+    found = t_interval(np.array([1.0, 2.0, 3.0]))
+    assert (found.mean, round(found.low, 3), round(found.high, 3)) == (2, -0.484, 4.484)
+    difference = t_difference(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
+    half = 4.302653 * (5 / 3) ** 0.5
+    expected = (-2, -2 - half, -2 + half)
+    assert (difference.mean, difference.low, difference.high) == pytest.approx(expected, abs=1e-3)
+    same = t_difference(np.ones(2), np.ones(3))
+    assert (same.low, same.high) == (0, 0)

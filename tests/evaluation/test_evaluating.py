@@ -339,7 +339,7 @@ def test_the_page_shows_what_models_say_as_text(tmp_path):
         "machine": "CPU",
         "versions": {"trl": "1"},
         "prompts": {"source": EVIL, "count": 1, "samples": 1, "temperature": 1}
-        | {"max_new_tokens": 9},
+        | {"max_new_tokens": 9, "seed": 1},
         "pairs": {"count": 9, "accuracy": interval, "margin": interval, "by_category": {}}
         | {"by_length": [{"name": EVIL, "count": 9, "accuracy": interval}]},
         "answers": {
@@ -348,7 +348,12 @@ def test_the_page_shows_what_models_say_as_text(tmp_path):
             "distinct": {side: {"1": 0.1, "2": 0.2} for side in ("policy", "against")},
             "kl": dict.fromkeys(("nats_per_sequence", "nats_per_token"), interval) | {"from": EVIL},
         },
-        "judge": {"win_rate": interval, "length_controlled_win_rate": interval, "wins": 1}
+        "judge": {
+            "name": EVIL,
+            "win_rate": interval,
+            "length_controlled_win_rate": interval,
+            "wins": 1,
+        }
         | {"ties": 1, "losses": 1, "left_out": {EVIL: 2}, "reward": None, "about": {"x": EVIL}}
         | {"cost": {"tokens_in": 1, "tokens_out": 1, "orders_disagree": 0.5, "dollars": 1.0}},
         "suite": {"task": {"acc": {"policy": 0.5, "against": 0.4, "stderr_policy": 0.1}}},

@@ -38,22 +38,32 @@ class Tables:
 
     def __init__(self):
         self.runs, self.calls = {}, 0
+        self.system, self.alerts, self.configs = {}, {}, {}
 
     def init_db(self, project):
         pass
 
     def delete_run(self, project, name):
-        self.runs.pop(name, None)
+        for table in (self.runs, self.system, self.alerts):
+            table.pop(name, None)
+
+    def bulk_log_system(self, project, name, rows, timestamps):
+        assert len(rows) == len(timestamps)
+        self.system.setdefault(name, []).extend(rows)
+
+    def bulk_alert(self, project, name, titles, texts, levels, steps, timestamps):
+        self.alerts.setdefault(name, []).extend(zip(steps, titles, texts, strict=True))
 
     def bulk_log(self, project, name, rows, steps, timestamps, config):
         assert len(rows) == len(steps) == len(timestamps)
         self.calls += 1
+        self.configs[name] = config
         self.runs.setdefault(name, []).extend(zip(steps, rows, strict=True))
 
 
 def test_lines_that_a_resumed_run_writes_again_are_there_once(tmp_path):
     tables = Tables()
-    follow = Followed(tmp_path, tables)
+    follow = Followed(tmp_path, tables, dict)
     write(tmp_path / "sweep/beta=0.1", range(1, 9))
     follow.catch_up()
     follow.catch_up()
@@ -73,6 +83,41 @@ def test_lines_that_a_resumed_run_writes_again_are_there_once(tmp_path):
     shutil.move(tmp_path / "sweep", tmp_path / "aside")
     follow.catch_up()
     assert tables.runs.keys() == {"aside/beta=0.1"}
+
+
+def test_a_run_is_shown_with_its_alerts_its_results_and_its_settings(tmp_path):
+    """As it goes on, has ended, was evaluated; and not where it was moved aside."""
+    run, tables = tmp_path / "run", Tables()
+    write(run, range(1, 5))
+    write(tmp_path / "run.20260101-120000", range(1, 5))
+    rates = {"pairs_per_second": 2.0, "mfu": 0.3, "peak_memory_gb": None}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(metrics.line({"step": 5, "loss": 0.5, "seconds": 5.0} | rates))
+    (run / "recipe.yaml").write_text("recipe: mine\nlearning_rate: 2.0e-05\n")
+    metrics.keep_alerts(str(run), [{"kind": "drift", "step": 3, "says": "far"}])
+    follow = Followed(tmp_path, tables, lambda report: report["numbers"])
+    follow.catch_up()
+    assert tables.runs.keys() == {"run"}
+    assert tables.alerts == {"run": [(3, "drift", "far")]}
+    assert tables.system == {"run": [{"pairs_per_second": 2.0, "mfu": 0.3}]}
+    config = tables.configs["run"]
+    assert (config["beta"], config["learning_rate"], config["seed"]) == (0.1, 2e-5, 42)
+    assert "optim" not in config  # nothing is said of what only a run itself knows
+
+    (run / "report.json").write_text(json.dumps({"numbers": {"true_reward": 0.7}}))
+    (run / "evaluations/reference-vader").mkdir(parents=True)
+    evaluation = run / "evaluations/reference-vader/evaluation.json"
+    evaluation.write_text(json.dumps({"numbers": {"win_rate": 0.8}}))
+    follow.catch_up()
+    assert tables.runs["run"][-2:] == [
+        (5, {"result/true_reward": 0.7}),
+        (5, {"evaluated reference-vader/win_rate": 0.8}),
+    ]
+    assert tables.alerts == {"run": [(3, "drift", "far")]} and len(tables.runs["run"]) == 7
+    metrics.keep_alerts(str(run), [])  # the run goes on from before the alert
+    evaluation.write_text("{")  # in the middle of a write
+    follow.catch_up()
+    assert "run" not in tables.alerts and len(tables.runs["run"]) == 6
 
 
 @contextmanager
@@ -112,8 +157,9 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
     runs = tmp_path / "outputs"
     for name in ("beta=0.1", "beta=0.3"):
         (runs / name).mkdir(parents=True)
-        for file in ("metrics.jsonl", "recipe.yaml", "completions.jsonl"):
+        for file in ("metrics.jsonl", "recipe.yaml", "completions.jsonl", "report.json"):
             shutil.copy(swept[0] / name / file, runs / name)
+    metrics.keep_alerts(str(runs / "beta=0.3"), [{"kind": "drift", "step": 2, "says": EVIL}])
     kept = metrics.completions(runs / "beta=0.3")
     kept[-1]["policy"] = EVIL
     completions.write(runs / "beta=0.3", kept)
@@ -132,6 +178,12 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
         page.goto(board.url)
         page.get_by_text("beta=0.3").first.wait_for()
         assert page.get_by_text("beta=0.1").first.is_visible()
+
+        page.get_by_text("Alerts (1)").wait_for()
+        headings = page.get_by_text(re.compile(r"^(▼|▶)?\s*(result|eval|train) \(\d+\)$"))
+        headings.first.wait_for()
+        groups = [re.search(r"\w+", said)[0] for said in headings.all_inner_texts()]
+        assert [*dict.fromkeys(groups)] == ["result", "eval", "train"]
 
         page.get_by_placeholder("Select...").first.click()
         page.get_by_role("option", name="recipe").click()
@@ -156,6 +208,8 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
         page.get_by_text("Media & Tables").click()
         page.get_by_text("beta=0.3, Step: 4").wait_for()
         page.get_by_text(EVIL[:30]).first.wait_for()  # shown as the text that it is
+        page.get_by_text("System Metrics").first.click()
+        page.get_by_text("pairs_per_second").first.wait_for()
         assert page.evaluate("window.evil") is None
 
         assert page.errors == []
@@ -167,5 +221,5 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
         board.process.wait(20)
         assert "Closed; the runs are as they were" in board.process.stdout.read()
     assert {path.name for path in (runs / "beta=0.3").iterdir()} == {
-        *("metrics.jsonl", "recipe.yaml", "completions.jsonl")
+        *("metrics.jsonl", "recipe.yaml", "completions.jsonl", "report.json", "alerts.jsonl")
     }

@@ -1,6 +1,7 @@
 """What a run sends to W&B, as a server takes it: the stand-in of support/wandb_server.py."""
 
 import json
+import re
 import shutil
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from dpo.reports import wandb_report
 from dpo.runs import metrics, output_folder
 from dpo.runs.tracking import again
-from support.commands import run_flags, running
+from support.commands import make, run_flags, running
 from support.launched import made
 from support.wandb_server import ENTITY, Fault, Run, Server
 
@@ -68,6 +69,58 @@ def test_the_table_grows_and_the_report_is_committed(online):
     assert report["files"]["report.html"] == (folder / "report.html").read_bytes()
     assert {"report.json", "metrics.jsonl", "completions.jsonl"} < set(report["files"])
     assert run.summary["eval/preference_accuracy"]
+
+
+def test_an_evaluation_is_told_to_the_run_it_is_of(online):
+    server, folder, _ = online
+    given = (f"RUN={folder}", "JUDGE=vader", "ARGS=--limit 4 --max_new_tokens 8")
+    before = dict(next(iter(server.runs.values())).summary)
+    result = make("evaluate", *given, **server.environment())
+    assert result.returncode == 0, result.stderr[-2000:]
+    (run,) = server.runs.values()
+    assert run.id in result.stdout and not server.unknown
+    found = json.loads((folder / "evaluations/reference-vader/evaluation.json").read_text())
+    rate = found["judge"]["win_rate"]
+    of = "evaluate/reference-vader/"
+    told = [run.summary[f"{of}win_rate{end}"] for end in ("", "_low", "_high")]
+    assert told == [rate["mean"], rate["low"], rate["high"]]
+    assert {f"{of}kl_nats_per_sequence", f"{of}answer_tokens", f"{of}true_reward"} < set(
+        run.summary
+    )
+    # What the training has told is there as it was.
+    assert {key: run.summary[key] for key in before if key[0] != "_"} == {
+        key: value for key, value in before.items() if key[0] != "_"
+    }
+    assert run.exit == 0
+    (page,) = server.artifacts["evaluation-run-reference-vader"]
+    assert page["files"]["evaluation.html"].startswith(b"<!doctype html>")
+
+
+def test_what_a_server_did_not_take_of_an_evaluation_waits_for_sync(online):
+    server, folder, _ = online
+    given = (f"RUN={folder}", "JUDGE=vader", "ARGS=--limit 3 --max_new_tokens 8")
+    result = make("evaluate", *given, **server.environment(WANDB_BASE_URL="http://127.0.0.1:9"))
+    assert result.returncode == 0 and "W&B does not have 1 of its evaluations" in result.stdout
+    result = make("sync", f"RUN={folder}", **server.environment())
+    assert result.returncode == 0 and "Sent: 1 of 1" in result.stdout, result.stdout
+    (run,) = server.runs.values()
+    found = json.loads((folder / "evaluations/reference-vader/evaluation.json").read_text())
+    assert run.summary["evaluate/reference-vader/win_rate"] == found["judge"]["win_rate"]["mean"]
+    result = make("sync", f"RUN={folder}", **server.environment())
+    assert "Nothing is waiting" in result.stdout
+
+
+def test_a_run_shows_how_fast_it_trains_and_what_it_is_made_of(online):
+    server, folder, _ = online
+    (run,) = server.runs.values()
+    for name in ("pairs_per_second", "tokens_per_second", "mfu", "peak_memory_gb", "grad_norm"):
+        assert len(run.column(f"train/{name}")) == 4, name
+    (made,) = server.artifacts["recipe-smollm2-sentiment"]
+    assert {"smollm2-sentiment.yaml", "cpu.yaml", "resolved.yaml"} <= set(made["files"])
+    assert made["files"]["resolved.yaml"] == (folder / "recipe.yaml").read_bytes()
+    assert not any(isinstance(v, str) and re.fullmatch("<[A-Z_]+>", v) for v in run.config.values())
+    assert run.config["hub_token"] is None
+    assert run.summary["eval/preference_accuracy_low"] <= run.summary["eval/preference_accuracy"]
 
 
 def test_the_address_stands_in_the_terminal_at_the_start_and_at_the_end(online):

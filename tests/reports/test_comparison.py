@@ -8,91 +8,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 
-from compare import show
 from dpo.core import stats
-from dpo.reports import comparison, comparison_page, comparison_table, results
-from dpo.reports.comparison_table import Row, Units
+from dpo.reports import results
+from dpo.reports.comparison import collect, export, page, samples, table
+from dpo.reports.comparison import row as row_
+from dpo.reports.comparison.row import Row, Units
+from dpo.reports.comparison.terminal import show
 from dpo.runs import output_folder
-from support.browser import DESKTOP, PHONE, fits, opened, pictures
-
-EVIL = "<script>alert(1)</script> | \x1b[31m [/bold]"
-
-
-def a_run(folder, margins, rewards=None, digest="d", **settings):
-    """The folder of a finished run with these margins on held-out pairs, and rewards of answers."""
-    folder.mkdir(parents=True)
-    stated = {"recipe": "r", "model_name_or_path": "m", **settings, "output_dir": str(folder)}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(stated))
-    margins = np.array(margins, dtype=float)
-    point = {f"rewards/{key}": 0.1 for key in ("margins", "accuracies", "chosen", "rejected")}
-    lines = [
-        {"step": step, "loss": 0.7 - step / 100, **point, "seconds": 60.0} for step in range(1, 5)
-    ]
-    lines += [
-        {"step": step, "eval_loss": loss, "seconds": 60.0}
-        | {f"eval_{key}": value for key, value in point.items()}
-        for step, loss in ((2, 0.5), (4, 0.6))
-    ]
-    lines += [{"step": 4, "eval_drift_nats_per_token": 0.1, "eval_drift_tokens": 9.0}]
-    lines[-1]["seconds"] = 60.0
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    right = (margins > 0).mean()
-    report = {
-        "preference_accuracy": {"after": right, "low": right - 0.1, "high": right + 0.1},
-        "margin": {"after": margins.mean(), "low": 0.0, "high": 1.0},
-        "margins": margins.tolist(),
-        "held_out_digest": digest,
-        "alerts": [],
-        "versions": {"trl": "1"},
-        "machine": "CPU",
-        "data": {"name": "d", "rows": {"train": 4}, "set_aside": {"train": {}}},
-        "seconds": {"train": 60.0, "evaluate": 30.0},
-        "peak_memory_gb": 1.0,
-        "mean_tokens": {"before": 20.0, "after": 25.0},
-        "samples": [
-            {"prompt": f"{EVIL} {i}", "before": EVIL, "after": f"{folder.name} says {EVIL}"}
-            | {"reward_before": 0.1, "reward_after": 0.2}
-            for i in range(3)
-        ],
-    }
-    if rewards is not None:
-        report["answers"] = {"after": np.array(rewards)[:, None].tolist()}
-        report["true_reward"] = {"after": float(np.mean(rewards)), "difference": 0.1}
-        report["true_reward"] |= {"low": -0.1, "high": 0.2}
-    (folder / "report.json").write_text(json.dumps(report))
-    return folder
-
-
-def evaluated(folder, preferred, name="reference-vader", against="m", temperature=0.7):
-    """Add an evaluation in which a judge has preferred the run's answers so."""
-    into = folder / "evaluations" / name
-    into.mkdir(parents=True)
-    rate = dict.fromkeys(("mean", "low", "high"), float(np.nanmean(preferred)))
-    asked = [f"prompt {at}" for at in range(len(preferred))]
-    found = {
-        "against": against,
-        "prompts": {"samples": 1, "temperature": temperature, "max_new_tokens": 40},
-        "judge": {"win_rate": rate, "length_controlled_win_rate": None},
-        "answers": {"mean_tokens": {"difference": rate}, "kl": {"nats_per_sequence": rate}},
-        "suite": {"ifeval": {"acc": {"policy": 0.5, "against": 0.25, "stderr_policy": 0.01}}},
-        "samples": [
-            {"prompt": prompt, "policy": f"{folder.name}!", "against": "?"}
-            | {"reward_policy": None, "reward_against": None}
-            for prompt in asked[:2]
-        ],
-    }
-    (into / "evaluation.json").write_text(json.dumps(found))
-    lines = [
-        json.dumps({"prompt": prompt, "preferred": None if np.isnan(value) else value}) + "\n"
-        for prompt, value in zip(asked, preferred, strict=True)
-    ]
-    (into / "answers.jsonl").write_text("".join(lines))
+from support.browser import DESKTOP, PHONE, fits, opened
+from support.compared import EVIL, a_run, evaluated
 
 
 def row(runs, name) -> Row:
-    return next(row for row in comparison_table.table(runs) if row.name == name)
+    return next(row for row in table.table(runs) if row.name == name)
 
 
 def test_reports_of_either_form_say_the_same(tmp_path):
@@ -100,9 +29,9 @@ def test_reports_of_either_form_say_the_same(tmp_path):
     given = [a_run(tmp_path / name, [1, -1], [0.1, 0.2], beta=at) for at, name in enumerate("ab")]
 
     def said() -> list:
-        runs = comparison.collect(given)
-        table = comparison_table.table(runs)
-        return [(row.name, row.values, row.between, row.gained) for row in table]
+        runs = collect.collect(given)
+        rows = table.table(runs)
+        return [(row.name, row.values, row.between, row.gained) for row in rows]
 
     old = said()
     for folder in given:
@@ -118,7 +47,7 @@ def test_only_what_differs_is_shown_and_names_the_runs(tmp_path):
         a_run(tmp_path / "b", [1], logging_steps=2.0, beta=0.3, max_steps=4),
         a_run(tmp_path / "c", [1], logging_steps=2, max_steps=4, loss_type=["ipo", "sft"]),
     ]
-    runs = comparison.collect(given)
+    runs = collect.collect(given)
     assert [run.name for run in runs] == [
         *("beta=0.1 loss_type=sigmoid", "beta=0.3 loss_type=sigmoid"),
         "beta=0.1 loss_type=ipo+sft",  # its β is the default, as it is for TRL
@@ -126,21 +55,21 @@ def test_only_what_differs_is_shown_and_names_the_runs(tmp_path):
     # What decides what is learned comes first.
     assert list(runs[0].differs) == ["beta", "loss_type", "logging_steps"]
     assert [run.differs["logging_steps"] for run in runs] == ["1", "2", "2"]
-    assert comparison.surroundings(runs) == {}
+    assert collect.surroundings(runs) == {}
 
 
 def test_a_default_is_that_of_a_run(tmp_path):
     """Not only TRL's: a run scores its reference beforehand unless its recipe says otherwise."""
     given = [a_run(tmp_path / "a", [1], beta=0.1), a_run(tmp_path / "b", [1])]
-    assert comparison.collect(given)[0].differs == {}
+    assert collect.collect(given)[0].differs == {}
     given = [a_run(tmp_path / "c", [1], precompute_ref_log_probs=False), given[1]]
-    first, second = comparison.collect(given)
+    first, second = collect.collect(given)
     assert first.differs == {"precompute_ref_log_probs": "False"}
     assert second.differs == {"precompute_ref_log_probs": "True"}
 
 
 def test_runs_that_state_the_same_are_called_by_their_folders(tmp_path):
-    runs = comparison.collect([a_run(tmp_path / name, [1], beta=0.1) for name in "ab"])
+    runs = collect.collect([a_run(tmp_path / name, [1], beta=0.1) for name in "ab"])
     assert [run.name for run in runs] == [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
@@ -150,11 +79,11 @@ def test_other_data_or_software_is_a_warning(tmp_path):
     report["versions"]["trl"] = "2"
     report["data"]["rows"]["train"] = 5
     (given[1] / "report.json").write_text(json.dumps(report))
-    runs = comparison.collect(given)
-    assert comparison.surroundings(runs) == {"trl": ["1", "2", "1"], "rows, train": ["4", "5", "4"]}
-    assert comparison.warnings(runs)[0] == "trl: 2 (beta=1); 1 (the others)"
-    page = comparison_page.page(runs, comparison_table.table(runs), "x")
-    assert "Not the settings alone: trl: 2 (beta=1); 1 (the others)" in page
+    runs = collect.collect(given)
+    assert collect.surroundings(runs) == {"trl": ["1", "2", "1"], "rows, train": ["4", "5", "4"]}
+    assert collect.warnings(runs)[0] == "trl: 2 (beta=1); 1 (the others)"
+    shown = page.page(runs, table.table(runs), "x")
+    assert "Not the settings alone: trl: 2 (beta=1); 1 (the others)" in shown
 
 
 def test_a_real_difference_is_told_from_noise(tmp_path):
@@ -168,24 +97,24 @@ def test_a_real_difference_is_told_from_noise(tmp_path):
         a_run(tmp_path / "b", noise, rewards + rng.normal(0.15, 0.8, 400), beta=2),
         a_run(tmp_path / "c", better, rewards + 0.2, beta=3),
     ]
-    runs = comparison.collect(given)
+    runs = collect.collect(given)
     accuracy, reward = row(runs, "held-out accuracy"), row(runs, "true reward")
     right = [(values > 0).mean() for values in (first, noise, better)]
     none, noisy, real = accuracy.differences()
     assert none is None
     assert noisy.mean == pytest.approx(right[1] - right[0])
     assert real.mean == pytest.approx(right[2] - right[0])
-    assert comparison_table.against(noisy).endswith("within noise")
-    assert "noise" not in comparison_table.against(real)
+    assert row_.against(noisy).endswith("within noise")
+    assert "noise" not in row_.against(real)
     # Every prompt gained the same: the pairing leaves no noise, where two means would drown in it.
     assert reward.differences()[2].low == pytest.approx(0.2, abs=1e-6)
     assert accuracy.best() == 2 and reward.best() is None  # b's rewards may be as high as c's
-    found = comparison_table.verdicts(runs, comparison_table.table(runs))
+    found = row_.verdicts(runs, table.table(runs))
     assert found["held-out accuracy"].startswith("beta=3 is best, beyond noise")
     assert found["true reward"] == (
         "beta=3 is highest, within noise of beta=2; better than the reference, beyond noise: none"
     )
-    two = comparison_table.verdicts(runs[:2], comparison_table.table(runs[:2]))
+    two = row_.verdicts(runs[:2], table.table(runs[:2]))
     assert two["held-out accuracy"].startswith("all within noise of the highest")
 
 
@@ -205,7 +134,7 @@ def test_runs_are_held_against_each_other_prompt_by_prompt(tmp_path):
             report = json.loads((given[1] / "report.json").read_text())
             report["prompt_numbers"] = [*range(40)] * times
             (given[1] / "report.json").write_text(json.dumps(report))
-        difference = row(comparison.collect(given), "held-out accuracy").differences()[1]
+        difference = row(collect.collect(given), "held-out accuracy").differences()[1]
         width[name] = difference.high - difference.low
     assert width["many"] == pytest.approx(width["few"])
     assert width["as pairs"] < 0.6 * width["few"]
@@ -215,8 +144,10 @@ def test_the_best_is_better_than_all_others_and_not_than_the_first_alone():
     rng = np.random.default_rng(1)
     base = rng.normal(size=300)
     near = [base, base + 1, base + 1 + rng.normal(0, 0.5, size=300)]
-    assert Row("x", [], [Units(0, values) for values in near]).best() is None
-    assert Row("x", [], [Units(0, values) for values in (base, base + 1, base - 1)]).best() == 1
+    assert Row("x", [], units=[Units(0, values) for values in near]).best() is None
+    assert (
+        Row("x", [], units=[Units(0, values) for values in (base, base + 1, base - 1)]).best() == 1
+    )
 
 
 def test_as_few_runs_as_chance_allows_differ_beyond_noise():
@@ -225,7 +156,7 @@ def test_as_few_runs_as_chance_allows_differ_beyond_noise():
     for _ in range(200):
         right = (rng.normal(size=(2, 150)) + rng.normal(size=150) > -0.7).astype(float)
         difference = stats.paired(right, resamples=1000)[1][0]
-        beyond += not comparison_table.within_noise(difference)
+        beyond += not row_.within_noise(difference)
     assert 3 <= beyond <= 20
 
 
@@ -235,12 +166,12 @@ def test_other_pairs_are_not_paired(tmp_path):
         *(a_run(tmp_path / "a", [1, 1], beta=1), a_run(tmp_path / "b", [1, 1, -1], beta=2)),
         a_run(tmp_path / "c", [1, 1], digest="others", beta=3),
     ]
-    runs = comparison.collect(given)
+    runs = collect.collect(given)
     accuracy = row(runs, "held-out accuracy")
     assert accuracy.differences() == [] and accuracy.best() is None
-    found = comparison_table.verdicts(runs, [accuracy])["held-out accuracy"]
+    found = row_.verdicts(runs, [accuracy])["held-out accuracy"]
     assert "not measured on the same pairs" in found
-    assert comparison.surroundings(runs)["held-out pairs"] == ["d", "d", "others"]
+    assert collect.surroundings(runs)["held-out pairs"] == ["d", "d", "others"]
 
 
 def test_win_rates_are_paired_over_the_prompts_that_were_judged(tmp_path):
@@ -251,27 +182,27 @@ def test_win_rates_are_paired_over_the_prompts_that_were_judged(tmp_path):
     evaluated(given[2], np.full(100, 1.0), against="another")
     left_out = won.copy()
     left_out[:2] = np.nan
-    runs = comparison.collect(given)
+    runs = collect.collect(given)
     rates = row(runs, "win rate, reference-vader")
     assert rates.values[0] == "0.500 (0.500 to 0.500)" and rates.values[3] == ""
     assert rates.differences()[1].mean == pytest.approx(0.25)
     assert rates.differences()[2:] == [None, None]  # against another model, and not evaluated
-    found = comparison_table.verdicts(runs, [rates])[rates.name]
+    found = row_.verdicts(runs, [rates])[rates.name]
     assert found.endswith("better than m or another, beyond noise: beta=1, beta=2")
     assert row(runs, "ifeval, acc, reference-vader").values[0] == "0.5000 ± 0.0196 (against 0.2500)"
     assert row(runs, "KL, nats a sequence, reference-vader").values[3] == ""
     shutil.rmtree(given[1] / "evaluations")
     evaluated(given[1], left_out, temperature=0)
-    assert row(comparison.collect(given), rates.name).differences() == []  # drawn otherwise
+    assert row(collect.collect(given), rates.name).differences() == []  # drawn otherwise
     shutil.rmtree(given[1] / "evaluations")
     evaluated(given[1], left_out)
-    difference = row(comparison.collect(given), rates.name).differences()[1]
+    difference = row(collect.collect(given), rates.name).differences()[1]
     few = 1 - 98 / (98 + 1.96**2)  # the 98 that were judged in both, and say the same
     assert (difference.low, difference.high) == pytest.approx((-few, few))
 
 
 def test_best_along_the_run_and_last(tmp_path):
-    runs = comparison.collect([a_run(tmp_path / "a", [1])])
+    runs = collect.collect([a_run(tmp_path / "a", [1])])
     assert row(runs, "held-out loss, best").values == ["0.5000 at step 2"]
     assert row(runs, "held-out loss, last").values == ["0.6000 at step 4"]
     assert row(runs, "answer, tokens").values == ["25.0 (+5.0)"]
@@ -287,18 +218,18 @@ def test_a_run_that_has_not_ended_is_shown_as_far_as_it_came(tmp_path):
     (given[3] / "trainer_state.json").write_text("{}")
     with (given[4] / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        runs = comparison.collect(given)
+        runs = collect.collect(given)
         assert row(runs, "state").values == [
             *("finished", f"not finished, step 4: see {tmp_path}/b.log", "not finished, step 0"),
             *("trained, not evaluated", "going on, step 4"),
         ]
     assert row(runs, "held-out loss, best").values[1] == "0.5000 at step 2"
     assert row(runs, "minutes").values[:2] == ["1.5 (training 1.0)", "1.0 so far"]
-    assert comparison.surroundings(runs) == {}
-    comparison_page.write(runs, tmp_path / "out", "five")
+    assert collect.surroundings(runs) == {}
+    export.write(runs, tmp_path / "out", "five")
     # Nothing at all is there to draw.
-    page, _ = comparison_page.write(comparison.collect([given[2]]), tmp_path / "out", "none")
-    assert "<img" not in page.read_text()
+    shown, *_ = export.write(collect.collect([given[2]]), tmp_path / "out", "none")
+    assert "<img" not in shown.read_text()
 
 
 def test_the_same_prompts_stand_beside_each_other(tmp_path):
@@ -308,7 +239,7 @@ def test_the_same_prompts_stand_beside_each_other(tmp_path):
     report = json.loads((given[1] / "report.json").read_text())
     report["samples"] = [report["samples"][2], report["samples"][0] | {"before": "otherwise"}]
     (given[1] / "report.json").write_text(json.dumps(report))
-    found = comparison.samples(comparison.collect(given))
+    found = samples.samples(collect.collect(given))
     first, last = found["After training"]
     assert [name for name, *_ in first["references"]] == [
         f"what beta={at} is held against" for at in (0, 1)
@@ -324,22 +255,21 @@ def test_what_models_and_settings_say_is_text_on_a_phone_and_a_desktop(tmp_path,
         a_run(tmp_path / f"a{n}", [1, -1], [0.1, 0.2], beta=n, note=f"$x_{n} {EVIL}" * (n == 3))
         for n in range(1, 13)
     ]
-    runs = comparison.collect(given)
-    show(runs, comparison_table.table(runs), f"12 {EVIL}")
+    runs = collect.collect(given)
+    show(runs, f"12 {EVIL}")
     said = capsys.readouterr().out
     assert "\x1b" not in said and "[/bold]" in said  # rich would take it for a style
-    page, table = comparison_page.write(runs, tmp_path / "out", f"12 {EVIL}")
-    assert "<script" not in page.read_text() and "<script" not in table.read_text()
-    assert "\x1b" not in page.read_text() + table.read_text()
-    cells = [line.replace("\\|", "").count("|") for line in table.read_text().splitlines()]
+    shown, marked, *_ = export.write(runs, tmp_path / "out", f"12 {EVIL}")
+    assert "<script>alert" not in shown.read_text() and "<script" not in marked.read_text()
+    assert "\x1b" not in shown.read_text() + marked.read_text()
+    cells = [line.replace("\\|", "").count("|") for line in marked.read_text().splitlines()]
     assert {count for count in cells if count} == {14}  # nothing that is said adds a column
-    assert "| beta | 1 | 2 |" in table.read_text()
+    assert "| beta | 1 | 2 |" in marked.read_text()
     for width in (PHONE, DESKTOP):
-        with opened(page.as_uri(), width) as shown:
-            assert shown.errors == []
-            assert fits(shown)
-            assert len(pictures(shown)) == 7 and min(pictures(shown)) > 700
-            assert shown.get_by_text("a3 says <script>alert(1)</script>").count() == 3
+        with opened(shown.as_uri(), width) as opened_page:
+            assert opened_page.errors == []
+            assert fits(opened_page)
+            assert opened_page.get_by_text("a3 says <script>alert(1)</script>").count() == 3
 
 
 def test_runs_of_a_recipe_are_found_its_sweeps_too(tmp_path, monkeypatch):
@@ -407,7 +337,7 @@ def test_a_wandb_report_holds_the_table_and_the_runs_curves(tmp_path, monkeypatc
     )
 
     given = [a_run(tmp_path / "a", [1], beta=1), a_run(tmp_path / "b", [1], beta=2)]
-    made = wandb_report.of(comparison.collect(given), "two", project="p", entity="me")
+    made = wandb_report.of(collect.collect(given), "two", project="p", entity="me")
     sent = json.dumps(made._to_model().model_dump(mode="json", by_alias=True))
     assert "held-out accuracy" in sent and "eval/rewards/accuracies" in sent
     assert str(tmp_path / "a") in sent and "output_dir" in sent

@@ -8,7 +8,8 @@ from dpo.evaluation import generations, measure
 from dpo.evaluation.judges import judging
 from dpo.models.sampling import Completion
 from dpo.reports import run_report
-from support.browser import PHONE, fits, opened, pictures
+from dpo.runs import metrics
+from support.browser import DESKTOP, PHONE, fits, opened, pictures
 
 
 @pytest.fixture
@@ -75,14 +76,15 @@ def test_the_page_is_self_contained_and_escaped(results, tmp_path):
     page = Tags()
     page.feed((tmp_path / "report.html").read_text())
     tags = [tag for tag, _ in page.seen]
-    assert "script" not in tags and "i" not in tags and tags.count("img") == 1
+    assert "script" not in tags and "i" not in tags and tags.count("img") == 2
     assert not any("onerror" in attrs for _, attrs in page.seen)
     links = [a[key] for _, a in page.seen for key in ("src", "href") if key in a]
-    assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
+    assert len(links) == 2 and all(link.startswith("data:image/png;base64,") for link in links)
     assert "<script>alert(1)</script> & bad" in page.text  # shown as the text that it is
     assert "drift, step 2: <script>alert(3)</script> far" in page.text
     assert "Data: plain text is trained on as it stands <script>alert(4)</script>" in page.text
     assert page.text.count("How was") == 10  # ten samples side by side
+    assert "10 of 12 held-out prompts, drawn at random (seed 0), the first of 2" in page.text
     for words in ("True reward", "Preference accuracy", "KL from the reference", "3.00 nats"):
         assert words in page.text
 
@@ -93,8 +95,57 @@ def test_the_page_opens_on_a_phone_without_network(results, tmp_path):
         assert page.errors == []
         assert fits(page)
         assert min(pictures(page)) > 600
-        assert page.get_by_text("Preference accuracy", exact=True).is_visible()
+        assert page.get_by_text("Preference accuracy", exact=True).first.is_visible()
         assert page.get_by_text("<script>alert(1)</script>").count() == 10
+
+
+def logged(folder) -> list[dict]:
+    """The metrics of a run of eight steps, two evaluations in it, as metrics.jsonl has them."""
+    names = {"rewards/margins": 0.1, "rewards/accuracies": 0.6, "rewards/chosen": -0.2}
+    names |= {"rewards/rejected": -0.3, "logps/chosen": -40.0, "logps/rejected": -42.0}
+    entries = []
+    for step in range(1, 9):
+        own = {"loss": 0.7 - step / 100, "grad_norm": 9.0 + step, "learning_rate": 2e-5 / step}
+        entries.append({"step": step, **own, **names, "seconds": 3.0 * step})
+        if step % 4 == 0:
+            held_out = {f"eval_{name}": value for name, value in names.items()}
+            entries.append({"step": step, "eval_loss": 0.6, **held_out, "seconds": 3.0 * step})
+            drift = {"eval_drift_nats_per_token": step / 100, "eval_drift_tokens": 20.0 + step}
+            entries.append({"step": step, **drift, "seconds": 3.0 * step})
+    folder.joinpath("metrics.jsonl").write_text("".join(map(metrics.line, entries)))
+    return entries
+
+
+TITLES = ["Preference accuracy", "Implicit reward", "DPO loss", "KL from the start"]
+TITLES += ["Length of its own answers", "Gradient norm", "Learning rate", "Log-probability"]
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_the_curves_of_a_run_are_what_it_logged(results, tmp_path, width):
+    logged(tmp_path)
+    run_report.write(results, tmp_path)
+    with opened((tmp_path / "report.html").as_uri(), width) as page:
+        panels = page.locator("figcaption").all_inner_texts()
+        assert [said.splitlines()[0] for said in panels] == TITLES
+        assert len(pictures(page)) == 1  # the histogram: curves took the other's place
+        page.wait_for_timeout(100)
+        readouts = [" ".join(said.split()) for said in page.locator(".readout").all_inner_texts()]
+        assert "training batches 0.62" in readouts[2] and "held-out pairs 0.6" in readouts[2]
+        assert "ln 2: the start 0.6931" in readouts[2]
+        assert "chosen training batches -0.2; held-out pairs -0.2" in readouts[1]
+        assert readouts[3] == "last held-out pairs 0.08"
+        page.get_by_role("button", name="held-out pairs").click()
+        page.wait_for_timeout(100)
+        assert "held-out" not in page.locator(".readout").nth(2).inner_text()
+        assert page.errors == [] and fits(page)
+
+
+def test_settings_at_their_defaults_are_shown_as_such(results, tmp_path):
+    results |= {"settings": {"seed": 3}, "resolved": {"beta": 0.1, "seed": 3}}
+    run_report.write(results, tmp_path)
+    page = Tags()
+    page.feed((tmp_path / "report.html").read_text())
+    assert "0.1 (default)" in page.text and "3 (default)" not in page.text
 
 
 def test_a_run_without_known_reward_or_held_out_pairs_has_a_page_too(results, tmp_path):

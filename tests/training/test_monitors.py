@@ -246,6 +246,20 @@ def test_a_prompt_of_several_pairs_is_asked_once(tiny_model, tmp_path):
     assert len(start["answers"]) == 3 and len(set(start["asked"])) == 3
 
 
+def test_what_is_shown_while_it_trains_are_six_prompts_from_all_over(tiny_model, tmp_path):
+    """Neighbours ask the same of one subject: of 64 rows in groups of four, the first six are of
+    two subjects."""
+    asked = [pair(f"question {i % 4} on {i // 4}", f"good {i}", f"bad {i}") for i in range(64)]
+    flags = ("--max_steps=2", "--eval_steps=1")
+    trainer_on(tmp_path, tiny_model, easy(16, 0), asked, *flags).train()
+    rows = metrics.completions(tmp_path / "run")
+    shown = [(row["prompt"], row["decoding"]) for row in rows if row["step"] == 1]
+    assert [decoding for _, decoding in shown] == ["greedy"] * 3 + ["sampled"] * 3
+    subjects = [prompt.split(" on ")[1].strip("?") for prompt, _ in shown]
+    assert len({*subjects}) == 6 and max(map(int, subjects)) > 8
+    assert [(row["prompt"], row["decoding"]) for row in rows if row["step"] == 2] == shown
+
+
 def test_answers_that_grow_are_told(tiny_model, tmp_path):
     """The start's answers are made short, as if the policy had been brief then."""
     flags = ("--max_steps=2", "--eval_steps=2", "--learning_rate=1e-6")

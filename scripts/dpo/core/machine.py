@@ -10,9 +10,12 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
+
+from dpo.core.secrets import mask
 
 PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
 
@@ -34,17 +37,26 @@ def commit() -> str | None:
     """The commit of this repository that runs, and whether files differ from it; None where it is
     no git checkout."""
 
-    def git(*words: str) -> str:
-        top = Path(__file__).parents[3]
-        done = subprocess.run(["git", *words], cwd=top, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ", changed" * bool(
-            git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "--short=12", "HEAD").strip() + ", changed" * bool(
+            _git("status", "--porcelain", "--untracked-files=no")
         )
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def changes() -> str:
+    """How the files of this repository differ from the commit, with secrets masked; empty where
+    they do not, or it is no git checkout."""
+    try:
+        return mask(_git("diff", "HEAD"))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*words: str) -> str:
+    how: Any = {"capture_output": True, "text": True, "errors": "replace", "check": True}
+    return subprocess.run(["git", *words], cwd=Path(__file__).parents[3], **how).stdout
 
 
 def cpu_name() -> str:

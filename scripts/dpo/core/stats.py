@@ -1,5 +1,6 @@
 """How sure a number is: intervals, paired differences, and which margins are ties."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,12 @@ class Interval:
     mean: float
     low: float
     high: float
+
+
+@dataclass
+class Unanimous(Interval):
+    """A difference that is the same for every prompt, so that resamples know of no other: its ends
+    are Wilson's, by their number."""
 
 
 def bootstrap(
@@ -69,27 +76,72 @@ def resampled(values: np.ndarray, resamples: int = 10_000) -> np.ndarray:
 
 
 def paired(
-    values: np.ndarray, resamples: int = 10_000, prompts: np.ndarray | None = None
+    values: np.ndarray,
+    resamples: int = 10_000,
+    prompts: np.ndarray | None = None,
+    *,
+    shares: bool = False,
 ) -> list[list[Interval]]:
     """Paired differences between the means of the rows of `values`, shape (rows, n): `[i][j]` is
-    row i less row j. `prompts`, shape (n,), as for `bootstrap`."""
+    row i less row j. `prompts`, shape (n,), as for `bootstrap`. `shares` are of right and wrong, as
+    for `share`: of other values from 0 to 1 nothing is known that resamples do not say."""
     counted = np.concatenate([values, np.ones((1, values.shape[1]))])
     grouped = by_prompt(counted, prompts)
     *sums, counts = resampled(grouped, resamples)
     means = np.stack(sums) / counts
-    shares = ((values >= 0) & (values <= 1)).all()
 
     def less(i: int, j: int) -> Interval:
         difference = values[i] - values[j]
+        if shares and np.ptp((grouped[i] - grouped[j]) / grouped[-1]) < 1e-12:  # as in `share`
+            found = share((1 + difference) / 2, prompts)
+            return Unanimous(float(difference.mean()), 2 * found.low - 1, 2 * found.high - 1)
         low, high = np.quantile(means[i] - means[j], [0.025, 0.975])
         if grouped.shape[1] == 1:  # as in `bootstrap`
             low, high = difference.min(), difference.max()
-        if shares and np.ptp((grouped[i] - grouped[j]) / grouped[-1]) < 1e-12:  # as in `share`
-            found = share((1 + difference) / 2, prompts)
-            low, high = 2 * found.low - 1, 2 * found.high - 1
         return Interval(float(difference.mean()), float(low), float(high))
 
-    return [[less(i, j) for j in range(len(values))] for i in range(len(values))]
+    rows = range(len(values))
+    table = [[Interval(0.0, 0.0, 0.0) for _ in rows] for _ in rows]
+    for i in rows:
+        for j in range(i):
+            found = table[i][j] = less(i, j)
+            table[j][i] = type(found)(-found.mean, -found.high, -found.low)
+    return table
+
+
+@functools.cache
+def t_quantile(dof: int, within: float = 0.95) -> float:
+    """How many standard errors from zero Student's t of `dof` degrees of freedom stays, in this
+    share of cases: its distribution (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4), inverted."""
+    angle = np.linspace(0, np.pi / 2, 200_001)[:-1]  # atan(t / √dof)
+    cosine, even = np.cos(angle), dof % 2 == 0
+    term = np.ones_like(angle) if even else cosine.copy()
+    total = term.copy() if dof > 1 else np.zeros_like(angle)
+    for k in range(2 if even else 3, dof - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    inside = np.sin(angle) * total if even else 2 / np.pi * (angle + np.sin(angle) * total)
+    return float(np.tan(np.interp(within, inside, angle)) * np.sqrt(dof))
+
+
+def t_interval(values: np.ndarray) -> Interval:
+    """Mean of a few independent values, shape (n,), n at least 2, with Student's 95% interval."""
+    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
+    half = t_quantile(len(values) - 1) * error
+    return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+def t_difference(first: np.ndarray, second: np.ndarray) -> Interval:
+    """How the mean of some independent values differs from that of others, shapes (n,) and (m,),
+    both at least 2: Welch's 95% interval, its degrees of freedom rounded down."""
+    parts = [values.var(ddof=1) / len(values) for values in (first, second)]
+    mean = float(first.mean() - second.mean())
+    if not sum(parts):
+        return Interval(mean, mean, mean)
+    each = zip(parts, (first, second), strict=True)
+    dof = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in each)
+    half = t_quantile(max(int(dof), 1)) * float(np.sqrt(sum(parts)))
+    return Interval(mean, mean - half, mean + half)
 
 
 def share(values: np.ndarray, prompts: np.ndarray | None = None) -> Interval:

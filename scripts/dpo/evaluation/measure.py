@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from dpo.core.stats import NATS_PER_TOKEN, bootstrap, length_controlled, numerics, win_rate
 from dpo.data import schema
-from dpo.evaluation import generations, pairs, prompts
+from dpo.evaluation import generations, on_topic, pairs, prompts
 from dpo.evaluation.contestants import Contestant, reference_of
 from dpo.evaluation.judges import judging
 from dpo.evaluation.judges.verdicts import Comparison, Verdicts
@@ -150,16 +150,23 @@ def results(
     lines: list[dict],
 ) -> dict:
     """What was measured, as report.json and evaluation.json hold it: `prompts`, `pairs`, `answers`
-    and `judge`, each None where there is none, and ten `samples`. Intervals are over prompts."""
-    answers = generations.measure(found.policy, found.against) | {"kl": found.kl} if asked else None
-    shown = np.linspace(0, len(asked) - 1, min(SHOWN, len(asked))).astype(int) * settings.samples
+    and `judge`, each None where there is none, and ten `samples`, of prompts drawn at random by the
+    seed of the answers, the first answers to each. Intervals are over prompts."""
+    answers = None
+    if asked:
+        answers = generations.measure(found.policy, found.against) | {"kl": found.kl}
+        both = (found.policy, found.against)
+        texts = [[[each.text for each in row] for row in rows] for rows in both]
+        answers["on_topic"] = on_topic.measure([*map(said, asked)], *texts)
+    draw = np.random.default_rng(settings.seed)
+    shown = np.sort(draw.choice(len(asked), min(SHOWN, len(asked)), replace=False))
     return {
         "format": FORMAT,
         "prompts": {"source": source, "count": len(asked), **asdict(settings)} if asked else None,
         "pairs": found.pairs,
         "answers": answers,
         "judge": judged(found, verdicts) if verdicts else None,
-        "samples": [lines[at] for at in shown],
+        "samples": [lines[at] for at in shown * settings.samples],
     }
 
 

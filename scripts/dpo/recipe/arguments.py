@@ -136,6 +136,22 @@ def check_data(recipe: Recipe) -> None:
             )
 
 
+# What a run is told apart by, whether its recipe states it or leaves it at its default.
+ALWAYS_SHOWN = (
+    *("model_name_or_path", "dataset_name", "beta", "loss_type", "seed"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
+    *("max_steps", "max_length", "max_grad_norm", "bf16", "use_peft"),
+)
+
+
+def resolved(values: dict[str, Any]) -> dict[str, Any]:
+    """Of all arguments' values those that a run is told apart by; no limit of steps is none."""
+    limited = values.get("max_steps", -1) > 0
+    left_out = "num_train_epochs" if limited else "max_steps"
+    return {key: values.get(key) for key in ALWAYS_SHOWN if key != left_out}
+
+
 def decides(key: str) -> bool:
     """Whether an argument decides what is learned."""
     return key not in CARRIED_OUT and not key.startswith(CARRIED_OUT_PREFIXES)

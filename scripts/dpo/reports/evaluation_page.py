@@ -11,7 +11,9 @@ from rich.table import Table
 from dpo.core import files
 from dpo.core.terminal import visible
 from dpo.reports.html import png, render
-from dpo.reports.run_report import AFTER, NEUTRAL, of_pairs
+from dpo.reports.parts.run_picture import AFTER, NEUTRAL
+from dpo.reports.parts.verdict import definitions, verdict
+from dpo.reports.run_report import named, of_pairs
 
 Row = tuple[str, str, str]
 
@@ -74,6 +76,9 @@ def _answers(found: dict) -> list[Row]:
     table = [("Answer, tokens", said(tokens["policy"], ".1f"), note)]
     note = f"against {said(finished['against'], '.0%')}; the others were cut"
     table.append(("Ended by themselves", said(finished["policy"], ".0%"), note))
+    if topic := of.get("on_topic"):
+        value = f"{topic['against']['mean']:.0%} → {topic['policy']['mean']:.0%}"
+        table.append(("On topic", value, named(topic)))
     for n in ("1", "2"):
         note = f"against {distinct['against'][n]:.2f}; share of all"
         table.append((f"Distinct {n}-grams", f"{distinct['policy'][n]:.2f}", note))
@@ -135,14 +140,19 @@ def page(found: dict) -> str:
         f"temperature {asked['temperature']:g}, cut at {asked['max_new_tokens']} tokens. "
         f"{found['finished']}"
     )
-    judge, named = found["judge"]["about"] if found["judge"] else {}, shares(found)
+    judge, parts = found["judge"]["about"] if found["judge"] else {}, shares(found)
+    tone, sentences = verdict(found)
     return render(
         "evaluation",
         title=f"{found['policy']} against {found['against']}",
+        tone=tone,
+        sentences=sentences,
+        definitions=definitions(found),
         about=about,
         rows=rows(found),
-        drawn=png(draw(named)) if named else None,
+        drawn=png(draw(parts)) if parts else None,
         samples=found["samples"],
+        prompts=asked,
         settings={**judge, **found["versions"], "machine": found["machine"]},
     )
 
@@ -162,3 +172,4 @@ def show(results: dict) -> None:
     for row in rows(results):
         table.add_row(*map(visible, row))
     Console().print(table)
+    print(visible(" ".join(verdict(results)[1])))

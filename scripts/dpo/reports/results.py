@@ -87,14 +87,31 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
     return said | rewards | {"preferred": None}
 
 
-def headline(found: dict[str, Any]) -> dict[str, Any]:
-    """The results of a run by name, as its summary on W&B has them."""
+def headline(found: dict[str, Any]) -> dict[str, float]:
+    """The results of a run or of an evaluation by name, each with the ends of its 95% interval, as
+    W&B's summary has them: numbers by which runs can be sorted, filtered and swept."""
     pairs, answers, judge = (found[key] or {} for key in ("pairs", "answers", "judge"))
-    kl = answers.get("kl") or {}
+    kl, tokens = answers.get("kl") or {}, answers.get("mean_tokens") or {}
+    reward = judge.get("reward") or {}
+    measure = "true_reward" if judge.get("kind", "reward") == "reward" else "reward"
     named = {
         "preference_accuracy": pairs.get("accuracy"),
-        "true_reward": judge.get("reward"),
+        "preference_margin": pairs.get("margin"),
+        "win_rate": judge.get("win_rate"),
+        "length_controlled_win_rate": judge.get("length_controlled_win_rate"),
+        measure: reward.get("policy"),
+        f"{measure}_difference": reward.get("difference"),
         "kl_nats_per_sequence": kl.get("nats_per_sequence"),
-        "mean_tokens": answers.get("mean_tokens"),
+        "kl_nats_per_token": kl.get("nats_per_token"),
+        "answer_tokens": tokens.get("policy"),
+        "answer_tokens_difference": tokens.get("difference"),
     }
-    return {name: value for name, value in named.items() if value}
+    flat = {}
+    for name, interval in named.items():
+        for end, value in (interval or {}).items():
+            if value is not None:
+                flat[name if end == "mean" else f"{name}_{end}"] = value
+    for task, metrics in (found.get("suite") or {}).items():
+        for metric, of in metrics.items():
+            flat[f"{task}/{metric}"] = of["policy"]
+    return flat

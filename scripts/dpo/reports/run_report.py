@@ -1,13 +1,9 @@
 """What a run ends with: report.json, a picture, and one self-contained HTML page."""
 
-import math
 import shlex
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerState
@@ -17,14 +13,15 @@ from dpo.core.machine import commit, device_name, now, peak_memory_gb, versions
 from dpo.core.terminal import visible
 from dpo.data.quarantine import Linted, said_of_lengths
 from dpo.data.sources.load import Rows
+from dpo.recipe.arguments import resolved
 from dpo.recipe.parse import Recipe
 from dpo.reports.html import png, render
+from dpo.reports.parts import curves as explored
+from dpo.reports.parts.run_panels import panels
+from dpo.reports.parts.run_picture import draw, histogram
+from dpo.reports.parts.verdict import definitions, verdict
 from dpo.runs import metrics, output_folder
 from dpo.runs.output_folder import REPORT
-
-BEFORE, AFTER, NEUTRAL, INK = "#8a94a6", "#1f6feb", "#c9d1d9", "#24292f"
-SCALES = {"vader": "VADER compound score, -1 to 1"}  # of known rewards
-CHOSEN, REJECTED = "#1a7f37", "#cf222e"
 
 
 def curves(log_history: list[dict]) -> dict[str, list[dict]]:
@@ -39,67 +36,6 @@ def curves(log_history: list[dict]) -> dict[str, list[dict]]:
             point = {"step": entry["step"], **{k: entry[prefix + v] for k, v in names.items()}}
             points["held_out" if prefix else "train"].append(point)
     return points
-
-
-def draw(report: dict) -> Figure:
-    """The run in one picture: true reward if known, accuracy, loss, implicit rewards."""
-    train, held_out = report["curves"]["train"], report["curves"]["held_out"]
-    known = report["judge"]
-    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        rows, columns = (2, 2) if known else (1, 3)
-        size = (3.8 * columns, 2.7 * rows)
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight")
-    axes = list(axes.flat)
-    if known:
-        draw_true_reward(axes.pop(0), report)
-
-    def line(axis, points: list[dict], key: str, **style) -> None:
-        axis.plot([p["step"] for p in points], [p[key] for p in points], **style)
-
-    accuracy, loss, rewards = axes
-    pairs = report["pairs"]
-    line(accuracy, train, "accuracy", color=NEUTRAL, label="training batches")
-    if pairs:
-        # The last point is the saved policy's, with its interval. At first its implicit reward is
-        # zero everywhere.
-        result = pairs["accuracy"]
-        last = {"step": report["steps"], "accuracy": result["mean"]}
-        start = {"step": 0, "accuracy": 0.5}
-        inner = [point for point in held_out if point["step"] < report["steps"]]
-        line(accuracy, [start, *inner, last], "accuracy", color=AFTER, label="held-out pairs")
-        bar = [[result["mean"] - result["low"]], [result["high"] - result["mean"]]]
-        accuracy.errorbar(report["steps"], result["mean"], bar, fmt="o", color=AFTER, capsize=3)
-        if (ceiling := pairs["ceiling"]) is not None:
-            accuracy.axhline(ceiling, color=INK, linestyle=":", label="ceiling: label noise")
-    accuracy.set(title="Preference accuracy", xlabel="step", ylim=(0, 1.03))
-    accuracy.legend(frameon=False, loc="lower right")
-
-    line(loss, train, "loss", color=NEUTRAL, label="training batches")
-    line(loss, held_out, "loss", color=AFTER, marker="o", markersize=3, label="held-out pairs")
-    if report["loss_type"] == ["sigmoid"]:
-        loss.axhline(math.log(2), color=INK, linestyle=":", label="ln 2: the start")
-    loss.set(title="DPO loss", xlabel="step")
-    loss.legend(frameon=False)
-
-    line(rewards, train, "chosen", color=CHOSEN, label="chosen")
-    line(rewards, train, "rejected", color=REJECTED, label="rejected")
-    line(rewards, train, "margin", color=INK, linestyle="--", label="margin")
-    rewards.set(title="Implicit reward (training batches)", xlabel="step")
-    rewards.legend(frameon=False, loc="lower left")
-    return figure
-
-
-def draw_true_reward(axis, report: dict) -> None:
-    judge, colors = report["judge"], (BEFORE, AFTER)
-    values = [np.ravel(judge["rewards"][side]) for side in ("against", "policy")]
-    before, after = (judge["reward"][side]["mean"] for side in ("against", "policy"))
-    labels = [f"before: {before:+.2f}", f"after: {after:+.2f}"]
-    axis.hist(values, bins=10, range=(-1, 1), color=colors, label=labels)
-    for mean, color in zip((before, after), colors, strict=True):
-        axis.axvline(mean, color=color, linestyle="--", linewidth=1.5)
-    scale = SCALES.get(judge["name"], judge["name"])
-    axis.set(title="True reward of held-out answers", xlabel=scale, ylabel="answers")
-    axis.legend(frameon=False, loc="upper left")
 
 
 def of_pairs(count: int, found: dict) -> str:
@@ -133,11 +69,23 @@ def tiles(report: dict) -> list[tuple[str, str, str]]:
         rows.append(("KL from the reference", f"{nats:.2f} nats", note))
         value = f"{length['against']['mean']:.1f} → {length['policy']['mean']:.1f}"
         rows.append(("Answer length", value, "tokens, mean, the end token counted"))
+        if topic := answers.get("on_topic"):
+            value = f"{topic['against']['mean']:.0%} → {topic['policy']['mean']:.0%}"
+            rows.append(("On topic", value, named(topic)))
     train, evaluate = (report["seconds"][part] for part in ("train", "evaluate"))
     note = f"training {train:.0f} s, evaluation {evaluate:.0f} s; "
     note += f"peak memory {report['peak_memory_gb']:.1f} GB; {report['machine']}"
     rows.append(("Time", f"{(train + evaluate) / 60:.1f} min", note))
     return rows
+
+
+def named(topic: dict) -> str:
+    """What stands beside the share of answers on topic."""
+    mean, low, high = (100 * topic["difference"][key] for key in ("mean", "low", "high"))
+    return (
+        f"answers with a word of what was asked about; difference {mean:+.0f} points, 95% interval "
+        f"{low:+.0f} to {high:+.0f}"
+    )
 
 
 def summary(report: dict) -> str:
@@ -161,28 +109,54 @@ def along(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
     return by_prompt
 
 
-def page(report: dict, drawn: bytes) -> str:
-    """The report as one page."""
+def page(report: dict, entries: list[dict]) -> str:
+    """The report as one page, with the curves of a run's lines of metrics.jsonl."""
     code = {"commit": report["commit"]} if report.get("commit") else {}
+    tone, said = verdict(report)
+    along_it = panels(entries, report)
     return render(
         "run",
+        explored.SCRIPTS if along_it else (),
         title=report["recipe"],
         summary=summary(report),
+        tone=tone,
+        sentences=said,
+        definitions=definitions(report),
         notes=report["data"].get("notes", []),  # reports of older runs have none
         alerts=report["alerts"],
         tiles=tiles(report),
-        drawn=drawn,
+        histogram=png(histogram(report)) if report["judge"] else None,
+        data=explored.data_of(along_it) if along_it else None,
+        drawn=png(draw(report, known=False)),
         samples=report["samples"],
+        prompts=report["prompts"],
         along=along(report.get("completions", [])),
-        settings={**report["settings"], **report["versions"], **code},
+        resolved=report.get("resolved", {}),
+        stated=report["settings"],
+        surroundings={**report["versions"], "machine": report["machine"], **code},
+        commands=commands(report),
     )
+
+
+def commands(report: dict) -> dict[str, str]:
+    """What to do next, each with its command."""
+    folder = shlex.quote(report.get("policy") or "")
+    asked = {"Hold its answers against the reference's": f"make evaluate RUN={folder}"}
+    if not report["judge"]:
+        asked = {"Have a judge say who wins": f"{asked.popitem()[1]} JUDGE=hand"}
+    name = shlex.quote(report["recipe"])
+    return {
+        **asked,
+        "Set it beside other runs of the recipe": f"make compare RECIPE={name}",
+        "See by how much another seed differs": f"make sweep RECIPE={name} SWEEP=seed=1,2,3",
+        "Watch it beside all others": "make dashboard",
+    }
 
 
 def write(report: dict, folder: Path) -> list[Path]:
     """Write report.png, report.html and, last, report.json: it marks the run as finished."""
-    drawn = png(draw(report))
-    write_whole(folder / "report.png", drawn)
-    write_whole(folder / "report.html", page(report, drawn))
+    write_whole(folder / "report.png", png(draw(report)))
+    write_whole(folder / "report.html", page(report, metrics.read(folder)))
     write_json(folder / REPORT, report)
     return [folder / "report.html", folder / REPORT]
 
@@ -213,6 +187,10 @@ def about(
         "curves": curves(metrics.read(Path(recipe.training.output_dir)) or trained.log_history),
         "alerts": alerts,
         "settings": output_folder.settings(recipe),
+        "resolved": {
+            **resolved(recipe.defaults | recipe.stated | {"bf16": recipe.training.bf16}),
+            "global_batch": recipe.global_batch,
+        },
         "versions": versions(),
         "commit": commit(),
         "machine": device_name(),
@@ -232,6 +210,7 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for row in tiles(results):
         table.add_row(*row)
     Console().print(table)
+    print(visible(" ".join(verdict(results)[1])))
     for note in results["data"]["notes"]:
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")

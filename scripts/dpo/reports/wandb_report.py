@@ -6,14 +6,14 @@ import json
 from typing import TYPE_CHECKING
 
 from dpo.core.refusal import Refusal, first_line
-from dpo.reports import comparison_page, comparison_table
+from dpo.reports.comparison import export, table
 from dpo.runs import output_folder, tracking
 from dpo.runs.tracking import again, server
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
 
-    from dpo.reports.comparison import Compared
+    from dpo.reports.comparison.collect import Compared
 
 PANELS = (
     *("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins"),
@@ -50,9 +50,9 @@ def of(runs: list[Compared], title: str, **where: str) -> Report:
 
     # By id: wandb-workspaces makes `==` of every `=` in a value, and a sweep's folders have some.
     runset = v2.Runset(**where, name=title, filters=f"Metric('name') in {json.dumps(ids(runs))}")
-    table = comparison_page.markdown(runs, comparison_table.table(runs), title)
+    said = export.markdown(runs, table.table(runs), title)
     panels = [v2.LinePlot(title=name, x=again.STEP, y=[name]) for name in PANELS]
-    blocks = [v2.MarkdownBlock(text=table), v2.PanelGrid(runsets=[runset], panels=panels)]
+    blocks = [v2.MarkdownBlock(text=said), v2.PanelGrid(runsets=[runset], panels=panels)]
     return v2.Report(**where, title=title[:128], blocks=blocks)
 
 

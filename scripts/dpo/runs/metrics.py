@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from dpo.core.files import read_lines, write_whole
-from dpo.runs.output_folder import COMPLETIONS, METRICS
+from dpo.core.files import read_lines, write_lines, write_whole
+from dpo.runs.output_folder import ALERTS, COMPLETIONS, METRICS
 
 COLUMNS = ["step", "prompt", "decoding", "reference", "policy"]  # of completions
 
@@ -25,6 +25,15 @@ def completions(folder: Path) -> list[dict[str, Any]]:
 
     Of each row: `step`, `prompt`, `decoding`, and the answers of `reference` and `policy`."""
     return read_lines(folder / COMPLETIONS)
+
+
+def keep_alerts(folder: str, alerts: list[dict[str, Any]]) -> None:
+    """Write what the monitors have told so far, for who watches a run that goes on. Where a run
+    goes on from a checkpoint, those past it are gone."""
+    path = Path(folder, ALERTS)
+    if alerts or path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, alerts)
 
 
 def line(entry: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"  # of the policy, at every evaluation
+ALERTS = "alerts.jsonl"  # what the monitors have told so far
 WANDB_ID = "wandb-run"
 WANDB_PATH = "wandb-path"  # entity/project/id, of a run that was online
 HELD_OUT = "held_out.json"  # log-probabilities of the held-out pairs when training had ended

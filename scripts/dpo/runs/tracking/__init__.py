@@ -220,13 +220,13 @@ def abandon() -> None:
                 child.kill()
 
 
-def finish(results: dict[str, Any], code: int = 0) -> None:
+def finish(results: dict[str, Any], code: int = 0) -> bool:
     """Add the final results, held-out metrics by name, to the W&B run, if there is one, and close
-    it: as failed with an exit `code` that is not 0."""
+    it: as failed with an exit `code` that is not 0. Returns whether W&B has taken it."""
     wandb = sys.modules.get("wandb")
     run = wandb.run if wandb else None
     if run is None:
-        return
+        return False
 
     def close(wandb) -> None:
         run.summary.update({f"eval/{name}": value for name, value in results.items()})
@@ -240,3 +240,4 @@ def finish(results: dict[str, Any], code: int = 0) -> None:
         tqdm.write(f"{'W&B':>8}  {url}")
         if not patience.said:
             again.mark(Path(os.environ["WANDB_DIR"]), run.id)
+    return closed

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.runs import metrics, output_folder
+from dpo.runs.tracking import names, server
 
 LOSSES = ("train/loss", "eval/loss")
 STEP = "train/global_step"
@@ -95,10 +96,16 @@ def mark(folder: Path, run: str) -> None:
 
 
 def open_online(folder: Path) -> None:
-    """Open the W&B run of an output folder, whose training has ended, where it was online."""
+    """Open the W&B run of an output folder, whose training has ended, where it was online; where it
+    was sent afterwards, the one of that id in the login's own project."""
     import wandb
 
-    entity, project, run = (path_of(folder) or "").split("/")
+    if path := path_of(folder):
+        entity, project, run = path.split("/")
+    else:
+        entity, run = None, (folder / output_folder.WANDB_ID).read_text(encoding="utf-8")
+        project = names.project(output_folder.settings_of(folder).get("project"))
+    server.patience.waited = 0.0  # for another run
     os.environ.pop("WANDB_MODE", None)
     os.environ["WANDB_DIR"] = str(folder)
     quiet = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", silent=True)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerState
 
 from dpo.core.refusal import Refusal
 from dpo.data.schema import column
-from dpo.runs import checkpoints, tracking
+from dpo.runs import checkpoints, metrics, tracking
 from dpo.training.monitoring.probes import sampled, trainable
 from dpo.training.stock import Declared
 
@@ -90,6 +90,8 @@ class Monitors(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         kept: Any = state.stateful_callbacks
         self.kept = kept.setdefault(NAME, nothing_yet())
+        if state.is_world_process_zero:
+            metrics.keep_alerts(args.output_dir, self.kept["alerts"])
         self.micro_losses = []
         # DeepSpeed keeps float32 masters, and shows weights in half precision that hardly move.
         if state.global_step == 0 and not self.trainer.is_deepspeed_enabled:
@@ -104,6 +106,7 @@ class Monitors(TrainerCallback):
         step = self.trainer.state.global_step
         self.kept["alerts"].append({"kind": kind, "step": step, "says": says})
         if self.trainer.is_world_process_zero():
+            metrics.keep_alerts(self.trainer.args.output_dir, self.kept["alerts"])
             if write:
                 tqdm.write(f"   alert  step {step}  {kind}: {says} (docs/monitors.md)")
             tracking.alert(kind, f"step {step}: {says}")

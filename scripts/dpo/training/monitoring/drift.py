@@ -30,7 +30,8 @@ from dpo.training.monitoring.probes import own_draws
 
 # What it costs is docs/monitors.md's. Longer prompts would want memory that training has taken.
 PROMPTS, LONGEST_PROMPT, TOKENS, SEED = 8, 512, 64, 20_240_328
-SHOWN = 3  # of them in completions.jsonl, as they were drawn and greedy
+SHOWN = 6  # of them in completions.jsonl, the first half greedy, the others as they were drawn
+AMONG = 2048  # held-out pairs that they are taken from, evenly: neighbours often ask alike
 
 # Gao et al. 2022 (arXiv 2210.10760) and, for DPO, Rafailov et al. 2024 (arXiv 2406.02900): as KL
 # grows, answers get worse by the true reward again while the learned one still rises. Where that is
@@ -70,11 +71,12 @@ class Drift(TrainerCallback):
             return
         data = self.trainer.eval_dataset
         first: dict[tuple[int, ...], int] = {}  # one that several pairs share is asked once
-        for at in (schema.token_counts(data)[0] <= LONGEST_PROMPT).nonzero()[0].tolist():
-            first.setdefault(tuple(data[at]["prompt_ids"]), at)
-            if len(first) == PROMPTS:
-                break
-        rows = [*first.values()]
+        short = (schema.token_counts(data)[0] <= LONGEST_PROMPT).nonzero()[0][:AMONG].tolist()
+        for at, ids in zip(short, data.select(short)["prompt_ids"], strict=True):
+            first.setdefault(tuple(ids), at)
+        every = [*first.values()]
+        evenly = range(PROMPTS if every else 0)
+        rows = [*dict.fromkeys(every[at * len(every) // PROMPTS] for at in evenly)]
         self.prompts = [data["prompt_ids"][at] for at in rows]
         self.asked = [said(data["prompt"][at]) for at in rows[:SHOWN]]
         completions.forget_after(path.parent, state.global_step)
@@ -84,6 +86,11 @@ class Drift(TrainerCallback):
                 self.begin()
         elif path.is_file():
             self.start = json.loads(path.read_text(encoding="utf-8"))
+
+    @property
+    def greedy(self) -> int:
+        """How many of the prompts that are shown are answered greedily."""
+        return (len(self.asked) + 1) // 2
 
     @property
     def waits(self) -> bool:
@@ -100,7 +107,7 @@ class Drift(TrainerCallback):
                 "prompts": prompts,
                 "answers": answers,
                 "asked": self.asked,
-                "greedy": self.answers(prompts[:SHOWN], model, temperature=0),
+                "greedy": self.answers(prompts[: self.greedy], model, temperature=0),
                 "logps": self.logps(prompts, answers, model).tolist(),
             }
             files.write_json(path, self.start)
@@ -150,10 +157,9 @@ class Drift(TrainerCallback):
             with self.optional():
                 self.measure()
 
-    def rows(self, decoding: str, before: list, now: list) -> list[dict]:
-        """The first few answers as completions.jsonl holds them, beside those of the start."""
+    def rows(self, decoding: str, asked: list[str], before: list, now: list) -> list[dict]:
+        """Answers as completions.jsonl holds them, beside those of the start."""
         step, text = self.trainer.state.global_step, self.trainer.processing_class.decode
-        asked = self.start["asked"]
         return [
             {"step": step, "prompt": prompt, "decoding": decoding}
             | {
@@ -173,11 +179,11 @@ class Drift(TrainerCallback):
         now = np.array([len(ids) for ids in drawn])
         found = {"eval_drift_nats_per_token": float(nats), "eval_drift_tokens": float(now.mean())}
         Trainer.log(self.trainer, found)  # TRL's own would add what it has counted so far
-        greedy = self.answers(prompts[:SHOWN], temperature=0)
-        rows = [
-            *self.rows("greedy", self.start["greedy"], greedy),
-            *self.rows("sampled", self.start["answers"], drawn),
-        ]
+        first = self.start["greedy"]
+        greedy, asked = self.answers(prompts[: len(first)], temperature=0), self.start["asked"]
+        rows = self.rows("greedy", asked, first, greedy)
+        others = (given[len(first) :] for given in (asked, answers, drawn))
+        rows += self.rows("sampled", *others)
         completions.add(Path(self.trainer.args.output_dir), rows)
         tell = self.trainer.monitors.tell
         if nats > DRIFTED:

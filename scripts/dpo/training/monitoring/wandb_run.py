@@ -4,12 +4,14 @@ policy says, and the report that it ended with."""
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+import yaml
+from transformers import TrainerCallback, TrainingArguments
 
-from dpo.core.machine import commit, versions
+from dpo.core.machine import changes, commit, versions
+from dpo.core.secrets import mask
 from dpo.data import quarantine
 from dpo.recipe.parse import Recipe
-from dpo.runs import checkpoints, output_folder, tracking
+from dpo.runs import checkpoints, launch, output_folder, tracking
 from dpo.runs.output_folder import COMPLETIONS, METRICS, REPORT
 from dpo.runs.tracking import names
 from dpo.training.stock import Declared
@@ -29,7 +31,13 @@ class Describe(TrainerCallback):
 
         def tell(wandb) -> None:
             wandb.run.tags = tuple(dict.fromkeys((*(wandb.run.tags or ()), *tags)))
-            wandb.config.update(config, allow_val_change=True)
+            hidden = dict.fromkeys(placeholders(args))  # they look like secrets
+            wandb.config.update(config | hidden, allow_val_change=True)
+            artifact = wandb.Artifact(names.artifact(f"recipe-{self.recipe.name}"), type="recipe")
+            for name, text in self.files().items():
+                with artifact.new_file(name, encoding="utf-8") as file:
+                    file.write(text)
+            wandb.run.log_artifact(artifact)
 
         tracking.to_wandb(tell)
 
@@ -41,6 +49,22 @@ class Describe(TrainerCallback):
         config = recipe.launch.config or checkpoints.sharding(self.trainer.accelerator)
         named = [recipe.model.model_name_or_path, data, *recipe.training.loss_type, config]
         return names.tags(named)
+
+    def files(self) -> dict[str, str]:
+        """What the run can be made again with, by name: the recipe as it stands and with what was
+        given besides, the launch config with DeepSpeed's, and how the code differs from the commit.
+        """
+        recipe = self.recipe
+        paths = [recipe.path]
+        if recipe.launch.config:
+            paths.append(launch.CONFIGS / f"{recipe.launch.config}.yaml")
+            plugin = yaml.safe_load(paths[-1].read_text(encoding="utf-8")).get("deepspeed_config")
+            paths += [Path(plugin["deepspeed_config_file"])] if plugin else []
+        found = {path.name: path for path in paths}
+        found |= {"resolved.yaml": Path(recipe.training.output_dir, output_folder.SETTINGS)}
+        kept = {name: mask(path.read_text(encoding="utf-8")) for name, path in found.items()}
+        diff = changes()
+        return kept | ({"changes.diff": diff} if diff else {})
 
     def config(self) -> dict[str, Any]:
         """The resolved recipe, the data as they were found, and the code."""
@@ -57,6 +81,11 @@ class Describe(TrainerCallback):
                 "lengths": {split: linted.lengths() for split, linted in self.data.items()},
             },
         }
+
+
+def placeholders(args: TrainingArguments) -> list[str]:
+    """The arguments that transformers shows as `<HUB_TOKEN>` in place of what they hold."""
+    return [key for key, value in args.to_dict().items() if value == f"<{key.upper()}>"]
 
 
 def add_report(folder: Path, recipe: str) -> None:

@@ -1,7 +1,8 @@
-"""Runs beside each other, from what their folders hold: which ones, what differs between them, and
-what they said to the same prompts."""
+"""Runs beside each other, from what their folders hold: which ones, and what differs between
+them."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from dpo.runs.output_folder import RUNS, settings_of
 
 PLACES = {"output_dir", "run_name", "recipe"}  # no setting
 LONGEST_NAME = 60  # characters
-SHOWN = 10  # prompts
 
 
 @dataclass
 class Compared:
     """A run as it is compared.
 
-    `name` says what differs from the others, and `differs` holds it by key. `report` and
+    `name` says what differs from the others, `differs` holds it by key, and `seed` is the one that
+    only training is drawn by. `report` and
     `evaluations` are empty for a run that has not come so far; `entries` are its lines of
     metrics.jsonl.
     """
@@ -32,8 +33,9 @@ class Compared:
     evaluations: dict[str, dict[str, Any]]
     name: str = ""
     differs: dict[str, str] = field(default_factory=dict)
+    seed: str = ""
 
-    @property
+    @cached_property
     def curves(self) -> dict[str, list[dict]]:
         if self.entries:
             return run_report.curves(self.entries)
@@ -69,6 +71,7 @@ def collect(given: list[Path]) -> list[Compared]:
     keys = [key for key, each in values.items() if any(value != each[0] for value in each)]
     keys.sort(key=lambda key: not decides(key))  # what decides what is learned comes first
     for at, run in enumerate(runs):
+        run.seed = plain(run.settings.get("seed", defaults["seed"]))
         run.differs = {key: plain(values[key][at]) for key in keys}
         run.name = " ".join(f"{key}={run.differs[key]}" for key in keys if decides(key))
     names = [run.name for run in runs]
@@ -128,49 +131,3 @@ def warnings(runs: list[Compared]) -> list[str]:
         said = "; ".join(f"{value} ({', '.join(names)})" for value, names in [*few, *others])
         lines.append(f"{key}: {said}")
     return lines
-
-
-def samples(runs: list[Compared]) -> dict[str, list[dict[str, Any]]]:
-    """Prompts that all have answered which have answered any, by where the answers are from: each
-    with what the references said and what the runs said, (name, text, reward)."""
-    found = {"After training": [_answered(run.report) for run in runs]}
-    for name in dict.fromkeys(name for run in runs for name in run.evaluations):
-        found[f"make evaluate, {name}"] = [_answered(run.evaluations.get(name, {})) for run in runs]
-    found["While they trained, at the last evaluation"] = [_along(run) for run in runs]
-    return {where: rows for where, of in found.items() if (rows := _aligned(runs, of))}
-
-
-Said = tuple[str, float | None]
-
-
-def _answered(found: dict[str, Any]) -> dict[str, tuple[Said, ...]]:
-    """By prompt, what the reference said and what the run said."""
-    return {
-        row["prompt"]: tuple((row[who], row[f"reward_{who}"]) for who in ("against", "policy"))
-        for row in found.get("samples", [])
-    }
-
-
-def _along(run: Compared) -> dict[str, tuple[Said, ...]]:
-    return {
-        f"{row['prompt']} ({row['decoding']})": ((row["reference"], None), (row["policy"], None))
-        for row in metrics.completions(run.folder)
-    }
-
-
-def _aligned(
-    runs: list[Compared], answered: list[dict[str, tuple[Said, ...]]]
-) -> list[dict[str, Any]]:
-    of = {run.name: rows for run, rows in zip(runs, answered, strict=True) if rows}
-    shared = [p for p in next(iter(of.values()), ()) if all(p in rows for rows in of.values())]
-    aligned = []
-    for prompt in shared[:SHOWN]:
-        first = dict.fromkeys(rows[prompt][0] for rows in of.values())
-        whose = {said: [name for name in of if of[name][prompt][0] == said] for said in first}
-        references = [
-            ("reference" if len(first) == 1 else f"what {', '.join(names)} is held against", *said)
-            for said, names in whose.items()
-        ]
-        answers = [(name, *rows[prompt][1]) for name, rows in of.items()]
-        aligned.append({"prompt": prompt, "references": references, "answers": answers})
-    return aligned

@@ -1,0 +1,1 @@
+"""Runs beside each other: what differs, what they came to, and what of it is noise."""

@@ -1,0 +1,76 @@
+"""What `make evaluate` has found of a run, in the run's own W&B run."""
+
+import os
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from dpo.core import files
+from dpo.core.hashing import digest_of
+from dpo.core.refusal import first_line
+from dpo.reports import results
+from dpo.runs import output_folder, tracking
+from dpo.runs.tracking import again, names, server
+
+FOUND = ("evaluation.html", "evaluation.json", "answers.jsonl")
+TOLD = "wandb-told"  # in the folder of an evaluation: which one W&B has
+
+
+def untold(run: Path) -> list[Path]:
+    """The folders of a run's evaluations that its W&B run lacks; none if it has no W&B run."""
+    if not (run / output_folder.WANDB_ID).is_file() or output_folder.going_on(run):
+        return []
+    found = sorted(path.parent for path in run.glob("evaluations/*/evaluation.json"))
+    return [folder for folder in found if not _told(folder)]
+
+
+def tell(run: Path) -> str | None:
+    """Tell the W&B run of a run what it lacks of its evaluations: each result as a number of the
+    summary, `evaluate/<name of the evaluation>/win_rate` and so on, and the page as an artifact.
+
+    Returns why it was not told, None if all that there was has been taken.
+    """
+    lacks = untold(run)
+    if not lacks:
+        return None
+    mode = os.environ.get("WANDB_MODE")
+    if mode and mode != "online":
+        return f"WANDB_MODE is {mode}"
+    if trouble := server.trouble():
+        return trouble
+    if again.parts(run):
+        return "the run itself waits"
+    try:
+        server.within(server.PATIENCE, lambda: again.open_online(run))
+    except (RuntimeError, TimeoutError) as error:
+        tracking.abandon()
+        return first_line(error)
+
+    def add(wandb) -> None:
+        for folder in lacks:
+            found = results.headline(results.read(folder / "evaluation.json"))
+            said = {f"evaluate/{folder.name}/{name}": value for name, value in found.items()}
+            wandb.run.summary.update(said)
+            name = names.artifact(f"evaluation-{run.name}-{folder.name}")
+            artifact = wandb.Artifact(name, type="evaluation")
+            for each in FOUND:
+                artifact.add_file(str(folder / each))
+            wandb.run.log_artifact(artifact)
+
+    if not tracking.to_wandb(add) or not tracking.finish({}):
+        return server.patience.said
+    for folder in lacks:
+        files.write_whole(folder / TOLD, digest_of(folder / "evaluation.json"))
+    return None
+
+
+def say(run: Path) -> None:
+    """Tell it, and say in the terminal where that is not so."""
+    if (lacks := untold(run)) and (why := tell(run)):
+        tqdm.write(f"W&B does not have {len(lacks)} of its evaluations ({why}): make sync later")
+
+
+def _told(folder: Path) -> bool:
+    path = folder / TOLD
+    version = path.read_text(encoding="utf-8") if path.is_file() else None
+    return version == digest_of(folder / "evaluation.json")
