@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import time
 
@@ -10,7 +11,7 @@ import pytest
 from dpo.reports import wandb_report
 from dpo.runs import metrics, output_folder
 from dpo.runs.tracking import again
-from support.commands import make, run_flags, running
+from support.commands import make, run, run_flags, running
 from support.launched import made
 from support.wandb_server import ENTITY, Fault, Run, Server
 
@@ -137,8 +138,8 @@ def test_a_run_that_was_sent_waits_for_nothing(online):
     assert result.returncode == 0 and "Nothing is waiting" in result.stdout
 
 
-def steps(run: Run, curve: str) -> list[int]:
-    return [row["train/global_step"] for row in run.history if curve in row]
+def steps(of: Run, curve: str) -> list[int]:
+    return [row["train/global_step"] for row in of.history if curve in row]
 
 
 def test_a_run_that_is_killed_online_goes_on_there_with_every_step_once(
@@ -246,8 +247,8 @@ def test_a_sweep_is_a_group_and_its_report_finds_its_runs(swept, tmp_path, wandb
     folder = tmp_path / "sweep"
     shutil.copytree(swept[0], folder)
     runs = [folder / "beta=0.1", folder / "beta=0.3"]
-    for run in runs:
-        assert "Sent: 1 of 1" in made("sync", f"RUN={run}", **wandb_server.environment()).stdout
+    for each in runs:
+        assert "Sent: 1 of 1" in made("sync", f"RUN={each}", **wandb_server.environment()).stdout
     assert {run.group for run in wandb_server.runs.values()} == {"sweep"}
     names = [run.name for run in wandb_server.runs.values()]
     assert all(name.split()[1].startswith("beta=") for name in names)
@@ -264,3 +265,29 @@ def test_a_sweep_is_a_group_and_its_report_finds_its_runs(swept, tmp_path, wandb
     result = made("compare", *given, **wandb_server.environment())
     assert result.returncode and "refuses the key (401)" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_agent_runs_the_points_of_our_sweep_file(tiny_model, tiny_data, tmp_path, wandb_server):
+    folder = tmp_path / "sweep"
+    flags = [f for f in run_flags(tiny_model, tiny_data, folder / "x") if "output_dir" not in f]
+    given = ("SWEEP=beta=0.3", "WANDB=1", f"OUTPUT={folder}", f"ARGS={shlex.join(flags)}")
+    environment = wandb_server.environment(WANDB_DIR=None, CUDA_VISIBLE_DEVICES="")
+    assert make("sweep", *given).returncode == 0
+    said = run("wandb", "sweep", str(folder / "sweep.yaml"), **environment)
+    assert said.returncode == 0, said.stderr
+    ((sweep, about),) = wandb_server.sweeps.items()
+    result = run("wandb", "agent", f"{ENTITY}/dpo-recipes/{sweep}", **environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert not about["left"]
+    (made_run,) = wandb_server.runs.values()
+    assert made_run.sweep == sweep and made_run.config["beta"] == 0.3
+    assert made_run.exit == 0 and steps(made_run, "train/loss") == [1, 2, 3, 4]
+    assert (folder / "beta=0.3" / output_folder.WANDB_ID).read_text() == made_run.id
+
+
+def test_two_processes_are_one_run(launched, tiny_model, tiny_data, tmp_path, wandb_server):
+    flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), "--gradient_accumulation_steps=1"]
+    result = launched(*flags, config="ddp", processes=2, **wandb_server.environment())
+    assert result.returncode == 0, result.stderr[-3000:]
+    (one,) = wandb_server.runs.values()
+    assert steps(one, "train/loss") == [1, 2, 3, 4] and one.exit == 0
