@@ -76,7 +76,7 @@ def parts(folder: Path) -> dict[str, list[Path]]:
     goes on there is none: what it has so far is not all. One that never opened online is no part.
     """
     found: dict[str, list[Path]] = {}
-    for part in sorted(folder.glob("**/wandb/*run-*"), key=began):
+    for part in sorted(folder.glob("**/wandb/*run-*"), key=lambda part: (part.parent, began(part))):
         there = [*part.glob("*.wandb")] and not [*part.glob("*.wandb.synced")]
         known = (path_of(part.parents[1]) or "").rpartition("/")[2] == id_of(part)
         kept = part.name.startswith("offline-") or known
