@@ -157,8 +157,9 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
     runs = tmp_path / "outputs"
     for name in ("beta=0.1", "beta=0.3"):
         (runs / name).mkdir(parents=True)
-        for file in ("metrics.jsonl", "recipe.yaml", "completions.jsonl"):
+        for file in ("metrics.jsonl", "recipe.yaml", "completions.jsonl", "report.json"):
             shutil.copy(swept[0] / name / file, runs / name)
+    metrics.keep_alerts(str(runs / "beta=0.3"), [{"kind": "drift", "step": 2, "says": EVIL}])
     kept = metrics.completions(runs / "beta=0.3")
     kept[-1]["policy"] = EVIL
     completions.write(runs / "beta=0.3", kept)
@@ -177,6 +178,12 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
         page.goto(board.url)
         page.get_by_text("beta=0.3").first.wait_for()
         assert page.get_by_text("beta=0.1").first.is_visible()
+
+        page.get_by_text("Alerts (1)").wait_for()
+        headings = page.get_by_text(re.compile(r"^(▼|▶)?\s*(result|eval|train) \(\d+\)$"))
+        headings.first.wait_for()
+        groups = [re.search(r"\w+", said)[0] for said in headings.all_inner_texts()]
+        assert [*dict.fromkeys(groups)] == ["result", "eval", "train"]
 
         page.get_by_placeholder("Select...").first.click()
         page.get_by_role("option", name="recipe").click()
@@ -201,6 +208,8 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
         page.get_by_text("Media & Tables").click()
         page.get_by_text("beta=0.3, Step: 4").wait_for()
         page.get_by_text(EVIL[:30]).first.wait_for()  # shown as the text that it is
+        page.get_by_text("System Metrics").first.click()
+        page.get_by_text("pairs_per_second").first.wait_for()
         assert page.evaluate("window.evil") is None
 
         assert page.errors == []
@@ -212,5 +221,5 @@ def test_the_page_shows_runs_live_and_asks_nobody_else(swept, tmp_path):
         board.process.wait(20)
         assert "Closed; the runs are as they were" in board.process.stdout.read()
     assert {path.name for path in (runs / "beta=0.3").iterdir()} == {
-        *("metrics.jsonl", "recipe.yaml", "completions.jsonl")
+        *("metrics.jsonl", "recipe.yaml", "completions.jsonl", "report.json", "alerts.jsonl")
     }

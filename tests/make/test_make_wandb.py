@@ -2,12 +2,25 @@
 
 import json
 import re
+import shutil
+import time
 
 import pytest
 
+from dpo.reports import wandb_report
 from dpo.runs import metrics, output_folder
-from support.commands import make, run_flags
-from support.wandb_server import Server
+from dpo.runs.tracking import again
+from support.commands import make, run_flags, running
+from support.launched import made
+from support.wandb_server import ENTITY, Fault, Run, Server
+
+# A tiny run would be over before W&B was told its first step.
+SLOWER = """
+import sys, time
+sys.path.insert(0, "scripts")
+from dpo.runs.metrics import WriteMetrics
+WriteMetrics.on_step_end = lambda *_, **__: time.sleep(1)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +121,146 @@ def test_a_run_shows_how_fast_it_trains_and_what_it_is_made_of(online):
     assert not any(isinstance(v, str) and re.fullmatch("<[A-Z_]+>", v) for v in run.config.values())
     assert run.config["hub_token"] is None
     assert run.summary["eval/preference_accuracy_low"] <= run.summary["eval/preference_accuracy"]
+
+
+def test_the_address_stands_in_the_terminal_at_the_start_and_at_the_end(online):
+    server, _, said = online
+    (run,) = server.runs.values()
+    address = f"W&B  {server.url}/{ENTITY}/dpo-recipes/runs/{run.id}"
+    assert said.count(address) == 2
+    assert said.index(address) < said.index("step 1/4") < said.rindex(address)
+
+
+def test_a_run_that_was_sent_waits_for_nothing(online):
+    server, folder, _ = online
+    result = made("sync", f"RUN={folder}", **server.environment())
+    assert result.returncode == 0 and "Nothing is waiting" in result.stdout
+
+
+def steps(run: Run, curve: str) -> list[int]:
+    return [row["train/global_step"] for row in run.history if curve in row]
+
+
+def test_a_run_that_is_killed_online_goes_on_there_with_every_step_once(
+    launched, tiny_model, tiny_data, tmp_path, wandb_server
+):
+    """Killed at once after a checkpoint, when W&B was told of less than that."""
+    folder = tmp_path / "run"
+    flags = [*run_flags(tiny_model, tiny_data, folder), "--max_steps=40", "--eval_steps=20"]
+    environment = {k: v for k, v in wandb_server.environment().items() if v}
+    environment |= {"WANDB_MODE": "online", "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
+    with running(folder, "checkpoint-20", "--accelerate_config", "cpu", "--", *flags,
+                 **environment) as process:  # fmt: skip
+        for child in (*process.children(recursive=True), process):
+            child.kill()
+    (run,) = wandb_server.runs.values()
+    before = steps(run, "train/loss")
+    assert run.exit is None and len(before) < 40
+    result = launched(*flags, **wandb_server.environment())
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [*wandb_server.runs] == [(folder / output_folder.WANDB_ID).read_text()]
+    assert steps(run, "train/loss") == [*range(1, 41)]
+    assert steps(run, "eval/loss") == [20, 40] and run.exit == 0
+    last = json.loads(run.files[run.column("completions")[-1]["path"]])
+    assert len(last["data"]) == len(metrics.completions(folder))
+    assert again.parts(tmp_path) == {}
+
+
+def test_an_offline_part_is_told_when_the_run_goes_on_online(
+    launched, tiny_model, tiny_data, tmp_path, wandb_server
+):
+    folder = tmp_path / "run"
+    flags = [*run_flags(tiny_model, tiny_data, folder), "--max_steps=40", "--eval_steps=20"]
+    with running(folder, "checkpoint-20", "--accelerate_config", "cpu", "--", *flags) as process:
+        for child in (*process.children(recursive=True), process):
+            child.kill()
+    assert not wandb_server.runs
+    result = launched(*flags, **wandb_server.environment())
+    assert result.returncode == 0, result.stderr[-3000:]
+    (run,) = wandb_server.runs.values()
+    assert steps(run, "train/loss") == [*range(1, 41)] and steps(run, "eval/loss") == [20, 40]
+    assert run.summary["train/global_step"] == 40
+    assert [*folder.glob("wandb/offline-run-*/*.synced")]
+    assert "Nothing is waiting" in made("sync", f"RUN={folder}").stdout
+
+
+OUTAGES = {"dropped": Fault(0, after=1), "500": Fault(500, after=1), "401": Fault(401, after=1)}
+OUTAGES |= {"silent": Fault(delay=600, after=1)}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_an_outage_holds_a_run_up_little_and_make_sync_sends_the_rest(
+    outage, launched, tiny_model, tiny_data, tmp_path, wandb_server
+):
+    folder = tmp_path / "run"
+    flags = [*run_flags(tiny_model, tiny_data, folder), "--max_steps=8", "--eval_steps=2"]
+    wandb_server.fault = OUTAGES[outage]
+    interval = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
+    started = time.monotonic()
+    result = launched(*flags, **wandb_server.environment(**interval), first=SLOWER)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert time.monotonic() - started < 100
+    (run,) = wandb_server.runs.values()
+    assert len(run.history) < 8 and run.exit is None
+    assert "make sync" in result.stdout and (folder / "report.html").is_file()
+    wandb_server.fault = Fault()
+    result = made("sync", f"RUN={folder}", **wandb_server.environment())
+    assert "Sent: 1 of 1" in result.stdout, result.stdout + result.stderr
+    assert steps(run, "train/loss") == [*range(1, 9)]
+    assert steps(run, "eval/loss") == [2, 4, 6, 8]
+    assert run.exit == 0 and run.summary["eval/preference_accuracy"]
+    last = json.loads(run.files[run.column("completions")[-1]["path"]])
+    assert len(last["data"]) == len(metrics.completions(folder))
+    (report,) = wandb_server.artifacts["report-smollm2-sentiment"]
+    assert report["state"] == "COMMITTED"
+    assert "Nothing is waiting" in made("sync", f"RUN={folder}").stdout
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(401), Fault(500), Fault(0), Fault(403, only="UpsertBucket")]
+)
+def test_a_server_that_refuses_at_the_start_leaves_a_run_that_make_sync_sends(
+    fault, launched, tiny_model, tiny_data, tmp_path, wandb_server
+):
+    folder = tmp_path / "run"
+    flags = run_flags(tiny_model, tiny_data, folder)
+    wandb_server.fault = fault
+    started = time.monotonic()
+    result = launched(*flags, **wandb_server.environment())
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert time.monotonic() - started < 60
+    assert "offline" in result.stdout and "make sync" in result.stdout
+    assert not wandb_server.runs and [*folder.glob("wandb/offline-run-*")]
+    refused = made("sync", f"RUN={folder}", **wandb_server.environment())
+    assert refused.returncode and "Traceback" not in refused.stderr
+    wandb_server.fault = Fault()
+    result = made("sync", f"RUN={folder}", **wandb_server.environment())
+    assert "Sent: 1 of 1" in result.stdout, result.stdout + result.stderr
+    (run,) = wandb_server.runs.values()
+    assert steps(run, "train/loss") == [1, 2, 3, 4] and run.exit == 0
+    assert wandb_server.artifacts["report-smollm2-sentiment"][0]["state"] == "COMMITTED"
+
+
+def test_a_sweep_is_a_group_and_its_report_finds_its_runs(swept, tmp_path, wandb_server):
+    """The kept runs of a sweep, sent; then compared in a report that names them by their ids."""
+    folder = tmp_path / "sweep"
+    shutil.copytree(swept[0], folder)
+    runs = sorted(folder.glob("beta=*"))[:2]
+    for run in runs:
+        assert "Sent: 1 of 1" in made("sync", f"RUN={run}", **wandb_server.environment()).stdout
+    assert {run.group for run in wandb_server.runs.values()} == {"sweep"}
+    names = [run.name for run in wandb_server.runs.values()]
+    assert all(name.split()[1].startswith("beta=") for name in names)
+    given = (f"RUNS={runs[0]} {runs[1]}", f"OUTPUT={tmp_path / 'compared'}", "WANDB=1")
+    result = made("compare", *given, **wandb_server.environment())
+    assert result.returncode == 0, result.stderr[-2000:]
+    (report,) = wandb_server.reports
+    assert f"W&B report: {wandb_server.url}/" in result.stdout
+    text = json.dumps(report["spec"])
+    assert all(f'"{run_id}"' in text for run_id in wandb_server.runs)
+    assert text.count('"xAxis": "train/global_step"') == len(wandb_report.PANELS)
+    assert "| held-out accuracy |" in text
+    wandb_server.fault = Fault(401)
+    result = made("compare", *given, **wandb_server.environment())
+    assert result.returncode and "refuses the key (401)" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -23,7 +23,8 @@ NO_CURVES = {"step", "epoch", "seconds"}
 SYSTEM = ("pairs_per_second", "tokens_per_second", "mfu", "peak_memory_gb")
 # As trackio takes it: which curves come first. What a run is judged by, then why.
 ORDER = (
-    *("result/*", "eval/rewards/*", "eval/drift*", "eval/loss", "train/rewards/*", "train/loss"),
+    *("result/true_reward", "result/win_rate", "result/preference_accuracy", "result/*"),
+    *("eval/rewards/*", "eval/drift*", "eval/loss", "train/rewards/*", "train/loss"),
     *("train/grad_norm", "train/learning_rate"),
 )
 Entry = dict[str, Any]
