@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dpo.core.files import write_whole
 from dpo.reports.html import png
-from dpo.reports.run_report import AFTER, BEFORE
+from dpo.reports.parts.run_picture import AFTER, BEFORE
 
 # The figures of a row, and how each is written.
 FORMS = {"pairs_per_second": ".3g", "tokens_per_second": ",.0f", "peak_memory_gb": ".1f"}
