@@ -79,7 +79,7 @@ new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET=, or FROM=theirs
 	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
 
 ##@ Compare
-compare: $(READY) ## runs side by side: RUNS="outputs/a outputs/b", or all runs of RECIPE=
+compare: $(READY) ## runs side by side, seeds together: RUNS="outputs/a outputs/b", or RECIPE=
 	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" \
 	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(WANDB),--wandb) $(ARGS)
 

@@ -163,8 +163,8 @@ def main() -> None:
         sys.exit(EXIT_CODE)
     done = [run.folder for run in runs if run.state == DONE]
     if len(done) > 1:
-        begun = [run.folder for run in runs if output_folder.run_folder(str(run.folder))]
-        compared = collect.collect(begun)
+        begun = [run.folder for run in runs if run.state == DONE or sweeps.begun(run)]
+        compared = collect.collect(begun)  # one that failed is named, and in no mean over seeds
         terminal.show_groups(compared, table(compared))
         written = export.write(compared, into, f"{args.recipe}: sweep")
         print(f"Compared: {', '.join(map(str, written))}")

@@ -245,7 +245,7 @@ def test_a_sweep_is_a_group_and_its_report_finds_its_runs(swept, tmp_path, wandb
     """The kept runs of a sweep, sent; then compared in a report that names them by their ids."""
     folder = tmp_path / "sweep"
     shutil.copytree(swept[0], folder)
-    runs = sorted(folder.glob("beta=*"))[:2]
+    runs = [folder / "beta=0.1", folder / "beta=0.3"]
     for run in runs:
         assert "Sent: 1 of 1" in made("sync", f"RUN={run}", **wandb_server.environment()).stdout
     assert {run.group for run in wandb_server.runs.values()} == {"sweep"}

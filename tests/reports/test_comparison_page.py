@@ -99,7 +99,8 @@ def test_words_that_differ_are_marked(written):
     pieces = samples.marked("the cat sat on a mat", "the dog sat on a mat today")
     assert pieces == [("the", False), (" cat", True), (" sat on a mat", False)]
     assert samples.marked("a  b\n", "a  b\n") == [("a  b\n", False)]
-    assert "".join(piece for piece, _ in samples.marked(" x\n\ny ", "z")) == " x\n\ny "
+    assert "".join(piece for piece, _ in samples.marked(" x\n\ny ", "x z")) == " x\n\ny "
+    assert samples.marked("all of it is new", "nothing as it was") == [("all of it is new", False)]
     with opened(written.as_uri()) as page:
         marked = page.locator(".sample").first.locator("mark").all_inner_texts()
         # The first run's are those that the reference has not; the others name themselves.

@@ -75,6 +75,11 @@ def test_groups_are_paired_by_seed_where_both_have_the_seeds(tmp_path):
     ((metric, a, b, by, how),) = seeds.differences(found, [rewards(runs)])
     assert (metric, a.name, b.name) == ("true reward", "beta=0.1", "beta=0.3")
     assert by.mean == pytest.approx(-0.05) and how == "over 3 seeds, paired by seed"
+    # With a seed more the mean of one is higher: what both have is what counts.
+    more = [run.folder for run in runs]
+    more += swept(tmp_path / "more", {0.1: [9]}, seeds_of=(9,))
+    both = collect.collect(more)
+    assert seeds.verdicts(groups(both), [rewards(both)])["true reward"] == said
     # Of other seeds they cannot be paired, and 0.05 drowns in what seeds differ by.
     others = swept(tmp_path / "others", {0.3: [0.05, 0.54, 1.06]}, seeds_of=(4, 5, 6))
     runs = collect.collect([run.folder for run in runs[:3]] + others)

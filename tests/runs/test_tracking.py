@@ -12,9 +12,9 @@ from transformers.integrations import WandbCallback
 
 from dpo.recipe.parse import parse
 from dpo.runs import metrics, tracking
-from dpo.runs.tracking import configure, server
+from dpo.runs.tracking import configure, names, server
 from support.monitored import easy, trainer_on
-from support.wandb_server import KEY
+from support.wandb_server import KEY, Fault
 
 RECIPE = "smollm2-sentiment"
 
@@ -179,3 +179,66 @@ def test_an_alert_and_an_end_that_hang_are_left_behind(monkeypatch, capsys):
     stuck.finish = fail
     tracking.finish({})
     assert "W&B did not take all (gone)" in capsys.readouterr().out
+
+
+def named(folder, *flags: str) -> str:
+    given = ("--config", f"recipes/{RECIPE}.yaml", "--use_cpu", "--bf16=false", *flags)
+    return names.of_run(parse([*given, f"--output_dir={folder}"]))
+
+
+def test_a_name_has_what_a_sweep_varies_first_and_the_ends_of_paths(tmp_path):
+    name = named(tmp_path / "beta=0.1,seed=7", "--beta=0.1", "--seed=7", "--dataset_name=/a/b/c")
+    assert name == f"{RECIPE} beta=0.1 seed=7 dataset_name=c"
+
+
+def test_long_names_are_cut_and_told_apart(tmp_path):
+    long = [named(tmp_path, f"--dataset_name=/a/{'pairs' * 40}{n}") for n in (1, 2)]
+    assert len({*long}) == 2 and all(len(name) <= 128 and RECIPE in name for name in long)
+    assert names.fitted("short") == "short"
+
+
+@pytest.mark.parametrize("given", ["a/b:c?d#e%f\\g", "x" * 300, "plain"])
+def test_a_project_and_an_artifact_are_named_as_wandb_takes_them(given, monkeypatch, wandb_server):
+    monkeypatch.setenv("WANDB_PROJECT", given)
+    wandb_server.gql_UpsertBucket({"name": "1", "project": names.project()})
+    report = {"artifactCollectionName": names.artifact(f"report-β {given}")}
+    wandb_server.gql_CreateArtifact({"input": report | {"artifactTypeName": "report"}})
+    assert given != "plain" or (names.project(), report["artifactCollectionName"]) == (
+        "plain",
+        "report---plain",
+    )
+
+
+def test_tags_are_ends_of_paths_in_64_characters_and_none_is_empty():
+    assert names.tags(["a/b", "/", "", "c/b", "d" * 99]) == ["b", "d" * 64]
+
+
+@pytest.mark.parametrize("variable", [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_what_is_disabled_is_said_to_be_off(monkeypatch, tmp_path, variable):
+    line, mode, _ = decide(monkeypatch, tmp_path, **dict([variable]))
+    assert line.startswith("off,") and mode == "disabled"
+
+
+def test_the_users_name_wins_over_the_recipes(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    recipe = parse(["--config", f"recipes/{RECIPE}.yaml", "--use_cpu", "--run_name=theirs"])
+    configure(recipe, tmp_path / "run")
+    assert os.environ["WANDB_NAME"] == recipe.training.run_name == "mine"
+
+
+@pytest.mark.parametrize("status", [401, 403, 500, 0])
+def test_a_server_that_refuses_is_said_within_seconds(monkeypatch, tmp_path, wandb_server, status):
+    wandb_server.fault = Fault(status)
+    environment = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": wandb_server.url}
+    started = time.monotonic()
+    line, mode, _ = decide(monkeypatch, tmp_path, **environment)
+    assert mode == "offline" and time.monotonic() - started < server.REACHED + 3
+    why = {500: "answers 500", 0: "gave no answer"}.get(status, f"refuses the key ({status})")
+    assert line.startswith(f"offline, since {wandb_server.url} {why}")
+
+
+def test_a_run_that_begins_anew_is_another_in_wandb_and_one_that_goes_on_is_not(tmp_path):
+    first = tracking.kept_id(tmp_path)
+    assert tracking.kept_id(tmp_path) != first
+    (tmp_path / "checkpoint-2").mkdir()
+    assert tracking.kept_id(tmp_path) == tracking.kept_id(tmp_path)

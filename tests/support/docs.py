@@ -54,6 +54,9 @@ ELSEWHERE = {
     "make sweep": "test_make_sweep.py",
     "make sweep RECIPE=qwen-ultrafeedback "
     'SWEEP="beta=0.05,0.1,0.5 learning_rate=1e-6,5e-7"': "test_make_sweep.py, on the tiny model",
+    'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1 seed=1,2,3"': "test_make_seeds.py, "
+    "on the tiny model",
+    'make sweep SWEEP="seed=42,1,2,3,4"': "likewise",
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_make_sweep.py",
     "make frontier": "test_make_frontier.py, on the tiny model",
     "make dashboard": "test_make_dashboard.py",

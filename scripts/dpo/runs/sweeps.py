@@ -124,13 +124,18 @@ def resolved(
     return [*runs.values()]
 
 
-def finished(run: Run) -> bool:
-    """Whether the run has been made, with the same settings, and is not asked for again."""
-    made = output_folder.finished(run.folder) and output_folder.run_folder(str(run.folder))
-    if not made or run.recipe.run.restart:
+def begun(run: Run) -> bool:
+    """Whether what lies in the run's folder is this run, with the same settings."""
+    if not (run.folder / output_folder.SETTINGS).is_file():
         return False
     stated = {"recipe": run.recipe.name, **output_folder.settings(run.recipe)}
     return output_folder.settings_of(run.folder) == stated
+
+
+def finished(run: Run) -> bool:
+    """Whether the run has been made, with the same settings, and is not asked for again."""
+    made = output_folder.finished(run.folder) and begun(run)
+    return made and not run.recipe.run.restart
 
 
 def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> None:

@@ -8,13 +8,17 @@ from dpo.reports.comparison.collect import Compared
 from dpo.runs import metrics
 
 SHOWN = 10  # prompts
+ALIKE = 0.5  # of the words of two answers, from which on differences are marked
 
 
 def marked(text: str, beside: str) -> list[tuple[str, bool]]:
-    """The text in pieces, each with whether its words are others than those of `beside` there."""
+    """The text in pieces, each with whether its words are others than those of `beside` there.
+    None is marked where most are: that would tell nothing."""
     words, others = (re.findall(r"\s*\S+|\s+$", each) for each in (text, beside))
     of = ([word.strip() for word in each] for each in (others, words))
     match = difflib.SequenceMatcher(None, *of, autojunk=False)
+    if match.ratio() < ALIKE:
+        return [(text, False)]
     kinds = match.get_opcodes()
     pieces = [("".join(words[start:end]), kind != "equal") for kind, _, _, start, end in kinds]
     return [piece for piece in pieces if piece[0]]

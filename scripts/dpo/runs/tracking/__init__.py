@@ -79,8 +79,8 @@ class BoundedWandb(Bounded):
         import wandb
 
         os.environ["WANDB_MODE"] = "offline"
-        abandon()
-        wandb.teardown()  # it has read the environment
+        with suppress(RuntimeError, TimeoutError):
+            patience.wait(wandb.teardown)  # it has read the environment
         self.tracker._initialized = False
         self.ask("on_train_begin", *args, **kwargs)
 

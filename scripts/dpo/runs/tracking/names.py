@@ -28,15 +28,12 @@ def of_run(recipe: Recipe) -> str:
     """The recipe, and what was given that differs from it: `qwen-ultrafeedback beta=0.05`. What a
     sweep varies comes first; of a path, its last part."""
     stated = recipe.defaults | read_yaml(recipe.path)
-    given = {
-        key: value
-        for key, value in recipe.stated.items()
-        if decides(key) and value != stated.get(key)
-    }
-    point = Path(recipe.training.output_dir).name.split(",")
-    varied = [part.partition("=")[0] for part in point]
-    order = sorted(given, key=lambda key: varied.index(key) if key in varied else len(varied))
-    said = [f"{key}={shown(given[key])}" for key in order]
+    # A sweep names its folders so, with what is the recipe's own value too.
+    said = [part for part in Path(recipe.training.output_dir).name.split(",") if "=" in part]
+    varied = {part.partition("=")[0] for part in said}
+    for key, value in recipe.stated.items():
+        if decides(key) and value != stated.get(key) and key not in varied:
+            said.append(f"{key}={shown(value)}")
     return fitted(" ".join([recipe.name, *said]))
 
 
