@@ -361,6 +361,10 @@ def test_the_page_shows_what_models_say_as_text(tmp_path):
     }
     found["suite"]["task"]["acc"]["stderr_against"] = None
     found["samples"][0] |= {"reward_against": 0.2, "preferred": 1.0}
+    topic = {"policy": {"mean": 0.6, "low": 0.5, "high": 0.7}, "against": interval}
+    found["answers"]["on_topic"] = topic | {"difference": interval, "prompts": 9}
+    rows = {name: value for name, value, _ in evaluation_page.rows(found)}
+    assert rows["On topic"] == "60% (50% to 70%)"  # the policy's own comes first, as elsewhere
     path = tmp_path / "page.html"
     path.write_text(evaluation_page.page(found))
     assert "<script" not in path.read_text()

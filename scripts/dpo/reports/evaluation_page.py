@@ -77,8 +77,8 @@ def _answers(found: dict) -> list[Row]:
     note = f"against {said(finished['against'], '.0%')}; the others were cut"
     table.append(("Ended by themselves", said(finished["policy"], ".0%"), note))
     if topic := of.get("on_topic"):
-        value = f"{topic['against']['mean']:.0%} → {topic['policy']['mean']:.0%}"
-        table.append(("On topic", value, named(topic)))
+        note = f"against {said(topic['against'], '.0%')}; {named(topic)}"
+        table.append(("On topic", said(topic["policy"], ".0%"), note))
     for n in ("1", "2"):
         note = f"against {distinct['against'][n]:.2f}; share of all"
         table.append((f"Distinct {n}-grams", f"{distinct['policy'][n]:.2f}", note))

@@ -4,7 +4,7 @@
 (() => {
   const DASHES = { solid: [], dashed: [7, 4], dotted: [2, 3] };
   const HEIGHT = 230;
-  const PALE = 0.35;
+  const PALE = 0.45;
 
   function element(tag, properties, ...children) {
     const made = Object.assign(document.createElement(tag), properties);
