@@ -314,14 +314,14 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path, monkeypatch):
 
 def test_a_wandb_report_needs_a_login_and_an_answer(monkeypatch):
     from dpo.reports import wandb_report
-    from dpo.runs import tracking
 
-    monkeypatch.setattr(tracking, "has_key", lambda: False)
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("NETRC", "/nowhere")
     with pytest.raises(SystemExit, match="a W&B report needs a login: wandb login"):
         wandb_report.check()
-    monkeypatch.setattr(tracking, "has_key", lambda: True)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    with pytest.raises(SystemExit, match=re.escape("http://127.0.0.1:9 gives no answer")):
+    with pytest.raises(SystemExit, match=re.escape("http://127.0.0.1:9 gave no answer")):
         wandb_report.check()
 
 
@@ -337,7 +337,10 @@ def test_a_wandb_report_holds_the_table_and_the_runs_curves(tmp_path, monkeypatc
     )
 
     given = [a_run(tmp_path / "a", [1], beta=1), a_run(tmp_path / "b", [1], beta=2)]
+    (tmp_path / "a/wandb-run").write_text("0f0f")
     made = wandb_report.of(collect.collect(given), "two", project="p", entity="me")
     sent = json.dumps(made._to_model().model_dump(mode="json", by_alias=True))
     assert "held-out accuracy" in sent and "eval/rewards/accuracies" in sent
-    assert str(tmp_path / "a") in sent and "output_dir" in sent
+    assert '"0f0f"' in sent and '"train/global_step"' in sent and '"Step"' not in sent
+    (table,) = (block.text for block in made.blocks if hasattr(block, "text"))
+    assert table.endswith("No curves of beta=2: W&B has no run of it.")

@@ -34,10 +34,10 @@ def check() -> None:
         raise Refusal(f"{trouble}: leave --wandb out, or try later")
 
 
-def ids(runs: list[Compared]) -> list[str]:
-    """The ids by which W&B knows the runs; none of a run that W&B was never told of."""
-    kept = (run.folder / output_folder.WANDB_ID for run in runs)
-    return [path.read_text(encoding="utf-8") for path in kept if path.is_file()]
+def ids(runs: list[Compared]) -> dict[str, str]:
+    """The ids by which W&B knows the runs, by their names; none of a run it was never told of."""
+    kept = {run.name: run.folder / output_folder.WANDB_ID for run in runs}
+    return {name: p.read_text(encoding="utf-8") for name, p in kept.items() if p.is_file()}
 
 
 def of(runs: list[Compared], title: str, **where: str) -> Report:
@@ -49,8 +49,12 @@ def of(runs: list[Compared], title: str, **where: str) -> Report:
     from wandb_workspaces.reports import v2
 
     # By id: wandb-workspaces makes `==` of every `=` in a value, and a sweep's folders have some.
-    runset = v2.Runset(**where, name=title, filters=f"Metric('name') in {json.dumps(ids(runs))}")
+    known = ids(runs)
+    within = f"Metric('name') in {json.dumps([*known.values()])}"
+    runset = v2.Runset(**where, name=title, filters=within)
     said = export.markdown(runs, table.table(runs), title)
+    for run in runs:
+        said += "" if run.name in known else f"\n\nNo curves of {run.name}: W&B has no run of it."
     panels = [v2.LinePlot(title=name, x=again.STEP, y=[name]) for name in PANELS]
     blocks = [v2.MarkdownBlock(text=said), v2.PanelGrid(runsets=[runset], panels=panels)]
     return v2.Report(**where, title=title[:128], blocks=blocks)
@@ -60,8 +64,10 @@ def report(runs: list[Compared], title: str) -> str:
     """Write the report, and return its address.
 
     Raises:
-        Refusal: W&B does not take it.
+        Refusal: W&B knows none of the runs, or does not take the report.
     """
+    if not ids(runs):
+        raise Refusal("W&B knows none of these runs: set report_to: wandb, or leave --wandb out")
     try:
         made = of(runs, title, project=tracking.project())
         made.save()

@@ -105,7 +105,7 @@ def open_online(folder: Path) -> None:
     else:
         entity, run = None, (folder / output_folder.WANDB_ID).read_text(encoding="utf-8")
         project = names.project(output_folder.settings_of(folder).get("project"))
-    server.patience.waited = 0.0  # for another run
+    server.patience.waited, server.patience.said = 0.0, ""  # for another run
     os.environ.pop("WANDB_MODE", None)
     os.environ["WANDB_DIR"] = str(folder)
     quiet = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", silent=True)
