@@ -22,11 +22,14 @@ from transformers import (
 )
 
 from dpo.core.refusal import Refusal
+from dpo.evaluation import measure
 from dpo.evaluation.judges import judging
 from dpo.evaluation.judges import reward_model as reward_model_file
 from dpo.evaluation.judges.judging import Comparison, check, judge
 from dpo.evaluation.judges.reward_model import RewardModel
 from dpo.evaluation.judges.verdicts import Kept
+from dpo.models.sampling import Completion
+from dpo.reports import evaluation_page
 from support.endpoint import lines, user
 from support.models import save_reward_model
 from support.refusing import line_of
@@ -325,3 +328,13 @@ def test_an_unknown_judge_is_refused_with_the_judges_that_there_are(monkeypatch)
     monkeypatch.setattr(reward_model_file, "check_reachable", Mock(side_effect=unknown))
     said = line_of(lambda: check("vadr"))
     assert "no judge 'vadr': vader (the known reward), hand" in said and "cannot get" in said
+
+
+def test_identical_answers_are_counted_for_every_judge():
+    texts = {"policy": ["good", "bad"], "against": ["good", "worse"]}
+    answers = {side: [[Completion(text, [5], True) for text in of]] for side, of in texts.items()}
+    found = measure.Measured(**answers)
+    judged = measure.judged(found, judging.by_known_reward(measure.comparisons(["Q?"], found)))
+    assert judged["identical"] == 1 and judged["ties"] >= 1
+    (_, _, note), *_ = evaluation_page._judged(judged)
+    assert "1 tied (1 identical)" in note
