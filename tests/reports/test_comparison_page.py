@@ -121,6 +121,8 @@ def test_a_table_is_no_formula_and_numbers_are_numbers(tmp_path):
         first, second, third = csv.DictReader(file)
     assert second["note"] == '\'=cmd|"/c calc"!A0' and second["other"] == "'@SUM(1)"
     assert third["note"] == "'+1+1" and second["size"] == "-1"
+    assert export._cell(" =1+1") == "' =1+1" and export._cell("＝1") == "'＝1"
+    assert export._cell("") == "" and export._cell("a=1") == "a=1"
     assert float(second["true_reward"]) == pytest.approx(-0.15)
     assert first["held_out_accuracy_low"] == "0.4" and third["held_out_accuracy"] == ""
     assert third["state"].startswith("not finished")

@@ -92,7 +92,7 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
     W&B's summary has them: numbers by which runs can be sorted, filtered and swept."""
     pairs, answers, judge = (found[key] or {} for key in ("pairs", "answers", "judge"))
     kl, tokens = answers.get("kl") or {}, answers.get("mean_tokens") or {}
-    reward = judge.get("reward") or {}
+    reward, topic = judge.get("reward") or {}, answers.get("on_topic") or {}
     measure = "true_reward" if judge.get("kind", "reward") == "reward" else "reward"
     named = {
         "preference_accuracy": pairs.get("accuracy"),
@@ -105,6 +105,8 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
         "kl_nats_per_token": kl.get("nats_per_token"),
         "answer_tokens": tokens.get("policy"),
         "answer_tokens_difference": tokens.get("difference"),
+        "on_topic": topic.get("policy"),
+        "on_topic_difference": topic.get("difference"),
     }
     flat = {}
     for name, interval in named.items():

@@ -24,6 +24,9 @@ AGAINST = "— against the first"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet begins to compute
 TEX = {c: f"\\{c}" for c in "&%$#_{}"}
 TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+TEX |= {c: f"${c}$" for c in "<>|"} | {"β": r"$\beta$", "λ": r"$\lambda$", "π": r"$\pi$"}
+TEX |= {"‖": r"$\|$", "–": "--", "—": "---", "−": "$-$", "×": r"$\times$", "→": r"$\to$"}
+LATIN = "\u017f"  # the last letter that LaTeX's own fonts have
 
 
 def lines(runs: list[Compared], rows: list[Row]) -> list[tuple[str, list[str], list[str]]]:
@@ -156,7 +159,8 @@ def _cell(value: Any) -> Any:
     try:
         float(text)
     except ValueError:
-        return f"'{text}" if text.startswith(FORMULA) else text
+        begins = unicodedata.normalize("NFKC", text).lstrip()  # a wide = is one too
+        return f"'{text}" if begins.startswith(FORMULA) or text[:1] in ("\t", "\r") else text
     return text
 
 
@@ -230,10 +234,11 @@ def _tabular(names: list[str], chosen: list[Row], cells: list[list[dict | None]]
 
 
 def _tex(text: str) -> str:
-    """Text that LaTeX sets as it stands, in the letters that any of its engines has."""
-    plain = unicodedata.normalize("NFKD", visible(mask(text)).replace("\n", " "))
-    plain = plain.encode("ascii", "replace").decode()
-    return "".join(TEX.get(character, character) for character in plain)
+    """Text that LaTeX sets as it stands, in the letters that any of its engines has; a `[` at the
+    start of a row would be an argument of the row before."""
+    plain = unicodedata.normalize("NFC", visible(mask(text)).replace("\n", " "))
+    said = "".join(TEX.get(each, each if each <= LATIN else "?") for each in plain)
+    return "{}" * said.startswith(("[", "*")) + said
 
 
 def write(runs: list[Compared], into: Path, title: str) -> list[Path]:
