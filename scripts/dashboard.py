@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--runs", default="outputs", type=Path, help="a folder of runs (outputs)")
     parser.add_argument("--port", help="the first that is free from 7860 on")
     args = parser.parse_args()
-    if args.port and not args.port.isdecimal():
-        raise Refusal(f"PORT={args.port}: give a number")
+    if args.port and not (args.port.isdecimal() and 0 < int(args.port) < 2**16):
+        raise Refusal(f"PORT={args.port}: give a number from 1 to 65535")
     if not args.runs.is_dir():
         raise Refusal(f"RUNS={args.runs}: no folder of runs is there: make train makes one")
     for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignore Ctrl-C

@@ -57,8 +57,9 @@ from dpo.recipe.parse import share_batch
 from dpo.reports import results
 from dpo.reports.comparison import collect, export, terminal
 from dpo.reports.comparison.table import table
-from dpo.runs import output_folder, tracking
+from dpo.runs import output_folder
 from dpo.runs.sweeps import DONE, FAILED, LEFT, Run
+from dpo.runs.tracking import names
 
 METRIC = "eval/preference_accuracy"  # of the sweep, in the summary of its runs
 
@@ -89,7 +90,8 @@ def sweep_file(
     command = ["${env}", "${interpreter}", "${program}", "--recipe", runs[0].recipe.name, *how]
     command += ["--output", str(into), "--sweep", "${args_no_hyphens}"]
     command += ["--", *arguments] if arguments else []
-    about = {"name": into.name, "project": tracking.project(), "program": "scripts/sweep.py"}
+    project = names.project(runs[0].recipe.stated.get("project"))
+    about = {"name": into.name, "project": project, "program": "scripts/sweep.py"}
     about |= {"method": method, "metric": {"name": METRIC, "goal": "maximize"}}
     if method != "grid":
         grid = {key: distribution(of["values"]) for key, of in grid.items()}
@@ -168,7 +170,9 @@ def main() -> None:
         terminal.show_groups(compared, table(compared))
         written = export.write(compared, into, f"{args.recipe}: sweep")
         print(f"Compared: {', '.join(map(str, written))}")
-        print(f"Next: open {written[0]}, and make evaluate RUN= the best")
+        seeds_alone = {key for run in runs for key in run.point} == {"seed"}
+        then = "" if seeds_alone else ", and make evaluate RUN= the best"
+        print(f"Next: open {written[0]}{then}")
     sys.exit(1 if any(run.state == FAILED for run in runs) else 0)
 
 

@@ -10,10 +10,31 @@ import sys
 from pathlib import Path
 
 from dpo.core.refusal import Refusal, first_line
-from dpo.core.terminal import guarded, parser_of
-from dpo.reports import wandb_evaluations
-from dpo.runs import output_folder, tracking
+from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.runs import output_folder
 from dpo.runs.output_folder import RUNS, run_folder
+
+
+def asked() -> Path:
+    """The folder under which runs wait.
+
+    Raises:
+        Refusal: there is no such run.
+    """
+    parser = parser_of(__doc__)
+    parser.add_argument("--run", default="", help="a run's folder (default: all under outputs/)")
+    args = parser.parse_args()
+    folder = run_folder(args.run) if args.run else RUNS
+    if folder is None:
+        raise Refusal(f"no run at {args.run}")
+    return folder
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    at_once(asked)
+
+from dpo.reports import results, wandb_evaluations
+from dpo.runs import tracking
 from dpo.runs.tracking import again, server
 
 
@@ -28,7 +49,6 @@ def send_kept(parts: list[Path]) -> bool:
 def send_rest(parts: list[Path]) -> bool:
     """Tell W&B what it lacks of a run that was online, from its output folder: what was sent again
     by W&B's own program would be there twice."""
-    from dpo.reports import results
     from dpo.training.monitoring.wandb_run import add_report
 
     folder = parts[0].parents[1]
@@ -51,12 +71,7 @@ def left(parts: list[Path]) -> list[Path]:
 
 @guarded
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--run", default="", help="a run's folder (default: all under outputs/)")
-    args = parser.parse_args()
-    folder = run_folder(args.run) if args.run else RUNS
-    if folder is None:
-        raise Refusal(f"no run at {args.run}")
+    folder = asked()
     runs = again.parts(folder)
     known = sorted(path.parent for path in folder.glob(f"**/{output_folder.WANDB_ID}"))
     evaluated = [run for run in known if wandb_evaluations.untold(run)]

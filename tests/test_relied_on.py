@@ -21,6 +21,7 @@ from accelerate.state import GradientState
 from peft import PeftModel
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations import WandbCallback
 from transformers.modeling_rope_utils import dynamic_rope_update
 from trl import DPOTrainer
 from trl.kernels import chunked_logprob
@@ -88,6 +89,7 @@ PRIVATE = {
     ),
     "_fingerprint": (datasets.Dataset, "self._fingerprint: str"),
     "_indices": (datasets.Dataset, "self._indices: Optional[Table]"),
+    "_initialized": (WandbCallback, "self._initialized = False"),
     "_foreach_norm": (torch, None),
     "_buffers": (torch.nn.Module, "_buffers: dict["),
     "_actions": (argparse, "self._actions = []"),

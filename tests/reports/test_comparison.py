@@ -338,7 +338,7 @@ def test_a_wandb_report_holds_the_table_and_the_runs_curves(tmp_path, monkeypatc
 
     given = [a_run(tmp_path / "a", [1], beta=1), a_run(tmp_path / "b", [1], beta=2)]
     (tmp_path / "a/wandb-run").write_text("0f0f")
-    made = wandb_report.of(collect.collect(given), "two", project="p", entity="me")
+    made = wandb_report.of(collect.collect(given), "two")
     sent = json.dumps(made._to_model().model_dump(mode="json", by_alias=True))
     assert "held-out accuracy" in sent and "eval/rewards/accuracies" in sent
     assert '"0f0f"' in sent and '"train/global_step"' in sent and '"Step"' not in sent

@@ -57,7 +57,7 @@ def test_a_mean_over_seeds_has_students_interval_and_both_kinds_of_noise_are_tol
     assert said.startswith(
         f"{expected.mean:.3f} ({expected.low:.3f} to {expected.high:.3f}) over 3"
     )
-    assert "(seed=1)" in said and "(seed=3)" in said and "standard deviation is 0.265" in said
+    assert "(seed=1)" in said and "(seed=3)" in said and "deviation is 0.265" in said
     # An accuracy has an interval of its own in each run: 0.1 to either side, as `a_run` says.
     accuracy = next(row for row in table.table(runs) if row.name == "held-out accuracy")
     assert over(group, accuracy).own == pytest.approx(0.1)
@@ -106,7 +106,7 @@ def test_a_seed_that_is_not_finished_is_left_out_by_name(tmp_path, capsys):
     (given[1] / "report.json").unlink()
     runs = collect.collect(given)
     assert over(groups(runs)[0], rewards(runs)).interval is None
-    assert "of too few seeds" in seeds.verdicts(groups(runs), [rewards(runs)])["true reward"]
+    assert "there are too few seeds" in seeds.verdicts(groups(runs), [rewards(runs)])["true reward"]
 
 
 def test_a_band_stands_at_the_steps_that_all_seeds_have(tmp_path):
@@ -147,3 +147,44 @@ def test_groups_stand_in_every_file(tmp_path):
     # One that has none of them leaves none of an earlier one there.
     export.write(collect.collect(given[:1]), tmp_path / "out", "x")
     assert not (tmp_path / "out/comparison_seeds.csv").exists()
+
+
+def test_seeds_that_happen_to_agree_have_no_interval(tmp_path):
+    """Of ten pairs accuracy is a count, and two seeds often come to the same one."""
+    for beta, right in ((0.1, 6), (0.3, 7)):
+        for seed in (1, 2):
+            margins = [1] * right + [-1] * (10 - right)
+            a_run(tmp_path / f"{beta}-{seed}", margins, beta=beta, seed=seed)
+    runs = collect.collect(sorted(tmp_path.iterdir()))
+    rows = table.table(runs)
+    row = next(row for row in rows if row.name == "held-out accuracy")
+    both = groups(runs)
+    assert over(both[0], row).interval is None and seeds.differences(both, [row]) == []
+    said = seeds.verdicts(both, [row])[row.name]
+    assert "higher than beta=0.1 by 0.100: it is the same for every seed" in said
+    cells = [cell for _, cells in seeds.lines(both, rows) for cell in cells]
+    assert "0.600 (the same for all 2 seeds)" in cells
+
+
+def test_a_seed_that_was_measured_on_other_pairs_is_in_no_mean(tmp_path):
+    folders = [
+        a_run(
+            tmp_path / str(s), [1, -1, 1], [0.1, 0.2, 0.3 * s], digest="d" if s > 1 else "x", seed=s
+        )
+        for s in (1, 2, 3)
+    ]
+    runs = collect.collect(folders)
+    (group,) = groups(runs)
+    assert [*group.runs] == ["2", "3"]
+    assert group.left_out == ["seed=1 (measured on other pairs or prompts)"]
+
+
+def test_of_many_groups_the_highest_is_held_against_all(tmp_path):
+    for beta, gain in ((0.1, 0), (0.2, 0.4), (0.3, 0.45), (0.4, 0.5), (0.5, 0.9)):
+        for seed in (1, 2, 3):
+            gained = [*(REWARDS + gain + 0.01 * seed * beta)]
+            a_run(tmp_path / f"{beta}-{seed}", [1, -1], gained, beta=beta, seed=seed)
+    runs = collect.collect(sorted(tmp_path.iterdir()))
+    said = seeds.verdicts(groups(runs), [rewards(runs)])["true reward"]
+    assert said.startswith("beta=0.5 is highest, ") and said.endswith("better than all 4 others")
+    assert seeds.MANY in seeds.note(groups(runs))

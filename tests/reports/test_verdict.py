@@ -66,14 +66,19 @@ CASES = {
     "longer": (longer(None), "up", "Answers are much longer: 20 → 40 tokens", "At one length"),
     "longer alone": (longer(of(0.5, 0.4, 0.6)), "up", "At one length nothing is left", "topic"),
     "longer and better": (longer(of(0.7, 0.6, 0.8)), "up", "much longer", "At one length"),
-    "no judge": (found(judge=None), "up", "It learned the preferences: " + LEARNED, "Better"),
+    "no judge": (
+        found(judge=None),
+        "up",
+        "It tells held-out preferences apart: " + LEARNED,
+        "Better",
+    ),
     "no judge, the opposite": (
         found(judge=None, pairs={"accuracy": of(0.3, 0.2, 0.4)}),
-        *("down", "the opposite of the preferences", "It learned the preferences"),
+        *("down", "the opposite of the held-out preferences", "It learned the preferences"),
     ),
     "no judge, chance": (
         found(judge=None, answers=None, pairs={"accuracy": of(0.5, 0.4, 0.6)}),
-        *("dim", "Not to be told from its reference", "learned"),
+        *("dim", "does not tell held-out preferences apart", "learned"),
     ),
     "nothing": (
         found(judge=None, answers=None, pairs=None),

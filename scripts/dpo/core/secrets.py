@@ -16,10 +16,12 @@ MASK = "***"
 SHORTEST = 8  # characters: what is shorter, such as `false`, would be masked inside other words
 NAMES = re.compile(r"(^|_)(TOKEN|(API_?)?KEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)(_|$)", re.I)
 PLACES = ("_PATH", "_FILE", "_DIR")  # HF_TOKEN_PATH is where a token lies, and no token
-# As Hugging Face and W&B issue them, in a header, in a URL.
+# As Hugging Face, W&B and others issue them, in a header, in a URL.
 SHAPES = (
     re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
     re.compile(r"\bwandb_v1_[A-Za-z0-9_]{20,}"),
+    re.compile(r"\b(gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-)[A-Za-z0-9_-]{20,}"),
+    re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
     re.compile(r"(?<=://)[^/\s:@'\"]*:[^/\s@'\"]+(?=@)"),
     re.compile(r"(?i)(?<=authorization)['\"]?\s*[:=]\s*['\"]?(bearer|basic|token)\s+[^\s'\"]+"),
 )

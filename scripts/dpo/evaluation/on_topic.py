@@ -26,7 +26,7 @@ def measure(asked: list[str], policy: list[list[str]], against: list[list[str]])
         asked: shape (prompts,); `policy` and `against`: answers, shape (prompts, samples).
 
     Returns:
-        None of fewer than FEWEST prompts with a subject.
+        None of fewer than FEWEST prompts with a subject, or if no answer names one.
     """
     of_prompts = Counter(word for said in asked for word in words(said))
     theirs = [words(answer) for row in against for answer in row]
@@ -51,6 +51,8 @@ def measure(asked: list[str], policy: list[list[str]], against: list[list[str]])
         ).mean(axis=1)
         for rows in (policy, against)
     )
+    if not (mine.any() or other.any()):  # as of a script without blanks, whose words cannot be told apart
+        return None
     return {
         "prompts": len(mine),
         "policy": asdict(share(mine)),

@@ -141,9 +141,10 @@ def page(report: dict, entries: list[dict]) -> str:
 def commands(report: dict) -> dict[str, str]:
     """What to do next, each with its command."""
     folder = shlex.quote(report.get("policy") or "")
-    asked = {"Hold its answers against the reference's": f"make evaluate RUN={folder}"}
+    command = f"make evaluate RUN={folder}{_prompts(report)}"
+    asked = {"Hold its answers against the reference's": command}
     if not report["judge"]:
-        asked = {"Have a judge say who wins": f"{asked.popitem()[1]} JUDGE=hand"}
+        asked = {"Have a judge say who wins": f"{command} JUDGE=hand"}
     name = shlex.quote(report["recipe"])
     return {
         **asked,
@@ -151,6 +152,11 @@ def commands(report: dict) -> dict[str, str]:
         "See by how much another seed differs": f"make sweep RECIPE={name} SWEEP=seed=1,2,3",
         "Watch it beside all others": "make dashboard",
     }
+
+
+def _prompts(report: dict) -> str:
+    """What `make evaluate` has to be told where a run has no held-out prompts."""
+    return "" if report["pairs"] else " PROMPTS=prompts.jsonl"
 
 
 def write(report: dict, folder: Path) -> list[Path]:
@@ -214,4 +220,4 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for note in results["data"]["notes"]:
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
-    print(f"Next: make evaluate RUN={shlex.quote(str(policies[0]))}")
+    print(f"Next: make evaluate RUN={shlex.quote(str(policies[0]))}{_prompts(results)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpo.core.refusal import Refusal, first_line
 from dpo.reports.comparison import export, table
-from dpo.runs import output_folder, tracking
+from dpo.runs import output_folder
 from dpo.runs.tracking import again, server
 
 if TYPE_CHECKING:
@@ -40,24 +40,27 @@ def ids(runs: list[Compared]) -> dict[str, str]:
     return {name: p.read_text(encoding="utf-8") for name, p in kept.items() if p.is_file()}
 
 
-def of(runs: list[Compared], title: str, **where: str) -> Report:
-    """The report: the table, and the curves of the runs by optimizer step.
-
-    Args:
-        where: `project`, and `entity` if it is not the login's own.
-    """
+def of(runs: list[Compared], title: str) -> Report:
+    """The report: the table, and the curves of the runs by optimizer step. It lies in the project
+    of the first of them that W&B knows."""
     from wandb_workspaces.reports import v2
 
+    known, places = ids(runs), {}
+    for run in runs:
+        if run.name in known:
+            places.setdefault(again.place_of(run.folder), []).append(known[run.name])
+    wheres = [{"project": p} | ({"entity": e} if e else {}) for e, p in places]
     # By id: wandb-workspaces makes `==` of every `=` in a value, and a sweep's folders have some.
-    known = ids(runs)
-    within = f"Metric('name') in {json.dumps([*known.values()])}"
-    runset = v2.Runset(**where, name=title, filters=within)
+    runsets = [
+        v2.Runset(**where, name=title, filters=f"Metric('name') in {json.dumps(of)}")
+        for where, of in zip(wheres, places.values(), strict=True)
+    ]
     said = export.markdown(runs, table.table(runs), title)
     for run in runs:
         said += "" if run.name in known else f"\n\nNo curves of {run.name}: W&B has no run of it."
     panels = [v2.LinePlot(title=name, x=again.STEP, y=[name]) for name in PANELS]
-    blocks = [v2.MarkdownBlock(text=said), v2.PanelGrid(runsets=[runset], panels=panels)]
-    return v2.Report(**where, title=title[:128], blocks=blocks)
+    blocks = [v2.MarkdownBlock(text=said), v2.PanelGrid(runsets=runsets, panels=panels)]
+    return v2.Report(**wheres[0], title=title[:128], blocks=blocks)
 
 
 def report(runs: list[Compared], title: str) -> str:
@@ -69,7 +72,7 @@ def report(runs: list[Compared], title: str) -> str:
     if not ids(runs):
         raise Refusal("W&B knows none of these runs: set report_to: wandb, or leave --wandb out")
     try:
-        made = of(runs, title, project=tracking.project())
+        made = of(runs, title)
         made.save()
     except Exception as error:  # of the client, the server, or what is between them
         raise Refusal(f"no W&B report: {first_line(error)}") from error

@@ -30,6 +30,7 @@ METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"  # of the policy, at every evaluation
 ALERTS = "alerts.jsonl"  # what the monitors have told so far
 WANDB_ID = "wandb-run"
+WANDB_PLACE = "wandb-project"  # entity/project, the entity empty where it is the login's own
 WANDB_PATH = "wandb-path"  # entity/project/id, of a run that was online
 HELD_OUT = "held_out.json"  # log-probabilities of the held-out pairs when training had ended
 DRIFT = "drift.json"  # answers of the reference that the policy is held against

@@ -81,6 +81,12 @@ def collect(given: list[Path]) -> list[Compared]:
     return runs
 
 
+def seeds_alone(runs: list[Compared]) -> bool:
+    """Whether nothing that decides what is learned differs but the seed: the best of such is the
+    luckiest."""
+    return {key for key in runs[0].differs if decides(key)} == {"seed"}
+
+
 def plain(value: Any) -> str:
     """A value as a recipe would state it: `12`, `2e-05`, `sigmoid`."""
     if value is None:

@@ -14,7 +14,7 @@ from dpo.reports.comparison.seeds import Group
 from dpo.reports.parts.curves import Panel, Series, thinned
 
 # Okabe and Ito's colours, told apart by the colour-blind too; then once more, dashed and dotted.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 STYLES = ("solid", "dashed", "dotted")
 PALE = 0.3
 PANELS = {

@@ -36,7 +36,7 @@ def lines(runs: list[Compared], rows: list[Row]) -> list[tuple[str, list[str], l
     plain = [""] * len(runs)
     body = [(key, [run.differs[key] for run in runs], plain) for key in runs[0].differs]
     for row in rows:
-        best = row.best()
+        best = None if collect.seeds_alone(runs) else row.best()
         body.append((row.name, row.values, ["best" * (at == best) for at in range(len(runs))]))
         if differences := row.differences():
             body.append((AGAINST, [*map(against, differences)], [*map(page.tone, differences)]))
@@ -65,7 +65,7 @@ def markdown(runs: list[Compared], rows: list[Row], title: str) -> str:
     parts = [f"# {text(title)}"]
     if groups:
         parts += ["## Over seeds", "\n".join(over), frontier_page.markdown(of_seeds).strip()]
-        parts += [seeds.NOTE, "## Run by run"]
+        parts += [seeds.note(groups), "## Run by run"]
     parts += ["\n".join(found), frontier_page.markdown(cells).strip(), "\n".join(warned)]
     parts += ["Too few to say much:\n\n" + "\n".join(seen) if seen else "", page.note(runs)]
     return "\n\n".join(part for part in parts if part) + "\n"

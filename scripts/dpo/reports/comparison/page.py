@@ -48,7 +48,8 @@ def columns(runs: list[Compared], rows: list[Row]) -> list[Column]:
         cells = [(run.differs[key], _sorted_by(run.differs[key]), "", "", "") for run in runs]
         found.append(Column(key, cells, setting=True))
     for row in rows:
-        best, numbers = row.best(), row.numbers or [None] * len(runs)
+        best = None if collect.seeds_alone(runs) else row.best()
+        numbers = row.numbers or [None] * len(runs)
         differences = row.differences() or [None] * len(runs)
         cells = [
             (text, number and number["mean"], "best" * (at == best), against(by), tone(by))
@@ -111,7 +112,7 @@ def page(runs: list[Compared], rows: list[Row], title: str) -> str:
         title=title,
         today=now(),
         note=note(runs),
-        note_of_seeds=seeds.NOTE,
+        note_of_seeds=seeds.note(found),
         warnings=collect.warnings(runs),
         verdicts=verdicts(runs, rows),
         of_seeds=seeds.verdicts(found, rows),

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpo.core import stats
 from dpo.core.stats import Interval, Unanimous
-from dpo.reports.comparison.collect import Compared
+from dpo.reports.comparison.collect import Compared, seeds_alone
 
 COSTS = ("minutes", "peak memory, GB")
 FEW = 30  # pairs or prompts: of fewer, bootstrap intervals come out too narrow
@@ -143,6 +143,8 @@ def verdicts(runs: list[Compared], rows: list[Row]) -> dict[str, str]:
             differ = [row.between[top][at] for at in row.measured() if at != top]
             if all(map(same, differ)):
                 said.append("identical throughout in all")
+            elif not near and seeds_alone(runs):
+                said.append(f"{name} is highest, by its luck: nothing differs but the seed")
             elif not near:
                 said.append(f"{name} is best, beyond noise")
             elif len(near) == len(row.measured()) - 1:

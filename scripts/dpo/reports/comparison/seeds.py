@@ -6,6 +6,8 @@ runs were measured on the same pairs and prompts.
 """
 
 import itertools
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,26 +24,33 @@ NOTE = (
 )
 
 
+MANY = "The highest of many groups is among the lucky ones: another seed would show it lower."
+AT_ONCE = 3  # groups that are named one by one
+
+
 @dataclass
 class Group:
-    """Runs of several seeds: `runs` by seed, as places among those that are compared; and
-    `left_out`, which are in no mean, and why."""
+    """Runs of several seeds: `runs` by seed, as places among those that are compared; `left_out`,
+    which are in no mean, and why; and `of`, the pairs and prompts that they were measured on."""
 
     name: str
     runs: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    of: Hashable = None
 
 
 @dataclass
 class Over:
     """A metric over the seeds of a group: `values` by seed, their mean with Student's interval,
     their standard deviation, and how far one run's own interval reaches to either side, which is
-    None where it has none. Of one seed there is no interval and no deviation."""
+    None where it has none. Of one seed there is no interval and no deviation, and of seeds that all
+    came to the same no interval. `of` as of the group."""
 
     values: dict[str, float]
     interval: Interval | None
     deviation: float | None
     own: float | None
+    of: Hashable
 
     @property
     def mean(self) -> float:
@@ -71,11 +80,35 @@ def groups(runs: list[Compared]) -> list[Group]:
         else:
             group.runs[run.seed] = at
     several = {key: group for key, group in found.items() if len(seeds[key]) > 1}
+    for group in several.values():
+        _leave_out_others(group, runs)
     names = [group.name for group in several.values()]
     for (recipe, name), group in several.items():
         if names.count(group.name) > 1:
             group.name = f"{recipe} {name}"
     return [*several.values()]
+
+
+def _leave_out_others(group: Group, runs: list[Compared]) -> None:
+    """Seeds that were measured on other pairs or prompts than most are not of one mean."""
+    of = {seed: _measured_on(runs[at]) for seed, at in group.runs.items()}
+    group.of = Counter(of.values()).most_common(1)[0][0] if of else None
+    for seed, others in of.items():
+        if others != group.of:
+            del group.runs[seed]
+            group.left_out.append(f"seed={seed} (measured on other pairs or prompts)")
+
+
+def _measured_on(run: Compared) -> Hashable:
+    pairs, prompts = (run.report.get(key) or {} for key in ("pairs", "prompts"))
+    how = ("count", "samples", "temperature", "max_new_tokens", "seed")
+    return pairs.get("digest"), pairs.get("count"), *map(prompts.get, how)
+
+
+def alike(values: np.ndarray) -> bool:
+    """Whether values are the same but for rounding: a deviation of 0, out of a few that happen to
+    agree, as counts of a few pairs do, would be an interval of no width."""
+    return bool(np.ptp(values) <= 1e-9)
 
 
 def over(group: Group, row: Row) -> Over | None:
@@ -91,22 +124,38 @@ def over(group: Group, row: Row) -> Over | None:
     widths = [n["high"] - n["low"] for n in numbers.values() if n and "low" in n]
     own = float(np.mean(widths)) / 2 if widths else None
     if len(each) < 2:
-        return Over(values, None, None, own)
-    return Over(values, t_interval(each), float(each.std(ddof=1)), own)
+        return Over(values, None, None, own, group.of)
+    interval = None if alike(each) else t_interval(each)
+    return Over(values, interval, float(each.std(ddof=1)), own, group.of)
 
 
 def difference(first: Over, second: Over) -> tuple[Interval, str] | None:
     """By how much one group is above another, and over what that is: paired by the seeds that both
-    have, if these are two or more; else between the means of either. None where one has a single
-    seed and they share fewer than two."""
+    have, if these are two or more; else between the means of either. None where there is no
+    interval to it, as `why_not` says."""
+    if first.of != second.of:
+        return None
     shared = [seed for seed in first.values if seed in second.values]
     if len(shared) > 1:
         differences = np.array([first.values[seed] - second.values[seed] for seed in shared])
+        if alike(differences) and differences.any():
+            return None
         return t_interval(differences), f"over {len(shared)} seeds, paired by seed"
     if min(len(first.values), len(second.values)) < 2:
         return None
     a, b = (np.array([*each.values.values()]) for each in (first, second))
+    if alike(a) and alike(b):
+        return None
     return t_difference(a, b), f"over {len(a)} and {len(b)} seeds, not paired: they are other ones"
+
+
+def why_not(first: Over, second: Over) -> str:
+    """Why `difference` tells nothing of two groups."""
+    if first.of != second.of:
+        return "they were not measured on the same pairs or prompts"
+    if min(len(first.values), len(second.values)) < 2:
+        return "there are too few seeds to tell"
+    return "it is the same for every seed, which has no interval"
 
 
 def differences(
@@ -132,15 +181,28 @@ def verdicts(found: list[Group], rows: list[Row]) -> dict[str, str]:
             continue
         top = max(known, key=lambda name: known[name][1].mean)
         group, best = known.pop(top)
+        if len(known) > AT_ONCE:
+            said[row.name] = _among(group.name, best, {n: of for n, (_, of) in known.items()})
+            continue
         parts = [_against(group.name, best, other.name, of) for other, of in known.values()]
         said[row.name] = "; ".join(parts) if parts else alone(best)
     return said
 
 
+def _among(name: str, best: Over, others: dict[str, Over]) -> str:
+    told = {other: difference(best, of) for other, of in others.items()}
+    better = [other for other, known in told.items() if known and known[0].low > 0]
+    said = f"{name} is highest, {written(best)}; beyond the noise of seeds it is better than "
+    rest = [other for other in others if other not in better]
+    said += ", ".join(better) if rest else f"all {len(better)} others"
+    return said if better else f"{name} is highest, {written(best)}, and not beyond noise"
+
+
 def _against(name: str, best: Over, other: str, of: Over) -> str:
     told = difference(best, of)
     if told is None:
-        return f"{name} is higher than {other} by {best.mean - of.mean:.3f}, of too few seeds"
+        by = f"{best.mean - of.mean:.3f}: {why_not(best, of)}"
+        return f"{name} is higher than {other} by {by}"
     by, how = told
     if by.mean < 0:  # over the seeds that both have it may be the other way round
         return _against(other, of, name, best)
@@ -155,11 +217,11 @@ def _against(name: str, best: Over, other: str, of: Over) -> str:
 def alone(of: Over) -> str:
     """A group that stands alone, in words: its mean, how far seeds differ, and what one run's own
     interval knows."""
-    if of.interval is None:
-        return f"{of.mean:.3f} of one seed"
-    low, high = of.ends
-    said = f"{written(of)} over {len(of.values)} seeds, from {of.values[low]:.3f} (seed={low}) to "
-    said += f"{of.values[high]:.3f} (seed={high}); their standard deviation is {of.deviation:.3f}"
+    said = written(of)
+    if of.interval:
+        low, high = of.ends
+        said += f" over {len(of.values)} seeds, from {of.values[low]:.3f} (seed={low}) to "
+        said += f"{of.values[high]:.3f} (seed={high}); their deviation is {of.deviation:.3f}"
     if of.own is not None:
         said += f", and one run's own interval, which does not know of it, ± {of.own:.3f}"
     return said
@@ -169,8 +231,13 @@ def written(of: Over | None) -> str:
     if of is None:
         return ""
     if of.interval is None:
-        return f"{of.mean:.3f} (one seed)"
+        how = "one seed" if len(of.values) == 1 else f"the same for all {len(of.values)} seeds"
+        return f"{of.mean:.3f} ({how})"
     return f"{of.mean:.3f} ({of.interval.low:.3f} to {of.interval.high:.3f})"
+
+
+def note(found: list[Group]) -> str:
+    return f"{NOTE} {MANY}" if len(found) > AT_ONCE else NOTE
 
 
 def spread(of: Over | None) -> str:

@@ -115,6 +115,11 @@ def _best(name: str, runs: list[Compared], key: str, which: Callable) -> Row:
     for run in runs:
         points = [point for point in run.curves["held_out"] if point[key] is not None]
         point = which(points, key=lambda point: point[key]) if points else None
+        last = run.curves["held_out"][-1] if run.curves["held_out"] else {}
+        if last.get(key, 0) is None and name.endswith("last"):
+            values.append(f"not finite at step {last['step']}")
+            numbers.append(None)
+            continue
         values.append(f"{point[key]:.4f} at step {point['step']}" if point else "")
         numbers.append({"mean": point[key]} if point else None)
     return Row(name, values, numbers)

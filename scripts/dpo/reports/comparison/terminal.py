@@ -40,7 +40,7 @@ def show_groups(runs: list[Compared], rows: list[Row]) -> None:
     body = [(name, cells, plain) for name, cells in seeds.lines(found, rows)]
     _show(console, [group.name for group in found], body, "Over seeds")
     _say(console, seeds.verdicts(found, rows))
-    console.print(Text(seeds.NOTE, "dim"))
+    console.print(Text(seeds.note(found), "dim"))
 
 
 def _console() -> Console:

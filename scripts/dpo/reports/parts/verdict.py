@@ -24,13 +24,19 @@ def verdict(found: dict[str, Any]) -> Verdict:
     A difference is one whose 95% interval is all on one side.
     """
     judge, pairs, answers = (found.get(key) or {} for key in ("judge", "pairs", "answers"))
-    tone, first = _by_judge(judge) if judge else _by_pairs(pairs)
-    said = [first]
-    if judge and pairs:
-        said.append(f"It tells held-out preferences apart: {_learned(pairs)}.")
+    unknown = "no judge said whether its answers are better"
+    if judge:
+        (tone, first), more = _by_judge(judge), [_by_pairs(pairs)[1]] if pairs else []
+        said = [first, *(f"{each}." for each in more)]
+    elif pairs:
+        tone, first = _by_pairs(pairs)
+        said = [f"{first}; {unknown}."]
+    else:
+        tone = "dim"
+        said = [f"Nothing says whether it is better: no held-out pairs, and {unknown}."]
     against = _prices(judge, answers)
     if tone == "up" and against and judge:
-        said[0] = f"{first.removesuffix('.')}, at a price."
+        said[0] = f"{said[0].removesuffix('.')}, at a price."
     return tone, said + against
 
 
@@ -52,19 +58,13 @@ def _by_judge(judge: dict[str, Any]) -> tuple[str, str]:
 
 
 def _by_pairs(pairs: dict[str, Any]) -> tuple[str, str]:
-    unknown = "no judge said whether its answers are better"
-    if not pairs:
-        return "dim", f"Nothing says whether it is better: no held-out pairs, and {unknown}."
-    of, said = pairs["accuracy"], _learned(pairs)
+    of = pairs["accuracy"]
+    said = f"accuracy {_interval(of, '.2f')}, where 0.50 is chance"
     if of["low"] > 0.5:
-        return "up", f"It learned the preferences: {said}; {unknown}."
+        return "up", f"It tells held-out preferences apart: {said}"
     if of["high"] < 0.5:
-        return "down", f"It learned the opposite of the preferences: {said}; {unknown}."
-    return "dim", f"Not to be told from its reference: {said}; {unknown}."
-
-
-def _learned(pairs: dict[str, Any]) -> str:
-    return f"accuracy {_interval(pairs['accuracy'], '.2f')}, where 0.50 is chance"
+        return "down", f"It learned the opposite of the held-out preferences: {said}"
+    return "dim", f"It does not tell held-out preferences apart beyond noise: {said}"
 
 
 def _prices(judge: dict[str, Any], answers: dict[str, Any]) -> list[str]:

@@ -18,13 +18,11 @@ from dpo.core import files
 from dpo.recipe.parse import Recipe
 from dpo.runs import output_folder
 from dpo.runs.tracking import again, names, server
-from dpo.runs.tracking.names import project
 from dpo.runs.tracking.server import patience, within
 
 if TYPE_CHECKING:  # what was kept offline is sent without them
     from transformers import Trainer
 
-__all__ = ["project"]
 UPLOADS = {"on_save", "on_train_end"}  # may send a model, where WANDB_LOG_MODEL asks for it
 UPLOAD = 1800
 OFFLINE = ("offline", "dryrun")
@@ -144,9 +142,8 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     """
     if "wandb" not in (recipe.training.report_to or ()):
         return None
-    stated = "project" in {*recipe.stated, *recipe.flags}
     environment = os.environ
-    environment["WANDB_PROJECT"] = project(recipe.training.project if stated else None)
+    environment["WANDB_PROJECT"] = names.project(recipe.stated.get("project"))
     group = environment.get("WANDB_RUN_GROUP") or recipe.name
     environment["WANDB_RUN_GROUP"] = names.fitted(group)
     name = environment.get("WANDB_NAME") or recipe.training.run_name or names.of_run(recipe)
@@ -165,6 +162,8 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
 
     if PartialState().is_main_process:  # which alone opens the run
         environment["WANDB_RUN_ID"] = kept_id(folder)
+        place = f"{environment.get('WANDB_ENTITY', '')}/{environment['WANDB_PROJECT']}"
+        files.write_whole(folder / output_folder.WANDB_PLACE, place)
         environment.setdefault("WANDB_RESUME", "allow")
     if environment.get("WANDB_DISABLED", "").lower() in TRUE:
         environment["WANDB_MODE"] = "disabled"

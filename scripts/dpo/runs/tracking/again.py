@@ -66,6 +66,18 @@ def path_of(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
+def place_of(folder: Path) -> tuple[str | None, str]:
+    """The entity, None for the login's own, and the project of the W&B run of an output folder."""
+    if path := path_of(folder):
+        entity, project, _ = path.split("/")
+        return entity, project
+    kept = folder / output_folder.WANDB_PLACE
+    if kept.is_file():
+        entity, _, project = kept.read_text(encoding="utf-8").partition("/")
+        return entity or None, project
+    return None, names.project(output_folder.settings_of(folder).get("project"))
+
+
 def id_of(part: Path) -> str:
     return part.name.rpartition("-")[2]
 
@@ -96,17 +108,15 @@ def mark(folder: Path, run: str) -> None:
 
 
 def open_online(folder: Path) -> None:
-    """Open the W&B run of an output folder, whose training has ended, where it was online; where it
-    was sent afterwards, the one of that id in the login's own project."""
+    """Open the W&B run of an output folder, whose training has ended, where it was online or was
+    sent to."""
     import wandb
 
-    if path := path_of(folder):
-        entity, project, run = path.split("/")
-    else:
-        entity, run = None, (folder / output_folder.WANDB_ID).read_text(encoding="utf-8")
-        project = names.project(output_folder.settings_of(folder).get("project"))
+    entity, project = place_of(folder)
+    run = (folder / output_folder.WANDB_ID).read_text(encoding="utf-8")
     server.patience.waited, server.patience.said = 0.0, ""  # for another run
     os.environ.pop("WANDB_MODE", None)
     os.environ["WANDB_DIR"] = str(folder)
+    os.environ.setdefault("WANDB_SILENT", "true")  # the client speaks before it has its settings
     quiet = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", silent=True)
     wandb.init(entity=entity, project=project, id=run, resume="allow", settings=quiet)

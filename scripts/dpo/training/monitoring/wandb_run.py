@@ -32,7 +32,8 @@ class Describe(TrainerCallback):
         def tell(wandb) -> None:
             wandb.run.tags = tuple(dict.fromkeys((*(wandb.run.tags or ()), *tags)))
             hidden = dict.fromkeys(placeholders(args))  # they look like secrets
-            wandb.config.update(config | hidden, allow_val_change=True)
+            known = {"project": wandb.run.project}  # transformers' own would be another's
+            wandb.config.update(config | hidden | known, allow_val_change=True)
             artifact = wandb.Artifact(names.artifact(f"recipe-{self.recipe.name}"), type="recipe")
             for name, text in self.files().items():
                 with artifact.new_file(name, encoding="utf-8") as file:
