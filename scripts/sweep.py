@@ -94,7 +94,7 @@ def sweep_file(
     about = {"name": into.name, "project": project, "program": "scripts/sweep.py"}
     about |= {"method": method, "metric": {"name": METRIC, "goal": "maximize"}}
     if method != "grid":
-        grid = {key: distribution(of["values"]) for key, of in grid.items()}
+        grid = {k: of if k == "seed" else distribution(of["values"]) for k, of in grid.items()}
         about["run_cap"] = len(runs)  # they would go on for ever
     about |= {"parameters": grid, "command": command}
     into.mkdir(parents=True, exist_ok=True)
@@ -150,6 +150,8 @@ def main() -> None:
     if args.wandb:
         if args.wandb == "bayes" and runs[0].recipe.training.eval_strategy == "no":
             raise Refusal(f"bayes goes by {METRIC}, and this recipe evaluates nothing: take random")
+        if args.wandb == "bayes" and any("seed" in run.point for run in runs):
+            raise Refusal("bayes would look for the luckiest seed: leave seed out, or take grid")
         file = sweep_file(runs, how, args.arguments, into, args.wandb)
         goal = "" if args.wandb == "grid" else f": {len(runs)} runs, the highest {METRIC}"
         print(f"Written: {file}{goal}. On one machine: wandb sweep {file}")

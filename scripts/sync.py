@@ -40,9 +40,12 @@ from dpo.runs.tracking import again, server
 
 def send_kept(parts: list[Path]) -> bool:
     """Send the parts of a run that was offline from its start to its end, by W&B's own program."""
-    wandb = str(Path(sys.executable).with_name("wandb"))
+    wandb, folder = str(Path(sys.executable).with_name("wandb")), parts[0].parents[1]
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
     sent = subprocess.run([wandb, "sync", "--yes", *map(str, parts)], env=environment)
+    made, now = output_folder.settings_of(folder)["output_dir"], folder.resolve()
+    if Path(made).resolve() != now:
+        print(f"{folder} was made as {made}: tables and files of it may lack in W&B")
     return not sent.returncode and not left(parts)
 
 

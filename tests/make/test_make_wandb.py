@@ -93,7 +93,7 @@ def test_an_evaluation_is_told_to_the_run_it_is_of(online):
         key: value for key, value in before.items() if key[0] != "_"
     }
     assert run.exit == 0
-    (page,) = server.artifacts["evaluation-run-reference-vader"]
+    (page,) = server.artifacts[f"evaluation-{run.id}-reference-vader"]
     assert page["files"]["evaluation.html"].startswith(b"<!doctype html>")
 
 
@@ -291,3 +291,32 @@ def test_two_processes_are_one_run(launched, tiny_model, tiny_data, tmp_path, wa
     assert result.returncode == 0, result.stderr[-3000:]
     (one,) = wandb_server.runs.values()
     assert steps(one, "train/loss") == [1, 2, 3, 4] and one.exit == 0
+
+
+def test_what_was_sent_afterwards_is_evaluated_where_it_was_sent_to(
+    launched, tiny_model, tiny_data, tmp_path, wandb_server
+):
+    """Offline in a project of its own, sent, and evaluated in a shell that knows nothing of it."""
+    folder = tmp_path / "run"
+    flags = run_flags(tiny_model, tiny_data, folder)
+    assert not launched(*flags, WANDB_MODE="offline", WANDB_PROJECT="alpha").returncode
+    evaluated = (f"RUN={folder}", "ARGS=--limit 3 --max_new_tokens 4 --skip_pairs")
+    off = make("evaluate", *evaluated, **wandb_server.environment(WANDB_DISABLED="true"))
+    assert off.returncode == 0 and not wandb_server.runs
+    assert "1 of 1" in make("sync", f"RUN={folder}", **wandb_server.environment()).stdout
+    (run,) = wandb_server.runs.values()
+    assert run.project == "alpha" and "evaluate/reference-answers/answer_tokens" in run.summary
+    assert run.summary["eval/preference_accuracy"] and len(run.column("train/loss")) == 4
+
+
+def test_a_run_with_wandb_off_stays_here(launched, tiny_model, tiny_data, tmp_path, wandb_server):
+    folder = tmp_path / "run"
+    flags = run_flags(tiny_model, tiny_data, folder)
+    result = launched(*flags, **wandb_server.environment(WANDB_DISABLED="true"))
+    assert result.returncode == 0 and "off, as WANDB_MODE or WANDB_DISABLED says" in result.stdout
+    evaluated = (f"RUN={folder}", "ARGS=--limit 3 --max_new_tokens 4 --skip_pairs")
+    assert make("evaluate", *evaluated, **wandb_server.environment()).returncode == 0
+    assert not wandb_server.runs
+    assert (
+        "Nothing is waiting" in make("sync", f"RUN={folder}", **wandb_server.environment()).stdout
+    )

@@ -94,17 +94,17 @@ def test_a_wandb_sweep_has_values_of_their_kind_and_all_that_runs_share(on_cpu, 
 
 
 def test_a_wandb_sweep_may_search_between_the_values(on_cpu, tmp_path):
-    given = "beta=1e-2,1 warmup_steps=0.0,0.1 data_seed=1,3 loss_type=hinge,sigmoid seed=7"
+    given = "beta=1e-2,1 warmup_steps=0.0,0.1 data_seed=1,3 loss_type=hinge,sigmoid seed=7,9"
     runs = resolved(RECIPE, given, tmp_path, ["--max_steps=2"])
     about = yaml.safe_load(sweep_file(runs, [], [], tmp_path, "bayes").read_text())
-    assert about["method"] == "bayes" and about["run_cap"] == len(runs) == 16
+    assert about["method"] == "bayes" and about["run_cap"] == len(runs) == 32
     assert about["metric"] == {"name": "eval/preference_accuracy", "goal": "maximize"}
     assert about["parameters"] == {
         "beta": {"distribution": "log_uniform_values", "min": 0.01, "max": 1.0},
         "warmup_steps": {"distribution": "uniform", "min": 0.0, "max": 0.1},
         "data_seed": {"distribution": "int_uniform", "min": 1, "max": 3},
         "loss_type": {"values": ["hinge", "sigmoid"]},
-        "seed": {"values": [7]},
+        "seed": {"values": [7, 9]},
     }
     point = "beta=0.1234 warmup_steps=0.05 data_seed=2 loss_type=hinge seed=7"
     assert len(resolved(RECIPE, point, tmp_path, ["--max_steps=2"])) == 1

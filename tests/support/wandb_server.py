@@ -175,6 +175,8 @@ class Server:
         name = (given.get("id") or "").removeprefix("run-") or given["name"]
         new = name not in self.runs
         run = self.runs.setdefault(name, Run(name, given.get("project") or "uncategorized"))
+        if given.get("project") not in (None, run.project):  # it would be another run there
+            self.unknown.append(f"run {name} of {run.project}, in {given['project']}")
         self.projects[run.project] = None
         run.name = given.get("displayName") or run.name or run.id
         run.group = given.get("groupName") or run.group

@@ -51,7 +51,7 @@ def measure(asked: list[str], policy: list[list[str]], against: list[list[str]])
         ).mean(axis=1)
         for rows in (policy, against)
     )
-    if not (mine.any() or other.any()):  # as of a script without blanks, whose words cannot be told apart
+    if not (mine.any() or other.any()):  # as of a script without blanks between words
         return None
     return {
         "prompts": len(mine),

@@ -146,10 +146,11 @@ def commands(report: dict) -> dict[str, str]:
     if not report["judge"]:
         asked = {"Have a judge say who wins": f"{command} JUDGE=hand"}
     name = shlex.quote(report["recipe"])
+    sweep = f"make sweep RECIPE={name} SWEEP=seed=1,2,3"
     return {
         **asked,
         "Set it beside other runs of the recipe": f"make compare RECIPE={name}",
-        "See by how much another seed differs": f"make sweep RECIPE={name} SWEEP=seed=1,2,3",
+        "See by how much another seed of the recipe as it stands differs": sweep,
         "Watch it beside all others": "make dashboard",
     }
 

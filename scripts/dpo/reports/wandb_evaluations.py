@@ -33,13 +33,14 @@ def tell(run: Path) -> str | None:
     lacks = untold(run)
     if not lacks:
         return None
-    mode = os.environ.get("WANDB_MODE")
-    if mode and mode != "online":
-        return f"WANDB_MODE is {mode}"
+    if server.off() or os.environ.get("WANDB_MODE", "online") != "online":
+        return "WANDB_MODE or WANDB_DISABLED keeps it here"
     if trouble := server.trouble():
         return trouble
     if again.parts(run):
         return "the run itself waits"
+    if not (again.path_of(run) or [*run.glob("wandb/*/*.wandb.synced")]):
+        return "W&B was not sent the run itself"
     try:
         server.within(server.PATIENCE, lambda: again.open_online(run))
     except (RuntimeError, TimeoutError) as error:
@@ -51,7 +52,7 @@ def tell(run: Path) -> str | None:
             found = results.headline(results.read(folder / "evaluation.json"))
             said = {f"evaluate/{folder.name}/{name}": value for name, value in found.items()}
             wandb.run.summary.update(said)
-            name = names.artifact(f"evaluation-{run.name}-{folder.name}")
+            name = names.artifact(f"evaluation-{wandb.run.id}-{folder.name}")
             artifact = wandb.Artifact(name, type="evaluation")
             for each in FOUND:
                 artifact.add_file(str(folder / each))

@@ -117,7 +117,7 @@ def folders(names: list[str]) -> list[Path]:
         if not folder:
             raise Refusal(f"no run at {name}; {known_runs()}")
         found.append(folder)
-    return [*dict.fromkeys(found)]
+    return [*{folder.resolve(): folder for folder in reversed(found)}.values()][::-1]
 
 
 def finished(folder: Path) -> bool:

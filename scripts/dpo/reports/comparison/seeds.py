@@ -20,7 +20,8 @@ from dpo.reports.comparison.row import COSTS, Row, within_noise
 NOTE = (
     "Over seeds, intervals are Student's, of 95%: seeds are few, so that they are wide. They know "
     "how training varies on these held-out pairs and prompts, and not how the pairs and prompts "
-    "do; a run's own interval knows the latter alone."
+    "do; a run's own interval knows the latter alone. They are cut at nothing: of few seeds an end "
+    "may lie where no result can."
 )
 
 
@@ -131,17 +132,18 @@ def over(group: Group, row: Row) -> Over | None:
 
 def difference(first: Over, second: Over) -> tuple[Interval, str] | None:
     """By how much one group is above another, and over what that is: paired by the seeds that both
-    have, if these are two or more; else between the means of either. None where there is no
-    interval to it, as `why_not` says."""
+    have, if these are all of one group, or three; else between the means of either. None where
+    there is no interval to it (`why_not`)."""
     if first.of != second.of:
         return None
     shared = [seed for seed in first.values if seed in second.values]
-    if len(shared) > 1:
+    fewer = min(len(first.values), len(second.values))
+    if len(shared) == fewer > 1 or len(shared) > 2:
         differences = np.array([first.values[seed] - second.values[seed] for seed in shared])
         if alike(differences) and differences.any():
             return None
         return t_interval(differences), f"over {len(shared)} seeds, paired by seed"
-    if min(len(first.values), len(second.values)) < 2:
+    if fewer < 2:
         return None
     a, b = (np.array([*each.values.values()]) for each in (first, second))
     if alike(a) and alike(b):

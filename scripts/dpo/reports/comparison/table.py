@@ -26,6 +26,7 @@ def table(runs: list[Compared]) -> list[Row]:
         _accuracy(runs),
         _reward(runs),
         _under("rise of the true reward", "+.3f", reports, "judge", "reward", "difference"),
+        _under("on topic", ".3f", reports, "answers", "on_topic", "policy"),
         _under("KL, nats a sequence", ".2f", reports, *kl, "nats_per_sequence"),
         _under("KL, nats a token", ".3f", reports, *kl, "nats_per_token"),
         _tokens(runs),

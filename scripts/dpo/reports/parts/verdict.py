@@ -79,6 +79,10 @@ def _prices(judge: dict[str, Any], answers: dict[str, Any]) -> list[str]:
                 f"{low:.0f} to {high:.0f} points fewer."
             )
     length = answers.get("mean_tokens") or {}
+    if "difference" in length and length["difference"].get("high", 0) < 0:
+        before, after = (length[side]["mean"] for side in ("against", "policy"))
+        if LONGER * after < before:
+            said.append(f"Answers are much shorter: {before:.0f} → {after:.0f} tokens.")
     if "difference" in length and length["difference"].get("low", 0) > 0:
         before, after = (length[side]["mean"] for side in ("against", "policy"))
         if after > LONGER * before:

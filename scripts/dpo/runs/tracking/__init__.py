@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # what was kept offline is sent without them
 UPLOADS = {"on_save", "on_train_end"}  # may send a model, where WANDB_LOG_MODEL asks for it
 UPLOAD = 1800
 OFFLINE = ("offline", "dryrun")
-TRUE = ("true", "1", "yes", "on")
 
 
 class Bounded:
@@ -142,6 +141,9 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     """
     if "wandb" not in (recipe.training.report_to or ()):
         return None
+    if server.off():
+        os.environ["WANDB_MODE"] = "disabled"
+        return "off, as WANDB_MODE or WANDB_DISABLED says"
     environment = os.environ
     environment["WANDB_PROJECT"] = names.project(recipe.stated.get("project"))
     group = environment.get("WANDB_RUN_GROUP") or recipe.name
@@ -150,7 +152,7 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
     environment["WANDB_NAME"] = names.fitted(name)
     if recipe.training.run_name:  # which transformers would have win
         recipe.training.run_name = environment["WANDB_NAME"]
-    environment.setdefault("WANDB_DIR", str(folder))
+    at_home = environment.setdefault("WANDB_DIR", str(folder)) == str(folder)
     # Where tables wait to be sent.
     environment.setdefault("WANDB_DATA_DIR", f"{environment['WANDB_DIR']}/wandb")
     environment.setdefault("WANDB_SILENT", "true")
@@ -165,12 +167,8 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
         place = f"{environment.get('WANDB_ENTITY', '')}/{environment['WANDB_PROJECT']}"
         files.write_whole(folder / output_folder.WANDB_PLACE, place)
         environment.setdefault("WANDB_RESUME", "allow")
-    if environment.get("WANDB_DISABLED", "").lower() in TRUE:
-        environment["WANDB_MODE"] = "disabled"
-    mode, why = environment.get("WANDB_MODE"), ""
-    if mode == "disabled":
-        return "off, as WANDB_MODE or WANDB_DISABLED says"
-    if not mode:
+    why = ""
+    if not environment.get("WANDB_MODE"):
         if not server.key():
             why = "; after `wandb login`"
         elif trouble := server.trouble():
@@ -178,7 +176,8 @@ def configure(recipe: Recipe, folder: Path) -> str | None:
         if why:
             environment["WANDB_MODE"] = "offline"
     if environment.get("WANDB_MODE") in OFFLINE:
-        return f"offline{why or '; later'}, send it with: make sync"
+        how = "make sync" if at_home else f"wandb sync {environment['WANDB_DIR']}/wandb/offline-*"
+        return f"offline{why or '; later'}, send it with: {how}"
     return f"project {environment['WANDB_PROJECT']}, group {environment['WANDB_RUN_GROUP']}"
 
 

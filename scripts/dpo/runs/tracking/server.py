@@ -64,6 +64,12 @@ class Patience:
 patience = Patience()  # one, as W&B has one run in a process
 
 
+def off() -> bool:
+    """Whether WANDB_MODE or WANDB_DISABLED turns W&B off."""
+    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on")
+    return disabled or os.environ.get("WANDB_MODE") == "disabled"
+
+
 def base_url() -> str:
     import wandb
 
