@@ -117,12 +117,15 @@ def over(group: Group, row: Row) -> Over | None:
     no outcome of training."""
     if not row.numbers or row.name in COSTS:
         return None
-    numbers = {seed: row.numbers[at] for seed, at in group.runs.items()}
-    values = {seed: number["mean"] for seed, number in numbers.items() if number}
+    of = {seed: u.of for seed, at in group.runs.items() if row.units and (u := row.units[at])}
+    most = Counter(of.values()).most_common(1)[0][0] if of else None  # evaluated alike
+    those = {seed: at for seed, at in group.runs.items() if of.get(seed, most) == most}
+    numbers = {seed: number for seed, at in those.items() if (number := row.numbers[at])}
+    values = {seed: number["mean"] for seed, number in numbers.items()}
+    each = np.array([*values.values()])
     if not values:
         return None
-    each = np.array([*values.values()])
-    widths = [n["high"] - n["low"] for n in numbers.values() if n and "low" in n]
+    widths = [n["high"] - n["low"] for n in numbers.values() if "low" in n]
     own = float(np.mean(widths)) / 2 if widths else None
     if len(each) < 2:
         return Over(values, None, None, own, group.of)
@@ -217,8 +220,7 @@ def _against(name: str, best: Over, other: str, of: Over) -> str:
 
 
 def alone(of: Over) -> str:
-    """A group that stands alone, in words: its mean, how far seeds differ, and what one run's own
-    interval knows."""
+    """A group that stands alone: its mean, how far seeds differ, and one run's own interval."""
     said = written(of)
     if of.interval:
         low, high = of.ends
