@@ -43,9 +43,10 @@ def send_kept(parts: list[Path]) -> bool:
     wandb, folder = str(Path(sys.executable).with_name("wandb")), parts[0].parents[1]
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
     sent = subprocess.run([wandb, "sync", "--yes", *map(str, parts)], env=environment)
-    made, now = output_folder.settings_of(folder)["output_dir"], folder.resolve()
-    if Path(made).resolve() != now:
-        print(f"{folder} was made as {made}: tables and files of it may lack in W&B")
+    if (folder / output_folder.SETTINGS).is_file():
+        made = output_folder.settings_of(folder).get("output_dir", folder)
+        if Path(made).resolve() != folder.resolve():  # where W&B's program looks for them
+            print(f"{folder} was made as {made}: tables and files of it may lack in W&B")
     return not sent.returncode and not left(parts)
 
 
