@@ -113,9 +113,10 @@ def entries(folder: Path, headline: Headline) -> list[Entry]:
 def read(path: Path) -> Entry:
     """A report; empty where there is none, or none that can be read: the page goes on."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def curves(entry: Entry) -> Entry:
