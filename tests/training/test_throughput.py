@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from dpo.core.machine import peak_memory_gb
@@ -59,6 +60,17 @@ def test_useful_flops_count_what_is_trained(tmp_path):
     frozen = flops.useful_flops(whole, pairs)
     adapters = [p.numel() for p in lora.parameters() if p.requires_grad]
     assert adapted == pytest.approx(frozen + 6 * sum(adapters) * pairs.sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "half"), [("float32", False), ("bfloat16", True)])
+def test_the_share_is_of_products_in_the_dtype_of_the_run(dtype, half, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(flops, "matmul_peak", lambda *how: asked.append(how[1]) or 1e12)
+    trainer = trainer_of(tmp_path, "llama", fast=True, model_init_kwargs={"dtype": dtype})
+    rates = throughput.Throughput(trainer)
+    rates.saw([[0.0, 0.0, 3.0, 4.0, 0.0, 0.0, 0.0, 5.0]])
+    rates.on_step_end(None, SimpleNamespace(), None)
+    assert rates.since()["mfu"] > 0 and asked == [torch.bfloat16 if half else torch.float32]
 
 
 def test_what_cannot_be_counted_has_no_share(tmp_path):

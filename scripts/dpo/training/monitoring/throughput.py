@@ -51,9 +51,9 @@ class Throughput(TrainerCallback):
         accelerator = self.trainer.accelerator
         model = accelerator.unwrap_model(self.trainer.model)
         model = model.get_base_model() if is_peft_model(model) else model
-        if flops.counts_all(model):
-            half = accelerator.mixed_precision in ("bf16", "fp16")
-            device = accelerator.device.type
+        device = accelerator.device.type
+        if device in PEAK_SIZE and flops.counts_all(model):
+            half = accelerator.mixed_precision != "no" or model.dtype.itemsize < 4
             dtype = torch.bfloat16 if half else torch.float32
             peak = flops.matmul_peak(device, dtype, PEAK_SIZE[device]) * accelerator.num_processes
             found["mfu"] = flops.useful_flops(model, lengths) / seconds / peak
