@@ -89,10 +89,11 @@ def main() -> None:
         raise Refusal(f"{trouble}: {waiting} W&B runs still wait")
     failed: dict[Path, str] = {}
     for number, (name, parts) in enumerate(runs.items(), start=1):
-        print(f"{number} of {len(runs)}: {parts[0].parent.parent} ({name})", flush=True)
-        online = (again.path_of(parts[0].parents[1]) or "").endswith(f"/{name}")
+        run = parts[0].parents[1]
+        print(f"{number} of {len(runs)}: {run} ({name})", flush=True)
+        online = (again.path_of(run) or "").endswith(f"/{name}")
         if not (send_rest(parts) if online else send_kept(parts)):
-            failed[parts[0].parents[1]] = name
+            failed[run] = name
     for run in (run for run in evaluated if run not in failed):
         print(f"Evaluations of {run}", flush=True)
         if why := wandb_evaluations.tell(run):

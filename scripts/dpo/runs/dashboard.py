@@ -83,8 +83,8 @@ def aside(path: Path) -> bool:
 
 def shown(folder: Path) -> list[Path]:
     """The files of a run of which something is shown."""
-    names = ("METRICS", "COMPLETIONS", "ALERTS", "REPORT")
-    own = [folder / getattr(output_folder, name) for name in names]
+    of = output_folder
+    own = [folder / name for name in (of.METRICS, of.COMPLETIONS, of.ALERTS, of.REPORT)]
     return own + sorted(folder.glob("evaluations/*/evaluation.json"))
 
 

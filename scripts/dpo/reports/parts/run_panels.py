@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 from dpo.reports.parts.curves import Panel, Series
+from dpo.reports.parts.run_picture import AFTER, BEFORE, CHOSEN, REJECTED
 
 Entry = dict[str, Any]
 TRAINING, HELD_OUT = "training batches", "held-out pairs"
-COLORS = {TRAINING: "#8a94a6", HELD_OUT: "#1f6feb"}
-ANSWERS = {"chosen": "#1a7f37", "rejected": "#cf222e", "margin": "#8957e5"}
+COLORS = {TRAINING: BEFORE, HELD_OUT: AFTER}
+ANSWERS = {"chosen": CHOSEN, "rejected": REJECTED, "margin": "#8957e5"}
 # title: (what is on the y axis, the metric as metrics.jsonl names it; of held-out pairs `eval_`
 # stands before it). A page shows those of which there is a point.
 ONE = {
