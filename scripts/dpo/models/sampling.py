@@ -155,13 +155,15 @@ def sample(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    top_p: float = 1.0,
     batch_size: int = 256,
     progress: tqdm | None = None,
     kind: type = list,
 ) -> list[Completion]:
-    """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
+    """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution, or
+    from its likeliest tokens that have `top_p` of it together.
 
-    No top-k, top-p or penalty, also where the model comes with some: what is drawn is
+    No top-k or penalty, nor another top-p, also where the model comes with some: what is drawn is
     softmax(logits / temperature) itself, so that its log-probability, and with it the KL
     divergence, can be computed exactly. At temperature 0 it is the likeliest token each time.
 
@@ -174,7 +176,7 @@ def sample(
     stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
     how |= {"max_new_tokens": max_new_tokens, "eos_token_id": stops}
     completions: list[Completion] = []
     was_training = model.training
