@@ -20,7 +20,8 @@ from transformers import (
 from dpo.models import chat_template
 
 Messages = list[dict[str, str]]
-# Text, messages, or {"prompt": messages, "options": what the chat template is given beside them}.
+# Text, messages, or {"prompt": messages, "options": what the chat template is given beside them,
+# "row": the row that it was read from}; the last two may lack.
 Prompt = str | Messages | dict[str, Any]
 
 
@@ -43,7 +44,15 @@ class Completion:
 
 def parts(prompt: Prompt) -> tuple[Messages | str, dict[str, Any]]:
     """What is said, and what the chat template is given beside it: tools and other options."""
-    return (prompt["prompt"], prompt["options"]) if isinstance(prompt, dict) else (prompt, {})
+    if isinstance(prompt, dict):
+        return prompt["prompt"], prompt.get("options") or {}
+    return prompt, {}
+
+
+def row_of(prompt: Prompt) -> dict[str, Any]:
+    """The row that a prompt was read from, for a rule that asks for more of it; {} where nobody
+    has kept it."""
+    return (prompt.get("row") or {}) if isinstance(prompt, dict) else {}
 
 
 def turns(prompt: Prompt) -> Messages:
