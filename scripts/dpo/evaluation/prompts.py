@@ -27,7 +27,8 @@ from dpo.models.sampling import Prompt, parts, prompt_token_ids
 from dpo.recipe.arguments import QUESTIONS
 from dpo.recipe.parse import Recipe
 
-CONVERSATIONS = ("messages", "conversations")
+RENDERED = "context_messages"  # of RLHFlow's prompts, beside a text `context`
+CONVERSATIONS = ("messages", "conversations", RENDERED)
 SEEN = 1000  # rows by which the columns are told
 
 
@@ -114,7 +115,7 @@ def column_of(source: Rows) -> str:
         Refusal: there is none of a name that says so.
     """
     columns = source.data.column_names or ()
-    if found := first_of((*QUESTIONS, *CONVERSATIONS, "query"), columns):
+    if found := first_of((RENDERED, *QUESTIONS, *CONVERSATIONS, "query"), columns):
         return found
     raise Refusal(
         f"PROMPTS: {source.name} has no column `prompt`, only {', '.join(columns)}: call the "
