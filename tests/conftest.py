@@ -90,8 +90,8 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def chatty_model(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model, which ends an answer after a dozen tokens or so: of the other one hardly any
-    ends."""
+    """The tiny model, which ends an answer after a dozen tokens or so, and says nothing that is no
+    text: of the other one hardly any answer is sound."""
     folder = tmp_path_factory.mktemp("tiny") / "chatty"
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokens = torch.arange(len(model.get_input_embeddings().weight)).reshape(1, -1)[:, :400]
@@ -99,10 +99,14 @@ def chatty_model(tiny_model, tmp_path_factory) -> Path:
         found = model(tokens, output_hidden_states=True)
         usual = found.hidden_states[-1][0].mean(0)
         odds = found.logits[0].logsumexp(-1).mean() - math.log(12)
-        end = AutoTokenizer.from_pretrained(tiny_model).convert_tokens_to_ids("<|im_end|>")
-        model.get_input_embeddings().weight[end] = odds * usual / usual.dot(usual)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        rows = model.get_input_embeddings().weight
+        for token, text in enumerate(tokenizer.batch_decode([[n] for n in range(len(rows))])):
+            if not text.isprintable() or not text.isascii():
+                rows[token] = -9 * usual / usual.dot(usual)
+        rows[tokenizer.convert_tokens_to_ids("<|im_end|>")] = odds * usual / usual.dot(usual)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

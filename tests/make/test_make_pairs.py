@@ -1,6 +1,7 @@
 """make pairs, from prompts to a recipe that trains on what came of them."""
 
 import json
+import os
 import random
 import shlex
 import signal
@@ -86,7 +87,7 @@ def test_after_ten_kills_the_pairs_are_the_same(asked, chatty_model, tmp_path):
     kept = ROOT / "cache/answers"
     slowly = "import time; from dpo.evaluation import generations as g; s = g.sample\n"
     slowly += "g.sample = lambda *a, **h: (time.sleep(0.15), s(*a, **h))[1]"
-    environment = {name: value for name, value in __import__("os").environ.items()}
+    environment = dict(os.environ)
     for _ in range(10):
         process = fork_first(flags, environment, out, slowly)
         time.sleep(draw.uniform(0.3, 1.5))
@@ -117,12 +118,12 @@ def test_asked_to_stop_it_keeps_what_there_is(asked, chatty_model, tmp_path):
     out = tmp_path / "out", tmp_path / "errors"
     slowly = "import time; from dpo.evaluation import generations as g; s = g.sample\n"
     slowly += "g.sample = lambda *a, **h: (time.sleep(0.5), s(*a, **h))[1]"
-    process = fork_first(flags, dict(__import__("os").environ), out, slowly)
+    process = fork_first(flags, dict(os.environ), out, slowly)
     deadline = time.monotonic() + 60
     while not [*(ROOT / "cache/answers").glob("*")]:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.05)
-    __import__("os").kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     process.join(20)
     assert process.exitcode == 75
     assert "the same command goes on from here" in out[0].read_text()
@@ -150,5 +151,5 @@ def test_a_second_judge_and_a_second_way_ask_no_model(asked, chatty_model, tmp_p
     second = made("pairs", *given(other, chatty_model, tmp_path / "two"), "PICK=all")
     assert second.returncode == 0, second.stderr[-2000:]
     assert {p: p.stat().st_mtime_ns for p in (ROOT / "cache/answers").iterdir()} == kept
-    counts = [json.loads((tmp_path / n / "pairs.json").read_text())["pairs"] for n in ("one", "two")]
-    assert sum(counts[1].values()) > sum(counts[0].values())
+    one, two = (json.loads((tmp_path / name / "pairs.json").read_text()) for name in ("one", "two"))
+    assert sum(two["pairs"].values()) > sum(one["pairs"].values())
