@@ -82,7 +82,7 @@ new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET=, or FROM=theirs
 	@$(BIN)/python scripts/new.py --recipe "$(if $(filter file,$(origin RECIPE)),,$(RECIPE))" --model "$(MODEL)" --dataset "$(DATASET)" \
 	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
 
-pairs: $(READY) $(EMBEDDED) ## preference data of your own: PROMPTS= MODEL= or RUN=, JUDGE= SAMPLES= PICK= TO= PUSH=
+pairs: $(READY) $(EMBEDDED) ## preferences on your prompts: PROMPTS= MODEL= JUDGE= SAMPLES= PICK= TO=
 	@$(BIN)/python scripts/pairs.py --prompts "$(PROMPTS)" --model "$(MODEL)" "$(if $(findstring command,$(origin RUN)),$(RUN))" \
 	  --judge "$(JUDGE)" --judge_model "$(JUDGE_MODEL)" --to "$(TO)" --gpus "$(GPUS)" --push "$(PUSH)" \
 	  $(if $(SAMPLES),--samples "$(SAMPLES)") $(if $(PICK),--pick "$(PICK)") $(ARGS)
@@ -148,7 +148,7 @@ lint: $(READY) ## check style, format and types
 audit: $(READY) ## known advisories against what is installed
 	$(BIN)/python scripts/audit.py
 
-clean-cache: ## forget the log-probabilities, answers, judgements and benchmarks kept in cache/
+clean-cache: ## forget what is kept in cache/: log-probabilities, answers, judgements
 	rm -rf cache/reference cache/answers cache/judgements cache/suites
 
 embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes)
