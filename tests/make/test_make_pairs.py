@@ -150,5 +150,7 @@ def test_a_second_judge_and_a_second_way_ask_no_model(asked, chatty_model, tmp_p
     second = made("pairs", *given(other, chatty_model, tmp_path / "two"), "PICK=all")
     assert second.returncode == 0, second.stderr[-2000:]
     assert {p: p.stat().st_mtime_ns for p in (ROOT / "cache/answers").iterdir()} == kept
-    counts = [json.loads((tmp_path / n / "pairs.json").read_text())["pairs"] for n in ("one", "two")]
+    counts = [
+        json.loads((tmp_path / n / "pairs.json").read_text())["pairs"] for n in ("one", "two")
+    ]
     assert sum(counts[1].values()) > sum(counts[0].values())
