@@ -52,7 +52,7 @@ def test_its_numbers_are_from_the_reference(rounds, tiny_model):
     """Those of the report by hand, and by make evaluate; what the first round has brought is in
     them."""
     recipe = parse(["--config", "recipes/smollm2-sentiment.yaml", "--use_cpu", *rounds.flags])
-    assert recipe.reference == (str(tiny_model), None)
+    assert recipe.reference == (str(tiny_model), "main")
     entries = json.loads((rounds.home / "second/held_out.json").read_text())
     beta = recipe.training.beta
     policy, first = np.array(entries["policy"]), np.array(entries["reference"])

@@ -194,8 +194,8 @@ class RunArguments:
         "one: a folder, a run's among them, or a name of the hub; a whole model with the policy's "
         "tokens. The loss then does not begin at its constant.",
     )
-    ref_model_revision: str | None = argument(
-        default=None, help="Its commit, branch or tag, if it is of the hub."
+    ref_model_revision: str = argument(
+        default="main", help="Its branch, tag or commit, if it is of the hub."
     )
     share_prefix: bool = argument(
         default=True,
