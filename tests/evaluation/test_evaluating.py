@@ -108,7 +108,7 @@ def test_after_a_kill_only_what_is_missing_is_generated(tiny_model, kept_here, m
     )
     assert generations.draw(who, model, tokenizer, PROMPTS, SETTINGS) == whole
     assert [len(rows) for rows in asked] == [2, 2]
-    assert generations.read(path).keys() == set(range(6))
+    assert generations.read(path, 6, 2).keys() == set(range(6))
 
 
 def test_fewer_are_drawn_at_a_time_where_memory_runs_out(tiny_model, kept_here, monkeypatch):
@@ -298,7 +298,9 @@ def test_vllm_is_asked_for_the_same_distribution(tiny_model, monkeypatch):
     tokenizer.eos_token = "<|endoftext|>"  # and the template ends a turn with <|im_end|>
     settings = generations.Settings(1, temperature=0.7, max_new_tokens=9, seed=3)
     stops = generations.chat_template.end_tokens(None, tokenizer)
-    drawn = generations.by_vllm(who, tokenizer, {4: [1, 2], 9: [3]}, settings, stops)
+    drawn = generations.by_vllm(
+        generations.engine_of(who, 3), tokenizer, {4: [1, 2], 9: [3]}, settings, stops
+    )
     assert given["rows"] == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3]}]
     for sampling in given["how"]:
         assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 1.0, -1)
@@ -320,6 +322,7 @@ def test_vllm_is_asked_only_where_it_has_room(free, by, monkeypatch, tiny_model)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: ((80, free * 80)[gpu], 80))
     monkeypatch.setattr(generations, "by_vllm", lambda *_, **__: {0: "vllm"})
+    monkeypatch.setattr(generations, "engine_of", lambda *_: None)
     monkeypatch.setattr(generations, "sample", lambda *_, **__: ["transformers"])
     model = SimpleNamespace(device=torch.device("cuda", 0), generation_config=None)
     settings = generations.Settings(1, 1.0, 9, 0)

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +29,15 @@ FOR_VLLM = 0.45  # of the GPUs' memory, beside the model that scores
 
 @dataclass
 class Settings:
-    """How answers are drawn: `samples` for each prompt from softmax(logits / temperature) itself,
-    no top-k or top-p, so that their log-probabilities are the model's."""
+    """How answers are drawn: `samples` for each prompt from softmax(logits / temperature), no
+    top-k. An evaluation leaves `top_p` at 1: from the whole of it, so that the log-probabilities of
+    answers are the model's."""
 
     samples: int
     temperature: float
     max_new_tokens: int
     seed: int
+    top_p: float = 1.0
 
 
 def draw(
@@ -60,15 +64,21 @@ def draw(
     about += [at_once or BATCH]  # with others beside it an answer gets other random numbers
     about += [chat_template.end_tokens(model.generation_config, tokenizer, kind)]
     path = KEPT / f"{name_of(about)}.jsonl"
-    ids = [row for row in asked for _ in range(settings.samples)]
-    if found := read(path):
+    ids = dict(enumerate(row for row in asked for _ in range(settings.samples)))
+    found = read(path, len(ids), at_once or BATCH)
+    if found:
         print(f"Answers of {who.name}: {len(found)} of {len(ids)} found, not generated again")
-    missing = {at: row for at, row in enumerate(ids) if at not in found}
+    missing = {at: row for at, row in ids.items() if at not in found}
     for part in generated(who, model, tokenizer, missing, settings, kind, at_once):
         keep(path, part)
         found |= part
-    rows = [found[at] for at in range(len(ids))]
-    return [rows[at : at + settings.samples] for at in range(0, len(rows), settings.samples)]
+    return grouped(found, settings.samples)
+
+
+def grouped(found: dict[int, Completion], samples: int) -> list[list[Completion]]:
+    """Answers by their number as those to each prompt."""
+    rows = [found[at] for at in range(len(found))]
+    return [rows[at : at + samples] for at in range(0, len(rows), samples)]
 
 
 def keep(path: Path, part: dict[int, Completion]) -> None:
@@ -82,9 +92,13 @@ def keep(path: Path, part: dict[int, Completion]) -> None:
         print(f"Answers are not kept, since {path} cannot be written: {error.strerror}")
 
 
-def read(path: Path) -> dict[int, Completion]:
-    """Answers by their number. A line that a kill has cut off is left out."""
-    return {row.pop("at"): Completion(**row) for row in files.read_lines(path)}
+def read(path: Path, count: int, batch: int) -> dict[int, Completion]:
+    """Those of `count` answers that are kept, by their number, in whole batches: of one that a kill
+    has cut off the others would be drawn with other random numbers than all at once."""
+    found = {row.pop("at"): Completion(**row) for row in files.read_lines(path)}
+    batches = [range(at, min(at + batch, count)) for at in range(0, count, batch)]
+    whole = [numbers for numbers in batches if found.keys() >= {*numbers}]
+    return {at: found[at] for numbers in whole for at in numbers}
 
 
 def generated(
@@ -95,65 +109,78 @@ def generated(
     settings: Settings,
     kind: type = list,
     at_once: int | None = None,
+    bar: tqdm | None = None,
 ) -> Iterator[dict[int, Completion]]:
     """Answers to prompts, both by their number, a batch at a time: by vLLM on a GPU where it is
     installed and the model that scores leaves it room, else by transformers, fewer at a time where
-    memory runs out."""
+    memory runs out. `bar` is moved on by each, where it is not one of their own."""
     adapter = adapters.config_of(who.path, who.revision)
     installed = model.device.type == "cuda" and importlib.util.find_spec("vllm")
     if installed and not at_once and not adapter and loading.room_beside(FOR_VLLM):
         if rows:
             stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
-            yield by_vllm(who, tokenizer, rows, settings, stops)
+            yield by_vllm(engine_of(who, settings.seed), tokenizer, rows, settings, stops)
         return
     how = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
+    how["top_p"] = settings.top_p
 
     @find_executable_batch_size(starting_batch_size=at_once or BATCH)
     def next_batch(batch_size: int) -> dict[int, Completion]:
         part = dict(islice(rows.items(), batch_size))
-        progress.update(total - len(rows) - progress.n)  # where memory ran out in the middle of one
+        progress.update(
+            before + total - len(rows) - progress.n
+        )  # where memory ran out in the middle of one
         begin = {"seed": settings.seed + next(iter(part)), "progress": progress, "kind": kind}
         drawn = sample(model, tokenizer, [*part.values()], **how, **begin)
         return dict(zip(part, drawn, strict=True))
 
     total, desc = len(rows), f"Answers of {who.name}"
-    with tqdm(total=total, desc=desc, unit="answer", disable=not rows) as progress:
+    named = {"desc": desc, "unit": "answer", "disable": not rows}
+    with tqdm(total=total, **named) if bar is None else nullcontext(bar) as progress:
+        before = progress.n
         while rows:
             part = next_batch()  # pyright: ignore[reportCallIssue]  the decorator gives the size
             rows = {at: row for at, row in rows.items() if at not in part}
             yield part
 
 
-def by_vllm(
-    who: Contestant,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: dict[int, list[int]],
-    settings: Settings,
-    stops: list[int],
-) -> dict[int, Completion]:
-    """The same distribution, drawn by vLLM beside the model that scores, in FOR_VLLM of the GPUs'
-    memory. Every answer has a seed of its own, by its number, and ends at one of `stops`."""
-    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+def engine_of(who: Contestant, seed: int, share: float = FOR_VLLM) -> Any:
+    """A model in vLLM, in a share of the GPUs' memory; `share` is FOR_VLLM beside the model that
+    scores."""
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
 
     config = AutoConfig.from_pretrained(who.path, revision=who.revision).get_text_config()
     # Autocast computes with weights in half precision; vLLM has none, but can load them so.
     half = torch.is_autocast_enabled("cuda")
     dtype = str(torch.get_autocast_dtype("cuda")).removeprefix("torch.") if half else who.dtype
-    engine = LLM(
+    return LLM(
         model=who.path,
         revision=who.revision,
         hf_overrides=who.init,
         dtype=dtype,
         trust_remote_code=who.trusted,
         tensor_parallel_size=loading.tensor_parallel(
-            loading.weight_bytes(config, dtype), config.num_attention_heads, FOR_VLLM
+            loading.weight_bytes(config, dtype), config.num_attention_heads, share
         ),
-        gpu_memory_utilization=FOR_VLLM,
+        gpu_memory_utilization=share,
         generation_config="vllm",  # not the model's own, as in sampling.py
-        seed=settings.seed,
+        seed=seed,
     )
+
+
+def by_vllm(
+    engine: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[int, list[int]],
+    settings: Settings,
+    stops: list[int],
+) -> dict[int, Completion]:
+    """The same distribution, drawn by vLLM. Every answer has a seed of its own, by its number, and
+    ends at one of `stops`."""
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
     how = {"temperature": settings.temperature, "max_tokens": settings.max_new_tokens}
-    how |= {"top_p": 1.0, "top_k": -1, "stop_token_ids": stops}
+    how |= {"top_p": settings.top_p, "top_k": -1, "stop_token_ids": stops}
     each = [SamplingParams(**how, seed=settings.seed + at) for at in rows]
     drawn = engine.generate([{"prompt_token_ids": ids} for ids in rows.values()], each)
     return {

@@ -1,10 +1,11 @@
 """What two models are asked: the held-out prompts of a recipe, or those of a file."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from dpo.core.refusal import Refusal
@@ -12,7 +13,7 @@ from dpo.core.terminal import visible
 from dpo.data import dataset, lint
 from dpo.data.formats import parsing
 from dpo.data.formats.layouts import asked, begun
-from dpo.data.formats.parts import again, beside, example_of, first_of
+from dpo.data.formats.parts import Row, again, beside, example_of, first_of
 from dpo.data.formats.telling import NAMED, listed
 from dpo.data.formats.turns import Fault
 from dpo.data.schema import OPTIONS
@@ -26,7 +27,9 @@ from dpo.models.sampling import Prompt, parts, prompt_token_ids
 from dpo.recipe.arguments import QUESTIONS
 from dpo.recipe.parse import Recipe
 
-CONVERSATIONS = ("messages", "conversations")
+RENDERED = "context_messages"  # of RLHFlow's prompts, beside a text `context`
+CONVERSATIONS = ("messages", "conversations", RENDERED)
+SEEN = 1000  # rows by which the columns are told
 
 
 def held_out_pairs(recipe: Recipe) -> Dataset | None:
@@ -84,76 +87,101 @@ def check(prompts: list[Prompt], who: Contestant) -> None:
         )
 
 
-def rows_of(path: Path) -> tuple[Rows, str]:
-    """The rows of a file of prompts, and the column that holds them.
+def lines_as_rows(path: Path) -> Rows:
+    """The lines of a text file that say something, read as they are asked for."""
 
-    Raises:
-        Refusal: it cannot be read, has several splits, or none of these columns.
-    """
-    if ".txt" in path.suffixes[-2:]:
+    def lines() -> Iterator[dict[str, str]]:
         try:
-            lines = [line.rstrip("\r\n") for line in lines_of(str(path))]
+            for line in lines_of(str(path)):
+                if line.strip():
+                    yield {"prompt": line.rstrip("\r\n")}
         except Broken as error:
             raise Refusal(f"PROMPTS: {error}") from error
-        found = [line for line in lines if line.strip()]
-        return Rows(str(path), Dataset.from_dict({"prompt": found})), "prompt"
-    splits = load(str(path), "PROMPTS")
-    if len(splits) > 1 and "test" not in splits:
-        raise Refusal(f"PROMPTS: {path} has the splits {', '.join(splits)}: give one's file")
-    source = splits.get("test") or next(iter(splits.values()))
-    if source.notes:
-        raise Refusal(f"PROMPTS: {path} has {source.notes[0]}, or give one file")
-    columns = source.data.column_names
-    name = first_of((*QUESTIONS, *CONVERSATIONS, "query"), columns)
-    if not name:
-        raise Refusal(
-            f"PROMPTS: {path} has no column `prompt`, only {', '.join(columns or ())}: call the "
-            "column of the questions so"
-        )
-    return source, name
+
+    features = Features({"prompt": Value("string")})
+    return Rows(str(path), IterableDataset.from_generator(lines, features=features))
 
 
-def read(file: str) -> list[Prompt]:
-    """The prompts of a file or folder that holds data of any kind: a line each of .txt, or a
-    column of questions, text or messages, with what stands beside it. Of a conversation what comes
-    before its last answer. `tools` and `chat_template_kwargs` are those of its row.
+def splits_of(name: str) -> dict[str, Rows]:
+    """The rows of a file, a folder or a data set of the hub that holds prompts, split by split."""
+    path = Path(name)
+    return {"train": lines_as_rows(path)} if ".txt" in path.suffixes[-2:] else load(name, "PROMPTS")
 
-    Text is what a user says.
+
+def column_of(source: Rows) -> str:
+    """The column that holds the prompts.
 
     Raises:
-        Refusal: the file is missing, is no such file, or holds no prompts.
+        Refusal: there is none of a name that says so.
     """
-    path = Path(file)
-    if not path.exists():
-        raise Refusal(f"PROMPTS: no file {file}")
-    source, name = rows_of(path)
-    rows = source.meant(source.data)
-    if not rows:
-        raise Refusal(f"PROMPTS: {file} holds no prompts")
-    parts, found = {"question": name, **beside(example_of(rows), name)}, []
+    columns = source.data.column_names or ()
+    if found := first_of((RENDERED, *QUESTIONS, *CONVERSATIONS, "query"), columns):
+        return found
+    raise Refusal(
+        f"PROMPTS: {source.name} has no column `prompt`, only {', '.join(columns)}: call the "
+        "column of the questions so"
+    )
+
+
+def each(source: Rows) -> Iterator[tuple[int, Row, Prompt | Fault]]:
+    """The number of each row, from 1, the row as it is meant, and its prompt, or why it is none.
+    One at a time: there may be more rows than fit in memory.
+
+    Of a conversation what comes before its last answer. `tools` and `chat_template_kwargs` are
+    those of the row. Text is what a user says.
+    """
+    name, rows = column_of(source), source.first(SEEN)
+    parts = {"question": name, **beside(example_of(rows), name)}
     parts |= again(rows, parts)
     # Of pairs the answers are not asked about.
     seen = {*parts.values(), *GIVEN, "chosen", "rejected"}
     columns = example_of(rows).items()
     if unread := [n for n, v in columns if isinstance(v, str | list | dict) and n not in seen]:
-        print(visible(f"PROMPTS: {file}: asked: {name}; not read: {listed(unread, NAMED)}"))
+        said = f"PROMPTS: {source.name}: asked: {name}; not read: {listed(unread, NAMED)}"
+        print(visible(said))
     for number, row in enumerate(source.data, start=1):
         try:
             row = parsing.meant(row, source.padded)
-            said = begun(asked(row, parts), row, parts, calls=True)
+            prompt = begun(asked(row, parts), row, parts, calls=True)
             options = options_of(row)
-            if name in CONVERSATIONS and said[-1:] and said[-1]["role"] == "assistant":
-                said = said[:-1]
-            if not lint.last_said(said).strip():
+            if name in CONVERSATIONS and prompt[-1:] and prompt[-1]["role"] == "assistant":
+                prompt = prompt[:-1]
+            if not lint.last_said(prompt).strip():
                 raise Fault("no_prompt")
-            if {message.get("role") for message in said} - lint.ROLES:
+            if {message.get("role") for message in prompt} - lint.ROLES:
                 raise Fault("unknown_role")
-            if said[-1]["role"] == "assistant":
+            if prompt[-1]["role"] == "assistant":
                 raise Fault("wrong_role")
-        except (Fault, ValueError) as error:
-            why: Any = getattr(error, "reason", error)
-            said = f"PROMPTS: {file}, row {number}: {lint.REASONS.get(why, why)}"
-            detail = getattr(error, "detail", "")
-            raise Refusal(f"{said} ({detail})" if detail else said) from error
-        found.append({"prompt": said, "options": options} if options else said)
+            yield number, row, {"prompt": prompt, "options": options} if options else prompt
+        except Fault as fault:
+            yield number, row, fault
+        except ValueError as error:
+            yield number, row, Fault("not_messages", str(error))
+
+
+def read(file: str) -> list[Prompt]:
+    """The prompts of a file or folder that holds data of any kind: a line each of .txt, or a
+    column of questions, text or messages, with what stands beside it (`each`).
+
+    Raises:
+        Refusal: the file is missing, cannot be read, has several splits and none is `test`, holds
+            no prompts, or a row is none.
+    """
+    if not Path(file).exists():
+        raise Refusal(f"PROMPTS: no file {file}")
+    splits = splits_of(file)
+    if len(splits) > 1 and "test" not in splits:
+        raise Refusal(f"PROMPTS: {file} has the splits {', '.join(splits)}: give one's file")
+    source = splits.get("test") or next(iter(splits.values()))
+    if source.notes:
+        raise Refusal(f"PROMPTS: {file} has {source.notes[0]}, or give one file")
+    found = []
+    for number, _, prompt in each(source):
+        if isinstance(prompt, Fault):
+            said = lint.REASONS.get(prompt.reason, prompt.reason)
+            detail = f" ({prompt.detail})" if prompt.detail else ""
+            raise Refusal(f"PROMPTS: {file}, row {number}: {said}{detail}")
+        found.append(prompt)
+    if not found:
+        raise Refusal(f"PROMPTS: {file} holds no prompts")
     return found

@@ -20,7 +20,8 @@ from transformers import (
 from dpo.models import chat_template
 
 Messages = list[dict[str, str]]
-# Text, messages, or {"prompt": messages, "options": what the chat template is given beside them}.
+# Text, messages, or {"prompt": messages, "options": what the chat template is given beside them,
+# "row": the row that it was read from}; the last two may lack.
 Prompt = str | Messages | dict[str, Any]
 
 
@@ -43,7 +44,15 @@ class Completion:
 
 def parts(prompt: Prompt) -> tuple[Messages | str, dict[str, Any]]:
     """What is said, and what the chat template is given beside it: tools and other options."""
-    return (prompt["prompt"], prompt["options"]) if isinstance(prompt, dict) else (prompt, {})
+    if isinstance(prompt, dict):
+        return prompt["prompt"], prompt.get("options") or {}
+    return prompt, {}
+
+
+def row_of(prompt: Prompt) -> dict[str, Any]:
+    """The row that a prompt was read from, for a rule that asks for more of it; {} where nobody
+    has kept it."""
+    return (prompt.get("row") or {}) if isinstance(prompt, dict) else {}
 
 
 def turns(prompt: Prompt) -> Messages:
@@ -155,13 +164,15 @@ def sample(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    top_p: float = 1.0,
     batch_size: int = 256,
     progress: tqdm | None = None,
     kind: type = list,
 ) -> list[Completion]:
-    """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution.
+    """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution, or
+    from its likeliest tokens that have `top_p` of it together.
 
-    No top-k, top-p or penalty, also where the model comes with some: what is drawn is
+    No top-k or penalty, nor another top-p, also where the model comes with some: what is drawn is
     softmax(logits / temperature) itself, so that its log-probability, and with it the KL
     divergence, can be computed exactly. At temperature 0 it is the likeliest token each time.
 
@@ -174,7 +185,7 @@ def sample(
     stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
     how |= {"max_new_tokens": max_new_tokens, "eos_token_id": stops}
     completions: list[Completion] = []
     was_training = model.training

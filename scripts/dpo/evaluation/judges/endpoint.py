@@ -207,6 +207,7 @@ def judge(
     parallel: int = 4,
     price: Price = None,
     timeout: float = 60,
+    some: bool = True,
 ) -> Verdicts:
     """Ask for both orders of every comparison that is not kept. Identical answers are a tie, and
     nobody is asked. What the judge said is kept, understood or not; what failed on the way is left
@@ -215,9 +216,10 @@ def judge(
     Args:
         parallel: requests at a time.
         timeout: seconds for each.
+        some: at least one verdict must come of it.
 
     Raises:
-        Refusal: the endpoint refuses the key or the model.
+        Refusal: the endpoint refuses the key or the model, or gives not `some` verdict.
     """
     about = {"kind": "endpoint", "name": url, "model": model, "template": TEMPLATE}
     about |= {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
@@ -249,11 +251,11 @@ def judge(
     second = 1 - second  # there the other's answer stood first
     both = ~np.isnan(first + second)
     reasons = left_out([*keys.values()], kept.entries, asking.failed, "verdict")
-    if keys and not both.any():
+    if some and keys and not both.any():
         why = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
         raise Refusal(f"the judge at {url} gave no verdict: {why}")
     preferred[[*keys]] = np.where(both, np.where(first == second, first, 0.5), np.nan)
-    share = float((first != second)[both].mean()) if keys else 0.0
+    share = float((first != second)[both].mean()) if both.any() else 0.0
     return Verdicts(preferred, None, reasons, about, asking.cost() | {"orders_disagree": share})
 
 

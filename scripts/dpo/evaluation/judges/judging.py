@@ -11,17 +11,19 @@ from dpo.core.refusal import Refusal
 from dpo.evaluation.judges import endpoint, human
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.evaluation.judges.reward_model import RewardModel
+from dpo.evaluation.judges.rule import Rule, is_rule
 from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, left_out
-from dpo.models.sampling import Messages, turns
+from dpo.models.sampling import Messages, row_of, turns
 
 KNOWN, HAND = "vader", "hand"
 ABOUT_KNOWN = {"kind": "reward", "name": KNOWN}
+Answer = tuple[Messages, str, dict[str, Any]]  # a prompt, an answer, the row of the prompt
 # How a judge scores answers: key → prompt and answer in; key, reward, or why there is none, out.
-Score = Callable[[dict[str, tuple[Messages, str]]], Iterator[tuple[str, float | None, str | None]]]
+Score = Callable[[dict[str, Any]], Iterator[tuple[str, float | None, str | None]]]
 
 
-def vader(answers: dict[str, tuple[Messages, str]]) -> Iterator[tuple[str, float, None]]:
-    return ((key, vader_score(answer), None) for key, (_, answer) in answers.items())
+def vader(answers: dict[str, Answer]) -> Iterator[tuple[str, float, None]]:
+    return ((key, vader_score(answer), None) for key, (_, answer, _) in answers.items())
 
 
 def check(name: str, model: str | None = None) -> None:
@@ -34,6 +36,8 @@ def check(name: str, model: str | None = None) -> None:
         endpoint.check(name, model)
     elif name == HAND:
         human.check()
+    elif is_rule(name):
+        Rule(name)
     elif name != KNOWN:
         RewardModel(name)
 
@@ -51,7 +55,7 @@ def judge(
     it is asked only for those that are missing.
 
     Args:
-        name: `vader`, `hand`, the URL of an endpoint, or a reward model.
+        name: `vader`, `hand`, the URL of an endpoint, a rule, or a reward model.
         model: its name, of an endpoint, which is asked with `how` (endpoint.py).
         device: of a reward model.
 
@@ -66,13 +70,27 @@ def judge(
         elif name == KNOWN:
             verdicts = by_reward(ABOUT_KNOWN, ABOUT_KNOWN, vader, comparisons, judgements)
         else:
-            scorer = RewardModel(name, device)
-            of = (scorer.about, scorer.identity, scorer.score)
-            verdicts = by_reward(*of, comparisons, judgements)
+            verdicts = by_reward(*scorer(name, device), comparisons, judgements)
     if np.isnan(verdicts.preferred).all():
         why = ", ".join(f"{reason} ({count})" for reason, count in verdicts.left_out.items())
         raise Refusal(f"the judge {name} gave no verdict: {why or 'it was asked nothing'}")
     return verdicts
+
+
+def scorer(name: str, device: str) -> tuple[dict[str, Any], dict[str, Any], Score]:
+    """What a judge that scores each answer says of itself, all that its scores depend on, and how
+    it scores. It loads nothing before it is asked.
+
+    Raises:
+        Refusal: there is no such judge.
+    """
+    if name == KNOWN:
+        return ABOUT_KNOWN, ABOUT_KNOWN, vader
+    if is_rule(name):
+        rule = Rule(name)
+        return rule.about, rule.about, rule.score
+    model = RewardModel(name, device)
+    return model.about, model.identity, model.score
 
 
 def by_known_reward(comparisons: list[Comparison]) -> Verdicts:
@@ -95,17 +113,29 @@ def by_reward(
         identity: all that the scores depend on.
     """
     kept.introduce(about)
-    answers: dict[str, tuple[Messages, str]] = {}
+    answers: dict[str, Answer] = {}
     keys = []
     for compared in comparisons:
-        pair = [(turns(compared.prompt), text) for text in (compared.policy, compared.against)]
-        keys.append(tuple(name_of((identity, *asked)) for asked in pair))
+        asked, row = turns(compared.prompt), row_of(compared.prompt)
+        pair = [(asked, text, row) for text in (compared.policy, compared.against)]
+        keys.append(tuple(key_of(identity, each) for each in pair))
         answers |= zip(keys[-1], pair, strict=True)
+    ask(score, answers, kept)
+    found = [[kept.entries[key]["reward"] for key in pair] for pair in keys]
+    return of_rewards(found, about, left_out(keys, kept.entries, {}, "reward"))
+
+
+def key_of(identity: dict[str, Any], answer: Answer) -> str:
+    """The name of a judgement, by the judge and all that it is shown."""
+    prompt, text, row = answer
+    return name_of((identity, prompt, text, *([row] if row else [])))
+
+
+def ask(score: Score, answers: dict[str, Any], kept: Kept) -> None:
+    """Have those answers scored, by key, that are not kept."""
     missing = {key: asked for key, asked in answers.items() if key not in kept.entries}
     for key, reward, reason in score(missing):
         kept.append({"key": key, "reward": reward} | ({"reason": reason} if reason else {}))
-    found = [[kept.entries[key]["reward"] for key in pair] for pair in keys]
-    return of_rewards(found, about, left_out(keys, kept.entries, {}, "reward"))
 
 
 def of_rewards(pairs: list, about: dict[str, Any], left_out: dict[str, int]) -> Verdicts:

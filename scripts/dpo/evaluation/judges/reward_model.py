@@ -1,7 +1,7 @@
 """A reward model of the field as a judge: a transformer with one logit for a whole conversation."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ NO_REWARD = "no finite reward"
 ROWS = 16  # answers at a time
 JUDGES = (
     "vader (the known reward), hand (you, in the terminal), the URL of an OpenAI-compatible "
-    "endpoint, or a reward model's folder or hub name"
+    "endpoint, a rule of your own (rule.py), or a reward model's folder or hub name"
 )
 
 
@@ -59,16 +59,16 @@ class RewardModel:
         self.identity = {**self.about, "weights": weights, "template": self.tokenizer.chat_template}
 
     def score(
-        self, answers: dict[str, tuple[Messages, str]]
+        self, answers: dict[str, tuple[Messages, str, dict[str, Any]]]
     ) -> Iterator[tuple[str, float | None, str | None]]:
         """The reward of each answer to its prompt, by key, or why there is none. Longest first:
         what does not fit in memory shows at once."""
         if not answers:
             return
-        model, rows = self.load(), {}
+        model, rows = self.model, {}
         text_config = model.config.get_text_config()
         longest = getattr(text_config, "max_position_embeddings", None) or np.inf
-        for key, (prompt, answer) in answers.items():
+        for key, (prompt, answer, _) in answers.items():
             try:
                 ids = self.ids([*prompt, {"role": "assistant", "content": answer}])
             except (TemplateError, TypeError, ValueError):
@@ -96,6 +96,10 @@ class RewardModel:
         """A conversation as tokens. The template sets the start token, if there is one; the
         tokenizer must not set another."""
         return self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+
+    @cached_property
+    def model(self) -> Any:
+        return self.load()
 
     def load(self) -> Any:
         """In its own dtype, on one GPU where it fits.
