@@ -19,6 +19,10 @@ AGAINST ?=
 JUDGE  ?=
 JUDGE_MODEL ?=
 PROMPTS ?=
+SAMPLES ?=
+PICK   ?=
+TO     ?=
+PUSH   ?=
 RUNS   ?=
 SWEEP  ?=
 ROUNDS ?=
@@ -39,7 +43,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep rounds frontier dashboard sync data new shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep rounds frontier dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -78,6 +82,11 @@ data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS=
 new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET=, or FROM=theirs.yaml
 	@$(BIN)/python scripts/new.py --recipe "$(if $(filter file,$(origin RECIPE)),,$(RECIPE))" --model "$(MODEL)" --dataset "$(DATASET)" \
 	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
+
+pairs: $(READY) $(EMBEDDED) ## preference data of your own: PROMPTS= MODEL= or RUN=, JUDGE= SAMPLES= PICK= TO= PUSH=
+	@$(BIN)/python scripts/pairs.py --prompts "$(PROMPTS)" --model "$(MODEL)" "$(if $(findstring command,$(origin RUN)),$(RUN))" \
+	  --judge "$(JUDGE)" --judge_model "$(JUDGE_MODEL)" --to "$(TO)" --gpus "$(GPUS)" --push "$(PUSH)" \
+	  $(if $(SAMPLES),--samples "$(SAMPLES)") $(if $(PICK),--pick "$(PICK)") $(ARGS)
 
 ##@ Compare
 compare: $(READY) ## runs side by side, seeds together: RUNS="outputs/a outputs/b", or RECIPE=
@@ -145,8 +154,8 @@ lint: $(READY) ## check style, format and types
 audit: $(READY) ## known advisories against what is installed
 	$(BIN)/python scripts/audit.py
 
-clean-cache: ## forget the log-probabilities, answers and benchmarks kept in cache/
-	rm -rf cache/reference cache/answers cache/suites
+clean-cache: ## forget the log-probabilities, answers, judgements and benchmarks kept in cache/
+	rm -rf cache/reference cache/answers cache/judgements cache/suites
 
 embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes)
 	$(BIN)/python scripts/embedded_data.py $(ARGS)

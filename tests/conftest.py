@@ -7,6 +7,7 @@ import dpo  # noqa: F401  before all else, that no library speaks
 
 import gc
 import json
+import math
 import os
 import shlex
 import shutil
@@ -84,6 +85,24 @@ def tiny_model(tmp_path_factory) -> Path:
     )
     set_seed(0)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chatty_model(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model, which ends an answer after a dozen tokens or so: of the other one hardly any
+    ends."""
+    folder = tmp_path_factory.mktemp("tiny") / "chatty"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokens = torch.arange(len(model.get_input_embeddings().weight)).reshape(1, -1)[:, :400]
+    with torch.no_grad():
+        found = model(tokens, output_hidden_states=True)
+        usual = found.hidden_states[-1][0].mean(0)
+        odds = found.logits[0].logsumexp(-1).mean() - math.log(12)
+        end = AutoTokenizer.from_pretrained(tiny_model).convert_tokens_to_ids("<|im_end|>")
+        model.get_input_embeddings().weight[end] = odds * usual / usual.dot(usual)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
 
 

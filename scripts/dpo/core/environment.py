@@ -32,6 +32,8 @@ class Launch:
     """How this process was launched."""
 
     processes: int | None = None  # how many there are; None where no launcher says
+    rank: int = 0  # this one's number among them
+    local_rank: int = 0  # and among those of this machine
     machine: str = "?"  # the number of this one among them, for messages
     deepspeed: bool = False  # accelerate was asked to shard with it
     fsdp: bool = False  # the same of FSDP
@@ -55,6 +57,8 @@ def launched() -> Launch:
 
     return Launch(
         processes=int(said["WORLD_SIZE"]) if "WORLD_SIZE" in said else None,
+        rank=int(said.get("RANK", "0")),
+        local_rank=int(said.get("LOCAL_RANK", "0")),
         machine=said.get("GROUP_RANK", "?"),
         deepspeed=asked("ACCELERATE_USE_DEEPSPEED"),
         fsdp=asked("ACCELERATE_USE_FSDP"),

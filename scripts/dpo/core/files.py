@@ -31,6 +31,22 @@ def write_whole(path: Path, content: str | bytes) -> None:
     os.replace(file.name, path)
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Any]:
+    """A text file to write line by line, which bears its name only once all of it is there."""
+    beside = {"dir": path.parent, "prefix": f".{path.name}-", "delete": False}
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", **beside) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    follow_umask(Path(file.name))
+    os.replace(file.name, path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_whole` of a value as JSON, secrets in its texts masked."""
     text = json.dumps(masked(value), indent=1, ensure_ascii=False)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dpo.runs.output_folder import REPORT, SETTINGS, settings_of, with_split_see
 
 CONFIGS = Path("accelerate_configs")
 ONE_PROCESS = ("cpu", "single_gpu")
+SCRIPTS = ("scripts/train.py", "scripts/pairs.py")  # that are launched as several processes
 # On a CPU every step frees gigabytes of activations and asks for them again. glibc would return
 # them to the system in between, and each page would be faulted in anew; other libraries of C
 # ignore this.
@@ -156,7 +158,8 @@ def run(command: list[str], environment: dict[str, str]) -> int:
             processes = psutil.Process(run.pid).children(recursive=True)
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                    if number == signal.SIGKILL or "scripts/train.py" in process.cmdline():
+                    ours = any(part in SCRIPTS for part in process.cmdline())
+                    if number == signal.SIGKILL or ours:
                         process.send_signal(number)
             return processes
 
@@ -246,12 +249,26 @@ def plan(
     if machines * processes == 1 and not flags:  # whether more can share the batch, train.py knows
         tell_if_finished(recipe, keys)
 
+    script = ["scripts/train.py", "--config", str(path), *flags]
+    return accelerated(script, config, processes, on_cpu, machines, joined)
+
+
+def accelerated(
+    script: list[str],
+    config: str,
+    processes: int,
+    on_cpu: bool,
+    machines: int = 1,
+    joined: Sequence[str] = (),
+) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a script of ours, with its arguments, as so many processes on each
+    machine, and its environment."""
     command = ["accelerate", "launch", "--config_file", f"{CONFIGS}/{config}.yaml"]
     command += ["--num_processes", str(machines * processes), "--num_machines", str(machines)]
     command += ["--quiet", *joined]
     if machines == 1 and config not in ONE_PROCESS:
         command += ["--main_process_port", "0"]  # a free one: two runs may share the machine
-    command += ["scripts/train.py", "--config", str(path), *flags]
+    command += script
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**without_ranks(os.environ), "PATH": programs, CONFIG: config}
     # On GPUs too: an optimizer that is offloaded runs on the CPU, and torchrun would give it one.

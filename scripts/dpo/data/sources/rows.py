@@ -126,7 +126,8 @@ def listed(names: Iterable, limit: int = 40) -> str:
 
 
 def unread(folder: Path, read: Collection[str]) -> list[str]:
-    """The files in a folder that look like data, by their endings, and are not among those read.
+    """The files in a folder that look like data, by their endings, and are not among those read. A
+    card that says which files are read may name others: what they are for is known then.
 
     Raises:
         files.Broken: some of another kind may be meant as well: no split says that they are not.
@@ -142,7 +143,9 @@ def unread(folder: Path, read: Collection[str]) -> list[str]:
         and (folder / path).resolve() not in taken
     ]
     card = folder / "README.md"
-    stated = card.is_file() and "data_files" in card.read_text(errors="replace")
+    says = card.read_text(errors="replace") if card.is_file() else ""
+    if stated := "data_files" in says and bool(read):
+        left = [p for p in left if not re.search(rf"(?<![\w.-]){re.escape(p.name)}(?![\w-])", says)]
     if stated or not read or any((folder / name).is_file() for name in files.NO_DATA):
         return [*map(str, left)]
     used = sorted(os.path.relpath(path, os.path.abspath(folder)).lower() for path in read)

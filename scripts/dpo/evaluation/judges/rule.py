@@ -53,7 +53,7 @@ class Rule:
             raise Refusal(f"JUDGE: {path} cannot be run: {self.where(error)}") from error
         finally:
             sys.path.pop(0)
-        self.function = getattr(module, function, None)
+        self.function: Any = getattr(module, function, None)
         if not callable(self.function):
             known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
             raise Refusal(

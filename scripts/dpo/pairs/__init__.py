@@ -1,0 +1,1 @@
+"""Preference data made here: prompts answered, judged and paired."""

@@ -1,0 +1,78 @@
+"""Pairs on the hub: a private data set, when it is asked for, and never by itself."""
+
+import shlex
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from dpo.core.refusal import Refusal, first_line
+from dpo.pairs.card import CANDIDATES, CARD, PICTURE, SETTINGS
+from dpo.recipe.hub_names import HUB_TIMEOUT
+
+SENT = ("train.jsonl", "test.jsonl", CANDIDATES, SETTINGS, CARD, PICTURE)
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def check_push(name: str) -> None:
+    """See, before hours are spent, that pairs can go to the data set `name` of the hub.
+
+    Raises:
+        Refusal: it is no org/name, there is no token, the hub is switched off, or there is a
+            public data set of that name.
+    """
+    try:
+        validate_repo_id(name)
+        valid = name.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise Refusal(f"push: {name!r} is no name of a data set on the hub: give org/name")
+    if constants.HF_HUB_OFFLINE:
+        raise Refusal("push: HF_HUB_OFFLINE switches the hub off: unset it, or push nothing")
+    if not get_token():
+        raise Refusal(f"push: there is no token of the hub: {LOG_IN}")
+    try:
+        found = HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
+    except Exception:  # not there yet, or an outage, which may be over when the pairs are made
+        return
+    _check_private(name, found.private)
+
+
+def push(folder: Path, name: str) -> str:
+    """Send the pairs of a folder to the private data set `name`, which is made if it is not there,
+    and return its address. The token is the one that huggingface_hub finds.
+
+    Raises:
+        Refusal: the data set is public, or the hub does not take them: they are written, and the
+            line has the command that sends them.
+    """
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=True, exist_ok=True, repo_type="dataset")
+        private = api.dataset_info(name, timeout=HUB_TIMEOUT).private
+        _check_private(name, private)
+        api.upload_folder(
+            repo_id=name,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message="Preference pairs",
+            allow_patterns=[*SENT],
+        )
+    except Exception as error:  # whatever an outage looks like, the pairs are written
+        only = " ".join(f"--include {file}" for file in SENT)
+        where = f"{shlex.quote(name)} {shlex.quote(str(folder))} ."
+        raise Refusal(
+            f"push: the pairs are written to {folder}, and not sent ({first_line(error)}). This "
+            f"sends them: hf upload {where} --repo-type dataset --private {only}"
+        ) from error
+    return str(address)
+
+
+def _check_private(name: str, private: bool | None) -> None:
+    if not private:
+        raise Refusal(
+            f"push: {name} is a public data set of the hub, and what models say is sent to private "
+            "ones alone: give another name, or make it private"
+        )
