@@ -3,11 +3,17 @@
 Training computes them inside TRL; evaluation uses these. A test holds the two together.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from trl import DPOConfig
 
 
 def completion_logps(
@@ -86,3 +92,14 @@ START = {
     "discopop": lambda b, e: ((LN2 + 1) / 2, b),
     "sigmoid_norm": lambda b, e: (LN2, b),
 }
+
+
+def start_loss(args: DPOConfig) -> tuple[float, float] | None:
+    """The loss where policy and reference are the same, and its slope in nats, as the weighted sum
+    over its types; None if one of them has no constant."""
+    if args.use_weighting or "sft" in args.loss_type:
+        return None
+    weights = args.loss_weights or [1.0] * len(args.loss_type)
+    parts = [START[name](args.beta, args.label_smoothing) for name in args.loss_type]
+    loss = sum(weight * part[0] for weight, part in zip(weights, parts, strict=True))
+    return loss, sum(abs(weight) * part[1] for weight, part in zip(weights, parts, strict=True))

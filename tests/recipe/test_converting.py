@@ -314,7 +314,6 @@ def test_its_keys_mean_what_they_meant(tmp_path):
         (TRL["rpo"] + "label_smoothing: 0.1\n", "TRL smooths labels of robust"),
         (OF_AXOLOTL["ipo by its own columns"], "prompt_format: the chat template renders instead"),
         (FACTORY.replace("ultrafeedback", "my_own"), "my_own is a name in LLaMA-Factory's"),
-        (FACTORY + "ref_model: else/where\n", "reference is else/where; here it is the policy's"),
         (
             TURNS.replace("_under", "_over"),
             "draws from its data sets in turns; here all rows of ea",
@@ -328,9 +327,6 @@ def test_its_keys_mean_what_they_meant(tmp_path):
         ),
         (INSTRUCT + "quux: 3\nfoo_bar: 1\n", "Not known, left out: quux, foo_bar."),
         (TRL["rpo"] + "max_lenght: 3\n", "Not known, left out: max_lenght (is it max_length?)."),
-        (TRL["rpo"] + "ref_model: else/where\n", "reference is else/where; here it is the policy"),
-        (TRL["rpo"] + "ref_model_name_or_path: x/y\n", "reference is x/y; here it is the policy's"),
-        (SWIFT + "ref_model: x/y\n", "reference is x/y; here it is the policy's start"),
         (TRL["rpo"] + "max_train_samples: 9\n", "max_train_samples: 9: all rows are trained on"),
         (INSTRUCT + "max_train_samples: 9\n", "max_train_samples: 9: all rows are trained on"),
         (SWIFT + "system: Be kind.\n", "system: the original puts it before every prompt"),
@@ -482,6 +478,26 @@ def test_names_in_a_dataset_info_are_followed(tmp_path):
     assert keys["column_mapping"] == mapping
     (part,) = keys["datasets"]
     assert part["path"].endswith("data/pairs.json") and part["split"] == "train[:9]"
+
+
+@pytest.mark.parametrize(
+    "text, key",
+    [
+        (TRL["rpo"], "ref_model"),
+        (TRL["rpo"], "ref_model_name_or_path"),
+        (TRL["rpo"], "reference_model_name_or_path"),
+        (FACTORY, "ref_model"),
+        (SWIFT, "ref_model"),
+    ],
+    ids=["TRL", "TRL, as here", "the handbook", "LLaMA-Factory", "ms-swift"],
+)
+def test_a_reference_of_its_own_is_brought_along(text, key, tmp_path):
+    _, keys = brought(tmp_path, f"{text}{key}: else/where\nref_model_revision: v2\n")
+    assert keys["ref_model_name_or_path"] == "else/where" and keys["ref_model_revision"] == "v2"
+    start = keys["model_name_or_path"]
+    text, keys = brought(tmp_path, f"{text}{key}: {start}\nref_model_revision: v2\n")
+    assert not {"ref_model_name_or_path", "ref_model_revision"} & {*keys}
+    assert f"{key}, ref_model_revision (the reference is what the policy starts from)" in flat(text)
 
 
 def test_the_tables_name_keys_that_there_are():

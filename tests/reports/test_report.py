@@ -116,7 +116,7 @@ def logged(folder) -> list[dict]:
     return entries
 
 
-TITLES = ["Preference accuracy", "Implicit reward", "DPO loss", "KL from the start"]
+TITLES = ["Preference accuracy", "Implicit reward", "DPO loss", "KL from the reference"]
 TITLES += ["Length of its own answers", "Gradient norm", "Learning rate", "Log-probability"]
 
 

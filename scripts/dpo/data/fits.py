@@ -60,7 +60,8 @@ def highest_token(pairs: Dataset) -> int:
 def check(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *pairs: Dataset | IterableDataset | None
 ) -> None:
-    """Refuse tokens and lengths that the model does not have, before it is loaded.
+    """Refuse tokens and lengths that the model, or a reference of its own, does not have, before
+    they are loaded.
 
     Args:
         pairs: tokenised; of a stream `max_length` is the longest there may be.
@@ -74,10 +75,16 @@ def check(
     base = adapter.base_model_name_or_path if adapter else name
     revision = adapter.revision if adapter else recipe.model.model_revision
     how = recipe.init | {"revision": revision, "trust_remote_code": args.trust_remote_code}
-    config = model_files.config_of(base, **how)
-    if not getattr(adapter, "modules_to_save", None):  # which may be an embedding of its own
-        known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
-        check_rows(config, tokenizer, base, max(map(highest_token, known), default=0))
+    configs = {base: model_files.config_of(base, **how)}
+    if recipe.run.ref_model_name_or_path is not None:
+        own, how["revision"] = recipe.reference
+        configs[f"the reference {own}"] = model_files.config_of(own, **how)
+    known = [rows for rows in pairs if isinstance(rows, Dataset) and len(rows)]
+    highest = max(map(highest_token, known), default=0)
+    for each, config in configs.items():
+        # An adapter may bring an embedding of its own.
+        if each != base or not getattr(adapter, "modules_to_save", None):
+            check_rows(config, tokenizer, each, highest)
     if args.pad_token is not None and args.pad_token not in tokenizer.get_vocab():
         raise Refusal(
             f"{recipe.place('pad_token')}: pad_token is {args.pad_token}: the tokenizer of {name} "
@@ -94,11 +101,12 @@ def check(
         say_short(recipe, len(pairs[0]))
     bounded = [rows for rows in pairs if args.max_length or isinstance(rows, Dataset)]
     longest = max((schema.longest_row(rows, args.max_length) for rows in bounded), default=0)
-    if (room := positions(config)) and longest > room:
-        raise Refusal(
-            f"max_length is {args.max_length} and the longest pair {int(longest)} tokens: {base} "
-            f"has {int(room)} positions: give --max_length {int(room)} or less"
-        )
+    for each, config in configs.items():
+        if (room := positions(config)) and longest > room:
+            raise Refusal(
+                f"max_length is {args.max_length} and the longest pair {int(longest)} tokens: "
+                f"{each} has {int(room)} positions: give --max_length {int(room)} or less"
+            )
 
 
 def steps_of(recipe: Recipe, pairs: int) -> int:

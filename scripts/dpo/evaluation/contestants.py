@@ -46,8 +46,9 @@ class Contestant:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its own; a reference is asked as its policy was, with the template of the recipe."""
-        if self.recipe and self.path == self.recipe.model.model_name_or_path:
-            tokenizer = load_tokenizer(self.recipe)
+        of = self.recipe
+        if of and self.path in (of.model.model_name_or_path, of.reference[0]):
+            tokenizer = load_tokenizer(of)
         else:
             tokenizer = model_files.tokenizer_of(self.path, self.revision, self.trusted)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as TRL has it
@@ -132,9 +133,9 @@ def policy_of(folder: Path, run: Path | None = None) -> Contestant:
 
 
 def reference_of(recipe: Recipe) -> Contestant:
-    """What the policy of a recipe starts from."""
-    name = recipe.model.model_name_or_path
-    return Contestant(name, name, recipe.model.model_revision, recipe, **_as_trained(recipe))
+    """What the policy of a recipe starts from, or the reference of its own that it states."""
+    name, revision = recipe.reference
+    return Contestant(name, name, revision, recipe, **_as_trained(recipe))
 
 
 def _as_trained(recipe: Recipe) -> dict:

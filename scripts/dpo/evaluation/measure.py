@@ -54,7 +54,7 @@ def measure(
     """Measure a policy on held-out pairs and against another model on prompts.
 
     One model at a time is in memory. Pairs are measured, and the KL at the temperature of sampling,
-    against `reference`: what the policy started from, or for a model that is no run's, the other.
+    against `reference`: that of the policy's run, or for a model that is no run's, the other.
     There is neither if its tokens are others, and no KL of greedy answers.
 
     Args:

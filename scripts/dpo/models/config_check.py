@@ -36,19 +36,35 @@ def check(recipe: Recipe) -> None:
         Refusal: the attention is unknown or not installed; a name of the adapter's is none of
             the model's modules; or peft refuses it.
     """
-    args, model = recipe.training, recipe.model
+    model = recipe.model
     name, revision = model.model_name_or_path, model.model_revision
     adapter = adapters.config_of(name, revision)
     if adapter:
         name, revision = adapter.base_model_name_or_path, adapter.revision
-    attention, trusted = model.attn_implementation, args.trust_remote_code
+    if recipe.run.ref_model_name_or_path is not None:
+        shape_of(recipe, *recipe.reference)
+    if (shape := shape_of(recipe, name, revision)) is None:
+        return
+    if adapter and Path(model.model_name_or_path).is_dir():
+        check_saved(adapter, Path(model.model_name_or_path), shape)
+    elif model.use_peft and not adapter:
+        check_adapter(recipe, shape)
+
+
+def shape_of(recipe: Recipe, name: str, revision: str | None) -> PreTrainedModel | None:
+    """A model without weights, as the recipe has it attend; None if it cannot be made so.
+
+    Raises:
+        Refusal: the attention is unknown, not installed, or none that the model can have.
+    """
+    args, attention = recipe.training, recipe.model.attn_implementation
+    trusted, where = args.trust_remote_code, recipe.place("attn_implementation")
     config = config_of(name, revision, trust_remote_code=trusted, **recipe.init)
-    where = recipe.place("attn_implementation")
     if attention == "flex_attention" and args.device.type == "cpu":
         raise Refusal(f"{where}: attn_implementation is {attention}: it trains on GPUs alone")
     try:
         with torch.device("meta"):
-            shape = AutoModelForCausalLM.from_config(
+            return AutoModelForCausalLM.from_config(
                 config,
                 attn_implementation=attention,
                 dtype=torch.bfloat16,  # FlashAttention computes in it
@@ -57,15 +73,11 @@ def check(recipe: Recipe) -> None:
     except Exception as error:  # there are models that cannot be made so; loading will say more
         check_init(recipe, name, revision, error)
         if attention is None or not isinstance(error, ImportError | ValueError):
-            return
+            return None
         raise Refusal(
             f"{where}: attn_implementation is {attention}: {one_line(error)}. Leave it out, or "
             f"choose one that is here: {ATTENTIONS}"
         ) from error
-    if adapter and Path(model.model_name_or_path).is_dir():
-        check_saved(adapter, Path(model.model_name_or_path), shape)
-    elif model.use_peft and not adapter:
-        check_adapter(recipe, shape)
 
 
 def check_init(recipe: Recipe, name: str, revision: str | None, error: Exception) -> None:
@@ -179,12 +191,46 @@ def check_model(recipe: Recipe) -> None:
     model_files.check_config(*which, trusted, **recipe.init)
     model_files.check_trainable(*which, trusted, recipe.model.use_peft)
     check_master_weights(recipe)
+    check_reference(recipe)
 
 
-def check_weights(name: str) -> None:
+def check_reference(recipe: Recipe) -> None:
+    """Find the reference of a recipe that states one of its own, before the data is prepared.
+
+    Raises:
+        Refusal: it is not there or not whole, is an adapter or quantised, or has other tokens than
+            the policy.
+    """
+    if recipe.run.ref_model_name_or_path is None:
+        return
+    key, trusted = "ref_model_name_or_path", recipe.training.trust_remote_code
+    name, revision = recipe.reference
+    where = f"{recipe.place(key)}: {key} is {name}"
+    check_weights(name, key)
+    trust.check_code(name, revision, trusted)
+    if adapters.config_of(name, revision):
+        merged = Path(name, adapters.MERGED)
+        instead = merged if merged.is_dir() else "what peft's merge_and_unload() makes of it"
+        raise Refusal(f"{where}: an adapter, and a reference is a whole model: name {instead}")
+    model_files.check_config(name, revision, trusted, **recipe.init)
+    if getattr(config_of(name, revision, trust_remote_code=trusted), "quantization_config", None):
+        raise Refusal(f"{where}: it is quantised: name the model that it was made from")
+    words, others = (
+        model_files.tokenizer_of(*of, trusted)
+        for of in (adapters.tokenizer_home(recipe.model), recipe.reference)
+    )
+    if words.get_vocab() != others.get_vocab():
+        raise Refusal(
+            f"{where}: it has other tokens than {recipe.model.model_name_or_path} ({len(others)} "
+            f"and {len(words)}), and would score other texts: name a model with the same tokenizer"
+        )
+
+
+def check_weights(name: str, key: str = "model_name_or_path") -> None:
+    """See that a model is there and that its weights are whole; the recipe's `key` names it."""
     folder = Path(name)
     if folder.is_dir():
-        trust.check_weights(name, (path.name for path in folder.iterdir()))
+        trust.check_weights(name, (path.name for path in folder.iterdir()), key)
         model_files.check_weights(folder)
     elif folder.is_file():
         gguf = "GGUF is for inference alone: " if folder.suffix == ".gguf" else ""
@@ -198,10 +244,10 @@ def check_weights(name: str) -> None:
     elif looks_local(name):
         raise Refusal(
             f"no model folder {name}: `make install` makes the embedded one; name another folder "
-            "or a hub model with --model_name_or_path"
+            f"or a hub model with --{key}"
         )
     elif files := check_reachable(name, "model"):
-        trust.check_weights(name, files)
+        trust.check_weights(name, files, key)
 
 
 def check_master_weights(recipe: Recipe) -> None:

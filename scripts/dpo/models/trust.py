@@ -34,11 +34,12 @@ def read_as_data(deepspeed: bool) -> None:
         torch.serialization.add_safe_globals(kinds)
 
 
-def check_weights(name: str, files: Iterable[str]) -> None:
+def check_weights(name: str, files: Iterable[str], key: str = "model_name_or_path") -> None:
     """Safetensors hold numbers and nothing else.
 
     Args:
         files: of a model or an adapter, by name, in a folder or on the hub.
+        key: of the recipe, that names it.
 
     Raises:
         Refusal: its weights are in another format, or under another name.
@@ -56,7 +57,7 @@ def check_weights(name: str, files: Iterable[str]) -> None:
     if not pickled:
         raise Refusal(
             f"model {name} has no weights (*.safetensors): copy them there, or name another with "
-            "--model_name_or_path"
+            f"--{key}"
         )
     kind = "AutoPeftModel" if pickled[0].startswith("adapter") else "AutoModel"
     package = "peft" if kind == "AutoPeftModel" else "transformers"

@@ -60,7 +60,7 @@ def not_negative(text: str) -> float:
     return number
 
 
-NAMES = ("model_name_or_path", "dataset_name")
+NAMES = ("model_name_or_path", "ref_model_name_or_path", "dataset_name")
 # Keys of one of `datasets`, and what each may be.
 OF_ONE = {
     **dict.fromkeys(("path", "name", "data_dir", "split"), (str,)),
@@ -171,8 +171,8 @@ def argument(default: Any, help: str) -> Any:
 
 @dataclass
 class RunArguments:
-    """This repository's own arguments: how data are read, and how a run is carried out. None
-    changes the loss or the optimizer."""
+    """This repository's own arguments: how data are read, which model is the reference, and how a
+    run is carried out. None changes the form of the loss or the optimizer."""
 
     # --- starting and going on ---
     restart: bool = argument(
@@ -188,6 +188,15 @@ class RunArguments:
         "ZeRO's shards cannot be split otherwise and is refused all the same.",
     )
     # --- speed and the reference ---
+    ref_model_name_or_path: str | None = argument(
+        default=None,
+        help="The reference where it is not what the policy starts from, as in rounds that share "
+        "one: a folder, a run's among them, or a name of the hub; a whole model with the policy's "
+        "tokens. The loss then does not begin at its constant.",
+    )
+    ref_model_revision: str | None = argument(
+        default=None, help="Its commit, branch or tag, if it is of the hub."
+    )
     share_prefix: bool = argument(
         default=True,
         help="Compute the prompt of a pair once and no padding, score completion tokens "
@@ -205,7 +214,8 @@ class RunArguments:
         default=True,
         help="The policy starts as its reference: before step 1 its log-ratios are seen to "
         "be zero and the loss to be the constant of its type. Say false for one that starts "
-        "elsewhere on purpose.",
+        "elsewhere on purpose. With ref_model_name_or_path nothing need be said: there the scores "
+        "of the reference are held against the reference itself.",
     )
     # --- data ---
     preference_layout: str | None = argument(

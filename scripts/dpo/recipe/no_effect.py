@@ -80,6 +80,8 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
         yield key, "report_to", "trackio" in (args.report_to or ()), "trackio"
     for key in ("model_id", "private_repo", "revision", "always_push", "strategy"):
         yield f"hub_{key}", "push_to_hub", args.push_to_hub, "true"
+    own = recipe.run.ref_model_name_or_path is not None
+    yield "ref_model_revision", "ref_model_name_or_path", own, "stated"
     # Beside each other steps win, as is well known; not so where the recipe states the steps.
     lost = "num_train_epochs" in recipe.flags and "max_steps" not in recipe.flags
     yield "num_train_epochs", "max_steps", args.max_steps < 1 or not lost, "-1 (or left out)"

@@ -55,6 +55,16 @@ class Recipe:
         given = self.stated.get("model_init_kwargs") or {}
         return json.loads(given) if isinstance(given, str) else given
 
+    @property
+    def reference(self) -> tuple[str, str | None]:
+        """Name and revision of the reference: of a model of its own, if one is stated, else of what
+        the policy starts from."""
+        own, model = self.run.ref_model_name_or_path, self.model
+        if own is not None:
+            return own, self.run.ref_model_revision
+        name: Any = model.model_name_or_path  # named by now
+        return name, model.model_revision
+
     def learned(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Of a run's settings those that decide what is learned, where they are no defaults."""
         stated = self.defaults | settings

@@ -9,7 +9,10 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 from dpo.recipe.arguments import BATCH, decides
 
-MODEL = {*ModelConfig.__dataclass_fields__, "trust_remote_code", "chat_template_path"}
+MODEL = {
+    *ModelConfig.__dataclass_fields__,
+    *("trust_remote_code", "chat_template_path", "ref_model_name_or_path", "ref_model_revision"),
+}
 DATA = {
     *ScriptArguments.__dataclass_fields__,
     *DatasetMixtureConfig.__dataclass_fields__,

@@ -91,6 +91,11 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("metric_for_best_model", lambda v: v.removeprefix("eval_") in METRICS, f"one of {NAMED}"),
     ("train_sampling_strategy", lambda v: v in ("random", "sequential"), "random or sequential"),
     (MAPPINGS, lambda v: isinstance(v, dict), "a mapping"),
+    (
+        "ref_model_name_or_path",
+        lambda v: bool(v.strip()),
+        "a folder or a name of the hub, or leave it out",
+    ),
     ("output_dir reference_cache", lambda v: not ABROAD.search(v), HERE),
     ("quarantine_limit", share, "0 to 1, a share of the rows"),
 ]

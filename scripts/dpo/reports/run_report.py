@@ -18,7 +18,7 @@ from dpo.recipe.parse import Recipe
 from dpo.reports.html import png, render
 from dpo.reports.parts import curves as explored
 from dpo.reports.parts.run_panels import panels
-from dpo.reports.parts.run_picture import draw, histogram
+from dpo.reports.parts.run_picture import draw, histogram, sides
 from dpo.reports.parts.verdict import definitions, verdict
 from dpo.runs import metrics, output_folder
 from dpo.runs.output_folder import REPORT
@@ -101,6 +101,16 @@ def summary(report: dict) -> str:
     )
 
 
+def compared(report: dict) -> str | None:
+    """What the policy is compared with, where that is not what it started from."""
+    if not (own := report.get("reference")):
+        return None
+    return (
+        f"The policy started from {report['model']}; its reference is {own}. Arrows, rewards and "
+        "KL go from the reference to the policy: what earlier rounds have brought is in them."
+    )
+
+
 def along(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """What the policy said at each evaluation, by prompt and way of decoding."""
     by_prompt: dict[tuple[str, str], list[dict]] = {}
@@ -123,6 +133,8 @@ def page(report: dict, entries: list[dict]) -> str:
         sentences=said,
         definitions=definitions(report),
         notes=report["data"].get("notes", []),  # reports of older runs have none
+        compared=compared(report),
+        sides=sides(report),
         alerts=report["alerts"],
         tiles=tiles(report),
         histogram=png(histogram(report)) if report["judge"] else None,
@@ -179,6 +191,7 @@ def about(
     return {
         "recipe": recipe.name,
         "model": recipe.model.model_name_or_path,
+        "reference": recipe.run.ref_model_name_or_path,  # None: what the policy started from
         "data": {
             "name": ", ".join(dict.fromkeys(source.name for source in rows[0])),
             "rows": {split: linted.rows for split, linted in data.items()},
@@ -218,6 +231,8 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
         table.add_row(*row)
     Console().print(table)
     print(visible(" ".join(verdict(results)[1])))
+    if said := compared(results):
+        print(visible(said))
     for note in results["data"]["notes"]:
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")

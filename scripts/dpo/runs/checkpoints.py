@@ -207,8 +207,8 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
     """Refuse a checkpoint that this run cannot go on from as if it had not been interrupted.
 
     Args:
-        about: this run's `processes`, `sharding`, `model`, `data`, `settings` and, where it
-            matters to the loss, `micro_batches`.
+        about: this run's `processes`, `sharding`, `model`, `data`, `settings`, its `reference` if
+            that is a model of its own and, where it matters to the loss, `micro_batches`.
         other_processes: the user allows another number of processes, where no shards forbid it.
 
     Raises:
@@ -223,8 +223,8 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
         refuse("holds weights alone (save_only_model)", "start from them as a model")
     if changed := differences(manifest["settings"], about["settings"]):
         refuse(f"was written with other settings: {changed}", "give those again")
-    for key in ("model", "data"):
-        if manifest[key] != about[key]:
+    for key in ("model", "reference", "data"):
+        if manifest.get(key) != about[key]:  # older ones have no reference of their own
             refuse(f"was written with other {key} than this run reads", "bring them back")
     before, now = manifest["sharding"], about["sharding"]
     if before != now:

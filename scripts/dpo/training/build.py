@@ -4,13 +4,15 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, ProgressCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, get_quantization_config
+from trl.trainer.utils import create_model_from_path
 
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
@@ -72,6 +74,20 @@ def known_arguments(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
+def own_reference(recipe: Recipe, args: DPOConfig) -> PreTrainedModel:
+    """The reference that a recipe states, loaded with `args` as TRL loads a policy.
+
+    Raises:
+        Refusal: its files do not hold all of its weights, and no others.
+    """
+    init: Any = args.model_init_kwargs or {}  # parsed by now
+    how = {"trust_remote_code": args.trust_remote_code, **init}
+    if (quantized := get_quantization_config(recipe.model)) is not None:
+        how["quantization_config"] = quantized
+    with loading.whole():
+        return create_model_from_path(recipe.reference[0], **how)
+
+
 def make_trainer(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -80,7 +96,8 @@ def make_trainer(
 ) -> FastDPOTrainer:
     """TRL's DPOTrainer with the recipe's model, reference and adapter.
 
-    Policy and reference are loaded alike: same weights, same dtype, same attention.
+    Policy and reference are loaded alike: same dtype, same attention, and the same weights unless
+    the recipe states a reference of its own.
 
     Raises:
         Refusal: the model's files are not whole, or do not fit the tokenizer and the data; the
@@ -101,14 +118,16 @@ def make_trainer(
     if tokenizer is not None:  # else TRL finds it, and makes tokens of the rows
         fits.check(recipe, tokenizer, train, held_out)
     init: Any = args.model_init_kwargs or {}  # parsed by now
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
+    alike = {
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **init,
         "use_safetensors": True,  # never a pickle
         "device_map": own_device(args, launch),
     }
+    own, args_of_own = recipe.run.ref_model_name_or_path, copy.copy(args)
+    args_of_own.model_init_kwargs = alike | {"revision": recipe.run.ref_model_revision}
+    args.model_init_kwargs = alike | {"revision": model.model_revision}
     start: dict[str, Any] = {
         "model": model.model_name_or_path,
         "peft_config": adapters.planned(model),
@@ -129,7 +148,7 @@ def make_trainer(
         }
     stated = "precompute_ref_log_probs" in {*recipe.stated, *recipe.flags}
     if stated and args.precompute_ref_log_probs:
-        of = (start["model"], start.get("peft_config"), args, launch)
+        of = (start["model"], own, start.get("peft_config"), args_of_own if own else args, launch)
         if reason := stays_live(*of, train, held_out):
             raise Refusal(
                 f"{recipe.place('precompute_ref_log_probs')}: precompute_ref_log_probs is True: "
@@ -142,6 +161,7 @@ def make_trainer(
             pairs_wait=True,
             settings=recipe.learned(recipe.stated),
             launch=launch,
+            load_reference=partial(own_reference, recipe, args_of_own) if own else None,
             args=args,
             train_dataset=train,
             eval_dataset=held_out,

@@ -26,7 +26,7 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl.models import prepare_deepspeed
 
 from dpo.core.files import write_whole
@@ -84,8 +84,8 @@ def with_logps(
     """The data set with the columns `ref_chosen_logps` and `ref_rejected_logps`, in nats.
 
     Args:
-        trainer: built, and not yet training: its policy is still the reference, or its adapter
-            can be disabled; or with a reference of its own.
+        trainer: with a reference of its own; or its adapter can be disabled; or built, and not
+            yet training: its policy is still the reference.
         dataset: tokenised by TRL.
         split: its name, for messages.
         batch: pairs scored at a time on each process.
@@ -138,11 +138,12 @@ def content(trainer: Declared, dataset: Dataset) -> dict[str, Any]:
     """All that the log-probabilities depend on, and nothing else: no β, learning rate, seed,
     output folder or number of processes."""
     args, model = trainer.args, reference_itself(trainer)
+    adapter = None if trainer.load_reference else trainer.adapter
     # Where the weights lie and whether activations are recomputed change no log-probability.
     config = model.config.to_dict() | {"_name_or_path": None, "use_cache": None}
     return {
         "rows": digest_of_rows(dataset),
-        "weights": digest_of_weights(model, trainer.adapter),
+        "weights": digest_of_weights(model.config, adapter),
         "config": json.dumps(config, sort_keys=True, default=str),
         **numerics(trainer),
         "attention": model.config._attn_implementation,
@@ -188,11 +189,11 @@ def digest_of_rows(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> str | None:
-    """A hash of the weight files of a model's folder and of the code that may lie there, or the
-    commit of a hub model; of an adapter too, its weights and what it makes of them (rank, α,
-    modules), if the reference is one on that model. None where neither is known, of a model that
-    was made in memory.
+def digest_of_weights(config: PreTrainedConfig, adapter: Path | None = None) -> str | None:
+    """A hash of the weight files of the folder that a model with this configuration was loaded from
+    and of the code that may lie there, or the commit of a hub model; of an adapter too, its weights
+    and what it makes of them (rank, α, modules), if the reference is one on that model. None where
+    neither is known, of a model that was made in memory.
 
     From where the weights came and not from memory: ZeRO-3 has no process hold them all.
     """
@@ -200,9 +201,9 @@ def digest_of_weights(model: PreTrainedModel, adapter: Path | None = None) -> st
     def hashed(*parts: str) -> str:
         return hashlib.sha256(b"".join(bytes.fromhex(part) for part in parts)).hexdigest()
 
-    folder = model.config._name_or_path  # "" of a model that was made in memory
+    folder = config._name_or_path  # "" of a model that was made in memory
     files = [file for end in ("safetensors", "bin") for file in Path(folder).glob(f"*.{end}")]
-    known = getattr(model.config, "_commit_hash", None)
+    known = getattr(config, "_commit_hash", None)
     if folder and files:
         known = hashed(*digests_of([*sorted(files), *sorted(Path(folder).glob("*.py"))]))
     if known and adapter:

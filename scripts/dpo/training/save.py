@@ -47,11 +47,13 @@ class WritesCheckpoints(Declared):
     def about(self) -> dict[str, Any]:
         """What a run must have in common with the checkpoint that it goes on from."""
         model, rows = self.accelerator.unwrap_model(self.model), self.train_dataset
+        own = self.load_reference is not None
         listed = not isinstance(rows, IterableDataset) and {*schema.IDS} <= {*rows.column_names}
         return {
             "processes": self.accelerator.num_processes,
             "sharding": checkpoints.sharding(self.accelerator),
-            "model": reference.digest_of_weights(model, self.adapter),
+            "model": reference.digest_of_weights(model.config, self.adapter),
+            "reference": reference.digest_of_weights(self.began_with) if own else None,
             "data": reference.digest_of_rows(rows) if listed else None,
             "settings": self.settings,
             "micro_batches": self._micro_batches if self.composition_matters else None,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
@@ -41,6 +41,8 @@ class Declared(DPOTrainer):
     pairs: list[list[float]]
     launch: Launch
     by_name: bool
+    load_reference: Callable[[], PreTrainedModel] | None
+    began_with: PreTrainedConfig
     pairs_per_step: int
     keep_scores: Callable[[], str | None]
     _make_ready: Callable[[], None]

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,20 +43,22 @@ def keep_gradients(model: torch.nn.Module) -> None:
 
 
 def stays_live(
-    model: Any, adapter: PeftConfig | None, args: DPOConfig, launch: Launch, *data: Any
+    model: Any, own: Any, adapter: PeftConfig | None, args: DPOConfig, launch: Launch, *data: Any
 ) -> str | None:
     """Why the reference cannot be scored beforehand; None if it can.
 
     Args:
         model: a name that TRL would load with `args`, or the model; `adapter` is a new one on it.
+        own: the reference, if it is a model of its own.
         data: the rows that will be trained on and held out.
     """
-    if launch.fsdp and (adapter is not None or isinstance(model, PeftModel)):
+    if launch.fsdp and own is None and (adapter is not None or isinstance(model, PeftModel)):
         return (
             "until training begins FSDP leaves an adapter's base where it was loaded, whole and "
             "beside the GPUs"
         )
-    return rope.by_batch(model, args, max(longest_row(each, args.max_length) for each in data))
+    longest = max(longest_row(each, args.max_length) for each in data)
+    return rope.by_batch(model if own is None else own, args, longest)
 
 
 class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
@@ -65,7 +68,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
     (backbone.py), and with it the head on completion tokens only and pairs dealt by length
     (batching.py). With `precompute_ref_log_probs`: the reference scored once (reference.py,
     waiting.py), found again by its weights, among them those in the file `adapter` if it is one on
-    its base.
+    its base. `load_reference` gives a reference that is not what the policy starts from.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         launch: Launch | None = None,
         reference_cache: str,
         pairs_wait: bool = False,
+        load_reference: Callable[[], PreTrainedModel] | None = None,
         **kwargs,
     ):
         self.share_prefix = share_prefix
@@ -87,14 +91,18 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
         self.live: str | None = None  # why not scored beforehand, though asked for
         given = inspect.signature(DPOTrainer).bind(*args, **kwargs).arguments
         config, data = given.get("args"), (given.get("train_dataset"), given.get("eval_dataset"))
+        if load_reference:
+            given["ref_model"] = load_reference()
         if config is not None and config.precompute_ref_log_probs:
-            start = (given["model"], given.get("peft_config"), config)
+            start = (given["model"], given.get("ref_model"), given.get("peft_config"), config)
             self.live = stays_live(*start, self.launch, *data)
             given["args"] = copy.copy(config)
             given["args"].precompute_ref_log_probs = self.live is None
-        self.by_name = isinstance(given["model"], str)  # it can be loaded again
+        # Whether the reference can be loaded again.
+        self.by_name = load_reference is not None or isinstance(given["model"], str)
         with stock.unhashed():
             ours = {"reference_cache": reference_cache, "pairs_wait": pairs_wait}
+            ours |= {"load_reference": load_reference}
             super().__init__(adapter=adapter, settings=settings, **ours, **given)
         self._make_ready()
         if self._precompute_engine is not None:
@@ -121,6 +129,9 @@ class FastDPOTrainer(WeighsPairs, WritesCheckpoints, ReferenceCanWait):
                 rope.forget_longer_batches(model)
         if is_peft_model(self.model):
             adapters.match_reference(self.model)
+        if self.load_reference:  # as TRL has it in the policy: what is kept is found by it
+            config = reference.reference_itself(self).config.get_text_config()
+            config.pad_token_id = self._tokenizer.pad_token_id
         if self.share_prefix:
             self._share_prefixes()
 

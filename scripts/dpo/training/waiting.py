@@ -5,17 +5,22 @@ first evaluation asks for them, and a training pair with the first batch that it
 policy, as long as it is its reference, and then by the reference, loaded again and let go of when
 no pair needs it any more. On a GPU it would lie beside the optimizer's states, for which no check
 before step 1 has seen room.
+
+A reference that the recipe states is loaded beside the policy, and let go of before step 1 where
+all pairs have its scores.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id
@@ -48,10 +53,18 @@ class ReferenceCanWait(Declared):
     Args:
         reference_cache: the folder where what is scored is kept.
         pairs_wait: whether training pairs are scored as they come, where nothing speaks against it.
+        load_reference: loads the reference, where it is a model of its own.
     """
 
-    def __init__(self, *args, reference_cache: str, pairs_wait: bool = False, **kwargs):
-        self.reference_cache = Path(reference_cache)
+    def __init__(
+        self,
+        *args,
+        reference_cache: str,
+        pairs_wait: bool = False,
+        load_reference: Callable[[], PreTrainedModel] | None = None,
+        **kwargs,
+    ):
+        self.reference_cache, self.load_reference = Path(reference_cache), load_reference
         self.entry: reference.Entry | None = None  # of training pairs that are scored as they come
         self.rows = np.array([], dtype=int)  # of them, those of the run
         self.loaded: PreTrainedModel | None = None  # the reference, between two batches
@@ -60,8 +73,29 @@ class ReferenceCanWait(Declared):
         self._pairs_wait, self._building = pairs_wait, True
         super().__init__(*args, **kwargs)
         self._building = False
+        # What it loads again must be this: training changes the policy's configuration.
+        self.began_with = reference.reference_itself(self).config
+        self.began_as = reference.digest_of_weights(self.began_with) if self.can_wait else None
+
+    @property
+    def within_policy(self) -> bool:
+        """Whether the policy has its reference beneath at any time: an adapter is on it."""
         policy = self.accelerator.unwrap_model(self.model)
-        self.began_as = reference.digest_of_weights(policy) if self.can_wait else None
+        return self.load_reference is None and bool(is_peft_model(policy))
+
+    def let_go(self) -> None:
+        """Free the memory of a reference of its own that training does not need: all pairs have its
+        scores, or it is kept for those that do not, and comes back with them."""
+        if self.load_reference is None or not self.precompute_ref_logps or self.ref_model is None:
+            return
+        model, self.ref_model = self.ref_model, None
+        self.accelerator._models = [each for each in self.accelerator._models if each is not model]
+        if self.is_deepspeed_enabled:
+            model.destroy()
+        waits = self.entry is not None and len(self.entry.missing(self.rows))
+        self.loaded = self.accelerator.unwrap_model(model) if waits else None
+        del model
+        clear_device_cache(garbage_collection=True)  # a backbone that shares prefixes has a cycle
 
     @property
     def can_wait(self) -> bool:
@@ -168,16 +202,17 @@ class ReferenceCanWait(Declared):
 
 @contextmanager
 def with_reference(trainer: ReferenceCanWait) -> Iterator[None]:
-    """Within, the trainer has the model that its policy was before it learned, loaded as TRL loads
-    a reference that stays. An adapter learns beside it, and needs none. The run's own random draws
-    stay as they were.
+    """Within, the trainer has the model that its policy was before it learned, or the reference of
+    its own, loaded as TRL loads one that stays. An adapter learns beside it, and needs none. The
+    run's own random draws stay as they were.
 
     Raises:
         Refusal: the model's files are others than at the start.
     """
-    policy, entry = trainer.accelerator.unwrap_model(trainer.model), trainer.entry
+    entry = trainer.entry
+    still_it = trainer.load_reference is None and not trainer.state.global_step
     with own_draws(trainer.accelerator.device):
-        if is_peft_model(policy) or trainer.ref_model is not None or not trainer.state.global_step:
+        if trainer.within_policy or trainer.ref_model is not None or still_it:
             yield
             return
         trainer.ref_model = trainer.loaded or load(trainer)
@@ -191,18 +226,19 @@ def with_reference(trainer: ReferenceCanWait) -> Iterator[None]:
 
 def load(trainer: ReferenceCanWait) -> PreTrainedModel:
     """The reference as the trainer loaded its policy."""
-    args, policy = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    name = get_config_model_id(policy.config)
-    if reference.digest_of_weights(policy) != trainer.began_as:
+    args, name = trainer.args, get_config_model_id(trainer.began_with)
+    if reference.digest_of_weights(trainer.began_with) != trainer.began_as:
         trainer.save_alone()
+        was = "the run began with" if trainer.load_reference else "the policy began as"
         raise Refusal(
-            f"the reference {name} is not what the policy began as: its files have changed or gone "
+            f"the reference {name} is not what {was}: its files have changed or gone "
             "since. Put them back, and the same command goes on; or start anew with --restart"
         )
     given: Any = args.model_init_kwargs or {}
     init = {"trust_remote_code": args.trust_remote_code, **given}
     with loading.whole():
-        model = create_model_from_path(name, **init)
+        by_name = partial(create_model_from_path, name, **init)
+        model = (trainer.load_reference or by_name)()
     if args.disable_dropout:
         stock.no_dropout(model)
     rope.forget_longer_batches(model)

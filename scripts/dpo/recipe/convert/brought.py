@@ -156,16 +156,22 @@ def mixture(b: Brought) -> None:
         place(b, parts, tests, 0.02 if tests else None, "dataset_mixer")
 
 
-def other_reference(b: Brought, key: str, start: str | None) -> None:
-    """Say that the original compares with another model than its policy starts from."""
-    if b.old.get(key) not in (None, "", start):
-        b.warned.append(f"the original's reference is {b.old[key]}; here it is the policy's start")
+def own_reference(b: Brought, start: str | None, *keys: str) -> None:
+    """Put the reference, which one of the keys names, if it is another model than the policy starts
+    from."""
+    for key in keys:
+        if (name := b.take(key)) not in (None, start):
+            b.put("ref_model_name_or_path", name, of=key)
+        elif name:
+            b.dropped[key] = reasons.REFERENCE
+    if "ref_model_name_or_path" not in b.new:
+        b.drop("ref_model_revision", reasons.REFERENCE)
 
 
 def said_otherwise(b: Brought, start: str | None, system: str) -> None:
-    """Say what a reference, a system prompt before all prompts (its key is `system`) and a chat
-    template of another tool's are here."""
-    other_reference(b, "ref_model", start)
+    """Put the reference, and say what a system prompt before all prompts (its key is `system`) and
+    a chat template of another tool's are here."""
+    own_reference(b, start, "ref_model")
     if b.old.get(system):
         b.warned.append(
             f"{system}: the original puts it before every prompt: give the rows a column `system`"
@@ -208,8 +214,8 @@ def trl(b: Brought) -> None:
     if b.old.get("reference_free"):
         b.refuse("reference_free: TRL has no DPO loss without a reference any more")
     mixture(b)
-    for key in ("ref_model", "ref_model_name_or_path", "reference_model_name_or_path"):
-        other_reference(b, key, b.old.get("model_name_or_path"))
+    names = ("ref_model", "ref_model_name_or_path", "reference_model_name_or_path")
+    own_reference(b, b.old.get("model_name_or_path"), *names)
     if alpha := b.take("rpo_alpha"):
         with_sft(b, alpha, b.take("loss_type", "sigmoid"), b.take("loss_weights"))
     if text := b.take("chat_template"):

@@ -41,7 +41,7 @@ LEFT_OUT = {
     reasons.DPO: "stage",
     "dataset_name is a folder, a file or a name of the hub": "dataset_dir",
     reasons.TEMPLATE: "template tool_format default_system enable_thinking preserve_thinking",
-    reasons.REFERENCE: "ref_model ref_model_adapters ref_model_quantization_bit",
+    reasons.REFERENCE: "ref_model_adapters ref_model_quantization_bit",
     "report.html has the curves": "plot_loss",
     reasons.NOT_DPO: """mask_history train_on_prompt simpo_gamma kto_chosen_weight
         kto_rejected_weight reward_model ppo_epochs ppo_buffer_size ppo_target use_dft_loss""",

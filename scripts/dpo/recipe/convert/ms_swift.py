@@ -27,7 +27,7 @@ OURS = {
 RENAMED = reasons.by_key(OURS)
 LEFT_OUT = {
     reasons.DPO: "rlhf_type",
-    reasons.REFERENCE: "ref_adapters ref_model_type ref_model_revision",
+    reasons.REFERENCE: "ref_adapters ref_model_type",
     reasons.TRUNCATED: "truncation_strategy",
     reasons.ORDER: "train_dataloader_shuffle",
     "completions alone are scored": "loss_scale is_binary_loss_scale",

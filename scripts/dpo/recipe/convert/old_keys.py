@@ -32,6 +32,7 @@ OURS = {
     "gradient_checkpointing_kwargs": "gradient_checkpointing_use_reentrant",
     "chat_template_path": "chat_template",
     "model_name_or_path": "model",
+    "ref_model_name_or_path": "ref_model reference_model_name_or_path",
     "dataset_name": "dataset",
 }
 RENAMED = reasons.by_key(OURS)
@@ -40,8 +41,7 @@ LEFT_OUT = {
     "the tokenizer and the model's own configuration say it": """label_pad_token_id padding_value
         is_encoder_decoder truncation_side""",
     "the reference is the policy without its adapter, or its start": """model_adapter_name
-        ref_adapter_name force_use_ref_model ref_model_init_kwargs base_model_revision ref_model
-        ref_model_name_or_path reference_model_name_or_path""",
+        ref_adapter_name force_use_ref_model ref_model_init_kwargs base_model_revision""",
     reasons.NOTHING_LEFT: """use_logits_to_keep use_num_logits_to_keep base_model_attribute_name
         fp16_backend half_precision_backend fp16_opt_level past_index use_ipex jit_mode_eval
         tpu_num_cores tpu_metrics_debug mp_parameters ray_scope use_mps_device save_safetensors

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from dpo.reports.parts.curves import Panel, Series
-from dpo.reports.parts.run_picture import AFTER, BEFORE, CHOSEN, REJECTED
+from dpo.reports.parts.run_picture import AFTER, BEFORE, CHOSEN, REJECTED, ln2
 
 Entry = dict[str, Any]
 TRAINING, HELD_OUT = "training batches", "held-out pairs"
@@ -15,7 +15,7 @@ ANSWERS = {"chosen": CHOSEN, "rejected": REJECTED, "margin": "#8957e5"}
 ONE = {
     "DPO loss": ("", "loss"),
     "Preference accuracy": ("share of pairs, a tie half", "rewards/accuracies"),
-    "KL from the start": ("nats a token, on the reference's answers", "drift_nats_per_token"),
+    "KL from the reference": ("nats a token, on the reference's answers", "drift_nats_per_token"),
     "Length of its own answers": ("tokens", "drift_tokens"),
     "Gradient norm": ("before clipping", "grad_norm"),
     "Learning rate": ("", "learning_rate"),
@@ -52,7 +52,7 @@ def panels(entries: list[Entry], report: dict[str, Any]) -> list[Panel]:
             for each in _both(entries, name, batch, key, ANSWERS[key])
         ]
         made[title] = Panel(title, series, unit)
-    _mark(made["DPO loss"], "ln 2: the start", math.log(2), report["loss_type"] == ["sigmoid"])
+    _mark(made["DPO loss"], ln2(report), math.log(2), report["loss_type"] == ["sigmoid"])
     ceiling = (report["pairs"] or {}).get("ceiling")
     _mark(made["Preference accuracy"], "ceiling: label noise", ceiling, ceiling is not None)
     return [made[title] for title in dict.fromkeys(ORDER) if made[title].series]

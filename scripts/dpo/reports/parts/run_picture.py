@@ -31,12 +31,12 @@ def draw(report: dict, known: bool = True) -> Figure:
     line(accuracy, train, "accuracy", color=NEUTRAL, label="training batches")
     if pairs:
         # The last point is the saved policy's, with its interval. At first its implicit reward is
-        # zero everywhere.
+        # zero everywhere, unless it starts elsewhere than its reference.
         result = pairs["accuracy"]
         last = {"step": report["steps"], "accuracy": result["mean"]}
-        start = {"step": 0, "accuracy": 0.5}
+        start = [] if report.get("reference") else [{"step": 0, "accuracy": 0.5}]
         inner = [point for point in held_out if point["step"] < report["steps"]]
-        line(accuracy, [start, *inner, last], "accuracy", color=AFTER, label="held-out pairs")
+        line(accuracy, [*start, *inner, last], "accuracy", color=AFTER, label="held-out pairs")
         bar = [[result["mean"] - result["low"]], [result["high"] - result["mean"]]]
         accuracy.errorbar(report["steps"], result["mean"], bar, fmt="o", color=AFTER, capsize=3)
         if (ceiling := pairs["ceiling"]) is not None:
@@ -47,7 +47,7 @@ def draw(report: dict, known: bool = True) -> Figure:
     line(loss, train, "loss", color=NEUTRAL, label="training batches")
     line(loss, held_out, "loss", color=AFTER, marker="o", markersize=3, label="held-out pairs")
     if report["loss_type"] == ["sigmoid"]:
-        loss.axhline(math.log(2), color=INK, linestyle=":", label="ln 2: the start")
+        loss.axhline(math.log(2), color=INK, linestyle=":", label=ln2(report))
     loss.set(xlabel="step")
     head(loss, "DPO loss")
 
@@ -66,11 +66,23 @@ def head(axis, title: str) -> None:
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, **how)
 
 
+def sides(report: dict) -> tuple[str, str]:
+    """What the two models are called whose answers a report has: the policy's start and what became
+    of it; or, where the reference is another model, that and the policy."""
+    return ("reference", "policy") if report.get("reference") else ("before", "after")
+
+
+def ln2(report: dict) -> str:
+    """What the sigmoid's loss is ln 2 for."""
+    return "ln 2: " + ("policy = reference" if report.get("reference") else "the start")
+
+
 def draw_true_reward(axis, report: dict) -> None:
     judge, colors = report["judge"], (BEFORE, AFTER)
     values = [np.ravel(judge["rewards"][side]) for side in ("against", "policy")]
     before, after = (judge["reward"][side]["mean"] for side in ("against", "policy"))
-    labels = [f"before: {before:+.2f}", f"after: {after:+.2f}"]
+    means = zip(sides(report), (before, after), strict=True)
+    labels = [f"{side}: {mean:+.2f}" for side, mean in means]
     axis.hist(values, bins=10, range=(-1, 1), color=colors, label=labels)
     for mean, color in zip((before, after), colors, strict=True):
         axis.axvline(mean, color=color, linestyle="--", linewidth=1.5)
@@ -80,7 +92,7 @@ def draw_true_reward(axis, report: dict) -> None:
 
 
 def histogram(report: dict) -> Figure:
-    """The true reward before and after, alone."""
+    """The true reward of the reference's answers and the policy's, alone."""
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure, axis = plt.subplots(figsize=(5, 3), layout="tight")
     draw_true_reward(axis, report)

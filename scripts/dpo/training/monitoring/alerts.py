@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerState
 
 from dpo.core.refusal import Refusal
 from dpo.data.schema import column
+from dpo.losses import start_loss
 from dpo.runs import checkpoints, metrics, tracking
 from dpo.training.monitoring.probes import sampled, trainable
 from dpo.training.stock import Declared
@@ -33,9 +34,9 @@ WINDOW, ENOUGH = 256, 64
 # running is worse than knowing nothing, and no batch of hard pairs: their losses average out.
 DIVERGED, DIVERGED_STEPS = 2.0, 10
 
-# Chosen answers e^-0.5 = 0.6 times as likely, token by token, as at the start. That they get less
-# likely is common (Rafailov et al. 2024, arXiv 2404.12358; Pal et al. 2024, arXiv 2402.13228); that
-# their probability has gone elsewhere is not (Razin et al. 2024, arXiv 2410.08847).
+# Chosen answers e^-0.5 = 0.6 times as likely, token by token, as under the reference. That they get
+# less likely is common (Rafailov et al. 2024, arXiv 2404.12358; Pal et al. 2024, arXiv 2402.13228);
+# that their probability has gone elsewhere is not (Razin et al. 2024, arXiv 2410.08847).
 DISPLACED = 0.5  # nats a token
 
 # The difference in length then explains 0.7² = half of what the margins differ by. Below a mean
@@ -198,7 +199,10 @@ class Monitors(TrainerCallback):
 
     def look_for_divergence(self) -> None:
         losses, first = self.kept["losses"], self.kept["first_loss"]
-        if len(losses) == DIVERGED_STEPS and min(losses) > DIVERGED * abs(first):
+        # A policy that goes on from an earlier round may begin far below it.
+        knowing_nothing, _ = start_loss(self.trainer.args) or (0.0, 0.0)
+        worst = DIVERGED * max(abs(first), abs(knowing_nothing))
+        if len(losses) == DIVERGED_STEPS and min(losses) > worst:
             says = f"the loss began at {first:.4g} and was {min(losses):.4g} or more in each of"
             self.stop("divergence", f"{says} the last {DIVERGED_STEPS} steps")
 
@@ -252,9 +256,9 @@ class Monitors(TrainerCallback):
         if nats < -DISPLACED and margin > 0:
             self.tell(
                 "likelihood displacement",
-                f"chosen answers are {-nats:.2f} nats a token less likely than at the start while "
-                f"the margin is {margin:+.2f}: their probability goes to neither of the two. A "
-                "falling chosen reward alone is common; this is more",
+                f"chosen answers are {-nats:.2f} nats a token less likely than under the reference "
+                f"while the margin is {margin:+.2f}: their probability goes to neither of the two. "
+                "A falling chosen reward alone is common; this is more",
             )
 
     def look_for_length(self, margins, longer) -> None:

@@ -1,5 +1,5 @@
-"""What the policy says while it trains: the same few prompts at every evaluation, beside what it
-said at the start, when it was the reference."""
+"""What the policy says while it trains: the same few prompts at every evaluation, beside what its
+reference said."""
 
 from pathlib import Path
 from typing import Any

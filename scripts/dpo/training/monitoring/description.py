@@ -55,9 +55,13 @@ def describe(recipe: Recipe, trainer: FastDPOTrainer, tracked: str | None) -> No
         "output": args.output_dir,
         "W&B": tracked or "off",
     }
+    if recipe.run.ref_model_name_or_path is not None:
+        start = "not the policy's start: no loss begins at its constant"
+        lines["reference"] = f"{recipe.reference[0]}, {start}"
     if args.sync_ref_model:
-        lines["reference"] = f"follows the policy every {args.ref_model_sync_steps} steps"
-        lines["reference"] += ", in this run never" * (steps < args.ref_model_sync_steps)
+        moves = f"follows the policy every {args.ref_model_sync_steps} steps"
+        moves += ", in this run never" * (steps < args.ref_model_sync_steps)
+        lines["reference"] = "; ".join([*filter(None, [lines.get("reference")]), moves])
     if trainer.live:
         lines["kept"] = f"no log-probabilities of the reference, which stays live: {trainer.live}"
     if is_deepspeed_zero3_enabled():

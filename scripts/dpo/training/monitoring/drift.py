@@ -1,9 +1,9 @@
-"""How far the policy has gone from where it began, measured at every evaluation.
+"""How far the policy has gone from its reference, measured at every evaluation.
 
 No reference is in memory while a policy with a cached reference trains. So answers to a few
-held-out prompts are drawn at the start, when the policy is its reference, or from the reference
-that the first evaluation has (waiting.py), and kept with their log-probabilities: what the policy
-makes of them later is an estimate of the KL divergence.
+held-out prompts are drawn at the start, when the policy is its reference, or one of its own is
+still there; or from the reference that the first evaluation has (waiting.py). They are kept with
+their log-probabilities: what the policy makes of them is an estimate of the KL divergence.
 """
 
 import json
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import is_peft_model
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
@@ -46,7 +45,7 @@ LONGER, ERRORS = 1.5, 3
 class Drift(TrainerCallback):
     """Logs `eval_drift_nats_per_token`, an estimate of KL(reference ‖ policy) a token, and
     `eval_drift_tokens`, the mean length of the policy's own answers, and tells when either is far
-    from the start. The first process does it alone.
+    from the reference's. The first process does it alone.
 
     Not where weights are sharded (ZeRO-3, FSDP): to generate there gathers the whole model, which
     was sharded because there is no room for it. Nor without evaluation.
@@ -95,7 +94,7 @@ class Drift(TrainerCallback):
     @property
     def waits(self) -> bool:
         """Whether the reference answers at the first evaluation, loaded for it."""
-        return self.trainer.can_wait and not is_peft_model(self.trainer.model)
+        return self.trainer.can_wait and not self.trainer.within_policy
 
     def begin(self) -> None:
         """Draw the reference's answers, and keep them for the run that goes on from here."""
@@ -189,14 +188,14 @@ class Drift(TrainerCallback):
         if nats > DRIFTED:
             tell(
                 "drift",
-                f"the reference's own answers are {nats:.2f} nats a token less likely than at the "
-                "start: raise β, lower the learning rate, or take an earlier checkpoint",
+                f"the reference's own answers are {nats:.2f} nats a token less likely under the "
+                "policy: raise β, lower the learning rate, or take an earlier checkpoint",
             )
         longer = now - before
         error = longer.std(ddof=1) / len(longer) ** 0.5 if len(longer) > 1 else np.inf
         if now.mean() > LONGER * before.mean() and longer.mean() > ERRORS * error:
             tell(
                 "length exploitation",
-                f"answers to held-out prompts have grown from {before.mean():.0f} to "
-                f"{now.mean():.0f} tokens (they are cut at {TOKENS})",
+                f"answers to held-out prompts have {now.mean():.0f} tokens, and the reference's "
+                f"{before.mean():.0f} (they are cut at {TOKENS})",
             )

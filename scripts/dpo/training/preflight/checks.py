@@ -20,7 +20,7 @@ from dpo.data import schema
 from dpo.recipe.parse import Recipe
 from dpo.training.monitoring.probes import local
 from dpo.training.preflight.longest_batch import batch_of, longest_fails, parameters, untouched
-from dpo.training.preflight.same_start import starts_elsewhere
+from dpo.training.preflight.same_start import reference_disagrees, starts_elsewhere
 from dpo.training.trainer import FastDPOTrainer
 
 SAMPLE = 64  # rows whose batch is compared with them
@@ -40,8 +40,11 @@ class Gates(TrainerCallback):
             return  # no rows to choose from
         with untouched(trainer):
             agreed(trainer, wrong_batch(trainer))
-            if state.global_step == 0 and self.run.policy_is_reference:
+            if state.global_step == 0 and trainer.load_reference:
+                agreed(trainer, reference_disagrees(trainer))
+            elif state.global_step == 0 and self.run.policy_is_reference:
                 agreed(trainer, starts_elsewhere(trainer))
+            trainer.let_go()  # as training will have it
             agreed(trainer, longest_fails(trainer))
 
 
