@@ -1,7 +1,6 @@
 """Rounds carried out, one process after another: pairs, training, measuring. What is done already
 is not done again, and what a kill has ended goes on."""
 
-import json
 import os
 import random
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
+from dpo.pairs import folder
 from dpo.pairs.rounds import begin
 from dpo.pairs.rounds.plan import JOINED, OFFLINE, Round
 from dpo.reports import results
@@ -20,7 +20,6 @@ from dpo.reports.rounds import numbers
 from dpo.runs import output_folder, sweeps
 
 SCRIPTS = Path(__file__).resolve().parents[3]
-SPLITS = ("train", "test")
 
 
 def say(text: str) -> None:
@@ -81,23 +80,18 @@ def train(each: Round, how: list[str], came: deque[int]) -> None:
         raise Refusal(f"{each.name}: {visible(each.run.last_line())} ({each.run.log})")
 
 
-def about_pairs(folder: Path) -> dict[str, Any]:
-    """What `make pairs` says of a folder."""
-    return json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
-
-
 def join(rounds: list[Round]) -> dict[str, int]:
     """Write the pairs of the offline run: of those that the start's answers made, to the prompts of
     the first round and of all others, as many as all rounds have trained on, drawn at random.
     Held-out ones are all kept. Returns how many there are."""
     offline, *of_rounds = sorted(rounds, key=lambda each: each.name != OFFLINE)
     parts = [of_rounds[0].pairs, offline.pairs]
-    there = sum(about_pairs(part)["pairs"]["train"] for part in parts)
-    wanted = sum(about_pairs(each.pairs)["pairs"]["train"] for each in of_rounds)
+    there = sum(folder.read_about(part)["pairs"]["train"] for part in parts)
+    wanted = sum(folder.read_about(each.pairs)["pairs"]["train"] for each in of_rounds)
     kept = {*random.Random(0).sample(range(there), min(wanted, there))}
-    folder, counts = offline.into / JOINED, {}
-    folder.mkdir(exist_ok=True)
-    for split in SPLITS:
+    to, counts = offline.into / JOINED, {}
+    to.mkdir(exist_ok=True)
+    for split in folder.SPLITS:
         lines = (
             line
             for path in (part / f"{split}.jsonl" for part in parts)
@@ -106,7 +100,7 @@ def join(rounds: list[Round]) -> dict[str, int]:
         taken = [line for at, line in enumerate(lines) if split == "test" or at in kept]
         counts[split] = len(taken)
         if taken:
-            files.write_whole(folder / f"{split}.jsonl", "".join(taken))
+            files.write_whole(to / f"{split}.jsonl", "".join(taken))
     return counts
 
 
@@ -127,9 +121,10 @@ def carry_out(rounds: list[Round], flags: list[str], how: list[str]) -> None:
             if not sweeps.finished(each.run):
                 say(f"{each.name}: pairs, prompts {each.asked}, answered by {each.model}")
                 make_pairs(each, flags, came)
-                counts = join(rounds) if each.name == OFFLINE else about_pairs(each.pairs)["pairs"]
-                said = f"1 to {each.skip + each.first}" if each.name == OFFLINE else each.asked
-                note(into, each.name, {"prompts": said, "pairs": counts})
+                offline = each.name == OFFLINE
+                counts = join(rounds) if offline else folder.read_about(each.pairs)["pairs"]
+                asked = f"1 to {each.skip + each.first}" if offline else each.asked
+                note(into, each.name, {"prompts": asked, "pairs": counts})
                 say(f"{each.name}: training on {counts['train']} pairs, {each.run.log}")
                 train(each, how, came)
             if "measured" not in begin.read(into)["rounds"][each.name]:
@@ -148,9 +143,9 @@ def note(into: Path, name: str, more: dict[str, Any]) -> None:
     files.write_json(into / begin.ABOUT, found)
 
 
-def of_run(folder: Path) -> dict[str, Any]:
+def of_run(run: Path) -> dict[str, Any]:
     """What of a run's own report belongs beside its rounds."""
-    report = results.read(folder / output_folder.REPORT)
+    report = results.read(run / output_folder.REPORT)
     pairs = report["pairs"]
-    about = {"folder": folder.name, "steps": report["steps"], "accuracy": None}
+    about = {"folder": run.name, "steps": report["steps"], "accuracy": None}
     return about | ({"accuracy": pairs["accuracy"], "held_out": pairs["count"]} if pairs else {})

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
-from dpo.models.adapters import MERGED
+from dpo.models.adapters import MERGED, config_of
 from dpo.recipe.flags import name_of, overridden
 from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.recipe.validate import check_values
@@ -63,6 +63,11 @@ def recipe_of(name: str, arguments: list[str], launch: Launch | None = None) -> 
         raise Refusal(
             f"{recipe.path}: ref_model_name_or_path: --reference start or previous says what the "
             "reference of each round is: leave it out"
+        )
+    if config_of(recipe.model.model_name_or_path, recipe.model.model_revision):
+        raise Refusal(
+            f"{recipe.model.model_name_or_path} is an adapter: rounds begin with a whole model: "
+            "merge it into its base first, with peft's merge_and_unload()"
         )
     if recipe.model.load_in_4bit or recipe.model.load_in_8bit:
         raise Refusal(
@@ -122,6 +127,7 @@ def rounds(
         Refusal: one of them is no run that can start.
     """
     start: Any = recipe.model.model_name_or_path
+    revision = recipe.stated.get("model_revision")
     each = args.prompts_per_round or max(count // args.rounds, 1)
     parts, found = slices(count, args.rounds, each), []
 
@@ -138,11 +144,14 @@ def rounds(
     for number, part in enumerate(parts, start=1):
         before = into / f"round-{number - 1}"
         trained = str(before / MERGED if recipe.model.use_peft else before)
-        reference = args.reference == "start" and [f"--ref_model_name_or_path={start}"]
         if number == 1:
             add("round-1", start, start, part)
-        else:
-            add(f"round-{number}", str(before), trained, part, *(reference or ()))
+            continue
+        more = ["--model_revision=main"] if revision else []
+        if args.reference == "start":
+            more += [f"--ref_model_name_or_path={start}"]
+            more += [f"--ref_model_revision={revision}"] if revision else []
+        add(f"round-{number}", str(before), trained, part, *more)
     rest = min(each * args.rounds, count) - each
     if args.offline and rest > 0:
         steps = recipe.training.max_steps  # of all rounds together, on as many pairs

@@ -104,7 +104,7 @@ def table(found: dict[str, Any]) -> list[list[str]]:
                 "0" if name == START else said(kl["nats_per_sequence"]) if kl else "",
                 said(answers["mean_tokens"][side], ".1f"),
                 said(topic[side], ".0%") if topic else "",
-                f"{said(accuracy)} of {of['held_out']}" if accuracy else "",
+                f"{said(accuracy)} on {of['held_out']} pairs" if accuracy else "",
                 f"{of['pairs']['train']}" if of else "",
                 of.get("prompts", ""),
             ]

@@ -1,5 +1,6 @@
 """Rounds beside one offline run on as many pairs, as a page and a picture."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from dpo.reports.parts.verdict import DEFINITIONS
 from dpo.reports.rounds.numbers import (
     OFFLINE,
     START,
-    by_reward,
     first,
     judge_of,
     measured,
@@ -96,16 +96,23 @@ def about(found: dict[str, Any]) -> str:
         f"{how['recipe']}, prompts of {Path(how['prompts']).name}, judge "
         f"{judge_of(found)['name']}, {how['samples']} answers to each, pairs picked {how['pick']}; "
         f"the reference of each round is {reference}. Measured on {asked['count']} held-out "
-        f"prompts of {asked['source']}, {asked['samples']} answers each at temperature {asked['temperature']:g}, cut at "
+        f"prompts of {asked['source']}, {asked['samples']} answers each at temperature "
+        f"{asked['temperature']:g}, cut at "
         f"{asked['max_new_tokens']} tokens."
     )
 
 
-def definitions(found: dict[str, Any]) -> dict[str, str]:
-    known = judge_of(found)["name"] == "vader"
-    kept = ["True reward"] if known else [] if by_reward(found) else ["Win rate"]
-    rest = ("On topic", "Answer length")
-    return {name: DEFINITIONS[name] for name in kept} | OWN | {n: DEFINITIONS[n] for n in rest}
+def stated(how: dict[str, Any]) -> dict[str, str]:
+    """What was given, lists as a shell has them."""
+    texts = {k: shlex.join(map(str, v)) if isinstance(v, list) else str(v) for k, v in how.items()}
+    return {key: text for key, text in texts.items() if text not in ("", "None")}
+
+
+def definitions(head: list[str]) -> dict[str, str]:
+    """What the columns of a table mean."""
+    by_column = {"true reward": "True reward", "win rate against the start": "Win rate"}
+    by_column |= {"on topic": "On topic", "answer, tokens": "Answer length"}
+    return OWN | {name: DEFINITIONS[name] for column, name in by_column.items() if column in head}
 
 
 def write(found: dict[str, Any], into: Path) -> None:
@@ -118,12 +125,12 @@ def write(found: dict[str, Any], into: Path) -> None:
         about=about(found),
         tone=tone,
         sentences=sentences,
-        definitions=definitions(found),
+        definitions=definitions(rows[0]),
         drawn=drawn,
         table=rows,
         reports=reports,
         samples=samples(found),
-        settings=found["how"],
+        settings=stated(found["how"]),
     )
     files.write_whole(into / "rounds.png", drawn)
     files.write_whole(into / "rounds.html", html)
