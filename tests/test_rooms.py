@@ -1,4 +1,4 @@
-"""Eleven rooms, one direction of imports between them, and no room too full to find one's way in."""
+"""Eleven rooms, one direction of imports between them, and none too full to find one's way in."""
 
 import ast
 from pathlib import Path

@@ -621,6 +621,7 @@ PROMPTS = {
     "e.jsonl": b'"How?"\n',
     "f.jsonl": json.dumps({"query": "How?"}).encode(),
     "g.jsonl": json.dumps({"prompt": [{"role": "Human", "content": "How?"}]}).encode(),
+    "h.jsonl": json.dumps({"context": "<s>How?</s>", "context_messages": [USER]}).encode(),
 }
 
 

@@ -85,6 +85,15 @@ MAPPED = {
             "worse": says(f"Q{i}?", "user") + says("no"),
         },
     ),
+    "a column a model": (
+        "chosen=qwen-2.5-3b-instruct rejected=qwen-2.5-1.5b-instruct",
+        lambda i: {
+            "prompt": f"Q{i}?",
+            "qwen-2.5-0.5b-instruct": says(f"Q{i}?", "user") + says("never"),
+            "qwen-2.5-1.5b-instruct": says(f"Q{i}?", "user") + says("no"),
+            "qwen-2.5-3b-instruct": says(f"Q{i}?", "user") + says("yes"),
+        },
+    ),
     "two that change places": (
         "chosen=rejected rejected=chosen",
         lambda i: {"prompt": f"Q{i}?", "chosen": "no", "rejected": f"yes {i}"},

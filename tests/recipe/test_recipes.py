@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import yaml
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 from trl.scripts.dpo import make_parser
 
+import pairs
 import shelf
 from dpo.recipe.parse import parse, read_yaml
-from support.commands import run
+from support.commands import make, run
 from support.place import ROOT
 from support.shelf_rows import hub_folder, tiny_start
 from support.tiny import recipe_steps
@@ -37,7 +40,7 @@ def recipe(request) -> Path:
 
 def test_there_are_recipes():
     assert {"smollm2-sentiment", "qwen-ultrafeedback"} <= {path.stem for path in RECIPES}
-    assert len(RECIPES) > 30
+    assert len(RECIPES) > 32
 
 
 def test_it_parses_and_bears_its_name(recipe):
@@ -73,6 +76,28 @@ def test_its_header_and_sections_are_complete(recipe):
     sections = [line[4:] for line in text.splitlines() if line.startswith("### ")]
     assert sections == [section for section in SECTIONS if section in sections]
     assert {"Model", "Data", "Evaluation and output"} <= set(sections)
+
+
+def pairs_commands(path: Path) -> list[str]:
+    """The commands of its header that make its pairs, each on one line."""
+    header = path.read_text().split("\n\n")[0]
+    return re.findall(r"make (pairs .*)", re.sub(r" \\\n#\s+", " ", header))
+
+
+@pytest.mark.parametrize("command", [each for path in RECIPES for each in pairs_commands(path)])
+def test_the_command_that_makes_its_pairs_is_taken(command):
+    """As far as it can be seen to be right without the models and the prompts of the hub."""
+    printed = make("-n", *shlex.split(command)).stdout.replace("\\\n", " ")
+    (given,) = re.findall(r"scripts/pairs\.py (.*)", printed)
+    args = pairs.arguments(shlex.split(given))
+    pairs.check(args)
+    assert args.prompts and (args.judge or len(args.model) == 2)
+
+
+def test_the_pairs_that_its_header_makes_are_those_it_trains_on():
+    path = ROOT / "recipes/tulu-3-8b-delta-learning.yaml"
+    (command,) = pairs_commands(path)
+    assert f"TO={read_yaml(path)['dataset_name']}" in shlex.split(command)
 
 
 def test_its_batch_is_the_sum_that_its_header_states(recipe):

@@ -50,6 +50,7 @@ MODELS = {
     "allenai/OLMo-2": lambda **more: Olmo2Config(**SMALL, **more),
     "princeton-nlp/Llama-3": lambda **more: LlamaConfig(**GROUPED, **more),
     "meta-llama/": lambda **more: LlamaConfig(**GROUPED, **more),
+    "RLHFlow/LLaMA3": lambda **more: LlamaConfig(**GROUPED, **more),
     "lomahony/eleuther-pythia": lambda **more: GPTNeoXConfig(**SMALL, **more),
     "insub/gpt2": lambda **more: GPT2Config(n_embd=32, n_layer=2, n_head=4, **more),
     "Qwen/Qwen2": lambda **more: Qwen2Config(**GROUPED, **more),
@@ -228,6 +229,13 @@ def sentiment(i: int) -> dict:
     }
 
 
+def made_here(i: int) -> dict:
+    """As `make pairs` writes them."""
+    prompt, chosen, rejected = turns(i)
+    pair = {"prompt": [said("user", prompt)], "chosen": chosen[1:], "rejected": rejected[1:]}
+    return {**pair, "score_chosen": 2.5, "score_rejected": -0.5}
+
+
 # By how the hub's name begins.
 ROWS = {
     "HuggingFaceH4/ultrafeedback_binarized": ultrafeedback,
@@ -244,6 +252,7 @@ ROWS = {
     "insub/imdb": imdb,
     "nvidia/HelpSteer3": helpsteer_3,
     "recipes/data/sentiment": sentiment,
+    "outputs/": made_here,
 }
 
 

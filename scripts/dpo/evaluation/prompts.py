@@ -27,7 +27,8 @@ from dpo.models.sampling import Prompt, parts, prompt_token_ids
 from dpo.recipe.arguments import QUESTIONS
 from dpo.recipe.parse import Recipe
 
-CONVERSATIONS = ("messages", "conversations")
+RENDERED = "context_messages"  # of RLHFlow's prompts, beside a text `context`
+CONVERSATIONS = ("messages", "conversations", RENDERED)
 SEEN = 1000  # rows by which the columns are told
 
 
@@ -102,9 +103,17 @@ def lines_as_rows(path: Path) -> Rows:
 
 
 def splits_of(name: str) -> dict[str, Rows]:
-    """The rows of a file, a folder or a data set of the hub that holds prompts, split by split."""
+    """The rows of a file, a folder or a data set of the hub that holds prompts, split by split.
+
+    Raises:
+        Refusal: there is nothing of that name.
+    """
     path = Path(name)
-    return {"train": lines_as_rows(path)} if ".txt" in path.suffixes[-2:] else load(name, "PROMPTS")
+    if ".txt" not in path.suffixes[-2:]:
+        return load(name, "PROMPTS")
+    if not path.is_file():
+        raise Refusal(f"PROMPTS: no file {name}")
+    return {"train": lines_as_rows(path)}
 
 
 def column_of(source: Rows) -> str:
@@ -114,7 +123,7 @@ def column_of(source: Rows) -> str:
         Refusal: there is none of a name that says so.
     """
     columns = source.data.column_names or ()
-    if found := first_of((*QUESTIONS, *CONVERSATIONS, "query"), columns):
+    if found := first_of((RENDERED, *QUESTIONS, *CONVERSATIONS, "query"), columns):
         return found
     raise Refusal(
         f"PROMPTS: {source.name} has no column `prompt`, only {', '.join(columns)}: call the "

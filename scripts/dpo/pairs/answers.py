@@ -38,6 +38,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         self.tokenizer: PreTrainedTokenizerBase = self.who.tokenizer()
+        self.control = chat_template.ChatTemplate(self.tokenizer, list).control
         self.digest = self.who.digest()
         self.size = replace(self.who, dtype="int8").weight_bytes()  # a byte each
         installed = self.device.startswith("cuda") and importlib.util.find_spec("vllm")

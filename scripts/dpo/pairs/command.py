@@ -6,6 +6,7 @@ written whole at the end, from what is kept: after a kill they are the same to t
 
 import json
 import math
+import re
 import tempfile
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
+from dpo.data import lint
 from dpo.evaluation.generations import Settings
 from dpo.evaluation.judges import judging
 from dpo.models.sampling import said
@@ -130,17 +132,24 @@ def answered(work: Work, block: Block) -> list[list[dict[str, Any]]] | None:
     for row in found:
         texts: set[str] = set()
         for each in row:
-            each["why"] = (
-                "empty"
-                if not each["text"]
-                else "unfinished"
-                if not each["finished"]
-                else "repeated"
-                if each["text"] in texts
-                else None
-            )
+            control = work.models[each["model"]].control
+            each["why"] = fault(each["text"], each["finished"], texts, control)
             texts |= {each["text"]} if each["finished"] else set()
     return found
+
+
+def fault(text: str, finished: bool, others: set[str], control: re.Pattern | None) -> str | None:
+    """Why an answer is in no pair: a key of folder.NO_ANSWER; a row with it would be set aside
+    (lint.py), or teach nothing."""
+    if not lint.SEEN.search(text):
+        return "empty"
+    if not finished:
+        return "unfinished"
+    if lint.BROKEN.search(text):
+        return "broken_text"
+    if control and control.search(text):
+        return "control_token"
+    return "repeated" if text in others else None
 
 
 def texts_of(answers: list[list[dict[str, Any]]]) -> Texts:

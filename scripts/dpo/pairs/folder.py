@@ -20,6 +20,8 @@ OURS = (ABOUT, CANDIDATES, "train.jsonl", "test.jsonl", "README.md", "margins.pn
 NO_ANSWER = {
     "unfinished": "cut at max_new_tokens before it ended",
     "empty": "no text",
+    "broken_text": "characters that are none: a token was cut in the middle of one",
+    "control_token": "it spells a token that opens or closes a turn",
     "repeated": "the same text as another answer to its prompt",
 }
 

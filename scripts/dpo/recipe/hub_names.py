@@ -13,7 +13,7 @@ HUB_TIMEOUT = 10  # seconds: load_dataset's own retries would be silent for minu
 def looks_local(name: str, endings: tuple[str, ...] = ()) -> bool:
     """Whether a name can only mean a file, by its ending, or a folder: hub names are `name` or
     `owner/name`."""
-    begins = name.startswith((".", "/", "~", "models/", "recipes/"))
+    begins = name.startswith((".", "/", "~", "models/", "outputs/", "recipes/"))
     ends = name.endswith(endings) or " " in name
     return begins or ends or name.count("/") > 1 or bool(ABROAD.search(name))
 
