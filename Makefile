@@ -25,6 +25,7 @@ TO     ?=
 PUSH   ?=
 RUNS   ?=
 SWEEP  ?=
+ROUNDS ?=
 OUTPUT ?=
 WANDB  ?=
 SUITE  ?=
@@ -42,7 +43,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep frontier dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate compare sweep rounds frontier dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -82,7 +83,7 @@ new: $(READY) ## a recipe to start from: RECIPE= MODEL= DATASET=, or FROM=theirs
 	@$(BIN)/python scripts/new.py --recipe "$(if $(filter file,$(origin RECIPE)),,$(RECIPE))" --model "$(MODEL)" --dataset "$(DATASET)" \
 	  $(if $(findstring command,$(origin COLUMNS)),--columns "$(COLUMNS)") $(if $(FROM),--from "$(FROM)" --gpus "$(GPUS)") $(ARGS)
 
-pairs: $(READY) $(EMBEDDED) ## preference data of your own: PROMPTS= MODEL= or RUN=, JUDGE= SAMPLES= PICK= TO= PUSH=
+pairs: $(READY) $(EMBEDDED) ## preferences on your prompts: PROMPTS= MODEL= JUDGE= SAMPLES= PICK= TO=
 	@$(BIN)/python scripts/pairs.py --prompts "$(PROMPTS)" --model "$(MODEL)" "$(if $(findstring command,$(origin RUN)),$(RUN))" \
 	  --judge "$(JUDGE)" --judge_model "$(JUDGE_MODEL)" --to "$(TO)" --gpus "$(GPUS)" --push "$(PUSH)" \
 	  $(if $(SAMPLES),--samples "$(SAMPLES)") $(if $(PICK),--pick "$(PICK)") $(ARGS)
@@ -95,6 +96,11 @@ compare: $(READY) ## runs side by side, seeds together: RUNS="outputs/a outputs/
 sweep: $(READY) $(EMBEDDED) ## a recipe at every point of a grid: RECIPE= SWEEP="beta=0.05,0.1 seed=1,2"
 	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --accelerate_config "$(CONFIG)" \
 	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb $(filter-out 1 true yes,$(WANDB))) -- $(ARGS)
+
+rounds: $(READY) $(EMBEDDED) ## sample, make pairs, train; again: RECIPE= PROMPTS= JUDGE= ROUNDS=3
+	@$(BIN)/python scripts/rounds.py --recipe "$(RECIPE)" --prompts "$(PROMPTS)" --judge "$(JUDGE)" --judge_model "$(JUDGE_MODEL)" \
+	  --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(ROUNDS),--rounds "$(ROUNDS)") \
+	  $(if $(SAMPLES),--samples "$(SAMPLES)") $(if $(PICK),--pick "$(PICK)") $(ARGS)
 
 frontier: $(READY) $(EMBEDDED) ## the paper's reward against KL on the embedded default, an hour
 	@$(BIN)/python scripts/frontier.py $(ARGS)
@@ -148,7 +154,7 @@ lint: $(READY) ## check style, format and types
 audit: $(READY) ## known advisories against what is installed
 	$(BIN)/python scripts/audit.py
 
-clean-cache: ## forget the log-probabilities, answers, judgements and benchmarks kept in cache/
+clean-cache: ## forget what is kept in cache/: log-probabilities, answers, judgements
 	rm -rf cache/reference cache/answers cache/judgements cache/suites
 
 embedded-data: $(READY) $(EMBEDDED) ## rebuild recipes/data/sentiment from its seed (10 minutes)

@@ -208,7 +208,7 @@ def main() -> None:
     if args.push:
         from dpo.pairs import push
 
-        push.push(folder, args.push)
+        print(f"Sent: {push.push(folder, args.push)}")
     name = re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower()).strip("-._") or "mine"
     print(f"Next: make new RECIPE={name} MODEL={args.model[-1]} DATASET={folder}")
 

@@ -39,10 +39,7 @@ def given(asked, model, to: Path, *flags: str) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Without the lock; in the card the folder's own name stands."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-    found["README.md"] = found["README.md"].replace(folder.name.encode(), b"name")
-    return found
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_pairs_are_data_as_they_are(asked, chatty_model, tmp_path):
@@ -68,20 +65,20 @@ def test_pairs_are_data_as_they_are(asked, chatty_model, tmp_path):
         assert yaml.safe_load(recipe.read_text())["dataset_name"] == str(to)
         shown = made("data", named, f"ARGS=--output_dir={tmp_path / 'run'}")
         assert shown.returncode == 0, shown.stdout[-2000:] + shown.stderr[-2000:]
-        assert f"{counts['train']} of {counts['train']}" in shown.stdout
+        assert f"{counts['train']} pairs of {counts['train']} rows" in shown.stdout
     finally:
         recipe.unlink(missing_ok=True)
 
 
 def test_after_ten_kills_the_pairs_are_the_same(asked, chatty_model, tmp_path):
     """At random moments, with SIGKILL; what had been answered is not asked for again."""
-    whole = made("pairs", *given(asked, chatty_model, tmp_path / "whole"))
+    whole = made("pairs", *given(asked, chatty_model, tmp_path / "whole/mine"))
     assert whole.returncode == 0, whole.stderr[-2000:]
-    expected = files(tmp_path / "whole")
+    expected = files(tmp_path / "whole/mine")
     (ROOT / "cache").rename(tmp_path / "cache")
     prompts, rule = asked
     flags = [f"--prompts={prompts}", f"--model={chatty_model}", f"--judge={rule}", "--samples=4"]
-    flags += [f"--to={tmp_path / 'killed'}", *SETTINGS]
+    flags += [f"--to={tmp_path / 'killed/mine'}", *SETTINGS]
     out = tmp_path / "out", tmp_path / "errors"
     draw, kills, answered = random.Random(3), 0, [0]
     kept = ROOT / "cache/answers"
@@ -99,8 +96,8 @@ def test_after_ten_kills_the_pairs_are_the_same(asked, chatty_model, tmp_path):
     last = fork_first(flags, environment, out, "")
     last.join()
     assert last.exitcode == 0, out[1].read_text()[-2000:]
-    assert files(tmp_path / "killed") == expected
-    assert not [*(tmp_path / "killed").glob(".*-*")]
+    assert files(tmp_path / "killed/mine") == expected
+    assert not [*(tmp_path / "killed/mine").glob(".*-*")]
 
 
 def fork_first(flags, environment, out, first):
@@ -132,14 +129,14 @@ def test_asked_to_stop_it_keeps_what_there_is(asked, chatty_model, tmp_path):
 
 
 def test_two_processes_make_the_pairs_of_one(asked, chatty_model, tmp_path):
-    one = made("pairs", *given(asked, chatty_model, tmp_path / "one"))
+    one = made("pairs", *given(asked, chatty_model, tmp_path / "one/mine"))
     assert one.returncode == 0, one.stderr[-2000:]
     (ROOT / "cache").rename(tmp_path / "cache")
     changes = {"OMP_NUM_THREADS": "1"}
-    two = make("pairs", *given(asked, chatty_model, tmp_path / "two"), "GPUS=2", **changes)
+    two = make("pairs", *given(asked, chatty_model, tmp_path / "two/mine"), "GPUS=2", **changes)
     assert two.returncode == 0, two.stdout[-2000:] + two.stderr[-3000:]
     assert "--num_processes 2" in two.stdout and "process 1 of 2" in two.stderr
-    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert files(tmp_path / "two/mine") == files(tmp_path / "one/mine")
 
 
 def test_a_second_judge_and_a_second_way_ask_no_model(asked, chatty_model, tmp_path):

@@ -56,9 +56,10 @@ def test_the_card_is_valid_and_states_what_it_holds(tmp_path):
     assert [split["split"] for split in default["data_files"]] == ["train", "test"]
     assert candidates["data_files"] == "candidates.jsonl"
     assert cells(text, "prompts found") == ["9"] and cells(text, "prompts asked") == ["8"]
-    assert cells(text, "prompts left out: `too long`") == ["1"]
-    assert cells(text, "answers left out: `unfinished`") == ["3"]
-    assert cells(text, "prompts without a pair: `a tie`") == ["2"]
+    assert cells(text, "prompts left out: the same prompt is there already") == ["1"]
+    assert cells(text, "answers left out: cut at max_new_tokens before it ended") == ["3"]
+    assert cells(text, "answers left out: `a word of the judge`") == ["1"]
+    assert cells(text, "prompts without a pair: all answers have the same score") == ["2"]
     assert cells(text, "pairs, train") == ["4"] and cells(text, "pairs, test") == ["1"]
     assert cells(text, "model") == ["`org/small`: 1,234 parameters, float32"]
     assert cells(text, "chosen, tokens") == ["3.0", "3", "3", "3", "3"]
@@ -134,7 +135,7 @@ def test_no_text_breaks_the_card(tmp_path, monkeypatch):
     made = json.loads((hostile / "pairs.json").read_text())
     made["models"][0]["name"] = made["judge"]["name"] = made["prompts"]["source"] = HOSTILE
     for section in (made["prompts"], made["answers"]):
-        section["left_out"] = {HOSTILE: section["left_out"].popitem()[1]}
+        section["left_out"][HOSTILE] = section["left_out"].popitem()[1]
     (hostile / "pairs.json").write_text(json.dumps(made))
 
     def kinds(text: str) -> list[str]:

@@ -1,14 +1,16 @@
 """Pairs on the hub: private, the files of the data set alone, and never lost."""
 
+import json
 import socket
 
 import pytest
 from huggingface_hub import constants
 
 from dpo.pairs import card
-from dpo.pairs.push import SENT, check_push, push
+from dpo.pairs.folder import OURS
+from dpo.pairs.push import check_push, push
 from support.hub import TOKEN, Hub
-from support.pairs import pairs_folder
+from support.pairs import SETTINGS, pairs_folder
 
 NAME = "somebody/my-pairs"
 ROWS = [
@@ -29,7 +31,8 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = pairs_folder(tmp_path / "my-pairs", ROWS)
+    prompts = SETTINGS["prompts"] | {"source": str(tmp_path / "asked.txt")}
+    folder = pairs_folder(tmp_path / "my-pairs", ROWS, prompts=prompts)
     (folder / "answers").mkdir()  # what a killed command goes on from
     for name in ("answers/0.jsonl", "notes.txt", ".half.json", "train.jsonl.bak"):
         (folder / name).write_text("not for others")
@@ -48,14 +51,19 @@ def test_a_private_data_set_of_the_hub_gets_the_files_of_the_pairs_and_no_others
     check_push(NAME)
     assert push(folder, NAME) == f"{hub.url}/datasets/{NAME}"
     assert hub.private == {NAME: True}
-    assert hub.files[NAME] == {name: (folder / name).read_bytes() for name in SENT}
+    sent = hub.files[NAME]
+    about = json.loads(sent.pop("pairs.json"))
+    assert sent == {name: (folder / name).read_bytes() for name in OURS if name != "pairs.json"}
+    kept = json.loads((folder / "pairs.json").read_text())
+    assert kept["prompts"].pop("source") == str(folder.parent / "asked.txt")
+    assert about["prompts"].pop("source") == "asked.txt" and about == kept
 
 
 def test_pairs_that_are_there_are_sent_again(hub, folder):
     hub.private[NAME] = True
     check_push(NAME)
     push(folder, NAME)
-    assert {*hub.files[NAME]} == {*SENT}
+    assert {*hub.files[NAME]} == {*OURS}
 
 
 def test_nothing_goes_to_a_public_data_set(hub, folder):
@@ -80,8 +88,8 @@ def test_pairs_that_are_not_sent_are_written_and_a_command_sends_them(
     check_push(NAME)  # an outage may be over when the pairs are made
     said = line(push, folder, NAME)
     assert said.startswith(f"push: the pairs are written to {folder}, and not sent (")
-    command = f"hf upload {NAME} {folder} . --repo-type dataset --private --include train.jsonl"
-    assert command in said and "--include margins.png" in said
+    assert f"hf upload {NAME} {folder} . --repo-type dataset --private --include " in said
+    assert all(f"--include {name}" in said for name in OURS)
     assert not hub.files and (folder / "train.jsonl").stat().st_size
 
 

@@ -8,6 +8,7 @@ from support.commands import at_once
 from support.place import ROOT
 
 NAMED = ("--recipe=smollm2-sentiment",)
+ROUNDS = (*NAMED, "--prompts=smollm2-sentiment", "--judge=vader")
 RECIPE = ("--config", "recipes/smollm2-sentiment.yaml")
 
 
@@ -71,6 +72,13 @@ def test_help_begins_with_what_is_ours(monkeypatch):
         ("compare.py", ["--runs=outputs/nowhere"], 1, "no run at outputs/nowhere; the runs here"),
         ("evaluate.py", ["--run=outputs/nowhere"], 1, "no run and no model at outputs/nowhere; "),
         ("bench.py", ["--model=nope"], 1, "no model nope: one of SmolLM2-135M, "),
+        ("rounds.py", [], 2, "the following arguments are required: --recipe"),
+        ("rounds.py", [*NAMED, "--prompts=x", "--judge=vader", "--samplez=2"], 2, "--samplez=2"),
+        ("rounds.py", [*NAMED, "--prompts=x"], 1, "JUDGE=: name who judges without asking anybody"),
+        ("rounds.py", [*NAMED, "--judge=vader"], 1, "PROMPTS= is missing"),
+        ("rounds.py", [*ROUNDS, "--to=x"], 1, "--to: make rounds says it in every round itself"),
+        ("rounds.py", [*ROUNDS, "--reference=mine"], 2, "argument --reference: invalid choice"),
+        ("rounds.py", [*ROUNDS, "--", "--betaa=1"], 1, "unknown argument '--betaa=1': did you"),
         ("launch.py", ["--gpus=none"], 1, "GPUS=none is not a number"),
     ],
 )

@@ -11,7 +11,7 @@ SETTINGS: dict[str, Any] = {
     "prompts": {"source": "prompts.txt", "digest": "1"}
     | {"split": "", "skip": 0, "first": None, "test_size": 0.1, "split_seed": 42}
     | {"chat_template_kwargs": {"enable_thinking": False}}
-    | {"count": 9, "asked": 8, "left_out": {"too long": 1}},
+    | {"count": 9, "asked": 8, "left_out": {"repeated": 1}},
     "models": [{"name": "org/small", "parameters": 1234, "dtype": "float32", "digest": "0"}],
     "sampling": {
         "samples": 2,
@@ -22,8 +22,8 @@ SETTINGS: dict[str, Any] = {
     },
     "judge": {"kind": "reward", "name": "vader"},
     "pick": {"how": "best-worst", "min_margin": 0.1, "label_temperature": 1.0},
-    "answers": {"count": 16, "left_out": {"unfinished": 3}},
-    "without_pair": {"a tie": 2},
+    "answers": {"count": 16, "left_out": {"unfinished": 3, "a word of the judge": 1}},
+    "without_pair": {"tie": 2},
     "orders_disagree": None,
     "cost": None,
 }

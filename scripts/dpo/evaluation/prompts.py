@@ -103,9 +103,17 @@ def lines_as_rows(path: Path) -> Rows:
 
 
 def splits_of(name: str) -> dict[str, Rows]:
-    """The rows of a file, a folder or a data set of the hub that holds prompts, split by split."""
+    """The rows of a file, a folder or a data set of the hub that holds prompts, split by split.
+
+    Raises:
+        Refusal: there is nothing of that name.
+    """
     path = Path(name)
-    return {"train": lines_as_rows(path)} if ".txt" in path.suffixes[-2:] else load(name, "PROMPTS")
+    if ".txt" not in path.suffixes[-2:]:
+        return load(name, "PROMPTS")
+    if not path.is_file():
+        raise Refusal(f"PROMPTS: no file {name}")
+    return {"train": lines_as_rows(path)}
 
 
 def column_of(source: Rows) -> str:

@@ -4,6 +4,7 @@ default."""
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from dpo.core.files import write_whole
+from dpo.pairs import asked, picking
+from dpo.pairs.folder import ABOUT, CANDIDATES, NO_ANSWER, SPLITS
 from dpo.pairs.parts import licences
 from dpo.pairs.parts.escape import code, fenced, public, shown, table, wrapped
-from dpo.pairs.parts.figures import SPLITS, Figures, against, draw_margins, expected_against, read
+from dpo.pairs.parts.figures import Figures, against, draw_margins, expected_against, read
+from dpo.pairs.scores import LADDER
 from dpo.reports.html import png
 
-CARD, SETTINGS, CANDIDATES, PICTURE = "README.md", "pairs.json", "candidates.jsonl", "margins.png"
-LADDER = "ladder"  # the kind of judge that is none: the larger model's answer is chosen
-DRAWN = "bradley-terry"
+CARD, PICTURE = "README.md", "margins.png"
 OF_PROMPTS = ("split", "skip", "first", "test_size", "split_seed", "chat_template_kwargs")
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}
 
@@ -27,7 +29,7 @@ def write(folder: Path) -> None:
     """Write README.md and margins.png into a folder that `make pairs` has filled: what pairs.json
     states and candidates.jsonl holds. The same bytes for the same folder; without scores there is
     no picture."""
-    made = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    made = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     found = read(folder / CANDIDATES, scored=made["judge"]["kind"] != LADDER)
     if found.scored:
         drawn = draw_margins(found, public(made["judge"]["name"]))
@@ -74,7 +76,7 @@ def body(name: str, made: dict[str, Any], found: Figures) -> str:
         fenced(command(name, made)),
         "Columns: `prompt`, `chosen` and `rejected` as messages, and the score of each answer. "
         f"`{CANDIDATES}` (configuration `candidates`) has every answer with its score and why it "
-        f"was left out, `{SETTINGS}` all settings and counts.",
+        f"was left out, `{ABOUT}` all settings and counts.",
         "## How they were made\n\n" + settings(made),
         "## Counts\n\n" + counts(made),
         "## Lengths and margins\n\n" + lengths(found),
@@ -115,7 +117,7 @@ def _without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def _picking(pick: dict[str, Any]) -> dict[str, Any]:
     """How pairs were picked, without the temperature of labels where none was drawn."""
-    return pick if pick["how"] == DRAWN else _without(pick, "label_temperature")
+    return pick if pick["how"] == picking.DRAWN else _without(pick, "label_temperature")
 
 
 def settings(made: dict[str, Any]) -> str:
@@ -138,16 +140,19 @@ def settings(made: dict[str, Any]) -> str:
 def counts(made: dict[str, Any]) -> str:
     prompts, answers = made["prompts"], made["answers"]
     rows = [["", "count"], ["prompts found", f"{prompts['count']:,}"]]
-    rows += _reasons("prompts left out", prompts["left_out"])
+    rows += _reasons("prompts left out", prompts["left_out"], asked.reasons)
     rows += [["prompts asked", f"{prompts['asked']:,}"], ["answers", f"{answers['count']:,}"]]
-    rows += _reasons("answers left out", answers["left_out"])
-    rows += _reasons("prompts without a pair", made["without_pair"])
+    rows += _reasons("answers left out", answers["left_out"], NO_ANSWER.get)
+    rows += _reasons("prompts without a pair", made["without_pair"], picking.REASONS.get)
     rows += [[f"pairs, {name}", f"{made['pairs'][name]:,}"] for name in SPLITS]
     return table(rows)
 
 
-def _reasons(what: str, by: dict[str, int]) -> list[list[str]]:
-    return [[f"{what}: {code(why)}", f"{count:,}"] for why, count in by.items()]
+def _reasons(what: str, by: dict[str, int], words: Callable[[str], str | None]) -> list[list[str]]:
+    """Rows that count reasons: ours in words; others, such as what a judge says, as they are."""
+    said = {why: words(why) for why in by}
+    said = {why: text if text and text != why else code(why) for why, text in said.items()}
+    return [[f"{what}: {said[why]}", f"{count:,}"] for why, count in by.items()]
 
 
 def lengths(found: Figures) -> str:
@@ -186,7 +191,7 @@ def noise(made: dict[str, Any], found: Figures) -> str:
             "Not known. No judge has seen the answers: the larger model's is chosen, also where it "
             "is the worse."
         )
-    if pick["how"] == DRAWN and found.scored:
+    if pick["how"] == picking.DRAWN and found.scored:
         return _drawn(pick["label_temperature"], found)
     if judge["kind"] == "endpoint":
         if made["orders_disagree"] is None:

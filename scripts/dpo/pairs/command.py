@@ -28,7 +28,7 @@ from dpo.pairs import asked, card, folder
 from dpo.pairs.answers import Asked
 from dpo.pairs.asked import Block, Found
 from dpo.pairs.folder import ABOUT, CANDIDATES, SPLITS, ordered, put
-from dpo.pairs.picking import Answer, Picking
+from dpo.pairs.picking import DRAWN, Answer, Picking
 from dpo.pairs.scores import Judge, Texts
 
 POLL = 0.5  # seconds between looks at what another process has done
@@ -64,12 +64,14 @@ class Work:
 
     def pair_of(self, entry: dict[str, Any], chosen: dict, rejected: dict) -> dict[str, Any]:
         """A row of the data set, in TRL's explicit layout: the conversation, and two answers. Their
-        scores are called after the known reward where that is the judge: runs measure it then."""
+        scores are called after the known reward where that is the judge: runs measure it then; and
+        rewards where labels are drawn: a label that contradicts a score is set aside as wrong."""
         row = {"prompt": entry["prompt"]}
         sides = {"chosen": chosen, "rejected": rejected}
         for side, answer in sides.items():
             row[side] = [{"role": "assistant", "content": answer["text"]}]
-        name = "vader" if self.judge.name == judging.KNOWN else "score"
+        name = "reward" if self.picking.how == DRAWN else "score"
+        name = "vader" if self.judge.name == judging.KNOWN else name
         row |= {f"{name}_{side}": answer["score"] for side, answer in sides.items()}
         options = dict(entry.get("options") or {})
         if tools := options.pop("tools", None):

@@ -12,13 +12,13 @@ import torch
 
 from dpo.losses import bradley_terry
 
+DRAWN = "bradley-terry"
 WAYS = {
     "best-worst": "the two that differ most in score",
     "best-random": "the best, and one of those with a lower score, by chance",
     "all": "every two that differ",
     "like-length": "of the two that differ, those whose lengths are closest",
-    "bradley-terry": "the two that differ most, the label drawn by sigmoid(difference / "
-    "label_temperature)",
+    DRAWN: "the two that differ most, the label drawn by sigmoid(difference / label_temperature)",
 }
 REASONS = {
     "one_answer": "fewer than two answers are left to compare",
@@ -113,7 +113,7 @@ class Picking:
     def truthful(self, better: Answer, worse: Answer, draw: random.Random) -> bool:
         """Whether the better answer is the chosen one: always, but where the label is drawn from
         the Bradley-Terry model (equation 1 of the DPO paper) with reward score / temperature."""
-        if self.how != "bradley-terry":
+        if self.how != DRAWN:
             return True
         gap = torch.tensor(margin(better, worse) / self.label_temperature, dtype=torch.float64)
         return draw.random() < bradley_terry(gap, 0.0).item()

@@ -1,17 +1,19 @@
 """Pairs on the hub: a private data set, when it is asked for, and never by itself."""
 
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from dpo.core.refusal import Refusal, first_line
-from dpo.pairs.card import CANDIDATES, CARD, PICTURE, SETTINGS
+from dpo.pairs.folder import ABOUT, OURS
+from dpo.pairs.parts.escape import public
 from dpo.recipe.hub_names import HUB_TIMEOUT
 
-SENT = ("train.jsonl", "test.jsonl", CANDIDATES, SETTINGS, CARD, PICTURE)
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -53,21 +55,27 @@ def push(folder: Path, name: str) -> str:
         address = api.create_repo(name, private=True, exist_ok=True, repo_type="dataset")
         private = api.dataset_info(name, timeout=HUB_TIMEOUT).private
         _check_private(name, private)
-        api.upload_folder(
-            repo_id=name,
-            repo_type="dataset",
-            folder_path=folder,
-            commit_message="Preference pairs",
-            allow_patterns=[*SENT],
-        )
+        there = {file: folder / file for file in OURS if (folder / file).is_file()}
+        sent = {**there, ABOUT: json.dumps(without_paths(folder / ABOUT), indent=1).encode()}
+        parts = [CommitOperationAdd(file, content) for file, content in sent.items()]
+        api.create_commit(name, parts, commit_message="Preference pairs", repo_type="dataset")
     except Exception as error:  # whatever an outage looks like, the pairs are written
-        only = " ".join(f"--include {file}" for file in SENT)
+        only = " ".join(f"--include {file}" for file in OURS)
         where = f"{shlex.quote(name)} {shlex.quote(str(folder))} ."
         raise Refusal(
             f"push: the pairs are written to {folder}, and not sent ({first_line(error)}). This "
             f"sends them: hf upload {where} --repo-type dataset --private {only}"
         ) from error
     return str(address)
+
+
+def without_paths(about: Path) -> dict[str, Any]:
+    """pairs.json without where on this machine models, prompts and judge lie."""
+    made = json.loads(about.read_text(encoding="utf-8"))
+    made["prompts"]["source"] = public(made["prompts"]["source"])
+    for named in (*made["models"], made["judge"]):
+        named["name"] = public(named["name"])
+    return made
 
 
 def _check_private(name: str, private: bool | None) -> None:

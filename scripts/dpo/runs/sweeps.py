@@ -55,8 +55,13 @@ class Run:
 
     def last_line(self) -> str:
         """What a run that failed said last."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return last_line(BAR.sub("", text))
+        return last_line_of(self.log)
+
+
+def last_line_of(log: Path) -> str:
+    """What was written last to a log, bars left out."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return last_line(BAR.sub("", text))
 
 
 def points(sweep: str) -> list[dict[str, str]]:
@@ -148,14 +153,19 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
     environment.setdefault("WANDB_RUN_GROUP", run.folder.parent.name)
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpus
-    # The launcher inherits the signals blocked, so that none ends it before it listens. It is in a
-    # group of its own, so that the terminal's Ctrl-C comes by us, and once.
+    # The launcher inherits the signals blocked, so that none ends it before it listens.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    with run.log.open("a", encoding="utf-8") as log:
-        given: Any = {"stdout": log, "stderr": subprocess.STDOUT, "process_group": 0}
-        run.process = subprocess.Popen(command, env=environment, **given)
+    run.process = started(command, run.log, environment)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     run.seconds = -time.monotonic()
+
+
+def started(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """A process whose output is added to a log, in a group of its own, so that the terminal's
+    Ctrl-C comes by us, and once."""
+    with log.open("a", encoding="utf-8") as file:
+        given: Any = {"stdout": file, "stderr": subprocess.STDOUT, "process_group": 0}
+        return subprocess.Popen(command, env=environment, **given)
 
 
 @contextlib.contextmanager

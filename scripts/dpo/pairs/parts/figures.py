@@ -16,9 +16,9 @@ from dpo.core.secrets import mask
 from dpo.core.terminal import visible
 from dpo.losses import bradley_terry
 from dpo.models.sampling import said
+from dpo.pairs.folder import SPLITS
 from dpo.reports.parts.run_picture import AFTER, BEFORE, INK, SCALES, head
 
-SPLITS = ("train", "test")
 EXAMPLES = 3
 
 
@@ -115,7 +115,7 @@ def draw_margins(figures: Figures, judge: str) -> Figure:
         bins=25,
         weights=[np.full(len(margins), 1 / len(margins)) for margins in parts.values()],
         color=[{"train": BEFORE, "test": AFTER}[name] for name in parts],
-        label=[f"{name}: {len(margins):,} pairs" for name, margins in parts.items()],
+        label=[f"{name}: {len(margins):,}" for name, margins in parts.items()],
     )
     if figures.margin.min() < 0:
         axis.axvline(0, color=INK, linestyle=":", linewidth=1)

@@ -1,0 +1,1 @@
+"""Rounds of pairs from the policy itself and training on them."""

@@ -1,0 +1,1 @@
+"""Rounds of sampling and training, held against one offline run."""
