@@ -11,6 +11,7 @@ from dpo.core.refusal import Refusal
 from dpo.evaluation import benchmarks, generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.evaluation.judges import judging
+from dpo.evaluation.judges.rule import is_rule
 from dpo.evaluation.measure import SEED, TEMPERATURE
 from dpo.runs.output_folder import RUNS, run_folder
 
@@ -67,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
     if suite:
         benchmarks.check(suite, args.suite_tasks)
     # Before the data, which take longer.
-    given = prompts.read(args.prompts) if args.prompts else None
+    given = prompts.read(args.prompts, is_rule(args.judge)) if args.prompts else None
     held_out = prompts.held_out_pairs(recipe) if recipe else None
     if given is None:
         if held_out is None:

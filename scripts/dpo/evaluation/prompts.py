@@ -167,9 +167,17 @@ def each(source: Rows) -> Iterator[tuple[int, Row, Prompt | Fault]]:
             yield number, row, Fault("not_messages", str(error))
 
 
-def read(file: str) -> list[Prompt]:
+def with_row(prompt: Prompt, row: Row) -> Prompt:
+    """A prompt with the row that it stands in, which a rule may ask for."""
+    said, options = parts(prompt)
+    row = json.loads(json.dumps(row, default=str))
+    return {"prompt": said, "options": options, "row": row}
+
+
+def read(file: str, rows: bool = False) -> list[Prompt]:
     """The prompts of a file or folder that holds data of any kind: a line each of .txt, or a
-    column of questions, text or messages, with what stands beside it (`each`).
+    column of questions, text or messages, with what stands beside it (`each`); with `rows`, each
+    with its row.
 
     Raises:
         Refusal: the file is missing, cannot be read, has several splits and none is `test`, holds
@@ -184,12 +192,12 @@ def read(file: str) -> list[Prompt]:
     if source.notes:
         raise Refusal(f"PROMPTS: {file} has {source.notes[0]}, or give one file")
     found = []
-    for number, _, prompt in each(source):
+    for number, row, prompt in each(source):
         if isinstance(prompt, Fault):
             said = lint.REASONS.get(prompt.reason, prompt.reason)
             detail = f" ({prompt.detail})" if prompt.detail else ""
             raise Refusal(f"PROMPTS: {file}, row {number}: {said}{detail}")
-        found.append(prompt)
+        found.append(with_row(prompt, row) if rows else prompt)
     if not found:
         raise Refusal(f"PROMPTS: {file} holds no prompts")
     return found

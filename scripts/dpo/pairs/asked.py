@@ -157,7 +157,7 @@ def read(
         Refusal: there are none, or none can be asked.
     """
     models, found, seen = Models(asked, max_new_tokens), Found(""), set()
-    passed, digest = 0, hashlib.sha256()
+    passed, written = 0, hashlib.sha256()
     with files.written_whole(folder / FILE) as file:
         for part, (which, rows) in enumerate(of_source(name, split).items()):
             if which == "test" and not test_size:
@@ -175,7 +175,7 @@ def read(
                     entry["options"] = given
                 if keep_rows:
                     entry["row"] = json.loads(json.dumps(row, default=str))
-                own_digest = lint.digest([[[m["role"], plain(m)] for m in said], given])
+                own_digest = digest(prompt_of(entry))
                 fault = "repeated" if own_digest in seen else models.fault(prompt_of(entry))
                 if fault:
                     found.left_out[fault] += 1
@@ -191,18 +191,21 @@ def read(
                 entry["draw"] = lint.digest(f"{split_seed} {own_digest}")
                 found.asked += 1
                 line = f"{json.dumps(entry, ensure_ascii=False)}\n"
-                digest.update(line.encode("utf-8", "surrogatepass"))
+                written.update(line.encode("utf-8", "surrogatepass"))
                 file.write(line)
     if not found.asked:
         why = ", ".join(f"{reasons(reason)} ({n})" for reason, n in found.left_out.most_common())
         raise Refusal(f"PROMPTS: {name} holds no prompts{': ' if why else ''}{why}")
-    found.digest = digest.hexdigest()[:24]
+    found.digest = written.hexdigest()[:24]
     return found
 
 
-def plain(message: dict[str, Any]) -> str:
-    """What a message says, for what says the same again: in small letters, blanks as one."""
-    return " ".join(told(message).split()).casefold()
+def digest(prompt: Prompt) -> int:
+    """By what prompts are told apart: who says what, small letters and blanks aside, and options of
+    the chat template."""
+    messages, options = turns(parts(prompt)[0]), parts(prompt)[1]
+    said = [[each["role"], " ".join(told(each).split()).casefold()] for each in messages]
+    return lint.digest([said, options])
 
 
 def reasons(reason: str) -> str:

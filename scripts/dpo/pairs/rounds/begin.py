@@ -9,10 +9,10 @@ from typing import Any
 from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
-from dpo.data import lint, schema
+from dpo.data import schema
 from dpo.data.formats.turns import Fault
 from dpo.evaluation import prompts
-from dpo.models.sampling import Prompt, parts, turns
+from dpo.models.sampling import Prompt
 from dpo.pairs import asked
 from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import LOCK, differences
@@ -21,26 +21,20 @@ ABOUT, HELD_OUT = "rounds.json", "held_out.jsonl"
 FORMAT = 1
 
 
-def digest(prompt: Prompt) -> int:
-    """Of what is said; as `make pairs` tells prompts apart."""
-    said, options = parts(prompt)
-    return lint.digest([lint.spoken(turns(said)), options])
-
-
 def train_prompts(name: str, split: str) -> Iterator[int]:
     """The digest of each prompt that may be trained on."""
     for which, rows in asked.of_source(name, split).items():
         if which != "test":
-            yield from (digest(prompt) for _, _, prompt in rows if not isinstance(prompt, Fault))
+            yield from (
+                asked.digest(prompt) for _, _, prompt in rows if not isinstance(prompt, Fault)
+            )
 
 
 def with_rows(found: Iterator[tuple[int, dict[str, Any], Prompt | Fault]]) -> Iterator[Prompt]:
     """Prompts with the rows that a rule may ask for; rows that hold none are left out."""
     for _, row, prompt in found:
         if not isinstance(prompt, Fault):
-            said, options = parts(prompt)
-            row = json.loads(json.dumps(row, default=str))
-            yield {"prompt": turns(said), "options": options, "row": row}
+            yield prompts.with_row(prompt, row)
 
 
 def held_out_of(recipe: Recipe, name: str) -> Iterator[Prompt]:
@@ -99,7 +93,7 @@ def begin(recipe: Recipe, into: Path, how: dict[str, Any], carried: dict[str, An
         raise Refusal(f"PROMPTS: {how['prompts']} holds no prompts")
     given: dict[int, Prompt] = {}
     for prompt in held_out_of(recipe, how["eval_prompts"]):
-        given.setdefault(digest(prompt), prompt)
+        given.setdefault(asked.digest(prompt), prompt)
     held_out = [prompt for key, prompt in given.items() if key not in trained]
     if not held_out:
         why = "all of them are among PROMPTS" if given else "there are none"
