@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import pairs
-
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import at_once, guarded, parser_of, visible
 from dpo.recipe.arguments import positive

@@ -4,7 +4,9 @@ same, after a kill, with another judge or another way of picking, finds them."""
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +40,15 @@ class Asked:
 
     def __post_init__(self) -> None:
         self.tokenizer: PreTrainedTokenizerBase = self.who.tokenizer()
-        self.control = chat_template.ChatTemplate(self.tokenizer, list).control
         self.digest = self.who.digest()
         self.size = replace(self.who, dtype="int8").weight_bytes()  # a byte each
         installed = self.device.startswith("cuda") and importlib.util.find_spec("vllm")
         self.by_vllm = bool(installed) and not adapters.config_of(self.who.path, self.who.revision)
+
+    @cached_property
+    def control(self) -> re.Pattern | None:
+        """The tokens that no answer may spell (chat_template.py)."""
+        return chat_template.ChatTemplate(self.tokenizer, list).control
 
     def of(self, block: Block, settings: Settings) -> tuple[Path, list[list[int]], Settings]:
         """Where the answers to a block are kept, its prompts' tokens, and its own seed."""

@@ -224,7 +224,7 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
     if changed := differences(manifest["settings"], about["settings"]):
         refuse(f"was written with other settings: {changed}", "give those again")
     for key in ("model", "reference", "data"):
-        if manifest.get(key) != about[key]:  # older ones have no reference of their own
+        if manifest.get(key) != about.get(key):  # older ones have no reference of their own
             refuse(f"was written with other {key} than this run reads", "bring them back")
     before, now = manifest["sharding"], about["sharding"]
     if before != now:
