@@ -112,7 +112,11 @@ def main() -> None:
     stated = {key: value for key, value in vars(asked).items() if key not in SET_HERE}
     carried = {key: stated.pop(key) for key in CARRIED_OUT}
     how = {k: v for k, v in vars(args).items() if k not in ("output", "config", "gpus")} | stated
-    into.mkdir(parents=True, exist_ok=True)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "it is a file" if into.is_file() else error.strerror
+        raise Refusal(f"OUTPUT: {into} cannot be made: {why}: give another folder") from error
     held = output_folder.lock(into)  # noqa: F841  as long as the process lives
     count = begin.begin(recipe, into, how, carried)
     rounds = plan.rounds(recipe, args.arguments, into, args, asked.test_size, count)

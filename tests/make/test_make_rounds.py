@@ -156,6 +156,7 @@ def test_adapters_go_in_rounds_from_the_model_that_they_make(given, tmp_path):
     [
         ("--near_duplicate=0", "no pair to train on comes of 6 prompts: "),
         ("--eval_prompts=nowhere.txt", "PROMPTS: no file nowhere.txt"),
+        ("--output=README.md", "OUTPUT: README.md cannot be made: it is a file: give another"),
     ],
 )
 def test_what_ends_a_round_is_said_in_its_line(given, more, says_so):
