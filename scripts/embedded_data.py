@@ -52,7 +52,14 @@ SETTINGS = {
     "label_temperature": LABEL_TEMPERATURE,
     "near_duplicate": 1,
 }
-WRITTEN = ("train.jsonl", "test.jsonl", "README.md", "margins.png")
+WRITTEN = ("train.jsonl", "test.jsonl", "candidates.jsonl", "margins.png")
+OF_THE_CARD = f"""
+## Of these prompts
+
+{len(QUESTIONS)} questions about each of the subjects in `subjects.txt`, the subjects of train and test
+apart; nothing in it was written or taken elsewhere (`scripts/embedded_data.py`). The answers are a
+small model's: they are often untrue, and praise or blame nobody real.
+"""
 
 
 def arguments() -> argparse.Namespace:
@@ -104,6 +111,8 @@ def main() -> None:
         counts = json.loads((made / "pairs.json").read_text(encoding="utf-8"))["pairs"]
         for name in WRITTEN:
             shutil.copy(made / name, output / name)
+        card = (made / "README.md").read_text(encoding="utf-8")
+        (output / "README.md").write_text(card + OF_THE_CARD, encoding="utf-8")
     print(f"Wrote {', '.join(f'{n} {split}' for split, n in counts.items())} pairs to {output}")
     print("Next: make data shows them as the model will see them")
 

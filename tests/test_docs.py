@@ -13,8 +13,12 @@ from support.place import ROOT
 
 
 def test_the_python_of_the_readme_runs(tiny_model):
-    (code,) = blocks("python")
+    code, rule = blocks("python")
     exec(code.replace("outputs/smollm2-sentiment", str(tiny_model)), {})
+    known = {}
+    exec(rule, known)  # of docs/pairs.md
+    right, wrong = (known["score"]("Two plus two?", said, {"answer": "4"}) for said in "45")
+    assert right > wrong
 
 
 def test_help_lists_every_target():
@@ -43,7 +47,7 @@ def test_the_docs_name_every_layout_and_every_reason():
 
 def test_every_path_that_the_readme_names_is_there():
     made_by_a_run = ("outputs", "models", "cache", ".venv", "resolved.yaml")
-    made_by_a_run += ("train/", "eval/", "evaluate/")  # what W&B shows
+    made_by_a_run += ("train/", "eval/", "evaluate/", "rule.py")  # what W&B shows, the reader has
     names = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:md|txt|toml|yaml|py))`", README + DOCS)
     assert names
     for name in names:

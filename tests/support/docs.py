@@ -58,6 +58,9 @@ ELSEWHERE = {
     "on the tiny model",
     'make sweep SWEEP="seed=42,1,2,3,4"': "likewise",
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_make_sweep.py",
+    "make pairs": "test_make_pairs.py",
+    'make pairs PROMPTS=questions.txt JUDGE=vader SAMPLES=4 ARGS="--max_new_tokens 40"': ""
+    "test_make_pairs.py, on a tiny model",
     "make rounds": "test_make_rounds.py",
     "make rounds RECIPE=smollm2-sentiment PROMPTS=recipes/data/sentiment/train.jsonl "
     "JUDGE=vader": "test_make_rounds.py, on a tiny model",

@@ -89,6 +89,7 @@ def settings(
         options: of the chat template.
     """
     sampling = asdict(work.settings) | {"seeds": work.seeds, "chat_template_kwargs": options}
+    sampling["batch_size"] = work.size  # with others beside it an answer gets other random numbers
     del sampling["seed"]
     return {
         "format": 1,
