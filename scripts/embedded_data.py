@@ -56,8 +56,8 @@ WRITTEN = ("train.jsonl", "test.jsonl", "candidates.jsonl", "margins.png")
 OF_THE_CARD = f"""
 ## Of these prompts
 
-{len(QUESTIONS)} questions about each of the subjects in `subjects.txt`, the subjects of train and test
-apart; nothing in it was written or taken elsewhere (`scripts/embedded_data.py`). The answers are a
+{len(QUESTIONS)} questions about each of the subjects in `subjects.txt`, the subjects of train and
+test apart; nothing in it was written or taken elsewhere (`scripts/embedded_data.py`). The answers are a
 small model's: they are often untrue, and praise or blame nobody real.
 """
 

@@ -102,6 +102,17 @@ def test_a_rule_is_announced_and_sees_the_row(tmp_path, questions, tiny_model, s
     assert not (to / "test.jsonl").exists() and found["pairs"]["test"] == 0
 
 
+def test_a_drawn_label_is_no_wrong_score(tmp_path, questions, tiny_model, says):
+    """Columns of another name: where the rejected score is the higher one, lint.py sets it aside."""
+    rule = tmp_path / "rule.py"
+    rule.write_text("def score(prompt, completion, row):\n    return len(completion)\n")
+    how = ("--pick=bradley-terry", "--label_temperature=1000", "--test_size=0")
+    made(tmp_path / "to", questions, f"--model={tiny_model}", f"--judge={rule}", *how)
+    drawn = rows(tmp_path / "to/train.jsonl")
+    wrong = [row for row in drawn if row["reward_chosen"] < row["reward_rejected"]]
+    assert 0 < len(wrong) < len(drawn) and "score_chosen" not in drawn[0]
+
+
 BAD_RULES = {
     "return len(completion) / (row['answer'] - 1)": (
         "raises ZeroDivisionError: division by zero, in line 2",

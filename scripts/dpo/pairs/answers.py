@@ -18,7 +18,7 @@ from dpo.core.hashing import name_of
 from dpo.evaluation import generations
 from dpo.evaluation.contestants import Contestant
 from dpo.evaluation.generations import Settings
-from dpo.models import adapters, chat_template
+from dpo.models import adapters, chat_template, model_files
 from dpo.models.sampling import Completion, prompt_token_ids
 
 if TYPE_CHECKING:
@@ -49,6 +49,21 @@ class Asked:
     def control(self) -> re.Pattern | None:
         """The tokens that no answer may spell (chat_template.py)."""
         return chat_template.ChatTemplate(self.tokenizer, list).control
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration of the model; of an adapter, of its base."""
+        who = self.who
+        adapter = adapters.config_of(who.path, who.revision)
+        name = adapter.base_model_name_or_path if adapter else who.path
+        revision = adapter.revision if adapter else who.revision
+        return model_files.config_of(name, revision, trust_remote_code=who.trusted)
+
+    @property
+    def dtype(self) -> str:
+        """What its weights are loaded in."""
+        own = str(self.config.dtype or "float32").removeprefix("torch.")
+        return own if self.who.dtype == "auto" else self.who.dtype
 
     def of(self, block: Block, settings: Settings) -> tuple[Path, list[list[int]], Settings]:
         """Where the answers to a block are kept, its prompts' tokens, and its own seed."""

@@ -21,7 +21,6 @@ from dpo.data import dataset, fits, lint, schema
 from dpo.data.formats.turns import Fault
 from dpo.data.sources.load import load_rows
 from dpo.evaluation import prompts
-from dpo.models import adapters, model_files
 from dpo.models.chat_template import load_tokenizer
 from dpo.models.sampling import Prompt, parts, prompt_token_ids, told, turns
 from dpo.pairs.answers import Asked
@@ -110,7 +109,7 @@ class Models:
 
     def __init__(self, asked: list[Asked], max_new_tokens: int):
         self.tokenizers = [each.tokenizer for each in asked]
-        longest = [positions(each) for each in asked]
+        longest = [fits.positions(each.config) for each in asked]
         self.room = min((n for n in longest if n), default=np.inf) - max_new_tokens
 
     def fault(self, prompt: Prompt) -> str | None:
@@ -120,14 +119,6 @@ class Models:
         except (TemplateError, TypeError, ValueError, KeyError):
             return "template_refuses"
         return "too_long" if max(lengths) > self.room else None
-
-
-def positions(asked: Asked) -> float | None:
-    who = asked.who
-    adapter = adapters.config_of(who.path, who.revision)
-    name = adapter.base_model_name_or_path if adapter else who.path
-    revision = adapter.revision if adapter else who.revision
-    return fits.positions(model_files.config_of(name, revision, trust_remote_code=who.trusted))
 
 
 def read(

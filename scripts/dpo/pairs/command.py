@@ -95,7 +95,7 @@ def settings(
         "format": 1,
         "prompts": {"source": source, "digest": work.found.digest, **how},
         "models": [
-            {"name": m.who.name, "dtype": m.who.dtype, "digest": m.digest, "parameters": m.size}
+            {"name": m.who.name, "dtype": m.dtype, "digest": m.digest, "parameters": m.size}
             for m in work.models
         ],
         "sampling": sampling,
