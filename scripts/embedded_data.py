@@ -57,8 +57,8 @@ OF_THE_CARD = f"""
 ## Of these prompts
 
 {len(QUESTIONS)} questions about each of the subjects in `subjects.txt`, the subjects of train and
-test apart; nothing in it was written or taken elsewhere (`scripts/embedded_data.py`). The answers are a
-small model's: they are often untrue, and praise or blame nobody real.
+test apart; nothing in it was written or taken elsewhere (`scripts/embedded_data.py`). The answers
+are a small model's: they are often untrue, and praise or blame nobody real.
 """
 
 

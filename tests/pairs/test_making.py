@@ -103,7 +103,7 @@ def test_a_rule_is_announced_and_sees_the_row(tmp_path, questions, tiny_model, s
 
 
 def test_a_drawn_label_is_no_wrong_score(tmp_path, questions, tiny_model, says):
-    """Columns of another name: where the rejected score is the higher one, lint.py sets it aside."""
+    """So it has columns of another name: lint.py sets aside what contradicts its score."""
     rule = tmp_path / "rule.py"
     rule.write_text("def score(prompt, completion, row):\n    return len(completion)\n")
     how = ("--pick=bradley-terry", "--label_temperature=1000", "--test_size=0")
