@@ -40,7 +40,9 @@ def test_prompts_are_read_from_files(kind, tmp_path, model):
     path.write_bytes(gzip.compress(written) if kind.endswith("gz") else written)
     found, entries = read(tmp_path, model, path, keep_rows=True)
     assert said(entries) == texts and (found.rows, found.asked) == (3, 3)
-    if not kind.startswith("txt"):
+    if kind.startswith("txt"):
+        assert [entry["at"] for entry in entries] == [2, 3, 4]  # as an editor numbers lines
+    else:
         assert [entry["row"]["answer"] for entry in entries] == ["0", "1", "2"]
 
 

@@ -115,7 +115,7 @@ def test_a_drawn_label_is_no_wrong_score(tmp_path, questions, tiny_model, says):
 
 BAD_RULES = {
     "return len(completion) / (row['answer'] - 1)": (
-        "raises ZeroDivisionError: division by zero, in line 2",
+        "raises ZeroDivisionError: division by zero, in line 2 of rule.py",
         6,
     ),
     "return None if row['answer'] == 1 else len(completion)": ("gives None, which is no number", 6),

@@ -274,7 +274,7 @@ def test_the_verdict_says_at_which_price():
     found = found_of(round_1=measured(high, 2, tokens=20), offline=measured(high, 2))
     found["rounds"]["offline"]["pairs"]["train"] = 5
     said = " ".join(verdict(found)[1])
-    assert "Its answers are much longer: 10 → 20 tokens." in said
+    assert "are much longer: 10 → 20 tokens." in said
     assert "The start's answers made 5 pairs, fewer than the 8 of all rounds." in said
 
 

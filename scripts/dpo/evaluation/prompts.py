@@ -87,14 +87,17 @@ def check(prompts: list[Prompt], who: Contestant) -> None:
         )
 
 
+def is_text(path: Path) -> bool:
+    return ".txt" in path.suffixes[-2:]
+
+
 def lines_as_rows(path: Path) -> Rows:
-    """The lines of a text file that say something, read as they are asked for."""
+    """The lines of a text file, read as they are asked for."""
 
     def lines() -> Iterator[dict[str, str]]:
         try:
             for line in lines_of(str(path)):
-                if line.strip():
-                    yield {"prompt": line.rstrip("\r\n")}
+                yield {"prompt": line.rstrip("\r\n")}
         except Broken as error:
             raise Refusal(f"PROMPTS: {error}") from error
 
@@ -136,8 +139,9 @@ def each(source: Rows) -> Iterator[tuple[int, Row, Prompt | Fault]]:
     One at a time: there may be more rows than fit in memory.
 
     Of a conversation what comes before its last answer. `tools` and `chat_template_kwargs` are
-    those of the row. Text is what a user says.
+    those of the row. Text is what a user says; blank lines of a text file are no prompts.
     """
+    text = is_text(Path(source.name))
     name, rows = column_of(source), source.first(SEEN)
     parts = {"question": name, **beside(example_of(rows), name)}
     parts |= again(rows, parts)
@@ -148,6 +152,8 @@ def each(source: Rows) -> Iterator[tuple[int, Row, Prompt | Fault]]:
         said = f"PROMPTS: {source.name}: asked: {name}; not read: {listed(unread, NAMED)}"
         print(visible(said))
     for number, row in enumerate(source.data, start=1):
+        if text and not row["prompt"].strip():
+            continue
         try:
             row = parsing.meant(row, source.padded)
             prompt = begun(asked(row, parts), row, parts, calls=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.core.hashing import digest_of
-from dpo.core.refusal import Refusal
+from dpo.core.refusal import Refusal, unbroken
 from dpo.core.terminal import visible
 from dpo.models.sampling import Messages, said
 
@@ -67,7 +67,8 @@ class Rule:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == self.file]
         line = lines[-1] if lines else getattr(error, "lineno", None)
-        return f"{type(error).__name__}: {error}{f', in line {line}' if line else ''}"
+        place = f", in line {line} of {Path(self.file).name}" if line else ""
+        return f"{type(error).__name__}: {unbroken(error)}{place}"
 
     def score(
         self, answers: dict[str, tuple[Messages, str, dict[str, Any]]]

@@ -80,12 +80,12 @@ def _distances(done: dict[str, dict], last: str, against: str) -> str:
 def _prices(found: dict[str, Any], last: str, against: str) -> list[str]:
     """What a reader should know before the numbers are believed."""
     done, sentences = measured(found), []
-    tokens = done[last]["answers"]["mean_tokens"]
+    tokens, name = done[last]["answers"]["mean_tokens"], f"Answers of {last}"
     before, after = (tokens[side]["mean"] for side in ("against", "policy"))
     if tokens["difference"]["low"] > 0 and after > LONGER * before:
-        sentences.append(f"Its answers are much longer: {before:.0f} → {after:.0f} tokens.")
+        sentences.append(f"{name} are much longer: {before:.0f} → {after:.0f} tokens.")
     if tokens["difference"]["high"] < 0 and LONGER * after < before:
-        sentences.append(f"Its answers are much shorter: {before:.0f} → {after:.0f} tokens.")
+        sentences.append(f"{name} are much shorter: {before:.0f} → {after:.0f} tokens.")
     topic = done[last]["answers"].get("on_topic")
     if topic and topic["difference"]["high"] < 0:
         shares = [topic[side] for side in ("against", "policy")]
