@@ -129,6 +129,9 @@ def test_asked_to_stop_it_keeps_what_there_is(asked, chatty_model, tmp_path):
 
 
 def test_two_processes_make_the_pairs_of_one(asked, chatty_model, tmp_path):
+    """Also where the second one is the slower."""
+    wait = "    import os, time\n    time.sleep(0.05 * int(os.environ.get('RANK', 0)))\n"
+    asked[1].write_text(RULE.replace(":\n", f":\n{wait}"))
     one = made("pairs", *given(asked, chatty_model, tmp_path / "one/mine"))
     assert one.returncode == 0, one.stderr[-2000:]
     (ROOT / "cache").rename(tmp_path / "cache")

@@ -70,8 +70,9 @@ def test_rows_that_cannot_be_asked_are_counted(tmp_path, model):
 def test_a_part_of_the_prompts_is_taken(tmp_path, model):
     path = tmp_path / "asked.txt"
     path.write_text("".join(f"Question {n % 9}?\n" for n in range(12)))
-    _, entries = read(tmp_path, model, path, skip=2, first=3)
+    found, entries = read(tmp_path, model, path, skip=2, first=3)
     assert said(entries) == ["Question 2?", "Question 3?", "Question 4?"]
+    assert (found.rows, found.asked) == (3, 3)
     with pytest.raises(Refusal, match="holds no prompts"):
         read(tmp_path, model, path, skip=9)
 

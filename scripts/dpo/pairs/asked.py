@@ -155,6 +155,8 @@ def read(
                 continue
             taken = 0
             for number, row, prompt in tqdm(rows, desc=f"Prompts {which}".strip(), unit="prompt"):
+                if which != "test" and taken == first:
+                    break
                 found.rows += 1
                 if isinstance(prompt, Fault):
                     found.left_out[prompt.reason] += 1
@@ -175,9 +177,8 @@ def read(
                 if which != "test":
                     passed += 1
                     if passed <= skip:
+                        found.rows -= 1
                         continue
-                    if first is not None and taken >= first:
-                        break
                     taken += 1
                 entry["draw"] = lint.digest(f"{split_seed} {own_digest}")
                 found.asked += 1

@@ -2,13 +2,9 @@
 claimed."""
 
 import argparse
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from dpo.core.machine import measuring_device
 from dpo.core.refusal import Refusal
@@ -21,7 +17,7 @@ from dpo.evaluation.judges.rule import is_rule
 from dpo.pairs import asked, command, push
 from dpo.pairs import folder as pairs_folder
 from dpo.pairs.answers import Asked
-from dpo.pairs.command import POLL, Work
+from dpo.pairs.command import Work
 from dpo.pairs.picking import Picking
 from dpo.pairs.scores import Judge
 from dpo.runs import output_folder
@@ -69,13 +65,6 @@ def judge_of(args: argparse.Namespace, models: list[Asked], device: str) -> Judg
     return Judge(args.judge, device, rungs, args.judge_model or None, how)
 
 
-def wait_for(path: Path) -> None:
-    """Until the first process of this launch has written a file."""
-    launcher: Any = psutil.Process(os.getppid())
-    while not (path.is_file() and path.stat().st_mtime >= launcher.create_time()):
-        time.sleep(POLL)
-
-
 def begin(
     args: argparse.Namespace, folder: Path, rank: int, processes: int
 ) -> dict[str, Any] | None:
@@ -99,7 +88,7 @@ def begin(
     )
     work = Work(models, Settings(*how), args.seed, judge, picking, folder, rank, processes)
     if rank:
-        wait_for(folder / asked.FILE)
+        command.wait_for(folder / asked.FILE)
         return command.run(work, {}, 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)

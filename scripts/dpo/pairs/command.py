@@ -6,6 +6,7 @@ written whole at the end, from what is kept: after a kill they are the same to t
 
 import json
 import math
+import os
 import re
 import tempfile
 import time
@@ -16,12 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm.auto import tqdm
 
 from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.data import lint
-from dpo.evaluation.generations import Settings
+from dpo.evaluation.generations import KEPT, Settings
 from dpo.evaluation.judges import judging
 from dpo.models.sampling import said
 from dpo.pairs import asked, card, folder
@@ -165,22 +167,37 @@ def judge(work: Work) -> None:
     if work.processes == 1 or work.judge.by_one:
         return
     for block in tqdm(work.blocks(), desc="Judging", unit="block", disable=work.rank > 0):
-        work.judge.judge(block, texts_of(when_there(work, block)))
+        work.judge.judge(block, texts_of(there(work, block)))
 
 
-def when_there(work: Work, block: Block) -> list[list[dict[str, Any]]]:
-    """The answers to a block, as soon as the process whose it is has drawn them."""
-    while (found := answered(work, block)) is None:
-        if work.processes == 1:
-            raise Refusal("the answers cannot be kept in cache/answers: see the line above")
-        time.sleep(POLL)
+def there(work: Work, block: Block) -> list[list[dict[str, Any]]]:
+    """The answers to a block.
+
+    Raises:
+        Refusal: they could not be kept.
+    """
+    found = answered(work, block)
+    if found is None:
+        raise Refusal(f"answers cannot be kept in {KEPT}, or were taken from there meanwhile")
     return found
+
+
+def done(work: Work, rank: int) -> Path:
+    """What a process that only helps leaves when its part is done."""
+    return work.folder / f".done-{rank}"
+
+
+def wait_for(path: Path) -> None:
+    """Until another process of this launch has written a file."""
+    launcher: Any = psutil.Process(os.getppid())
+    while not (path.is_file() and path.stat().st_mtime >= launcher.create_time()):
+        time.sleep(POLL)
 
 
 def judged(work: Work) -> Iterator[dict[str, Any]]:
     """Every prompt with its answers, their scores, and the pairs that are picked of them."""
     for block in tqdm(work.blocks(all_of_them=True), desc="Judged and paired", unit="block"):
-        answers = when_there(work, block)
+        answers = there(work, block)
         found = work.judge.judge(block, texts_of(answers))
         rows = zip(block.entries, answers, found.scores, found.why, strict=True)
         for entry, row, scores, why in rows:
@@ -265,7 +282,11 @@ def run(work: Work, stated: dict[str, Any], test_size: float) -> dict[str, Any] 
     sample(work)
     judge(work)
     if work.rank:
+        done(work, work.rank).touch()
         return None
+    for other in range(1, work.processes):
+        wait_for(done(work, other))
+        done(work, other).unlink()
     results = write(work, stated, test_size)
     folder.show(results, work.folder)
     return results

@@ -12,7 +12,6 @@ from dpo.core.terminal import visible
 from dpo.pairs import asked
 from dpo.pairs.picking import REASONS as NO_PAIR
 from dpo.runs import output_folder
-from dpo.runs.output_folder import LOCK
 
 ABOUT, CANDIDATES = "pairs.json", "candidates.jsonl"
 SPLITS = ("train", "test")
@@ -29,7 +28,7 @@ NO_ANSWER = {
 def check_ours(folder: Path) -> None:
     """Raises Refusal if a folder holds something else than pairs."""
     about = read_about(folder)
-    there = sorted(each.name for each in folder.iterdir() if each.name not in (asked.FILE, LOCK))
+    there = sorted(each.name for each in folder.iterdir() if each.name[0] != ".")
     if there and not about:
         what = f"files that are no pairs of this repository ({', '.join(there[:3])})"
         raise Refusal(f"TO: {folder} holds {what}: give another folder with TO=")
