@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--run", required=True, help="a run's folder, or any model's folder or hub name")
     add("--against", default="", help="another of these (default: what the run started from)")
-    add("--judge", default="", help="vader, hand, an endpoint's URL, or a reward model")
+    add("--judge", default="", help="vader, hand, an endpoint's URL, rule.py, or a reward model")
     add("--judge_model", default="", help="the model that judges behind an endpoint")
     add("--judge_price", default="", help="dollars for a million tokens in and out: 0.15,0.60")
     add("--judge_parallel", type=positive, default=4, help="requests at a time (4)")

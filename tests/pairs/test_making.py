@@ -244,6 +244,7 @@ def test_of_a_ladder_the_biggest_is_chosen(tmp_path, questions, tiny_model, monk
     assert found["judge"]["kind"] == "ladder" and found["pairs"]["train"] == 7
     for row in rows(tmp_path / "to/train.jsonl"):
         assert answers(row) == ("I am the first", "I am the second")
+        assert row.keys() == {"prompt", "chosen", "rejected"}
     sizes = [model["parameters"] for model in found["models"]]
     assert sizes[0] == sizes[1] > 1000
     assert "No judge: an answer of" in capsys.readouterr().out

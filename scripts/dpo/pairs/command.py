@@ -74,7 +74,8 @@ class Work:
             row[side] = [{"role": "assistant", "content": answer["text"]}]
         name = "reward" if self.picking.how == DRAWN else "score"
         name = "vader" if self.judge.name == judging.KNOWN else name
-        row |= {f"{name}_{side}": answer["score"] for side, answer in sides.items()}
+        if self.judge.name:  # a rung of a ladder is no rating
+            row |= {f"{name}_{side}": answer["score"] for side, answer in sides.items()}
         options = dict(entry.get("options") or {})
         if tools := options.pop("tools", None):
             row["tools"] = json.dumps(tools, ensure_ascii=False)
