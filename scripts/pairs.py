@@ -210,7 +210,8 @@ def main() -> None:
 
         print(f"Sent: {push.push(folder, args.push)}")
     name = re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower()).strip("-._") or "mine"
-    print(f"Next: make new RECIPE={name} MODEL={args.model[-1]} DATASET={folder}")
+    model, data = shlex.quote(args.model[-1]), shlex.quote(str(folder))
+    print(f"Next: make new RECIPE={name} MODEL={model} DATASET={data}")
 
 
 if __name__ == "__main__":

@@ -111,6 +111,9 @@ def test_options_of_the_template_are_those_of_the_row_before_those_of_all(tmp_pa
     own = {"prompt": "B?", "chat_template_kwargs": {"enable_thinking": True}}
     path.write_text(f'{{"prompt": "A?"}}\n{json.dumps(own)}\n')
     _, entries = read(tmp_path, model, path, options={"enable_thinking": False, "n": 1})
+    path.write_text(f'{{"prompt": "B?"}}\n{json.dumps(own)}\n')
+    _, twice = read(tmp_path, model, path)
+    assert len({entry["draw"] for entry in twice}) == 1 < len(twice)  # in one split, both
     assert [entry["options"] for entry in entries] == [
         {"enable_thinking": False, "n": 1},
         {"enable_thinking": True, "n": 1},

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 from transformers import AutoTokenizer
 
 import pairs
 from dpo.core.refusal import Refusal
 from dpo.evaluation import generations
 from dpo.evaluation.judges import endpoint
+from dpo.evaluation.judges import rule as rule_file
 from dpo.evaluation.judges.known_reward import vader_score
 from dpo.models.sampling import Completion
 from dpo.pairs import begin, scores
@@ -123,6 +125,8 @@ BAD_RULES = {
     "return 'high' if row['answer'] == 1 else len(completion)": ("gives 'high'", 6),
     "raise SystemExit(3)": ("raises SystemExit: 3", None),
     "return undefined": ("raises NameError", None),
+    "pass\n\ndef score(prompt, completion):\n    return 1": ("raises TypeError", None),
+    "return {}": ("gives {}, which is no number", None),
 }
 
 
@@ -145,6 +149,21 @@ def test_a_rule_that_fails_is_named_by_its_row(body, tmp_path, questions, tiny_m
     told = [line for line in capsys.readouterr().out.splitlines() if "JUDGE" in line][1:]
     assert len(told) == 1 and said in told[0] and "Question" in told[0]
     assert len(rows(to / "candidates.jsonl")) == 7
+
+
+def test_a_rule_that_fails_on_all_is_not_asked_for_ever(
+    tmp_path, questions, tiny_model, says, monkeypatch
+):
+    monkeypatch.setattr(rule_file, "GIVEN_UP", 5)
+    rule = tmp_path / "rule.py"
+    rule.write_text("def score(prompt, completion, row):\n    return row['none']\n")
+    with pytest.raises(Refusal, match=r"failed on 5 answers and scored none: .*KeyError: 'none'"):
+        made(tmp_path / "to", questions, f"--model={tiny_model}", f"--judge={rule}")
+    rule.write_text(
+        "def score(prompt, completion, row):\n"
+        "    return len(completion) if prompt == 'Question 0?' else None\n"
+    )
+    made(tmp_path / "to", questions, f"--model={tiny_model}", f"--judge={rule}")
 
 
 @pytest.mark.parametrize(
@@ -302,6 +321,25 @@ def test_a_folder_of_other_pairs_is_left_alone(tmp_path, questions, tiny_model, 
     with pytest.raises(Refusal, match=r"holds files that are no pairs .*thesis"):
         made(foreign, questions, *flags)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_splits_have_the_same_columns(tmp_path, tiny_model, says):
+    """`datasets` reads no split that has one more than another."""
+    rows = [{"prompt": f"Question {n}?"} for n in range(7)]
+    rows[3] |= {"chat_template_kwargs": {"enable_thinking": True}}
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    made(tmp_path / "to", path, f"--model={tiny_model}", "--judge=vader", "--test_size=3")
+    data = load_dataset(str(tmp_path / "to"))
+    assert data["train"].column_names == data["test"].column_names
+    given = [*data["train"]["chat_template_kwargs"], *data["test"]["chat_template_kwargs"]]
+    assert sorted(given) == [""] * 6 + ['{"enable_thinking": true}']
+    flags = (f"--model={tiny_model}", "--judge=vader", "--test_size=3")
+    rows[3] = rows[3] | {"chat_template_kwargs": {}}
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    made(tmp_path / "all", path, *flags, '--chat_template_kwargs={"enable_thinking": false}')
+    data = load_dataset(str(tmp_path / "all"))
+    assert [*data["test"]["chat_template_kwargs"]] == [{"enable_thinking": False}] * 3
 
 
 def test_without_a_chat_template_nothing_is_asked(tmp_path, questions, tiny_model):

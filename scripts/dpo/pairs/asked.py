@@ -180,7 +180,8 @@ def read(
                         found.rows -= 1
                         continue
                     taken += 1
-                entry["draw"] = lint.digest(f"{split_seed} {own_digest}")
+                # By what is said alone: with other tools it would be in both splits.
+                entry["draw"] = lint.digest(f"{split_seed} {digest(said)}")
                 found.asked += 1
                 line = f"{json.dumps(entry, ensure_ascii=False)}\n"
                 written.update(line.encode("utf-8", "surrogatepass"))

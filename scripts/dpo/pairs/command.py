@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.data import lint
+from dpo.data.tokenize import GIVEN
 from dpo.evaluation.generations import KEPT, Settings
 from dpo.evaluation.judges import judging
 from dpo.models.sampling import said
@@ -77,9 +78,8 @@ class Work:
         if self.judge.name:  # a rung of a ladder is no rating
             row |= {f"{name}_{side}": answer["score"] for side, answer in sides.items()}
         options = dict(entry.get("options") or {})
-        if tools := options.pop("tools", None):
-            row["tools"] = json.dumps(tools, ensure_ascii=False)
-        return row | ({"chat_template_kwargs": options} if options else {})
+        given = {"tools": options.pop("tools", None), "chat_template_kwargs": options}
+        return row | {k: json.dumps(v, ensure_ascii=False) if v else "" for k, v in given.items()}
 
 
 def settings(
@@ -221,6 +221,7 @@ def write(work: Work, stated: dict[str, Any], test_size: float) -> dict[str, Any
     """
     left_out, without, count = Counter[str](), Counter[str](), 0
     pairs, draws = dict.fromkeys(SPLITS, 0), []
+    options: dict[str, set[str]] = {name: set() for name in GIVEN}  # two of each at most
     with ExitStack() as stack:
         all_of_them = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
         for each in judged(work):
@@ -228,6 +229,10 @@ def write(work: Work, stated: dict[str, Any], test_size: float) -> dict[str, Any
             left_out.update(one["why"] for one in each["answers"] if one["why"])
             without.update([each["why"]] if each["why"] else [])
             draws += [each["draw"]] if each["pairs"] and not each["split"] else []
+            for chosen, rejected in each["pairs"][:1]:
+                row = work.pair_of(each, each["answers"][chosen], each["answers"][rejected])
+                for name, texts in options.items():
+                    texts |= {row[name]} if len(texts) < 2 else set()
             put(all_of_them, each)
         held_out = lowest(draws, test_size)
         names = [*(f"{split}.jsonl" for split in SPLITS), CANDIDATES]
@@ -240,10 +245,8 @@ def write(work: Work, stated: dict[str, Any], test_size: float) -> dict[str, Any
             split = each["split"] or ("test" if each["draw"] <= held_out else "train")
             pairs[split] += len(each["pairs"])
             for chosen, rejected in each["pairs"]:
-                put(
-                    to[split],
-                    work.pair_of(each, each["answers"][chosen], each["answers"][rejected]),
-                )
+                row = work.pair_of(each, each["answers"][chosen], each["answers"][rejected])
+                put(to[split], folder.alike(row, options))
             line = {"prompt": each["prompt"], "split": split, "row": each["at"]}
             put(candidates, line | {key: each[key] for key in ("answers", "pairs", "why")})
     found = work.found

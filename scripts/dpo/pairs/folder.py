@@ -70,6 +70,22 @@ def flattened(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def alike(row: dict[str, Any], options: dict[str, set[str]]) -> dict[str, Any]:
+    """A row with the columns of all others, or `datasets` reads no split: tools and options as text
+    where any row has some; options that all rows share as they are, which TRL takes.
+
+    Args:
+        options: the different texts of each that there are, two at most.
+    """
+    for name, texts in options.items():
+        if texts == {""}:
+            del row[name]
+    shared = options["chat_template_kwargs"]
+    if shared != {""} and len(shared) == 1:
+        row["chat_template_kwargs"] = json.loads(row["chat_template_kwargs"])
+    return row
+
+
 def put(file: Any, row: dict[str, Any]) -> None:
     file.write(f"{json.dumps(masked(row), ensure_ascii=False)}\n")
 

@@ -18,6 +18,7 @@ from dpo.models.sampling import Messages, said
 NAMED = re.compile(r"(?P<file>.+\.py)(:(?P<function>\w+))?")
 FUNCTION = "score"
 NO_NUMBER = "the rule gives no number"
+GIVEN_UP = 100  # failures, before anything had a score
 
 
 def is_rule(name: str) -> bool:
@@ -61,6 +62,7 @@ class Rule:
                 f"{', '.join(known) or 'none'}: name one as {path}:its_name"
             )
         self.told = False  # of a failure, the first
+        self.in_a_row: float = 0  # failures since the rule was read, as long as nothing has a score
 
     def where(self, error: BaseException) -> str:
         """What the user's code raised, and on which of its lines."""
@@ -68,7 +70,8 @@ class Rule:
         lines = [frame.lineno for frame in frames if frame.filename == self.file]
         line = lines[-1] if lines else getattr(error, "lineno", None)
         place = f", in line {line} of {Path(self.file).name}" if line else ""
-        return f"{type(error).__name__}: {unbroken(error)}{place}"
+        said = error.msg if isinstance(error, SyntaxError) else unbroken(error)
+        return f"{type(error).__name__}: {said}{place}"
 
     def score(
         self, answers: dict[str, tuple[Messages, str, dict[str, Any]]]
@@ -77,21 +80,19 @@ class Rule:
         its row."""
         for key, (prompt, answer, row) in answers.items():
             try:
-                given: Any = self.function(said(prompt), answer, copy.deepcopy(row))
-                value = math.nan if isinstance(given, str) else float(given)
-            except (TypeError, ValueError, OverflowError) as error:
-                frames = traceback.extract_tb(error.__traceback__)
-                if any(frame.filename == self.file for frame in frames):
-                    yield key, None, self.failed(f"raises {self.where(error)}", prompt, error)
-                    continue
-                value = math.nan
+                given = self.function(said(prompt), answer, copy.deepcopy(row))
             except (Exception, SystemExit) as error:
                 yield key, None, self.failed(f"raises {self.where(error)}", prompt, error)
                 continue
+            try:
+                value = math.nan if isinstance(given, str) else float(given)
+            except (TypeError, ValueError, OverflowError):
+                value = math.nan
             if not math.isfinite(value):
                 self.failed(f"gives {given!r:.60}, which is no number", prompt)
                 yield key, None, NO_NUMBER
             else:
+                self.in_a_row = -math.inf
                 yield key, value, None
 
     def failed(self, what: str, prompt: Messages, error: BaseException | None = None) -> str:
@@ -99,4 +100,9 @@ class Rule:
         if not self.told:
             print(visible(f"JUDGE: {self.name} {what}. The prompt: {said(prompt)!r:.100}"))
             self.told = True
+        self.in_a_row += 1
+        if self.in_a_row == GIVEN_UP:
+            raise Refusal(
+                f"JUDGE: {self.name} has failed on {GIVEN_UP} answers and scored none: it {what}"
+            )
         return f"the rule raises {type(error).__name__}"
