@@ -64,6 +64,9 @@ ELSEWHERE = {
     "make rounds": "test_make_rounds.py",
     "make rounds RECIPE=smollm2-sentiment PROMPTS=recipes/data/sentiment/train.jsonl "
     "JUDGE=vader": "test_make_rounds.py, on a tiny model",
+    "make rounds RECIPE=smollm2-sentiment PROMPTS=recipes/data/sentiment/train.jsonl JUDGE=vader "
+    'SAMPLES=4 ARGS="--max_new_tokens 40 --max_length_difference 4 --dtype bfloat16 '
+    '--batch_size 256 -- --max_steps 12"': "by hand, whole",
     "make frontier": "test_make_frontier.py, on the tiny model",
     "make dashboard": "test_make_dashboard.py",
     "make sync": "test_make_sync.py",
