@@ -69,6 +69,7 @@ PRIVATE = {
     "_total_train_tokens": (DPOTrainer.__init__, "self._total_train_tokens = 0"),
     "_precompute_engine": (DPOTrainer.__init__, "self._precompute_engine = None"),
     "_signature_columns": (DPOTrainer, "self._signature_columns = ["),
+    "_tokenizer": (DPOTrainer, "self._tokenizer = processing_class\n"),
     "_tr_loss": (Trainer, "self._tr_loss = torch.tensor(0.0"),
     "_globalstep_last_logged": (Trainer, "self._globalstep_last_logged = self.state.global_step"),
     "_n_gpu": (TrainingArguments, "self._n_gpu = torch.cuda.device_count()"),
