@@ -33,6 +33,7 @@ from dpo.core.environment import LAUNCHER, check_ranks, launched
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE, LEFT, SIGNALS
 from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.pairs.picking import WAYS
 from dpo.recipe.arguments import not_negative, positive
 from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import FOLDER, choices, names
@@ -40,7 +41,6 @@ from dpo.runs import launch, output_folder
 
 MODEL = "models/SmolLM2-135M-Instruct"
 INTO = Path("outputs/pairs")
-WAYS = ("best-worst", "best-random", "all", "like-length", "bradley-terry")
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".bz2", ".xz", ".zst")
 RULE = re.compile(r".+\.py(:\w+)?")
 

@@ -121,15 +121,19 @@ def sample(work: Work) -> None:
         model.release()
 
 
-def answered(work: Work, block: Block) -> list[list[dict[str, Any]]] | None:
-    """The answers to each prompt of a block, of every model and seed, with why one is left out;
-    None as long as some lack."""
+def answered(work: Work, block: Block) -> list[list[dict[str, Any]]]:
+    """The answers to each prompt of a block, of every model and seed, with why one is left out.
+
+    Raises:
+        Refusal: they could not be kept.
+    """
     found: list[list[dict[str, Any]]] = [[] for _ in block.entries]
     for number, model in enumerate(work.models):
         for seed in work.seeds:
             drawn = model.kept(block, work.settings_of(seed))
             if drawn is None:
-                return None
+                why = "or were taken from there meanwhile"
+                raise Refusal(f"answers cannot be kept in {KEPT}, {why}")
             for row, answers in zip(found, drawn, strict=True):
                 about = {"model": number, "seed": seed}
                 for each in answers:
@@ -168,19 +172,7 @@ def judge(work: Work) -> None:
     if work.processes == 1 or work.judge.by_one:
         return
     for block in tqdm(work.blocks(), desc="Judging", unit="block", disable=work.rank > 0):
-        work.judge.judge(block, texts_of(there(work, block)))
-
-
-def there(work: Work, block: Block) -> list[list[dict[str, Any]]]:
-    """The answers to a block.
-
-    Raises:
-        Refusal: they could not be kept.
-    """
-    found = answered(work, block)
-    if found is None:
-        raise Refusal(f"answers cannot be kept in {KEPT}, or were taken from there meanwhile")
-    return found
+        work.judge.judge(block, texts_of(answered(work, block)))
 
 
 def done(work: Work, rank: int) -> Path:
@@ -198,7 +190,7 @@ def wait_for(path: Path) -> None:
 def judged(work: Work) -> Iterator[dict[str, Any]]:
     """Every prompt with its answers, their scores, and the pairs that are picked of them."""
     for block in tqdm(work.blocks(all_of_them=True), desc="Judged and paired", unit="block"):
-        answers = there(work, block)
+        answers = answered(work, block)
         found = work.judge.judge(block, texts_of(answers))
         rows = zip(block.entries, answers, found.scores, found.why, strict=True)
         for entry, row, scores, why in rows:

@@ -8,10 +8,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from dpo.losses import bradley_terry
-
 DRAWN = "bradley-terry"
 WAYS = {
     "best-worst": "the two that differ most in score",
@@ -115,6 +111,10 @@ class Picking:
         the Bradley-Terry model (equation 1 of the DPO paper) with reward score / temperature."""
         if self.how != DRAWN:
             return True
+        import torch  # late: pairs.py names the ways at once
+
+        from dpo.losses import bradley_terry
+
         gap = torch.tensor(margin(better, worse) / self.label_temperature, dtype=torch.float64)
         return draw.random() < bradley_terry(gap, 0.0).item()
 

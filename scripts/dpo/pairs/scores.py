@@ -19,9 +19,8 @@ from dpo.pairs.asked import Block
 
 KEPT = Path("cache/judgements")
 LADDER = "ladder"
-Texts = list[
-    list[str | None]
-]  # the answers to each prompt that are judged; None for one that is not
+# The answers to each prompt that are judged; None for one that is not.
+Texts = list[list[str | None]]
 
 
 @dataclass
@@ -81,11 +80,8 @@ class Judge:
         about = [self.about, [lead["draw"] for lead in block.entries]]
         with Kept(KEPT / f"{name_of(about)}.jsonl") as kept:
             kept.introduce(self.about)
-            return (
-                self.by_score(block, texts, kept)
-                if self.alone
-                else self.by_places(block, texts, kept)
-            )
+            by = self.by_score if self.alone else self.by_places
+            return by(block, texts, kept)
 
     def by_score(self, block: Block, texts: Texts, kept: Kept | None) -> Scores:
         keys: list[list[str | None]] = []
