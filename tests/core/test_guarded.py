@@ -143,6 +143,16 @@ def test_a_process_that_is_alone_forgets_ranks(monkeypatch, whose):
     assert environment.without_ranks(kept | LEFT_OVER[whose]) == kept  # as launch.py hands it on
 
 
+def test_what_python_found_before_it_finds_beside_this_package(tmp_path):
+    (tmp_path / "found_before.py").touch()
+    given = environment.finding_us({**os.environ, "PYTHONPATH": str(tmp_path)})
+    program = [sys.executable, "-c", "import dpo, found_before"]
+    assert subprocess.run(program, env=given, cwd=tmp_path).returncode == 0
+    others = [*ROOT.glob("scripts/**/*.py")]
+    sets_it = {path.name for path in others if '"PYTHONPATH"' in path.read_text()}
+    assert sets_it == {"environment.py"}, "a process of ours is given it by finding_us"
+
+
 @pytest.mark.parametrize("whose", ["torchrun", "mpirun", "srun"])
 def test_nobody_waits_for_processes_that_are_not_started(monkeypatch, whose):
     monkeypatch.setattr(os, "environ", {"PATH": "/bin"} | LEFT_OVER[whose])

@@ -71,6 +71,12 @@ def launched() -> Launch:
     )
 
 
+def finding_us(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Python finds this package, beside all that it found before."""
+    found = (str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH"))
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, found))}
+
+
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without what says which of several processes one is."""
     return {name: value for name, value in environment.items() if not RANKS.fullmatch(name)}

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from dpo.core.environment import CONFIG, TOLD_IN, without_ranks
+from dpo.core.environment import CONFIG, TOLD_IN, finding_us, without_ranks
 from dpo.core.refusal import Refusal
 from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused
 from dpo.recipe.parse import FOLDER as RECIPES
@@ -150,9 +150,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
         asked, left = Path(folder, ASKED), Path(folder, LEFT)
         # `accelerate launch` as it was printed, without a trace of its own where a process refuses.
         quieter = [sys.executable, "-m", "dpo.runs.accelerate_launch", *command[1:]]
-        found = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH")]
-        found = {"PYTHONPATH": os.pathsep.join(filter(None, found))}
-        run = subprocess.Popen(quieter, env=environment | {TOLD_IN: folder} | found)
+        run = subprocess.Popen(quieter, env=finding_us(environment | {TOLD_IN: folder}))
 
         def send(number: int) -> list[psutil.Process]:
             processes = psutil.Process(run.pid).children(recursive=True)

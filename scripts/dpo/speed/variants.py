@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
+from dpo.core.environment import finding_us
 from dpo.core.machine import device_name, peak_memory_gb
 from dpo.core.refusal import Refusal, last_line
 from dpo.data.schema import IDS
@@ -159,8 +160,8 @@ def work_elsewhere(variant: Variant, job: Job) -> dict:
     command = [sys.executable, "-m", "dpo.speed.variants", asked]
     kept = KEPT_MEMORY if variant.kept_memory else {}
     kept = {"CUDA_VISIBLE_DEVICES": visible_gpus(1)[0]} if job.device == "cuda" else kept
-    found = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | kept | found)
+    environment = finding_us(os.environ | kept)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode == 0:
         return json.loads(result.stdout.splitlines()[-1])
     if result.returncode == -9 or "OutOfMemoryError" in result.stderr:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.core import files
+from dpo.core.environment import finding_us
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
 from dpo.pairs import folder
@@ -18,8 +19,6 @@ from dpo.pairs.rounds.plan import JOINED, OFFLINE, Round
 from dpo.reports import results
 from dpo.reports.rounds import numbers
 from dpo.runs import output_folder, sweeps
-
-SCRIPTS = Path(__file__).resolve().parents[3]
 
 
 def say(text: str) -> None:
@@ -56,9 +55,7 @@ def carried_out(command: list[str], log: Path, came: deque[int]) -> None:
     """
     if came:
         raise Asked
-    found = os.pathsep.join(filter(None, (str(SCRIPTS), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": found}
-    if wait(sweeps.started([sys.executable, *command], log, environment), came):
+    if wait(sweeps.started([sys.executable, *command], log, finding_us(os.environ)), came):
         raise Refusal(f"{visible(sweeps.last_line_of(log))} ({log})")
 
 
