@@ -111,6 +111,18 @@ def test_after_a_kill_only_what_is_missing_is_generated(tiny_model, kept_here, m
     assert generations.read(path, 6, 2).keys() == set(range(6))
 
 
+def test_as_many_are_drawn_at_a_time_as_were_asked_for(tiny_model, kept_here, monkeypatch):
+    who = find(str(tiny_model))
+    model, sizes = who.load("cpu"), []
+    generate = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda **how: sizes.append(len(how["input_ids"])) or generate(**how)
+    )
+    many = replace(SETTINGS, samples=100, max_new_tokens=1)
+    generations.draw(who, model, who.tokenizer(), PROMPTS, many, at_once=300)
+    assert sizes == [300]
+
+
 def test_fewer_are_drawn_at_a_time_where_memory_runs_out(tiny_model, kept_here, monkeypatch):
     sizes = []
 

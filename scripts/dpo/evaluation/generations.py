@@ -131,7 +131,7 @@ def generated(
             before + total - len(rows) - progress.n
         )  # where memory ran out in the middle of one
         begin = {"seed": settings.seed + next(iter(part)), "progress": progress, "kind": kind}
-        drawn = sample(model, tokenizer, [*part.values()], **how, **begin)
+        drawn = sample(model, tokenizer, [*part.values()], batch_size=batch_size, **how, **begin)
         return dict(zip(part, drawn, strict=True))
 
     total, desc = len(rows), f"Answers of {who.name}"
