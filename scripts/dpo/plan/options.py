@@ -1,0 +1,165 @@
+"""The ways in which a recipe can be trained on given GPUs, what each needs, and which one to take.
+What is learned is the same in all of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+from dpo.plan import lengths, memory
+from dpo.plan.counted import How, Kept, Pairs, kept
+from dpo.plan.lengths import Lengths
+from dpo.plan.memory import ZERO, Setting, Sizes
+from dpo.prefix_sharing import backbone
+from dpo.recipe.parse import Recipe, share_batch
+from dpo.training.batching import COMPOSITION_MATTERS
+
+ALONE, SEVERAL = ("single_gpu", "zero3_offload"), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+# Of the speed of one GPU that shards nothing, what is left. Assumed: gathering and sending are hidden
+# behind computing in part. Only their order decides anything.
+SPEED = {"zero3": 0.9, "fsdp2": 0.9, "zero3_offload": 0.4}
+AGAIN = 4 / 3  # the forward pass of three, once more
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to train a recipe.
+
+    Attributes:
+        config: of accelerate_configs/.
+        live, checkpointing: whether the reference is in memory; whether activations are computed again.
+        micro, accumulation: pairs at a time, and micro-batches of a step, on each GPU.
+        terms: bytes a GPU, by what they are.
+        machine: bytes of the machine's own memory.
+    """
+
+    config: str
+    live: bool
+    checkpointing: bool
+    micro: int
+    accumulation: int
+    terms: dict[str, float]
+    machine: float
+
+    @property
+    def peak(self) -> float:
+        return sum(self.terms.values())
+
+    @property
+    def time(self) -> float:
+        """Relative to the fastest way there is."""
+        again = AGAIN if self.checkpointing else 1
+        return again / SPEED.get(self.config, 1) * (4 / 3 if self.live else 1)
+
+
+class Planned:
+    """A recipe on so many GPUs.
+
+    Args:
+        recipe: as parsed for one process.
+        config: of its model; `adapter` is put on it.
+        found: how long its pairs are.
+    """
+
+    def __init__(self, recipe: Recipe, config: PreTrainedConfig, found: Lengths, model, adapter):
+        self.recipe, self.config, self.lengths = recipe, config, found
+        self.adapter = adapter
+        args = recipe.training
+        self.half = bool(args.bf16 or args.fp16)
+        self.loaded = getattr(torch, str(recipe.model.dtype).removeprefix("torch."), torch.float32)
+        self.shared = recipe.run.share_prefix and backbone.obstacle(model) is None
+        self.sizes: Sizes = memory.sizes_of(model, adapter, recipe.model.load_in_4bit)
+        self.counted = functools.cache(self.count)
+
+    def steps(self) -> int:
+        args = self.recipe.training
+        if args.max_steps > 0:
+            return args.max_steps
+        return math.ceil(self.lengths.rows * args.num_train_epochs / self.recipe.global_batch)
+
+    def count(self, micro: int, how: How) -> tuple[Pairs, Kept]:
+        """The longest micro-batch, and what it needs."""
+        several = self.steps() * self.recipe.global_batch // micro
+        pairs = lengths.longest(self.lengths.pairs, micro, several, how.shared)
+        return pairs, kept(self.config, pairs, how)
+
+    def option(
+        self, config: str, gpus: int, live: bool, checkpointing: bool, micro: int, accumulation: int
+    ) -> Option:
+        rounded = self.half and (config in ZERO or config == "fsdp2")
+        how = How(
+            torch.bfloat16 if rounded else self.loaded,
+            self.half and not rounded,
+            checkpointing,
+            self.shared,
+            config != "cpu",
+            self.adapter,
+        )
+        optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
+        setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half)
+        pairs, found = self.counted(micro, how)
+        terms = memory.terms(self.sizes, setting, found, pairs)
+        return Option(
+            config,
+            live,
+            checkpointing,
+            micro,
+            accumulation,
+            terms,
+            memory.machine(self.sizes, setting),
+        )
+
+    def options(self, gpus: int, nodes: int, limit: float) -> Iterator[Option]:
+        """All ways on so many GPUs of so many machines, each with the most pairs at a time that
+        fit, as many as the recipe has at most."""
+        recipe, processes = self.recipe, gpus * nodes
+        args = recipe.training
+        given = {*recipe.stated, *recipe.flags}
+        configs = SEVERAL + ALONE[1:] if processes > 1 else ALONE
+        lives = (True, False)
+        if "precompute_ref_log_probs" in given or args.sync_ref_model:
+            lives = (not args.precompute_ref_log_probs,)
+        elif self.adapter is not None:
+            lives = (False,)  # the base is its own reference
+        checks = (False, True)
+        if "gradient_checkpointing" in given:
+            checks = (args.gradient_checkpointing,)
+        sizes = micro_batches(recipe, processes)
+        for config in configs:
+            for live in lives:
+                for checkpointing in checks:
+                    for micro, accumulation in sizes:
+                        found = self.option(
+                            config, processes, live, checkpointing, micro, accumulation
+                        )
+                        if found.peak <= limit:
+                            break
+                    yield found
+
+
+def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
+    """Pairs at a time and micro-batches of a step that make the recipe's global batch, the largest
+    first; only one where the loss goes by which pairs come together.
+
+    Raises:
+        Refusal: so many processes cannot share it.
+    """
+    args = recipe.training
+    micro, accumulation = share_batch(
+        args.per_device_train_batch_size, args.gradient_accumulation_steps, processes
+    )
+    if COMPOSITION_MATTERS & {*args.loss_type}:
+        return [(micro, accumulation)]
+    share = micro * accumulation
+    return [(n, share // n) for n in range(micro, 0, -1) if share % n == 0]
+
+
+def best(options: list[Option], limit: float) -> Option | None:
+    """The fastest that fits."""
+    fits = [option for option in options if option.peak <= limit]
+    return min(fits, key=lambda option: (option.time, -option.micro, option.peak), default=None)
