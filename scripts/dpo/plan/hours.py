@@ -12,11 +12,13 @@ from dpo.plan.cards import Card
 # beside all that is no product. Published of DPO of 7B on H100s, in useful FLOPs: 22.5% (OLMo 2 7B
 # on 16, open-instruct's PR 1466) and 32% (its PR 1720, packed, another trainer than TRL's).
 UTILISATION = 0.25
-# Seconds that a layer of a micro-batch takes forward and backward whatever is in it: kernels are
-# started one by one. Measured on one H200 (docs/gpu.md), and the rest of what UTILISATION leaves:
-# Qwen3-0.6B, 28 layers, 4 pairs, 24 pairs a second: (0.167 - 0.039) / 28 = 0.0046; the 135M default,
-# 30 layers, 8 pairs of 80 tokens, 50 to 59 a second: 0.0045 to 0.0053.
-LAYER = 0.0046
+# Seconds that a layer of a micro-batch takes forward and backward whatever is in it: its kernels are
+# started one by one. From one measurement on one H200 (docs/gpu.md), what UTILISATION leaves of it:
+# Qwen3-0.6B, 28 layers, 4 pairs of 667 tokens, 24 pairs a second, 10.2 TFLOPs a micro-batch:
+# (4 / 24 - 10.2 / 989 / 0.25) / 28 = 0.0045. There too the 135M default, 30 layers, 8 pairs of 80
+# tokens, 50 to 59 a second in float32: no more than 0.0045 to 0.0053. The same pairs by stock TRL
+# took 1.8 times what this says.
+LAYER = 0.0045
 FORWARD = 1 / 3  # of that, without a backward pass: as FLOPs are, not measured
 
 
@@ -26,7 +28,7 @@ class Run:
 
     Attributes:
         lengths: tokens of prompt, chosen and rejected of some of its pairs, as they are kept after
-            cutting, in the order of training; shape (n, 3).
+            cutting, in any order; shape (n, 3).
         pairs: trained on in all: rows × epochs, or steps × batch.
         rows: different ones among them.
         micro_batch: pairs that a process computes at once.
@@ -66,18 +68,16 @@ class Cost:
 
 
 def per_pair(model: PreTrainedModel, run: Run, batch: int) -> Pass:
-    """FLOPs of a model over a pair of the run, in micro-batches of so many: padded to the longest
-    row of each and with every key attended to, where prompts are not shared. The output layer sees
-    completions alone, as TRL's does on a GPU."""
+    """FLOPs of a model over a pair of the run, on average, in micro-batches of so many drawn at
+    random. Where prompts are not shared, rows are padded to the longest of a micro-batch and attend
+    to every key of it. The output layer sees completions alone, as TRL's does on a GPU."""
     count = len(run.lengths)
     if run.shared:
         whole = over_pairs(model, run.lengths)
     else:
-        prompt, *answers = run.lengths.T
-        longest = prompt + np.maximum(*answers)
-        starts = range(0, count, batch)
-        wide = np.concatenate([[longest[at : at + batch].max()] * 2 * batch for at in starts])
-        wide = wide[: 2 * count].astype(float)
+        prompt, *answers = np.random.default_rng(0).permutation(run.lengths).T
+        longest = np.maximum.reduceat(prompt + np.maximum(*answers), range(0, count, batch))
+        wide = np.repeat(longest, 2 * batch)[: 2 * count].astype(float)
         seen = float(sum(map(np.sum, answers)))
         whole = pass_over(model, float(wide.sum()), seen, lambda window: float((wide**2).sum()))
     return Pass(whole.backbone / count, whole.head / count, whole.own / count)
