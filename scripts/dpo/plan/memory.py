@@ -12,7 +12,7 @@ from dpo.plan.counted import How, Kept, Pairs
 
 SHARDED = ("fsdp2", "zero3", "zero3_offload")  # the weights too
 ZERO = ("zero1", "zero2", "zero3", "zero3_offload")
-# Bytes of an optimizer's states for each number that is trained, of a number of 4 bytes; of one of 2
+# Bytes of an optimizer's states for each number of 4 bytes that is trained; of one of 2 bytes
 # torch's own take half. Others are taken for AdamW.
 STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4, "lion_32bit": 4, "lion_8bit": 1}
 STATES |= {"paged_lion_8bit": 1, "paged_lion_32bit": 4}

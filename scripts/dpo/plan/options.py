@@ -7,23 +7,26 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from dpo.models import adapters
 from dpo.plan import lengths, memory
+from dpo.plan.cards import Card
 from dpo.plan.counted import How, Kept, Pairs, kept
+from dpo.plan.hours import UTILISATION, Cost, Run, cost
 from dpo.plan.lengths import Lengths
-from dpo.plan.memory import ZERO, Setting, Sizes
+from dpo.plan.memory import ZERO, Setting
 from dpo.prefix_sharing import backbone
 from dpo.recipe.parse import Recipe, share_batch
 from dpo.training.batching import COMPOSITION_MATTERS
 
 ALONE, SEVERAL = ("single_gpu", "zero3_offload"), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-# Of the speed of one GPU that shards nothing, what is left. Assumed: gathering and sending are hidden
-# behind computing in part. Only their order decides anything.
+# Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
+# have them in the machine's memory. Assumed, not measured.
 SPEED = {"zero3": 0.9, "fsdp2": 0.9, "zero3_offload": 0.4}
-AGAIN = 4 / 3  # the forward pass of three, once more
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Option:
 
     Attributes:
         config: of accelerate_configs/.
-        live, checkpointing: whether the reference is in memory; whether activations are computed again.
+        live: the reference is in memory beside the policy, and not scored beforehand.
+        checkpointing: activations are computed again in the backward pass.
         micro, accumulation: pairs at a time, and micro-batches of a step, on each GPU.
-        terms: bytes a GPU, by what they are.
-        machine: bytes of the machine's own memory.
+        terms: bytes on a GPU at the peak of a step, by what they are.
+        machine: bytes of each machine's own memory.
+        cost: of the whole run.
     """
 
     config: str
@@ -45,35 +50,43 @@ class Option:
     accumulation: int
     terms: dict[str, float]
     machine: float
+    cost: Cost
 
     @property
     def peak(self) -> float:
         return sum(self.terms.values())
 
-    @property
-    def time(self) -> float:
-        """Relative to the fastest way there is."""
-        again = AGAIN if self.checkpointing else 1
-        return again / SPEED.get(self.config, 1) * (4 / 3 if self.live else 1)
-
 
 class Planned:
-    """A recipe on so many GPUs.
+    """A recipe, its model and its data, for any number of GPUs.
 
     Args:
         recipe: as parsed for one process.
-        config: of its model; `adapter` is put on it.
+        config: of its model.
         found: how long its pairs are.
+        card, price: what it runs on, and what an hour of one costs.
+        utilisation: of the card's peak, the share that training reaches (hours.py).
     """
 
-    def __init__(self, recipe: Recipe, config: PreTrainedConfig, found: Lengths, model, adapter):
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: PreTrainedConfig,
+        found: Lengths,
+        card: Card,
+        price: float | None = None,
+        utilisation: float = UTILISATION,
+    ):
         self.recipe, self.config, self.lengths = recipe, config, found
-        self.adapter = adapter
-        args = recipe.training
+        self.card, self.price, self.utilisation = card, price, utilisation
+        args, own = recipe.training, recipe.model
+        self.adapter = adapters.planned(own)
         self.half = bool(args.bf16 or args.fp16)
-        self.loaded = getattr(torch, str(recipe.model.dtype).removeprefix("torch."), torch.float32)
-        self.shared = recipe.run.share_prefix and backbone.obstacle(model) is None
-        self.sizes: Sizes = memory.sizes_of(model, adapter, recipe.model.load_in_4bit)
+        self.loaded = getattr(torch, str(own.dtype).removeprefix("torch."), torch.float32)
+        with torch.device("meta"):
+            self.model: Any = AutoModelForCausalLM.from_config(config)
+        self.shared = recipe.run.share_prefix and backbone.obstacle(self.model) is None
+        self.sizes = memory.sizes_of(self.model, self.adapter, own.load_in_4bit)
         self.counted = functools.cache(self.count)
 
     def steps(self) -> int:
@@ -104,14 +117,32 @@ class Planned:
         setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half)
         pairs, found = self.counted(micro, how)
         terms = memory.terms(self.sizes, setting, found, pairs)
-        return Option(
-            config,
-            live,
-            checkpointing,
+        machine = memory.machine(self.sizes, setting)
+        run, utilisation = (
+            self.run(live, checkpointing, micro),
+            self.utilisation * SPEED.get(config, 1),
+        )
+        spent = cost(self.model, run, self.card, gpus, self.price, utilisation)
+        return Option(config, live, checkpointing, micro, accumulation, terms, machine, spent)
+
+    def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
+        """What is computed from the first step to the last."""
+        args, found, evaluations = self.recipe.training, self.lengths, 0
+        if found.held_out:
+            every = args.eval_steps if args.eval_strategy == "steps" else self.steps()
+            every = every * self.steps() if 0 < every < 1 else every
+            evaluations = 1 + self.steps() // max(int(every), 1)
+        return Run(
+            found.pairs,
+            self.steps() * self.recipe.global_batch,
+            found.rows,
             micro,
-            accumulation,
-            terms,
-            memory.machine(self.sizes, setting),
+            self.shared,
+            checkpointing,
+            not live,
+            found.held_out,
+            evaluations,
+            args.per_device_eval_batch_size,
         )
 
     def options(self, gpus: int, nodes: int, limit: float) -> Iterator[Option]:
@@ -162,4 +193,4 @@ def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
 def best(options: list[Option], limit: float) -> Option | None:
     """The fastest that fits."""
     fits = [option for option in options if option.peak <= limit]
-    return min(fits, key=lambda option: (option.time, -option.micro, option.peak), default=None)
+    return min(fits, key=lambda option: (option.cost.seconds or 0, option.peak), default=None)
