@@ -38,7 +38,6 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
     at_once(arguments)
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 
@@ -48,22 +47,8 @@ from dpo.core.refusal import Refusal
 from dpo.plan import table
 from dpo.plan.ask import Asked, card_of
 from dpo.plan.hours import UTILISATION
-from dpo.plan.options import Option, best
+from dpo.plan.options import best
 from dpo.runs import launch
-
-
-def command(asked: Asked, option: Option, flags: tuple[str, ...], gpus: int, nodes: int) -> str:
-    """The make line that trains so."""
-    recipe = asked.parsed(*flags).training
-    words = [*asked.flags, *flags]
-    if option.checkpointing != recipe.gradient_checkpointing:
-        words += ["--gradient_checkpointing", str(option.checkpointing).lower()]
-    if option.live == recipe.precompute_ref_log_probs:
-        words += ["--precompute_ref_log_probs", str(not option.live).lower()]
-    words += asked.batch_flags(option, gpus * nodes)
-    line = f"make train RECIPE={asked.recipe} CONFIG={option.config} GPUS={gpus}"
-    line += f" NODES={nodes}" * (nodes > 1)
-    return line + (f" ARGS={shlex.quote(' '.join(words))}" if words else "")
 
 
 @guarded
@@ -72,34 +57,40 @@ def main() -> None:
     launch.check_there(args.recipe, "")
     card, why = card_of(args.gpu, args.memory)
     gpus = launch.number_of(args.gpus) or launch.gpus_here() or 1
-    nodes = launch.number_of(args.nodes) or 1
+    nodes, _ = launch.across(args.nodes, "0", "the-first:29500")
     utilisation = args.utilisation or UTILISATION
     asked = Asked(args.recipe, tuple(args.arguments), gpus, nodes, card, args.price, utilisation)
     planned = asked.planned()
-    options = [*planned.options(gpus, nodes, card.memory)]
-    chosen, flags = best(options, card.memory), ()
-    change = None
-    if chosen is None and (found := asked.first_change()):
-        change, flags, gpus, nodes, chosen = found
-    line = command(asked, chosen, flags, gpus, nodes) if chosen else None
+    options = planned.options(gpus, nodes)
+    taken, change, then = best(options, card.memory), None, asked
+    of = planned
+    if taken is None and (found := asked.made_to_fit()):
+        change, then, of, taken = found
+    processes = then.gpus * then.nodes
+    more = then.flags_of(taken, processes) if taken else []
     if args.json:
-        results = {"recipe": args.recipe, "card": asdict(card), "gpus": asked.gpus}
-        results |= {"nodes": asked.nodes, "lengths": planned.lengths.source, "change": change}
-        results |= {"sizes": asdict(planned.sizes), "command": line}
-        results |= {"taken": asdict(chosen) if chosen else None}
-        results["options"] = [asdict(each) | {"peak": each.peak} for each in options]
+        results = {"recipe": args.recipe, "flags": args.arguments, "card": asdict(card)}
+        results |= {"gpus": gpus, "nodes": nodes, "lengths": planned.lengths.source}
+        results |= {"sizes": asdict(planned.sizes), "change": change}
+        results["command"] = then.command(taken, more) if taken else None
+        results["options"] = [
+            asdict(each)
+            | {"peak": each.peak, "flags": asked.flags_of(each, gpus * nodes)}
+            | {"taken": each is taken}
+            for each in options
+        ]
         print(json.dumps(results, indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(*table.heading(planned, asked.gpus, asked.nodes, why), sep="\n", soft_wrap=True)
-    console.print(table.table(options, card.memory, chosen))
-    console.print(table.LEGEND, "\n", style="dim")
-    if chosen is None:
-        raise Refusal(f"nothing fits {gpus * nodes} × {card.name}, nor with any single change")
+    console.print(*table.heading(planned, gpus, nodes, why), sep="\n", soft_wrap=True)
+    console.print(table.table(options, card.memory, taken))
+    console.print(f"{table.LEGEND}\n", style="dim")
+    if taken is None:
+        raise Refusal(f"no way fits {gpus * nodes} × {card.name}, nor does any one change")
     if change:
-        console.print(f"None fits. With {change}: {table.gb(chosen.peak)} GB on each GPU.")
-    console.print(*table.spent(planned, chosen), sep="\n", soft_wrap=True)
-    console.print(f"\nNext: {line}", soft_wrap=True)
+        console.print(f"None fits. With {change} it is {table.gb(taken.peak)} GB on each GPU.\n")
+    console.print(*table.spent(of, taken), sep="\n", soft_wrap=True)
+    console.print(f"\nNext: {then.command(taken, more)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpo.core.environment import Launch
 from dpo.models import adapters
@@ -59,46 +59,56 @@ class Asked:
         found = lengths.of(recipe)
         return Planned(recipe, config, found, self.card, self.price, self.utilisation)
 
-    def fits(self, planned: Planned, gpus: int, nodes: int) -> Option | None:
-        limit = self.card.memory
-        return best([*planned.options(gpus, nodes, limit)], limit)
+    def flags_of(self, option: Option, processes: int) -> list[str]:
+        """What to add to the flags for this way; [] where the recipe goes so by itself."""
+        recipe, words = self.parsed(), []
+        args = recipe.training
+        if option.checkpointing != args.gradient_checkpointing:
+            words += ["--gradient_checkpointing", str(option.checkpointing).lower()]
+        if option.live == args.precompute_ref_log_probs:
+            words += ["--precompute_ref_log_probs", str(not option.live).lower()]
+        if micro_batches(recipe, processes)[0][0] != option.micro:
+            accumulation = str(recipe.global_batch // option.micro)
+            words += ["--per_device_train_batch_size", str(option.micro)]
+            words += ["--gradient_accumulation_steps", accumulation]
+        return words
 
-    def batch_flags(self, option: Option, processes: int) -> list[str]:
-        """Flags that have so many processes take the option's pairs at a time."""
+    def command(self, option: Option, more: list[str]) -> str:
+        """The make line that trains so."""
+        line = f"make train RECIPE={self.recipe} CONFIG={option.config} GPUS={self.gpus}"
+        line += f" NODES={self.nodes}" * (self.nodes > 1)
+        words = " ".join([*self.flags, *more])
+        return line + (f' ARGS="{words}"' if words else "")
+
+    def changed(self) -> Iterator[tuple[str, Asked]]:
+        """What may make it fit, one change after the other, in words and as it is asked for then.
+        The first ones change nothing that is learned."""
         recipe = self.parsed()
-        if micro_batches(recipe, processes)[0][0] == option.micro:
-            return []
-        return [
-            *("--per_device_train_batch_size", str(option.micro)),
-            *("--gradient_accumulation_steps", str(recipe.global_batch // option.micro)),
-        ]
 
-    def changes(self) -> Iterator[tuple[str, tuple[str, ...], int, int]]:
-        """What may make it fit, one change after the other: in words, as flags, on how many GPUs of
-        how many machines. The first ones change nothing that is learned."""
-        recipe, given = self.parsed(), (self.gpus, self.nodes)
-        yield "gradient_checkpointing", ("--gradient_checkpointing", "true"), *given
-        yield "the reference scored beforehand", ("--precompute_ref_log_probs", "true"), *given
-        length = recipe.training.max_length or 0
+        def flags(*words: str) -> Asked:
+            return replace(self, flags=(*self.flags, *words))
+
+        yield "gradient_checkpointing", flags("--gradient_checkpointing", "true")
+        yield "the reference scored beforehand", flags("--precompute_ref_log_probs", "true")
         for share in (0.75, 0.5, 0.25):
-            cut = str(int(length * share))
-            if length:
-                yield f"max_length {cut}", ("--max_length", cut), *given
+            if length := int((recipe.training.max_length or 0) * share):
+                yield f"max_length {length}", flags("--max_length", str(length))
         if not recipe.model.use_peft:
-            yield "LoRA", LORA, *given
+            yield "LoRA", flags(*LORA)
         if not recipe.model.load_in_4bit:
-            yield "an adapter on 4 bits (QLoRA)", FOUR_BITS, *given
+            yield "an adapter on 4 bits (QLoRA)", flags(*FOUR_BITS)
         for times in (2, 4, 8, 16, 32, 64):
             gpus = self.gpus * times
             here, nodes = (gpus, self.nodes) if gpus <= 8 else (8, self.nodes * gpus // 8)
             if recipe.global_batch % (here * nodes) == 0:
-                yield f"{here * nodes} GPUs", (), here, nodes
+                yield f"{here * nodes} GPUs", replace(self, gpus=here, nodes=nodes)
 
-    def first_change(self) -> tuple[str, tuple[str, ...], int, int, Option] | None:
+    def made_to_fit(self) -> tuple[str, Asked, Planned, Option] | None:
         """The first single change that makes it fit."""
-        for words, flags, gpus, nodes in self.changes():
-            if found := self.fits(self.planned(*flags), gpus, nodes):
-                return words, flags, gpus, nodes, found
+        for words, asked in self.changed():
+            planned = asked.planned()
+            if found := best(planned.options(asked.gpus, asked.nodes), self.card.memory):
+                return words, asked, planned, found
         return None
 
 

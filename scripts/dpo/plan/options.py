@@ -4,8 +4,8 @@ What is learned is the same in all of them."""
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from dpo.prefix_sharing import backbone
 from dpo.recipe.parse import Recipe, share_batch
 from dpo.training.batching import COMPOSITION_MATTERS
 
+SURE = 0.9  # of a GPU's memory: a plan may be off by as much as it leaves free
 ALONE, SEVERAL = ("single_gpu", "zero3_offload"), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 # Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
 # have them in the machine's memory. Assumed, not measured.
@@ -87,7 +88,7 @@ class Planned:
             self.model: Any = AutoModelForCausalLM.from_config(config)
         self.shared = recipe.run.share_prefix and backbone.obstacle(self.model) is None
         self.sizes = memory.sizes_of(self.model, self.adapter, own.load_in_4bit)
-        self.counted = functools.cache(self.count)
+        self.counted, self.priced = functools.cache(self.count), functools.cache(self.price_of)
 
     def steps(self) -> int:
         args = self.recipe.training
@@ -125,6 +126,13 @@ class Planned:
         spent = cost(self.model, run, self.card, gpus, self.price, utilisation)
         return Option(config, live, checkpointing, micro, accumulation, terms, machine, spent)
 
+    def price_of(
+        self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
+    ) -> Cost:
+        """What a run comes to, at a part of the speed that the card has by itself."""
+        run, utilisation = self.run(live, checkpointing, micro), self.utilisation * speed
+        return cost(self.model, run, self.card, gpus, self.price, utilisation)
+
     def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
         """What is computed from the first step to the last."""
         args, found, evaluations = self.recipe.training, self.lengths, 0
@@ -145,7 +153,7 @@ class Planned:
             args.per_device_eval_batch_size,
         )
 
-    def options(self, gpus: int, nodes: int, limit: float) -> Iterator[Option]:
+    def options(self, gpus: int, nodes: int) -> list[Option]:
         """All ways on so many GPUs of so many machines, each with the most pairs at a time that
         fit, as many as the recipe has at most."""
         recipe, processes = self.recipe, gpus * nodes
@@ -161,16 +169,14 @@ class Planned:
         if "gradient_checkpointing" in given:
             checks = (args.gradient_checkpointing,)
         sizes = micro_batches(recipe, processes)
-        for config in configs:
-            for live in lives:
-                for checkpointing in checks:
-                    for micro, accumulation in sizes:
-                        found = self.option(
-                            config, processes, live, checkpointing, micro, accumulation
-                        )
-                        if found.peak <= limit:
-                            break
-                    yield found
+        found = []
+        for config, live, checkpointing in itertools.product(configs, lives, checks):
+            for micro, accumulation in sizes:
+                option = self.option(config, processes, live, checkpointing, micro, accumulation)
+                if option.peak <= SURE * self.card.memory:
+                    break
+            found.append(option)
+        return found
 
 
 def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
@@ -190,7 +196,7 @@ def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
     return [(n, share // n) for n in range(micro, 0, -1) if share % n == 0]
 
 
-def best(options: list[Option], limit: float) -> Option | None:
-    """The fastest that fits."""
-    fits = [option for option in options if option.peak <= limit]
+def best(options: list[Option], memory: float) -> Option | None:
+    """The fastest that leaves as much of the memory free as a plan may be wrong by."""
+    fits = [option for option in options if option.peak <= SURE * memory]
     return min(fits, key=lambda option: (option.cost.seconds or 0, option.peak), default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from dpo.plan.options import Option, Planned
+from dpo.plan.options import SURE, Option, Planned
 
 COLUMNS = ("CONFIG=", "reference", "checkpointing", "pairs", "policy", "grad.", "optim.", "ref.")
 COLUMNS += ("activ.", "work", "sent", "CUDA", "peak", "CPU", "hours", "")
@@ -36,8 +36,12 @@ def row(option: Option, limit: float, chosen: bool) -> list[str]:
         gb(option.peak),
         gb(option.machine) if option.machine else "",
         "" if hours is None else f"{hours / 3600:.1f}",
-        "← taken" if chosen else "" if option.peak <= limit else "too large",
+        "← taken" if chosen else fit(option.peak, limit),
     ]
+
+
+def fit(peak: float, memory: float) -> str:
+    return "" if peak <= SURE * memory else "tight" if peak <= memory else "too large"
 
 
 def table(options: list[Option], limit: float, chosen: Option | None) -> Table:
