@@ -96,7 +96,7 @@ def held(trainer, before: set[int]) -> dict[str, int]:
     return found
 
 
-SHAPE = {"vocab_size": 2000, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+SHAPE = {"vocab_size": 2000, "hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": int(os.environ.get("LAYERS", "3"))}
 
 
 class Note(TrainerCallback):
@@ -119,18 +119,22 @@ class Note(TrainerCallback):
 
 def save_models(folder: Path) -> None:
     with patch.dict(tiny.SIZES, SHAPE):
-        for name in tiny.ARCHITECTURES:
+        for name in (tiny.ARCHITECTURES if SHAPE["num_hidden_layers"] == 3 else ["llama"]):
             tiny.random_model(name).save_pretrained(folder / name)
             tiny.any_tokenizer().save_pretrained(folder / name)
 
 
-def case(name: str, folder: Path, dtype="float32", lora=False, live=False, bf16=False, parts=2, **more) -> Any:
+def case(name: str, folder: Path, dtype="float32", lora=False, live=False, bf16=False, parts=2, four_bits=False, nested=False, **more) -> Any:
+    objects = {"model": str(folder.parent / name)}
+    if four_bits:
+        from transformers import BitsAndBytesConfig
+        objects["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested)
     gc.collect()
     before = set(storages(o for o in gc.get_objects() if issubclass(type(o), Tensor)))
     with patch.dict(tiny.SIZES, SHAPE):
         trainer = tiny.trainer_of(
-            folder, name, fast=True, lora=lora, precompute_ref_log_probs=not live, bf16=bf16,
-            use_cpu=False, ddp_backend="gloo" if "WORLD_SIZE" in os.environ and os.environ["WORLD_SIZE"] > "1" else None, max_steps=2, objects={"model": str(folder.parent / name)}, gradient_accumulation_steps=parts, per_device_train_batch_size=1,
+            folder, name, fast="STOCK" not in os.environ, lora=lora, precompute_ref_log_probs=not live, bf16=bf16,
+            use_cpu=False, ddp_backend="gloo" if "WORLD_SIZE" in os.environ and os.environ["WORLD_SIZE"] > "1" else None, max_steps=2, objects=objects, gradient_accumulation_steps=parts, per_device_train_batch_size=1,
             model_init_kwargs={"attn_implementation": "sdpa", "dtype": dtype}, **more,
         )
     note = Note(before)
@@ -138,12 +142,24 @@ def case(name: str, folder: Path, dtype="float32", lora=False, live=False, bf16=
     backward = trainer.accelerator.backward
     def turn(*a, **k):
         note.note("turn")
+        if os.environ.get("DEBUG") == "1":
+            co = trainer.model_wrapped.optimizer.parameter_offload.param_coordinator if hasattr(trainer.model_wrapped.optimizer.parameter_offload, "param_coordinator") else trainer.model_wrapped.optimizer.parameter_offload.get_param_coordinator()
+            v = {k.split("__")[-1]: x for k, x in vars(co).items()}
+            print("TRACE", v["trace_mode"], v["step_id"], len(v["submodule_order"]), v["max_reuse_dist_in_numel"], v["max_n_available_params"], v["prefetch_bucket_sz"])
+            names = {m.ds_id: n for n, m in trainer.model.named_modules() if hasattr(m, "ds_id")}
+            print([names.get(m.ds_id) for m in v["submodule_order"]])
+            for n, p in list(trainer.model.named_parameters())[:6]:
+                print(n, p.ds_status, p.ds_active_sub_modules, p.ds_persist, v["most_recent_step_id_param_fetched_for"].get(p))
         return backward(*a, **k)
     trainer.accelerator.backward = turn
     ref = trainer.ref_model
     if trainer.is_deepspeed_enabled:
-        for layer in trainer.model.get_decoder().layers[-1:]:
-            layer.register_full_backward_hook(lambda *a: note.note("middle"))
+        for model in (trainer.model, ref):
+            if model is not None:
+                for n, layer in enumerate(getattr(model, "module", model).get_decoder().layers):
+                    layer.register_forward_pre_hook(lambda *a, n=n: note.note(f"forward{n}"))
+                    if model is trainer.model:
+                        layer.register_full_backward_hook(lambda *a, n=n: note.note(f"backward{n}"))
     trainer.add_callback(note)
     if trainer.is_deepspeed_enabled:
         from deepspeed.runtime.engine import DeepSpeedEngine as Engine

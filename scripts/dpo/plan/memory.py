@@ -12,17 +12,24 @@ from dpo.plan.counted import How, Kept, Pairs
 
 SHARDED = ("fsdp2", "zero3", "zero3_offload")  # the weights too
 ZERO = ("zero1", "zero2", "zero3", "zero3_offload")
-# Bytes of an optimizer's states for each number of 4 bytes that is trained; of one of 2 bytes
-# torch's own take half. Others are taken for AdamW.
-STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4, "lion_32bit": 4, "lion_8bit": 1}
-STATES |= {"paged_lion_8bit": 1, "paged_lion_32bit": 4}
-STATES |= {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "rmsprop_bnb": 4}
+# Bytes of an optimizer's states for each number that is trained, by transformers' name: of torch's
+# own for numbers of 4 bytes, half of it for those of 2; bitsandbytes keeps float32 or bytes for all
+# (and for a matrix of fewer than 4,096 numbers float32). Adafactor keeps rows and columns alone, and
+# others are taken for AdamW.
+STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4}
+IN_BYTES = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "ademamix_8bit": 3}
+IN_BYTES |= {"paged_ademamix_8bit": 3, "lion_8bit": 1, "paged_lion_8bit": 1, "rmsprop_bnb_8bit": 1}
+IN_FLOAT32 = {"paged_adamw": 8, "paged_adamw_32bit": 8, "lion_32bit": 4, "lion": 4}
+IN_FLOAT32 |= {"paged_lion": 4, "paged_lion_32bit": 4, "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4}
+IN_FLOAT32 |= {"ademamix": 12, "paged_ademamix_32bit": 12}
 ADAMW = 8
-# What DeepSpeed's own defaults and its "auto" leave to it, in numbers.
-BUCKET, LIVE = (
-    5e8,
-    1e9,
-)  # of ZeRO-1 and 2, two with overlap_comm; weights that ZeRO-3 keeps gathered
+SCALES = 1 + 1 / 64  # of a state in bytes: a float32 to 256 of them, as bitsandbytes' optimizers do
+# Numbers, by DeepSpeed's defaults (runtime/zero/config.py): each of the two buffers that gradients
+# are sent from (reduce_bucket_size, overlap_comm), weights that ZeRO-3 keeps gathered
+# (stage3_max_live_parameters, stage3_max_reuse_distance), and the largest tensor of which every GPU
+# keeps a copy (stage3_param_persistence_threshold; "auto" is ten times the hidden size, but the
+# engine that scores a reference has the default, and what it has marked stays marked).
+BUCKET, LIVE, PERSISTENT = 5e8, 1e9, 1e5
 CONTEXT = 0.6e9  # CUDA's, and NCCL's buffers; no allocator counts it
 SLACK = 0.05  # of the rest, that the allocator holds and nobody uses
 TILE = 4096 * 32768, 512 * 2048  # numbers of the head's tile, on a GPU and on a CPU
@@ -38,7 +45,9 @@ class Sizes:
         head_trained: whether the output layer is trained.
         layer: of the largest layer.
         vocabulary, hidden: of the output layer.
+        persistent: of the tensors that ZeRO-3 leaves whole on every GPU.
         quantized: of the frozen ones, those kept in 4 bits.
+        nested: whether the scales of these are quantized too.
     """
 
     frozen: int
@@ -48,10 +57,14 @@ class Sizes:
     layer: int
     vocabulary: int
     hidden: int
+    persistent: int
     quantized: int = 0
+    nested: bool = False
 
 
-def sizes_of(model: PreTrainedModel, adapter=None, four_bits: bool = False) -> Sizes:
+def sizes_of(
+    model: PreTrainedModel, adapter=None, four_bits: bool = False, nested: bool = False
+) -> Sizes:
     """Of a model on the meta device, on which the adapter is put if there is one."""
     total = sum(p.numel() for p in model.parameters())
     layers = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
@@ -60,11 +73,11 @@ def sizes_of(model: PreTrainedModel, adapter=None, four_bits: bool = False) -> S
         default=total,
     )
     head = model.get_output_embeddings()
-    linear = sum(
-        part.weight.numel()
+    packed = [
+        part.weight
         for part in model.modules()
-        if isinstance(part, torch.nn.Linear) and part is not head
-    )
+        if four_bits and isinstance(part, torch.nn.Linear) and part is not head
+    ]
     trained, head_trained = total, True
     if adapter is not None:
         import copy
@@ -74,6 +87,10 @@ def sizes_of(model: PreTrainedModel, adapter=None, four_bits: bool = False) -> S
         made = get_peft_model(model, copy.deepcopy(adapter))
         trained = sum(p.numel() for p in made.parameters() if p.requires_grad)
         head_trained = any(p.requires_grad for p in made.get_output_embeddings().parameters())
+    least = max(PERSISTENT, 10 * head.weight.shape[1])
+    whole = {id(p): p.numel() for p in model.parameters()}  # the adapter's too
+    for weight in packed:
+        del whole[id(weight)]
     return Sizes(
         total if adapter is not None else 0,
         trained,
@@ -81,7 +98,9 @@ def sizes_of(model: PreTrainedModel, adapter=None, four_bits: bool = False) -> S
         head_trained,
         largest,
         *head.weight.shape,
-        quantized=linear * four_bits,
+        persistent=sum(size for size in whole.values() if size <= least),
+        quantized=sum(weight.numel() for weight in packed),
+        nested=nested,
     )
 
 
@@ -97,6 +116,7 @@ class Setting:
         optim: the optimizer, by transformers' name.
         how: of the micro-batch.
         half: numbers that are sent and gathered are bfloat16.
+        loaded: dtype that the model is loaded in.
     """
 
     config: str
@@ -106,6 +126,7 @@ class Setting:
     optim: str
     how: How
     half: bool
+    loaded: torch.dtype
 
 
 def states(optim: str, itemsize: int) -> float:
@@ -114,48 +135,118 @@ def states(optim: str, itemsize: int) -> float:
     Args:
         itemsize: bytes of the number; torch's optimizers keep states as they keep the number.
     """
-    found = STATES.get(str(optim), ADAMW)
-    return found * itemsize / 4 if "8bit" not in str(optim) and "bnb" not in str(optim) else found
+    if optim in IN_BYTES:
+        return IN_BYTES[optim] * SCALES
+    return IN_FLOAT32.get(optim, STATES.get(optim, ADAMW) * itemsize / 4)
+
+
+def packed(sizes: Sizes) -> tuple[float, float]:
+    """Bytes of the weights in 4 bits, and of their scales, one to a block of 64 numbers."""
+    scale = 1 + 4 / 256 if sizes.nested else 4
+    return sizes.quantized / 2, sizes.quantized / 64 * scale
+
+
+def item_sizes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
+    """Bytes of a number that is not trained, such as a live reference's, and of one that is."""
+    zero, loaded = setting.config in ZERO, setting.loaded.itemsize
+    if zero and setting.half:  # DeepSpeed casts all of it
+        return 2, 2
+    if sizes.quantized:  # TRL casts the adapter on it to bfloat16
+        return loaded, 2
+    if setting.config == "fsdp2" and setting.half:  # accelerate casts what is trained to float32
+        return loaded, 4
+    # peft keeps an adapter in float32; TRL tells it not to under ZeRO-3.
+    adapter = sizes.frozen and not (zero and setting.config in SHARDED)
+    return loaded, 4 if adapter else loaded
+
+
+def held(sizes: Sizes, setting: Setting) -> dict[str, float]:
+    """Bytes that a process keeps from one micro-batch to the next, wherever they lie, by what they
+    are."""
+    config, gpus, trained = setting.config, setting.gpus, sizes.trained
+    zero, parts = config in ZERO, gpus if config in SHARDED else 1
+    item, trained_item = item_sizes(sizes, setting)
+    weights = (sizes.frozen - sizes.quantized) * item + trained * trained_item
+    bits, scales = packed(sizes)  # FSDP leaves them whole: accelerate has it ignore integers
+    own = setting.live and not sizes.frozen
+    if zero:
+        # float32 masters, and under ZeRO-3 in float32 too, where they are a copy (stage3.py)
+        gradient, optimizer = 4 / gpus, (4 + states(setting.optim, 4)) / gpus
+        if config == "zero1" and setting.half:
+            gradient = 2 + 4  # bf16_optimizer.py: kept beside their sums, zeroed and not freed
+        elif config == "zero1" and setting.accumulates:
+            gradient = 4  # sent after the last micro-batch (stage_1_and_2.py)
+        elif config == "zero2" and setting.accumulates and trained_item == 4:
+            gradient = 2 * 4 / gpus  # those of a micro-batch beside their sum (all_grad_tensors)
+    else:
+        gradient, optimizer = trained_item / parts, states(setting.optim, trained_item) / parts
+    sent = 0.0
+    if config == "ddp" and gpus > 1:
+        sent = trained * trained_item  # a second copy of gradients: gradient_as_bucket_view is off
+    elif config == "zero2":
+        sent = 2 * BUCKET * trained_item  # two whole buffers, however small the model
+    elif config == "zero1" and not setting.half:
+        sent = 2 * BUCKET * 4
+    elif zero and config in SHARDED:
+        sent = sizes.hidden**2 * (2 if setting.half else 4)  # reduce_bucket_size by "auto"
+    return {
+        "policy": weights / parts + bits / (parts if zero else 1) + scales,
+        "gradients": trained * gradient,
+        "optimizer": trained * optimizer,
+        "reference": trained * item / parts * own,
+        "communication": sent,
+    }
+
+
+def alone(setting: Setting) -> bool:
+    """Whether ZeRO-3's only process has its weights where it computes, and no copy of them."""
+    return setting.gpus == 1 and setting.config == "zero3"
 
 
 def standing(sizes: Sizes, setting: Setting) -> dict[str, float]:
-    """Bytes on a GPU that stand there from step to step, by what they are."""
-    config, gpus = setting.config, setting.gpus
-    zero, sharded = config in ZERO, config in SHARDED
-    offloaded = config == "zero3_offload"
-    own = setting.how.dtype.itemsize  # as the model is loaded
-    item = (2 if setting.half else 4) if zero else own
-    if config == "fsdp2" and setting.half:
-        item = 4
-    trained_item = 4 if sizes.frozen and not zero else item  # peft keeps an adapter in float32
-    parts = gpus if sharded else 1
-    frozen = (sizes.frozen - sizes.quantized) * item + 0.5 * sizes.quantized * (1 + 1 / 32)
-    weights = (frozen + sizes.trained * trained_item) / parts
-    reference = (frozen or sizes.trained * item) / parts * (setting.live and not sizes.frozen)
-    if zero:
-        gradient = 4 * sizes.trained / gpus  # float32 sums
-        if config == "zero1":
-            gradient = sizes.trained * (item + 4)
-        masters = 4 if setting.half or config in ("zero1", "zero2") else 0
-        optimizer = (masters + states(setting.optim, 4)) * sizes.trained / gpus
-    else:
-        gradient = sizes.trained * trained_item / parts
-        optimizer = states(setting.optim, trained_item) * sizes.trained / parts
-    communication = 0.0
-    if config == "ddp" and gpus > 1:
-        communication = sizes.trained * trained_item  # its buckets are a second copy of gradients
-    if config in ("zero1", "zero2"):
-        bucket = min(BUCKET, sizes.trained)
-        communication = 2 * bucket * item
-    if offloaded:
-        weights = gradient = optimizer = reference = 0.0
-    return {
-        "policy": weights,
-        "gradients": gradient,
-        "optimizer": optimizer,
-        "reference": reference,
-        "communication": communication,
-    }
+    """Bytes on a GPU that stand there from micro-batch to micro-batch, by what they are: gradients
+    as they are before the last one of a step has gone backward, or after the only one."""
+    found = held(sizes, setting)
+    if setting.config == "zero3_offload":
+        found |= dict.fromkeys(("policy", "gradients", "optimizer", "reference"), 0.0)
+    if setting.config in ZERO and setting.config in SHARDED and not alone(setting):
+        whole = sizes.persistent * item_sizes(sizes, setting)[0]
+        found["policy"] += whole
+        found["reference"] += whole * (setting.live and not sizes.frozen)
+    return found
+
+
+def machine(sizes: Sizes, setting: Setting) -> float:
+    """Bytes of the machine's own memory in which a process keeps what is offloaded."""
+    if setting.config != "zero3_offload":
+        return 0.0
+    found = held(sizes, setting)
+    # stage3.py has the gradients of a step there twice: their sums, and what the optimizer reads.
+    return sum(found.values()) - found["communication"] + found["gradients"]
+
+
+def gathered(sizes: Sizes, setting: Setting) -> float:
+    """The most bytes of weights that a GPU has whole at any one time where they are sharded, and of
+    buffers that they come and gradients leave by, beside `standing`."""
+    if setting.config not in SHARDED or alone(setting):
+        return 0.0
+    item, trained_item = item_sizes(sizes, setting)
+    own = setting.live and not sizes.frozen  # a reference beside the policy
+    bits, _ = packed(sizes)
+    every = sizes.frozen + sizes.trained
+    if setting.config == "fsdp2":
+        # accelerate's utils/fsdp_utils.py keeps the output layer from the end of the forward pass
+        # to the beginning of the backward; torch's _fully_shard/_fsdp_param_group.py has a layer,
+        # the next, and a buffer that one comes by. The gradients of one leave in float32.
+        computed = 2 if setting.half else trained_item
+        sent = 0 if sizes.frozen else 4 if setting.half else trained_item
+        layers = (sizes.head + 3 * sizes.layer) * computed + sizes.layer * sent
+        # TRL's prepare_fsdp has a live reference gathered whole while it scores.
+        return max(layers, own * every * (2 if setting.half else item))
+    # A layer that is asked for is fetched beyond the limit (partitioned_param_coordinator.py).
+    whole = min(every, LIVE + max(sizes.head, sizes.layer))
+    each = ((every - sizes.quantized) * item + bits) / every
+    return max(whole * each - sizes.persistent * item, 0.0) * (1 + own)
 
 
 def peaks(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str, float]:
@@ -203,10 +294,3 @@ def terms(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str,
         found["CUDA"] = CONTEXT
         found["slack"] = SLACK * sum(found.values())
     return found
-
-
-def machine(sizes: Sizes, setting: Setting) -> float:
-    """Bytes of a machine's own memory that hold what is offloaded."""
-    if setting.config != "zero3_offload":
-        return 0.0
-    return (sizes.frozen + sizes.trained) * 2 + sizes.trained * 16

@@ -87,7 +87,9 @@ class Planned:
         with torch.device("meta"):
             self.model: Any = AutoModelForCausalLM.from_config(config)
         self.shared = recipe.run.share_prefix and backbone.obstacle(self.model) is None
-        self.sizes = memory.sizes_of(self.model, self.adapter, own.load_in_4bit)
+        self.sizes = memory.sizes_of(
+            self.model, self.adapter, own.load_in_4bit, own.use_bnb_nested_quant
+        )
         self.counted, self.priced = functools.cache(self.count), functools.cache(self.price_of)
 
     def steps(self) -> int:
@@ -115,7 +117,7 @@ class Planned:
             self.adapter,
         )
         optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
-        setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half)
+        setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half, self.loaded)
         pairs, found = self.counted(micro, how)
         terms = memory.terms(self.sizes, setting, found, pairs)
         machine = memory.machine(self.sizes, setting)
