@@ -12,18 +12,10 @@ from dpo.plan.counted import How, Kept, Pairs
 
 SHARDED = ("fsdp2", "zero3", "zero3_offload")  # the weights too
 ZERO = ("zero1", "zero2", "zero3", "zero3_offload")
-# Bytes of an optimizer's states for each number that is trained, by transformers' name: of torch's
-# own for numbers of 4 bytes, half of it for those of 2; bitsandbytes keeps float32 or bytes for all
-# (and for a matrix of fewer than 4,096 numbers float32). Adafactor keeps rows and columns alone, and
-# others are taken for AdamW.
-STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4}
-IN_BYTES = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "ademamix_8bit": 3}
-IN_BYTES |= {"paged_ademamix_8bit": 3, "lion_8bit": 1, "paged_lion_8bit": 1, "rmsprop_bnb_8bit": 1}
-IN_FLOAT32 = {"paged_adamw": 8, "paged_adamw_32bit": 8, "lion_32bit": 4, "lion": 4}
-IN_FLOAT32 |= {"paged_lion": 4, "paged_lion_32bit": 4, "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4}
-IN_FLOAT32 |= {"ademamix": 12, "paged_ademamix_32bit": 12}
-ADAMW = 8
-SCALES = 1 + 1 / 64  # of a state in bytes: a float32 to 256 of them, as bitsandbytes' optimizers do
+# States that an optimizer keeps of each number that is trained, by what transformers' name of it
+# begins with; others are taken for AdamW. Adafactor keeps one to a row and one to a column.
+STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ademamix": 3}
+ADAMW = 2
 # Numbers, by DeepSpeed's defaults (runtime/zero/config.py): each of the two buffers that gradients
 # are sent from (reduce_bucket_size, overlap_comm), weights that ZeRO-3 keeps gathered
 # (stage3_max_live_parameters, stage3_max_reuse_distance), and the largest tensor of which every GPU
@@ -135,9 +127,24 @@ def states(optim: str, itemsize: int) -> float:
     Args:
         itemsize: bytes of the number; torch's optimizers keep states as they keep the number.
     """
-    if optim in IN_BYTES:
-        return IN_BYTES[optim] * SCALES
-    return IN_FLOAT32.get(optim, STATES.get(optim, ADAMW) * itemsize / 4)
+    name = optim.removeprefix("paged_")
+    kept = next((many for known, many in STATES.items() if name.startswith(known)), ADAMW)
+    if name.endswith("8bit"):
+        return kept * (1 + 4 / 256)  # a float32 scales 256 of them
+    bitsandbytes = name.endswith("32bit") or name in ("ademamix", "rmsprop_bnb")
+    return kept * (4 if bitsandbytes else itemsize)
+
+
+def optimizer_bytes(sizes: Sizes, setting: Setting) -> float:
+    """Bytes that a process keeps of an optimizer's states."""
+    optim, own = setting.optim, item_sizes(sizes, setting)[1]
+    if setting.config in ZERO:  # on flat float32 copies of the weights, which have no columns
+        each = 4 if optim == "adafactor" else states(optim, 4)
+        return (4 + each) * sizes.trained / setting.gpus
+    found = states(optim, own) * sizes.trained
+    if optim.endswith("8bit") and not sizes.frozen:  # Trainer keeps those of embeddings in float32
+        found += sizes.head * (states(optim.replace("8bit", "32bit"), 4) - states(optim, own))
+    return found / (setting.gpus if setting.config in SHARDED else 1)
 
 
 def packed(sizes: Sizes) -> tuple[float, float]:
@@ -170,8 +177,7 @@ def held(sizes: Sizes, setting: Setting) -> dict[str, float]:
     bits, scales = packed(sizes)  # FSDP leaves them whole: accelerate has it ignore integers
     own = setting.live and not sizes.frozen
     if zero:
-        # float32 masters, and under ZeRO-3 in float32 too, where they are a copy (stage3.py)
-        gradient, optimizer = 4 / gpus, (4 + states(setting.optim, 4)) / gpus
+        gradient = 4 / gpus
         if config == "zero1" and setting.half:
             gradient = 2 + 4  # bf16_optimizer.py: kept beside their sums, zeroed and not freed
         elif config == "zero1" and setting.accumulates:
@@ -179,7 +185,7 @@ def held(sizes: Sizes, setting: Setting) -> dict[str, float]:
         elif config == "zero2" and setting.accumulates and trained_item == 4:
             gradient = 2 * 4 / gpus  # those of a micro-batch beside their sum (all_grad_tensors)
     else:
-        gradient, optimizer = trained_item / parts, states(setting.optim, trained_item) / parts
+        gradient = trained_item / parts
     sent = 0.0
     if config == "ddp" and gpus > 1:
         sent = trained * trained_item  # a second copy of gradients: gradient_as_bucket_view is off
@@ -192,7 +198,7 @@ def held(sizes: Sizes, setting: Setting) -> dict[str, float]:
     return {
         "policy": weights / parts + bits / (parts if zero else 1) + scales,
         "gradients": trained * gradient,
-        "optimizer": trained * optimizer,
+        "optimizer": optimizer_bytes(sizes, setting),
         "reference": trained * item / parts * own,
         "communication": sent,
     }
