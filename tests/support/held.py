@@ -12,22 +12,32 @@ from unittest.mock import patch
 import torch
 import transformers.training_args
 from accelerate.state import AcceleratorState
+from datasets import Dataset
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from peft import LoraConfig
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BitsAndBytesConfig, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    TrainerCallback,
+)
+from trl import DPOConfig
 
+from dpo.data.schema import IDS
 from dpo.plan.counted import How
 from dpo.plan.memory import Setting, Sizes, gathered, sizes_of, standing
+from dpo.speed.workload import any_tokenizer
+from dpo.training.trainer import FastDPOTrainer
 from support import tiny
 from support.launched import FSDP
 
-# Matrices that ZeRO-3 shards, and few enough that a step takes no time.
 SHAPE = {"vocab_size": 2000, "hidden_size": 512, "intermediate_size": 256}
 ADAPTER = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
 Case = dict[str, Any]
+Found = tuple[list[dict[str, int]], int]  # what was held, and the most weights within the model
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -149,23 +159,30 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
             bnb_4bit_compute_dtype=case["dtype"],
             bnb_4bit_use_double_quant=bits == "nested",
         )
-    given = {"optim": case["optim"]} if "optim" in case else {}
-    with patch.dict(tiny.SIZES, SHAPE):
-        trainer = tiny.trainer_of(
-            folder,
-            case["name"],
-            fast=True,
-            objects=objects,
-            precompute_ref_log_probs=not case["live"],
-            bf16=case["bf16"],
-            use_cpu=False,
-            ddp_backend="gloo" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-            max_steps=2,
-            gradient_accumulation_steps=case["parts"],
-            per_device_train_batch_size=1,
-            model_init_kwargs={"attn_implementation": "sdpa", "dtype": case["dtype"]},
-            **given,
-        )
+    rows = [dict(zip(IDS, pair, strict=True)) for pair in tiny.EDGE_PAIRS]
+    args = DPOConfig(
+        output_dir=str(folder / "run"),
+        optim=case.get("optim", "adamw_torch_fused"),
+        precompute_ref_log_probs=not case["live"],
+        bf16=case["bf16"],
+        ddp_backend="gloo" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        max_steps=2,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=case["parts"],
+        max_length=tiny.MAX_LENGTH,
+        gradient_checkpointing=False,
+        model_init_kwargs={"attn_implementation": "sdpa", "dtype": case["dtype"]},
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = FastDPOTrainer(
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        share_prefix=True,
+        reference_cache=str(folder / "cache"),
+        **objects,
+    )
     watch = Watch(trainer, before)
     trainer.add_callback(watch)
     step, release = DeepSpeedEngine.step, DeepSpeedZeroOptimizer._release_ipg_buffers
@@ -187,8 +204,8 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
 
 def predicted(case: Case, config: str, gpus: int) -> tuple[Sizes, Setting]:
     """What `dpo.plan.memory` takes for a case."""
-    with patch.dict(tiny.SIZES, SHAPE), torch.device("meta"):
-        model = tiny.random_model(case["name"])
+    with torch.device("meta"):
+        model = model_of(case["name"])
     bits, bf16 = case.get("bits"), case.get("bf16", False)
     adapter = ADAPTER if case.get("lora") else None
     sizes = sizes_of(model, adapter, bool(bits), bits == "nested")
@@ -198,27 +215,34 @@ def predicted(case: Case, config: str, gpus: int) -> tuple[Sizes, Setting]:
     return sizes, Setting(config, gpus, case.get("live", False), several, optim, how, bf16, loaded)
 
 
-def compared(watch: Watch, case: Case, config: str, gpus: int) -> dict[str, tuple[float, float]]:
+def compared(found: Found, case: Case, config: str, gpus: int) -> dict[str, tuple[float, float]]:
     """Bytes that were held and those that are predicted, by what they are."""
+    notes, most = found
     sizes, setting = predicted(case, config, gpus)
-    expected = standing(sizes, setting)
-    found: dict[str, float] = {name: max(n[name] for n in watch.notes) for name in watch.notes[0]}
-    for name in ("policy", "reference"):  # shards, when nothing is gathered beside them
-        found[name] = min(note[name] for note in watch.notes)
-    expected["rest"] = 0
-    pairs = {name: (found[name], expected[name]) for name in found}
-    most = expected["policy"] + expected["reference"] + gathered(sizes, setting)
-    return pairs | {"gathered": (watch.most, most)}
+    expected = standing(sizes, setting) | {"rest": 0.0}
+    # Of weights that are sharded the least: when none is gathered beside its shard.
+    least = ("policy", "reference")
+    there = {n: (min if n in least else max)(note[n] for note in notes) for n in expected}
+    bound = expected["policy"] + expected["reference"] + gathered(sizes, setting)
+    pairs = {name: (float(there[name]), expected[name]) for name in expected}
+    return pairs | {"gathered": (most, bound)}
+
+
+def model_of(name: str) -> PreTrainedModel:
+    """A model of an architecture whose matrices ZeRO-3 shards, and small enough for a CPU."""
+    with patch.dict(tiny.SIZES, SHAPE):
+        config = tiny.ARCHITECTURES[name]()
+    config.head_dim = 128
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def save_models(folder: Path) -> None:
-    with patch.dict(tiny.SIZES, SHAPE):
-        for name in tiny.ARCHITECTURES:
-            tiny.random_model(name).save_pretrained(folder / name)
-            tiny.any_tokenizer().save_pretrained(folder / name)
+    for name in tiny.ARCHITECTURES:
+        model_of(name).save_pretrained(folder / name)
+        any_tokenizer().save_pretrained(folder / name)
 
 
-def be(environment: dict[str, str], config: str, cases: list[Case], models: Path, out: Path):
+def be(environment: dict[str, str], cases: list[Case], models: Path, out: Path):
     """In a fork: train the cases in turn, as a process of a launch, and write what was held."""
     os.environ.clear()
     os.environ.update(environment)
@@ -234,5 +258,5 @@ def be(environment: dict[str, str], config: str, cases: list[Case], models: Path
     found = []
     for number, case in enumerate(cases):
         watch = watched(case, models, out / f"{number}-{rank}")
-        found.append(compared(watch, case, config, int(environment.get("WORLD_SIZE", "1"))))
+        found.append((watch.notes, watch.most))
         (out / f"held-{rank}.json").write_text(json.dumps(found))

@@ -155,6 +155,26 @@ def packed(sizes: Sizes) -> tuple[float, float]:
 
 def item_sizes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
     """Bytes of a number that is not trained, such as a live reference's, and of one that is."""
+    config, loaded = setting.config, setting.loaded.itemsize
+    if config in ZERO and setting.half:  # DeepSpeed casts all of it
+        return 2, 2
+    if sizes.quantized:  # TRL casts the adapter on it to bfloat16
+        return loaded, 2
+    if config in ZERO and config in SHARDED:  # zero.Init makes weights in DeepSpeed's own dtype
+        return 4, 4
+    if config == "fsdp2" and setting.half:  # accelerate casts what is trained to float32
+        return loaded, 4
+    return loaded, 4 if sizes.frozen else loaded  # peft keeps an adapter in float32
+
+
+def packed(sizes: Sizes) -> tuple[float, float]:
+    """Bytes of the weights in 4 bits, and of their scales, one to a block of 64 numbers."""
+    scale = 1 + 4 / 256 if sizes.nested else 4
+    return sizes.quantized / 2, sizes.quantized / 64 * scale
+
+
+def item_sizes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
+    """Bytes of a number that is not trained, such as a live reference's, and of one that is."""
     zero, loaded = setting.config in ZERO, setting.loaded.itemsize
     if zero and setting.half:  # DeepSpeed casts all of it
         return 2, 2
