@@ -1,5 +1,6 @@
 """What a process holds in training, by torch's own accounting: bytes of storages, by whose."""
 
+import copy
 import gc
 import json
 import os
@@ -152,7 +153,7 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     before = storages(every_tensor()).keys()  # what a trainer before has left
     bits = case.get("bits")
     objects: dict[str, Any] = {"model": str(models / case["name"])}
-    objects["peft_config"] = ADAPTER if case["lora"] else None
+    objects["peft_config"] = copy.deepcopy(ADAPTER) if case["lora"] else None
     if bits:
         objects["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -225,7 +226,7 @@ def compared(found: Found, case: Case, config: str, gpus: int) -> dict[str, tupl
     there = {n: (min if n in least else max)(note[n] for note in notes) for n in expected}
     bound = expected["policy"] + expected["reference"] + gathered(sizes, setting)
     pairs = {name: (float(there[name]), expected[name]) for name in expected}
-    return pairs | {"gathered": (most, bound)}
+    return pairs | {"gathered": (float(most), bound)}
 
 
 def model_of(name: str) -> PreTrainedModel:

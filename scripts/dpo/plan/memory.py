@@ -147,12 +147,6 @@ def optimizer_bytes(sizes: Sizes, setting: Setting) -> float:
     return found / (setting.gpus if setting.config in SHARDED else 1)
 
 
-def packed(sizes: Sizes) -> tuple[float, float]:
-    """Bytes of the weights in 4 bits, and of their scales, one to a block of 64 numbers."""
-    scale = 1 + 4 / 256 if sizes.nested else 4
-    return sizes.quantized / 2, sizes.quantized / 64 * scale
-
-
 def item_sizes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
     """Bytes of a number that is not trained, such as a live reference's, and of one that is."""
     config, loaded = setting.config, setting.loaded.itemsize
@@ -171,20 +165,6 @@ def packed(sizes: Sizes) -> tuple[float, float]:
     """Bytes of the weights in 4 bits, and of their scales, one to a block of 64 numbers."""
     scale = 1 + 4 / 256 if sizes.nested else 4
     return sizes.quantized / 2, sizes.quantized / 64 * scale
-
-
-def item_sizes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
-    """Bytes of a number that is not trained, such as a live reference's, and of one that is."""
-    zero, loaded = setting.config in ZERO, setting.loaded.itemsize
-    if zero and setting.half:  # DeepSpeed casts all of it
-        return 2, 2
-    if sizes.quantized:  # TRL casts the adapter on it to bfloat16
-        return loaded, 2
-    if setting.config == "fsdp2" and setting.half:  # accelerate casts what is trained to float32
-        return loaded, 4
-    # peft keeps an adapter in float32; TRL tells it not to under ZeRO-3.
-    adapter = sizes.frozen and not (zero and setting.config in SHARDED)
-    return loaded, 4 if adapter else loaded
 
 
 def held(sizes: Sizes, setting: Setting) -> dict[str, float]:
@@ -224,18 +204,13 @@ def held(sizes: Sizes, setting: Setting) -> dict[str, float]:
     }
 
 
-def alone(setting: Setting) -> bool:
-    """Whether ZeRO-3's only process has its weights where it computes, and no copy of them."""
-    return setting.gpus == 1 and setting.config == "zero3"
-
-
 def standing(sizes: Sizes, setting: Setting) -> dict[str, float]:
     """Bytes on a GPU that stand there from micro-batch to micro-batch, by what they are: gradients
     as they are before the last one of a step has gone backward, or after the only one."""
     found = held(sizes, setting)
     if setting.config == "zero3_offload":
         found |= dict.fromkeys(("policy", "gradients", "optimizer", "reference"), 0.0)
-    if setting.config in ZERO and setting.config in SHARDED and not alone(setting):
+    if setting.config == "zero3_offload" or setting.config == "zero3" and setting.gpus > 1:
         whole = sizes.persistent * item_sizes(sizes, setting)[0]
         found["policy"] += whole
         found["reference"] += whole * (setting.live and not sizes.frozen)
@@ -254,8 +229,8 @@ def machine(sizes: Sizes, setting: Setting) -> float:
 def gathered(sizes: Sizes, setting: Setting) -> float:
     """The most bytes of weights that a GPU has whole at any one time where they are sharded, and of
     buffers that they come and gradients leave by, beside `standing`."""
-    if setting.config not in SHARDED or alone(setting):
-        return 0.0
+    if setting.config not in SHARDED or setting.config == "zero3" and setting.gpus == 1:
+        return 0.0  # a single process has the weights where it computes
     item, trained_item = item_sizes(sizes, setting)
     own = setting.live and not sizes.frozen  # a reference beside the policy
     bits, _ = packed(sizes)
