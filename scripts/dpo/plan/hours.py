@@ -1,6 +1,6 @@
 """FLOPs of a whole run as it is computed, and the hours and money that they come to."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -12,8 +12,8 @@ from dpo.plan.cards import Card
 # beside all that is no product. Published of DPO of 7B on H100s, in useful FLOPs: 22.5% (OLMo 2 7B
 # on 16, open-instruct's PR 1466) and 32% (its PR 1720, packed, another trainer than TRL's).
 UTILISATION = 0.25
-# Seconds that a layer of a micro-batch takes forward and backward whatever is in it: its kernels are
-# started one by one. From one measurement on one H200 (docs/gpu.md), what UTILISATION leaves of it:
+# Seconds that a layer of a micro-batch takes forward and backward whatever is in it: its kernels
+# are started one by one. From one measurement on one H200 (docs/gpu.md), what UTILISATION leaves:
 # Qwen3-0.6B, 28 layers, 4 pairs of 667 tokens, 24 pairs a second, 10.2 TFLOPs a micro-batch:
 # (4 / 24 - 10.2 / 989 / 0.25) / 28 = 0.0045. There too the 135M default, 30 layers, 8 pairs of 80
 # tokens, 50 to 59 a second in float32: no more than 0.0045 to 0.0053. The same pairs by stock TRL
@@ -80,7 +80,7 @@ def per_pair(model: PreTrainedModel, run: Run, batch: int) -> Pass:
         wide = np.repeat(longest, 2 * batch)[: 2 * count].astype(float)
         seen = float(sum(map(np.sum, answers)))
         whole = pass_over(model, float(wide.sum()), seen, lambda window: float((wide**2).sum()))
-    return Pass(whole.backbone / count, whole.head / count, whole.own / count)
+    return Pass(*(part / count for part in astuple(whole)))
 
 
 def flops(model: PreTrainedModel, run: Run) -> dict[str, float]:
@@ -91,7 +91,7 @@ def flops(model: PreTrainedModel, run: Run) -> dict[str, float]:
     """
     training = per_pair(model, run, run.micro_batch)
     scoring = per_pair(model, run, run.eval_batch)
-    again = training.head + training.backbone * run.checkpointing  # TRL never keeps logits
+    again = training.head + training.again * run.checkpointing  # TRL never keeps logits
     score = scoring.backbone + scoring.head
     passes = run.held_out * run.evaluations
     live = (training.backbone + training.head) * run.pairs + score * passes

@@ -19,10 +19,7 @@ STATES |= {"paged_lion_8bit": 1, "paged_lion_32bit": 4}
 STATES |= {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "rmsprop_bnb": 4}
 ADAMW = 8
 # What DeepSpeed's own defaults and its "auto" leave to it, in numbers.
-BUCKET, LIVE = (
-    5e8,
-    1e9,
-)  # of ZeRO-1 and 2, two with overlap_comm; weights that ZeRO-3 keeps gathered
+BUCKET, LIVE = 5e8, 1e9  # of ZeRO-1 and 2, two with overlap_comm; weights that ZeRO-3 keeps gathered
 CONTEXT = 0.6e9  # CUDA's, and NCCL's buffers; no allocator counts it
 SLACK = 0.05  # of the rest, that the allocator holds and nobody uses
 TILE = 4096 * 32768, 512 * 2048  # numbers of the head's tile, on a GPU and on a CPU
