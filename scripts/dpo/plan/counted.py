@@ -17,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import moe
 
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.plan import SharedPrefixes
 
+DEEP = 3  # layers that tell what one more needs: the first two may attend in two ways
 Pairs = tuple[tuple[int, int, int], ...]  # prompt, chosen and rejected tokens of each
 
 
@@ -106,11 +108,13 @@ def batch_of(pairs: Pairs) -> tuple[Tensor, Tensor]:
 def kernels(how: How) -> Iterator[None]:
     """Have the attention of shared prefixes take a GPU's way where there is none."""
     half = how.autocast or how.dtype.itemsize < 4
-    with patch.object(attention, "uses_flash", lambda *_: how.on_gpu and half):
-        with patch.object(
-            attention, "_segments", attention._padded if how.on_gpu else attention._segments
-        ):
-            yield
+    branches = attention._padded if how.on_gpu else attention._segments
+    with (
+        patch.object(attention, "uses_flash", lambda *_: how.on_gpu and half),
+        patch.object(attention, "_segments", branches),
+        patch.object(moe, "_can_use_grouped_mm", lambda *_: False),  # it keeps as much, and more
+    ):  # than bfloat16 goes through without data
+        yield
 
 
 def of_depth(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
@@ -125,16 +129,14 @@ def of_depth(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 def made(config: PreTrainedConfig, how: How) -> PreTrainedModel:
-    """The model, its backbone ready to train; embeddings are frozen, since their gradient is not
-    of a layer (memory.py adds it)."""
-    attends = config._attn_implementation or "sdpa"
-    model: Any = AutoModelForCausalLM.from_config(
-        config, dtype=how.dtype, attn_implementation=attends, trust_remote_code=False
-    )
-    if how.adapter is not None:
-        from peft import get_peft_model
+    """The model on the meta device, ready to train; embeddings are frozen, since their gradient is
+    not of a layer (memory.py adds it)."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=how.dtype)
+        if how.adapter is not None:
+            from peft import get_peft_model
 
-        get_peft_model(model, copy.deepcopy(how.adapter))
+            get_peft_model(model, copy.deepcopy(how.adapter))
     model.train()
     if how.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -142,10 +144,29 @@ def made(config: PreTrainedConfig, how: How) -> PreTrainedModel:
             model.enable_input_require_grads()
     for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
         embedding.requires_grad_(False)
-    for parameter in model.base_model.parameters():
-        if parameter.requires_grad:  # as it is from the second micro-batch of a step on
-            parameter.grad = torch.empty_like(parameter)
     return model.base_model
+
+
+def without_data(model: PreTrainedModel) -> set[int]:
+    """Put tensors of a CPU in place of those of the meta device, which no autocast knows, with the
+    gradients that there are from the second micro-batch of a step on. Called where tensors have no
+    data; returns their storages."""
+    there = set()
+    for module in model.modules():
+        for name, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is None:
+                continue
+            tensor = torch.empty(value.shape, dtype=value.dtype)
+            if name in module._parameters:
+                tensor = torch.nn.Parameter(tensor, requires_grad=value.requires_grad)
+                if tensor.requires_grad:
+                    tensor.grad = torch.empty_like(tensor)
+                    there.add(tensor.grad.untyped_storage()._cdata)
+                module._parameters[name] = tensor
+            else:
+                module._buffers[name] = tensor
+            there.add(tensor.untyped_storage()._cdata)
+    return there
 
 
 def run(config: PreTrainedConfig, pairs: Pairs, how: How) -> tuple[float, float, float]:
@@ -154,20 +175,16 @@ def run(config: PreTrainedConfig, pairs: Pairs, how: How) -> tuple[float, float,
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if how.shared:
         given["shared_prefixes"] = SharedPrefixes.of(ids, mask)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    model = made(config, how)
+    if how.shared:
+        attention.teach(model.config._attn_implementation)
+        model.shares_prefixes = True
+        model.forward = types.MethodType(backbone._forward, model)
+    fake = FakeTensorMode()
     with fake, kernels(how):
-        model = made(config, how)
-        if how.shared:
-            attention.teach(config._attn_implementation or "sdpa")
-            model.shares_prefixes = True
-            model.forward = types.MethodType(backbone._forward, model)
         given = {name: on(fake, value) for name, value in given.items()}
         tally = Tally()
-        tally.there |= {p.untyped_storage()._cdata for p in model.parameters()}
-        tally.there |= {
-            p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None
-        }
-        tally.there |= {b.untyped_storage()._cdata for b in model.buffers()}
+        tally.there |= without_data(model)
         with tally:
             with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast):
                 hidden = model(**given).last_hidden_state
@@ -190,6 +207,11 @@ def on(fake: FakeTensorMode, value: Any) -> Any:
 def kept(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
     """Bytes that a micro-batch needs in the whole model beside weights and gradients."""
     deep = config.num_hidden_layers
-    one, two = (run(of_depth(config, layers), pairs, how) for layers in (1, 2))
-    saved, forward = (a + (deep - 1) * (b - a) for a, b in zip(one[:2], two[:2], strict=True))
-    return Kept(saved, forward, two[2] - two[0])
+    if deep <= DEEP:
+        saved, forward, peak = run(config, pairs, how)
+        return Kept(saved, forward, peak - saved)
+    less, more = (run(of_depth(config, layers), pairs, how) for layers in (DEEP - 1, DEEP))
+    saved, forward = (
+        a + (deep - DEEP + 1) * (b - a) for a, b in zip(less[:2], more[:2], strict=True)
+    )
+    return Kept(saved, forward, more[2] - more[0])

@@ -3,7 +3,7 @@ arithmetic of each launch config, and what a micro-batch adds, counted (counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +12,7 @@ from dpo.plan.counted import How, Kept, Pairs
 
 SHARDED = ("fsdp2", "zero3", "zero3_offload")  # the weights too
 ZERO = ("zero1", "zero2", "zero3", "zero3_offload")
-# Bytes of an optimizer's states for each number that is trained, of a number of 4 bytes; of one of 2
+# Bytes of an optimizer's states for each number of 4 bytes that is trained; of one of 2 bytes
 # torch's own take half. Others are taken for AdamW.
 STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4, "lion_32bit": 4, "lion_8bit": 1}
 STATES |= {"paged_lion_8bit": 1, "paged_lion_32bit": 4}
@@ -153,3 +153,57 @@ def standing(sizes: Sizes, setting: Setting) -> dict[str, float]:
         "reference": reference,
         "communication": communication,
     }
+
+
+def peaks(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str, float]:
+    """Bytes beside what stands there at the moments of a step that may be its peak: the end of the
+    forward pass, the output layer's and the last layer's backward pass, and the embeddings'.
+
+    Gradients are among them: from the second micro-batch of a step on they are there all the while,
+    and before that they come as activations go.
+    """
+    how, hidden = setting.how, sizes.hidden
+    answers = sum(chosen + rejected for _, chosen, rejected in pairs) * hidden
+    item, computed = how.dtype.itemsize, 2 if how.autocast else how.dtype.itemsize
+    tile = computed * min(TILE[not how.on_gpu], answers // hidden * sizes.vocabulary)
+    gradients = standing(sizes, setting)["gradients"]
+    before = gradients if setting.accumulates else 0
+    head = sizes.head * (4 if item == 4 else 4 + item) * sizes.head_trained
+    kept_head = 0 if setting.accumulates else sizes.head * item * sizes.head_trained
+    scored = answers * item
+    return {
+        "forward": before + kept.forward + scored + tile,
+        "head": before
+        + kept.saved
+        + scored
+        + answers * (4 if item == 4 else 4 + item)
+        + head
+        + tile,
+        "layers": before + kept_head + kept.saved + kept.backward,
+        "embeddings": gradients + sizes.head * item * sizes.head_trained,
+    }
+
+
+def terms(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str, float]:
+    """Bytes on a GPU at the peak of a step, by what they are; their sum is the peak."""
+    found = standing(sizes, setting)
+    moments = peaks(sizes, setting, kept, pairs)
+    rest = max(moments.values())
+    if max(moments, key=moments.__getitem__) == "embeddings":
+        activations = 0.0
+    else:
+        found["gradients"] *= setting.accumulates
+        activations = kept.saved
+    found["activations"] = activations
+    found["at work"] = rest - found["gradients"] - activations
+    if setting.how.on_gpu:
+        found["CUDA"] = CONTEXT
+        found["slack"] = SLACK * sum(found.values())
+    return found
+
+
+def machine(sizes: Sizes, setting: Setting) -> float:
+    """Bytes of a machine's own memory that hold what is offloaded."""
+    if setting.config != "zero3_offload":
+        return 0.0
+    return (sizes.frozen + sizes.trained) * 2 + sizes.trained * 16
