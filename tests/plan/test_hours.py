@@ -118,7 +118,10 @@ def test_time_follows_from_flops_the_card_and_what_each_layer_takes():
     run, fast = small(), card(GPU="H100-80GB")
     computed = sum(hours.flops(model, run).values()) / (989e12 * 0.5)
     # 16 pairs trained on in twos; 4 rows and 4 held-out ones scored once, these evaluated twice.
-    started = (16 / 2 + hours.FORWARD * (4 + 4 + 8) / 8) * 3 * hours.LAYER
+    assert hours.started(run) == 16 / 2 + hours.FORWARD * (4 + 4 + 8) / 8
+    live = replace(run, cached=False, checkpointing=True)
+    assert hours.started(live) == (1 + 2 * hours.FORWARD) * 8 + hours.FORWARD * 2 * 8 / 8
+    started = hours.started(run) * 3 * hours.LAYER
     found = hours.cost(model, run, fast, gpus=4, price=2.5, utilisation=0.5)
     assert found.seconds == pytest.approx((computed + started) / 4)
     assert found.gpu_hours == pytest.approx(found.seconds * 4 / 3600)
@@ -132,4 +135,5 @@ def test_what_was_measured_on_a_gpu_comes_out():
     lengths = typical_lengths(str(LENGTHS), 80, 4)
     run = hours.Run(lengths, 2400, 0, 4, shared=True, checkpointing=False, cached=True)
     model = random_shape(config_of("Qwen3-0.6B"))
-    assert hours.seconds(model, run, card(GPU="H200"), 1) == pytest.approx(100, rel=0.1)
+    found = hours.cost(model, run, card(GPU="H200"), gpus=1)
+    assert found.seconds == pytest.approx(100, rel=0.1)

@@ -52,5 +52,6 @@ def config_of(
         if name not in known():
             raise
         how.pop("trust_remote_code", None)
-        note = f"sizes of {name} are those of recipes/data/{FILE.name}: {first_line(refused)}"
+        why = first_line(refused.__cause__ or refused)
+        note = f"sizes of {name} as recipes/data/{FILE.name} has them: {why}"
         return AutoConfig.for_model(**(known()[name] | how)), note
