@@ -72,7 +72,9 @@ def last_products(model: PreTrainedModel) -> set[nn.Module]:
             for layer in layers:
                 inside = {*layer.modules()}
                 last = [part for part in parts if part in inside][-1:]
-                after = any(re.search("post_(feedforward|mlp)", name) for name in layer._modules)
+                after = any(
+                    re.search("post_(feedforward|mlp)", name) for name, _ in layer.named_children()
+                )
                 found |= {part for part in last if isinstance(part, nn.Linear | Conv1D)} - (
                     inside if after else set()
                 )
