@@ -110,6 +110,8 @@ def test_padding_is_that_of_micro_batches_drawn_at_random():
     # The longest of eight is 8/9 of the range on average: as uniform lengths have it, and more
     # than one batch after another of a sorted file would be padded to.
     assert alone == 1 and 1.6 < together < 2.2
+    one, eight = (hours.flops(model, replace(plain, eval_batch=batch)) for batch in (1, 8))
+    assert one["policy"] == eight["policy"] and one["evaluation"] < eight["evaluation"]
 
 
 def test_time_follows_from_flops_the_card_and_what_each_layer_takes():
