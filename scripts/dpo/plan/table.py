@@ -61,7 +61,8 @@ def heading(planned: Planned, gpus: int, nodes: int, why: str) -> list[str]:
     mean = found.pairs.sum(axis=1).mean()
     machines = f" on each of {nodes} machines" if nodes > 1 else ""
     return [
-        f"model   {recipe.model.model_name_or_path}, {total:,.1f}M parameters{of_it}",
+        f"model   {recipe.model.model_name_or_path}, {total:,.1f}M parameters{of_it}"
+        + (f" ({planned.note})" if planned.note else ""),
         f"data    {found.rows:,} pairs of {mean:,.0f} tokens, prompts once: {found.source}",
         f"steps   {planned.steps():,} of {recipe.global_batch} pairs",
         f"GPUs    {gpus} × {planned.card.name}{machines}, {gb(planned.card.memory)} GB each"
