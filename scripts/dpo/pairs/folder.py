@@ -121,4 +121,5 @@ def show(results: dict[str, Any], folder: Path) -> None:
         lines += [f"The judge changes its mind with the places: {results['orders_disagree']:.1%}"]
     lines += [f"Pairs: {pairs['train']} to train on, {pairs['test']} held out"]
     print(visible("\n".join(lines)))
-    print(f"Written: {folder}/train.jsonl, test.jsonl, {CANDIDATES}, {ABOUT}, README.md")
+    written = [f"{split}.jsonl" for split in SPLITS if pairs[split]] + [CANDIDATES, ABOUT]
+    print(f"Written: {folder}/{', '.join(written)}, README.md")
