@@ -79,6 +79,17 @@ def test_a_part_of_the_prompts_is_taken(tmp_path, model):
         read(tmp_path, model, path, test_size=9)
 
 
+def test_pairs_of_conversations_are_prompts_too(tmp_path, model):
+    """As UltraFeedback's are, where the prompt stands in both answers."""
+    turns = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]
+    turns += [{"role": "user", "content": "C?"}]
+    row = {s: [*turns, {"role": "assistant", "content": s}] for s in ("chosen", "rejected")}
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps(row))
+    _, (entry,) = read(tmp_path, model, path)
+    assert entry["prompt"] == turns
+
+
 def test_splits_stay_apart_and_no_prompt_is_in_both(tmp_path, model):
     folder = tmp_path / "data"
     folder.mkdir()

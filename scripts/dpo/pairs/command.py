@@ -248,6 +248,7 @@ def write(work: Work, stated: dict[str, Any], test_size: float) -> dict[str, Any
         "answers": {"count": count, "left_out": ordered(left_out)},
         "without_pair": ordered(without),
         "pairs": pairs,
+        "undecided": ordered(work.judge.undecided),
         "orders_disagree": work.judge.orders_disagree,
         "cost": dict(work.judge.cost) or None,
     }
