@@ -172,14 +172,15 @@ def several(args: argparse.Namespace) -> None:
 
 
 def leave_when_asked(told_in: Path | None, rank: int) -> None:
-    """End at SIGTERM, SIGUSR1 or Ctrl-C: all that there is, is kept."""
+    """End at SIGTERM, SIGUSR1 or Ctrl-C: all that there is, is kept. Where a launcher waits, what
+    is left there says so to it, and no failure does."""
 
     def leave(*_: Any) -> None:
         if told_in and told_in.is_dir():
             (told_in / LEFT).touch()
         if not rank:
             print("\nAsked to stop: the same command goes on from here", flush=True)
-        os._exit(EXIT_CODE)
+        os._exit(0 if told_in else EXIT_CODE)
 
     for number in SIGNALS:
         signal.signal(number, leave)

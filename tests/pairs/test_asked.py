@@ -73,8 +73,21 @@ def test_a_part_of_the_prompts_is_taken(tmp_path, model):
     found, entries = read(tmp_path, model, path, skip=2, first=3)
     assert said(entries) == ["Question 2?", "Question 3?", "Question 4?"]
     assert (found.rows, found.asked) == (3, 3)
-    with pytest.raises(Refusal, match="holds no prompts"):
+    with pytest.raises(Refusal, match=r"--skip 9 passes over all that .*: 9 prompts"):
         read(tmp_path, model, path, skip=9)
+    with pytest.raises(Refusal, match="--test_size 9 leaves none of 9 prompts to train on"):
+        read(tmp_path, model, path, test_size=9)
+
+
+def test_pairs_of_conversations_are_prompts_too(tmp_path, model):
+    """As UltraFeedback's are, where the prompt stands in both answers."""
+    turns = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]
+    turns += [{"role": "user", "content": "C?"}]
+    row = {s: [*turns, {"role": "assistant", "content": s}] for s in ("chosen", "rejected")}
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps(row))
+    _, (entry,) = read(tmp_path, model, path)
+    assert entry["prompt"] == turns
 
 
 def test_splits_stay_apart_and_no_prompt_is_in_both(tmp_path, model):
@@ -104,6 +117,20 @@ def test_the_prompts_of_a_recipe_are_those_of_its_pairs(tmp_path, model):
     counts = [sum(entry["split"] == split for entry in entries) for split in ("train", "test")]
     assert counts[0] > 400 and counts[1] == 124
     assert said(entries)[0].endswith(("sentence.", "."))
+
+
+def test_rows_of_a_recipe_that_are_set_aside_are_counted(tmp_path, model, monkeypatch):
+    rows = [{"prompt": f"{n}?", "chosen": "Yes.", "rejected": "No."} for n in range(6)]
+    rows += [{"prompt": "word " * 99, "chosen": "Yes.", "rejected": "No."}, rows[0]]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    recipe = f"model_name_or_path: models/SmolLM2-135M-Instruct\ndataset_name: {data}\n"
+    recipe += 'eval_strategy: "no"\nmax_length: 64\noutput_dir: outputs/x\nbf16: false\n'
+    (tmp_path / "mine.yaml").write_text(recipe)
+    monkeypatch.setattr(asked, "FOLDER", tmp_path)
+    found, entries = read(tmp_path, model, "mine")
+    assert len(entries) == found.asked == 6 and found.rows == 8
+    assert dict(found.left_out) == {"prompt_too_long": 1, "duplicate": 1}
 
 
 def test_options_of_the_template_are_those_of_the_row_before_those_of_all(tmp_path, model):

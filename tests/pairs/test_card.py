@@ -207,7 +207,8 @@ def test_labels_that_are_drawn_have_a_ceiling(tmp_path):
     ],
 )
 def test_what_is_known_of_label_noise_is_said_of_every_judge(tmp_path, kind, disagree, says):
-    given = {"judge": {"kind": kind, "name": "judge"}, "orders_disagree": disagree}
+    given = {"judge": {"kind": kind, "name": "judge"}, "undecided": {}}
+    given |= {"orders_disagree": disagree}
     text, _ = written(pairs_folder(tmp_path / "my-pairs", ROWS, **given))
     assert says in text.partition("## Label noise")[2].partition("## ")[0]
 

@@ -212,10 +212,24 @@ def test_an_endpoint_compares_every_two_answers(tmp_path, questions, tiny_model,
         assert (row["score_chosen"], row["score_rejected"]) == (1.0, 0.0)
 
 
+def test_verdicts_that_are_not_understood_are_counted(
+    tmp_path, questions, tiny_model, says, capsys
+):
+    with serving(lambda text: longer(text) if "What is 1" in text else "Who knows") as fake:
+        flags = (f"--model={tiny_model}", f"--judge={fake.url}", f"--judge_model={MODEL}")
+        asked = tmp_path / "asked.txt"
+        asked.write_text("What is 1?\nWhat is 2?\nWhat is 10?\n")
+        found = made(tmp_path / "to", asked, *flags)
+    assert found["undecided"] == {"the verdict is not understood": 3}
+    assert "Comparisons without a verdict: 3" in capsys.readouterr().out
+    assert "no verdict (3 times the verdict is not" in (tmp_path / "to/README.md").read_text()
+
+
 def test_an_endpoint_that_prefers_the_first_says_nothing(tmp_path, questions, tiny_model, says):
     with serving(lambda text: "Yes.\nVerdict: A") as fake:
         flags = (f"--model={tiny_model}", f"--judge={fake.url}", f"--judge_model={MODEL}")
-        with pytest.raises(Refusal, match=r"all answers have the same score \(7 prompts\)"):
+        words = r"same score \(7 prompts\).*in 100% of its comparisons the judge went by the places"
+        with pytest.raises(Refusal, match=words):
             made(tmp_path / "to", questions, *flags)
     assert (tmp_path / "to/candidates.jsonl").is_file()
 

@@ -222,7 +222,9 @@ def test_runs_are_one_group_in_wandb(tmp_path, monkeypatch):
     assert f"--output_dir={into}/round-2" in command
 
 
-def measured(rewards: list[float], nats: float, base: float = 0.0, tokens: float = 10) -> dict:
+def measured(
+    rewards: list[float], nats: float, base: float = 0.0, tokens: float = 10, ended=1.0
+) -> dict:
     """As measured.py has it, of a judge that scores, with an answer to each prompt."""
 
     def around(mean: float, width: float = 0.1) -> dict:
@@ -233,7 +235,8 @@ def measured(rewards: list[float], nats: float, base: float = 0.0, tokens: float
     each = {"policy": [[value] for value in rewards], "against": [[base] for _ in rewards]}
     return {
         "prompts": {"count": len(rewards), "samples": 1},
-        "answers": {"mean_tokens": length, "kl": {"nats_per_sequence": around(nats)}},
+        "answers": {"mean_tokens": length, "kl": {"nats_per_sequence": around(nats)}}
+        | {"finished": {"policy": around(ended), "against": around(1.0)}},
         "judge": {"name": "vader", "reward": {k: around(float(v)) for k, v in sides.items()}}
         | {"rewards": each, "win_rate": around(0.5)},
         "preferred": [[float(value > base)] for value in rewards],
@@ -271,10 +274,11 @@ def test_the_verdict_says_who_wins_and_how_far_it_went():
 
 def test_the_verdict_says_at_which_price():
     high = np.linspace(0.5, 0.9, 40).tolist()
-    found = found_of(round_1=measured(high, 2, tokens=20), offline=measured(high, 2))
+    last = measured(high, 2, tokens=20, ended=0.25)
+    found = found_of(round_1=last, offline=measured(high, 2))
     found["rounds"]["offline"]["pairs"]["train"] = 5
     said = " ".join(verdict(found)[1])
-    assert "are much longer: 10 → 20 tokens." in said
+    assert "are much longer: 10 → 20 tokens. 75% of them were cut before they ended" in said
     assert "The start's answers made 5 pairs, fewer than the 8 of all rounds." in said
 
 
@@ -285,7 +289,7 @@ def test_a_judge_that_compares_gives_win_rates():
     found = found_of(round_1=of)
     assert verdict(found)[1][0].startswith("One round reaches more than the start in win rate")
     delta = numbers.difference(found, "round-1", numbers.START)
-    assert delta.mean == pytest.approx(20 / 24 - 0.5)
+    assert (delta.mean, delta.low, delta.high) == pytest.approx((20 / 24 - 0.5, 0.2, 0.45))
     head, start, first = numbers.table(found)
     assert head[1] == "win rate against the start" and start[1] == "0.5"
     assert first[1].startswith("0.833 (")

@@ -147,7 +147,14 @@ def at_once(answer: Callable[[], object], alone: bool = True) -> None:
     and the search takes a fifth of their time.
     """
     guarded(answer, alone)()
+    sys.excepthook = quiet_when_interrupted
     gc.disable()
+
+
+def quiet_when_interrupted(kind: type[BaseException], *error: Any) -> None:
+    """Show what ends a program before its guarded entry point runs, but for Ctrl-C."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, *error)
 
 
 def end(code: int) -> NoReturn:

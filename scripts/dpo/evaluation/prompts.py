@@ -29,6 +29,7 @@ from dpo.recipe.parse import Recipe
 
 RENDERED = "context_messages"  # of RLHFlow's prompts, beside a text `context`
 CONVERSATIONS = ("messages", "conversations", RENDERED)
+PAIR = "chosen"  # a conversation, where a pair has no column of its own for the prompt
 SEEN = 1000  # rows by which the columns are told
 
 
@@ -128,6 +129,8 @@ def column_of(source: Rows) -> str:
     columns = source.data.column_names or ()
     if found := first_of((RENDERED, *QUESTIONS, *CONVERSATIONS, "query"), columns):
         return found
+    if PAIR in columns and all(isinstance(row[PAIR], list) for row in source.first(1)):
+        return PAIR
     raise Refusal(
         f"PROMPTS: {source.name} has no column `prompt`, only {', '.join(columns)}: call the "
         "column of the questions so"
@@ -158,7 +161,7 @@ def each(source: Rows) -> Iterator[tuple[int, Row, Prompt | Fault]]:
             row = parsing.meant(row, source.padded)
             prompt = begun(asked(row, parts), row, parts, calls=True)
             options = options_of(row)
-            if name in CONVERSATIONS and prompt[-1:] and prompt[-1]["role"] == "assistant":
+            if name in (*CONVERSATIONS, PAIR) and prompt[-1:] and prompt[-1]["role"] == "assistant":
                 prompt = prompt[:-1]
             if not lint.last_said(prompt).strip():
                 raise Fault("no_prompt")

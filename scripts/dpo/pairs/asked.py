@@ -68,15 +68,18 @@ def of_recipe(name: str) -> dict[str, Iterator[tuple[int, Row, Prompt | Fault]]]
     recipe = parse(["--config", str(FOLDER / f"{name}.yaml")], Launch(on_cpu=True))
     linted = dataset.prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
 
-    def each(pairs: Any) -> Iterator[tuple[int, Row, Prompt | Fault]]:
+    def each(found: Any) -> Iterator[tuple[int, Row, Prompt | Fault]]:
+        pairs = found.pairs
         known = [column for column in pairs.column_names if column not in schema.OURS]
         for row in pairs:
             options = json.loads(row.get(schema.OPTIONS) or "{}")
             fields = {"prompt": row["prompt"], **{name: row[name] for name in known}}
             yield row["row"], fields, {"prompt": row["prompt"], "options": options}
+        for bad in found.bad:
+            yield bad.row, {}, Fault(bad.reason)
 
     names = {"train": "train", "held-out": "test"}
-    return {names[split]: each(found.pairs) for split, found in linted.items()}
+    return {names[split]: each(found) for split, found in linted.items()}
 
 
 def of_source(name: str, split: str) -> dict[str, Iterator[tuple[int, Row, Prompt | Fault]]]:
@@ -149,8 +152,9 @@ def read(
     """
     models, found, seen = Models(asked, max_new_tokens), Found(""), set()
     passed, written = 0, hashlib.sha256()
+    splits = of_source(name, split)
     with files.written_whole(folder / FILE) as file:
-        for part, (which, rows) in enumerate(of_source(name, split).items()):
+        for part, (which, rows) in enumerate(splits.items()):
             if which == "test" and not test_size:
                 continue
             taken = 0
@@ -186,6 +190,13 @@ def read(
                 line = f"{json.dumps(entry, ensure_ascii=False)}\n"
                 written.update(line.encode("utf-8", "surrogatepass"))
                 file.write(line)
+    if passed and not found.asked:
+        raise Refusal(f"--skip {skip} passes over all that {name} has: {passed} prompts")
+    if test_size >= 1 and not {*splits} & {"test"} and test_size >= found.asked:
+        raise Refusal(
+            f"--test_size {test_size:g} leaves none of {found.asked} prompts to train on: give "
+            "fewer, or a share, such as 0.1"
+        )
     if not found.asked:
         why = ", ".join(f"{reasons(reason)} ({n})" for reason, n in found.left_out.most_common())
         raise Refusal(f"PROMPTS: {name} holds no prompts{': ' if why else ''}{why}")

@@ -196,10 +196,12 @@ def noise(made: dict[str, Any], found: Figures) -> str:
     if judge["kind"] == "endpoint":
         if made["orders_disagree"] is None:
             return "Not measured: the judge was not asked with the places of the answers swapped."
+        lost = ", ".join(f"{n} times {why}" for why, n in made["undecided"].items())
+        lost = lost and f" Where the judge gave no verdict ({lost}), the score goes by the others."
         return (
             f"In {made['orders_disagree']:.1%} of the comparisons the verdict changed with the "
             "places of the two answers: there it was the place that the judge preferred. How often "
-            "people would agree with it where it held is not known."
+            f"people would agree with it where it held is not known.{lost}"
         )
     says = {
         "reward": "Labels follow the known reward without noise: where it is the true reward, "

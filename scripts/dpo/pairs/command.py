@@ -248,6 +248,7 @@ def write(work: Work, stated: dict[str, Any], test_size: float) -> dict[str, Any
         "answers": {"count": count, "left_out": ordered(left_out)},
         "without_pair": ordered(without),
         "pairs": pairs,
+        "undecided": ordered(work.judge.undecided),
         "orders_disagree": work.judge.orders_disagree,
         "cost": dict(work.judge.cost) or None,
     }
@@ -256,6 +257,8 @@ def write(work: Work, stated: dict[str, Any], test_size: float) -> dict[str, Any
             (work.folder / f"{split}.jsonl").unlink()
     if not pairs["train"]:
         why = folder.why_none(without, left_out)
+        if disagree := results["orders_disagree"]:
+            why += f"; in {disagree:.0%} of its comparisons the judge went by the places"
         raise Refusal(
             f"no pair to train on comes of {found.asked} prompts: {why}. All answers are in "
             f"{work.folder / CANDIDATES}"

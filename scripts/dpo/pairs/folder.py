@@ -117,8 +117,11 @@ def show(results: dict[str, Any], folder: Path) -> None:
     if results["without_pair"]:
         without = sum(results["without_pair"].values())
         lines += [f"Prompts without a pair: {without}{told(results['without_pair'], NO_PAIR)}"]
+    if undecided := results["undecided"]:
+        lines += [f"Comparisons without a verdict: {sum(undecided.values())}{told(undecided, {})}"]
     if results["orders_disagree"] is not None:
         lines += [f"The judge changes its mind with the places: {results['orders_disagree']:.1%}"]
     lines += [f"Pairs: {pairs['train']} to train on, {pairs['test']} held out"]
     print(visible("\n".join(lines)))
-    print(f"Written: {folder}/train.jsonl, test.jsonl, {CANDIDATES}, {ABOUT}, README.md")
+    written = [f"{split}.jsonl" for split in SPLITS if pairs[split]] + [CANDIDATES, ABOUT]
+    print(f"Written: {folder}/{', '.join(written)}, README.md")

@@ -40,6 +40,7 @@ class Judge:
         name: as `judging.judge` takes it; "" for a ladder of models.
         rungs: of each answer to a prompt in its order, how large its model is among them.
         how: of an endpoint, as endpoint.py takes it.
+        undecided: comparisons without a verdict so far, by the reason.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Judge:
     model: str | None = None
     how: dict[str, Any] = field(default_factory=dict)
     cost: Counter[str] = field(default_factory=Counter)
+    undecided: Counter[str] = field(default_factory=Counter)
     disagreed: float = 0
     compared: int = 0
 
@@ -126,6 +128,7 @@ class Judge:
         self.disagreed += cost.pop("orders_disagree", 0) * count
         self.compared += count
         self.cost.update(cost)
+        self.undecided.update(verdicts.left_out)
         points: list[list[list[float]]] = [[[] for _ in row] for row in texts]
         for (at, one, other), preferred in zip(places, verdicts.preferred, strict=True):
             if not np.isnan(preferred):

@@ -20,8 +20,14 @@ Row = tuple[str, str, str]
 
 def said(interval: dict, form: str = ".2f") -> str:
     """A mean and its 95% interval: `0.62 (0.55 to 0.69)`."""
-    mean, low, high = (format(interval[key], form) for key in ("mean", "low", "high"))
+    mean, low, high = (signed(interval[key], form) for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
+
+
+def signed(number: float, form: str) -> str:
+    """A number in a form, of which one that is rounded to nothing has no minus."""
+    text = format(number, form)
+    return format(0.0, form) if text.startswith("-") and not text.strip("-+0.%") else text
 
 
 def rows(found: dict) -> list[Row]:

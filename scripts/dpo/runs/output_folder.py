@@ -182,7 +182,7 @@ def lock(folder: Path) -> TextIO:
         file.seek(0)
         raise Refusal(
             f"{folder} belongs to a run that is going on (process {file.read().strip()}): wait for "
-            "its end, or give another --output_dir"
+            "its end, or take another folder"
         ) from None
     file.truncate(0)
     file.write(str(os.getpid()))

@@ -64,7 +64,9 @@ def values(found: dict[str, Any], name: str) -> np.ndarray:
 
 def difference(found: dict[str, Any], first: str, second: str) -> Interval:
     """How the first policy's metric differs from the second's, paired by prompt, on those that
-    both have."""
+    both have. The start's win rate against itself is a half, and no estimate."""
+    if second == START and not by_reward(found):
+        return Interval(*(metric(found, first)[each] - 0.5 for each in ("mean", "low", "high")))
     both = np.stack([values(found, first), values(found, second)])
     both = both[:, ~np.isnan(both).any(axis=0)]
     return paired(both, shares=not by_reward(found))[0][1]
@@ -94,7 +96,7 @@ def table(found: dict[str, Any]) -> list[list[str]]:
         kl, topic = answers["kl"], answers.get("on_topic")
         compared = judge["name"] != "vader" and bool(judged)
         controlled = judged.get("length_controlled_win_rate") if compared else None
-        accuracy = of.get("accuracy")
+        accuracy, held_out = of.get("accuracy"), of.get("held_out")
         rows.append(
             [
                 name,
@@ -104,7 +106,7 @@ def table(found: dict[str, Any]) -> list[list[str]]:
                 "0" if name == START else said(kl["nats_per_sequence"]) if kl else "",
                 said(answers["mean_tokens"][side], ".1f"),
                 said(topic[side], ".0%") if topic else "",
-                f"{said(accuracy)} on {of['held_out']} pairs" if accuracy else "",
+                f"{said(accuracy)} on {held_out} pair{'s' * (held_out != 1)}" if accuracy else "",
                 f"{of['pairs']['train']}" if of else "",
                 of.get("prompts", ""),
             ]

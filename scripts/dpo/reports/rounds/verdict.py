@@ -16,6 +16,7 @@ from dpo.reports.rounds.numbers import (
     metric_name,
 )
 
+FINISHED = 0.95  # of the answers: with more that are cut, a reader should know
 NUMBERS = ("No rounds", "One round", "Two rounds", "Three rounds", "Four rounds", "Five rounds")
 
 
@@ -86,6 +87,12 @@ def _prices(found: dict[str, Any], last: str, against: str) -> list[str]:
         sentences.append(f"{name} are much longer: {before:.0f} → {after:.0f} tokens.")
     if tokens["difference"]["high"] < 0 and LONGER * after < before:
         sentences.append(f"{name} are much shorter: {before:.0f} → {after:.0f} tokens.")
+    before, after = (done[last]["answers"]["finished"][side] for side in ("against", "policy"))
+    if after["mean"] < min(before["mean"], FINISHED):
+        sentences.append(
+            f"{1 - after['mean']:.0%} of them were cut before they ended, and are judged so; "
+            f"of the start's {1 - before['mean']:.0%}."
+        )
     topic = done[last]["answers"].get("on_topic")
     if topic and topic["difference"]["high"] < 0:
         shares = [topic[side] for side in ("against", "policy")]
