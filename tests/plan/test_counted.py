@@ -21,7 +21,6 @@ FAMILIES = {
 SHORT = ((100, 90, 66), (40, 20, 88))
 
 
-
 def config_of(family: str, **changes):
     return AutoConfig.for_model(family, **(SIZES | FAMILIES[family] | changes))
 
@@ -98,5 +97,7 @@ def test_an_adapter_keeps_less(checkpointing):
 def test_the_way_of_a_gpu_keeps_less_than_that_of_a_cpu():
     """FlashAttention keeps no mask, and branches are not cut apart."""
     config = config_of("llama")
-    here, there = (run(config, SHORT, How(torch.bfloat16, False, False, True, gpu)) for gpu in (0, 1))
+    here, there = (
+        run(config, SHORT, How(torch.bfloat16, False, False, True, gpu)) for gpu in (0, 1)
+    )
     assert there[0] < here[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -37,6 +38,7 @@ class Asked:
     price: float | None = None
     utilisation: float = UTILISATION
 
+    @functools.cache  # noqa: B019  a plan asks a few times, and is made once
     def parsed(self, *more: str) -> Recipe:
         """The recipe as one process takes it, whatever machine this is."""
         words = ["--config", str(FOLDER / f"{self.recipe}.yaml"), *self.flags, *more]

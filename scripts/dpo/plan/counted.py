@@ -7,7 +7,7 @@ import types
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -36,8 +36,8 @@ class How:
         checkpointing: activations are computed again in the backward pass.
         shared: prompts go through the model once (prefix_sharing/).
         on_gpu: by a GPU's kernels, and not by a CPU's.
+        attention: where it is not the model's own choice, as transformers names it.
         adapter: a LoRA configuration; the base is frozen.
-        lowest: the first trainable block, where all trains.
     """
 
     dtype: torch.dtype
@@ -45,7 +45,8 @@ class How:
     checkpointing: bool
     shared: bool
     on_gpu: bool
-    adapter: Any = None
+    attention: str | None = None
+    adapter: Any = field(default=None, compare=False)  # of the recipe, and the same in all
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def made(config: PreTrainedConfig, how: How) -> PreTrainedModel:
     """The model on the meta device, ready to train; embeddings are frozen, since their gradient is
     not of a layer (memory.py adds it)."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=how.dtype)
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=how.dtype, attn_implementation=how.attention
+        )
         if how.adapter is not None:
             from peft import get_peft_model
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from dpo.core.refusal import one_line
 from dpo.models import adapters
 from dpo.plan import lengths, memory
 from dpo.plan.cards import Card
@@ -23,6 +24,7 @@ from dpo.prefix_sharing import backbone
 from dpo.recipe.parse import Recipe, share_batch
 from dpo.training.batching import COMPOSITION_MATTERS
 
+BOUND = 100  # Llama in float32 keeps 98; 34 are published for half precision (arXiv 2205.05198)
 SURE = 0.9  # of a GPU's memory: a plan may be off by as much as it leaves free
 ALONE, SEVERAL = ("single_gpu", "zero3_offload"), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 # Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
@@ -87,8 +89,11 @@ class Planned:
         self.adapter = adapters.planned(own)
         self.half = bool(args.bf16 or args.fp16)
         self.loaded = getattr(torch, str(own.dtype).removeprefix("torch."), torch.float32)
+        # Others keep as much as SDPA, and cannot be looked at where they are not installed.
+        self.attention = "eager" if own.attn_implementation == "eager" else None
         with torch.device("meta"):
-            self.model: Any = AutoModelForCausalLM.from_config(config)
+            made = AutoModelForCausalLM.from_config(config, attn_implementation=self.attention)
+        self.model: Any = made
         self.shared = recipe.run.share_prefix and backbone.obstacle(self.model) is None
         self.sizes = memory.sizes_of(
             self.model, self.adapter, own.load_in_4bit, own.use_bnb_nested_quant
@@ -105,7 +110,16 @@ class Planned:
         """The longest micro-batch, and what it needs."""
         several = self.steps() * self.recipe.global_batch // micro
         pairs = lengths.longest(self.lengths.pairs, micro, several, how.shared)
-        return pairs, kept(self.config, pairs, how)
+        try:
+            return pairs, kept(self.config, pairs, how)
+        except Exception as error:  # of an architecture that does what no tensor without data can
+            self.note = f"activations are a bound, {BOUND} bytes a token, layer and hidden unit, "
+            self.note += f"since they cannot be counted: {one_line(error)}"
+            text = self.config.get_text_config()
+            tokens = sum(map(sum, pairs)) if how.shared else 2 * len(pairs) * max(map(sum, pairs))
+            each = BOUND * tokens * text.hidden_size
+            saved = 2 * tokens * text.hidden_size if how.checkpointing else each
+            return pairs, Kept(saved * text.num_hidden_layers, 0, 2 * each)
 
     def option(
         self, config: str, gpus: int, live: bool, checkpointing: bool, micro: int, accumulation: int
@@ -116,19 +130,16 @@ class Planned:
             self.half and not rounded,
             checkpointing,
             self.shared,
-            config != "cpu",
-            self.adapter,
+            on_gpu=config != "cpu",
+            attention=self.attention,
+            adapter=self.adapter,
         )
         optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
         setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half, self.loaded)
         pairs, found = self.counted(micro, how)
         terms = memory.terms(self.sizes, setting, found, pairs)
         machine = memory.machine(self.sizes, setting)
-        run, utilisation = (
-            self.run(live, checkpointing, micro),
-            self.utilisation * SPEED.get(config, 1),
-        )
-        spent = cost(self.model, run, self.card, gpus, self.price, utilisation)
+        spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
         return Option(config, live, checkpointing, micro, accumulation, terms, machine, spent)
 
     def price_of(
@@ -178,6 +189,7 @@ class Planned:
         for config, live, checkpointing in itertools.product(configs, lives, checks):
             for micro, accumulation in sizes:
                 option = self.option(config, processes, live, checkpointing, micro, accumulation)
+                option = replace(option, machine=option.machine * gpus)
                 if option.peak <= SURE * self.card.memory:
                     break
             found.append(option)
