@@ -210,7 +210,7 @@ def standing(sizes: Sizes, setting: Setting) -> dict[str, float]:
     found = held(sizes, setting)
     if setting.config == "zero3_offload":
         found |= dict.fromkeys(("policy", "gradients", "optimizer", "reference"), 0.0)
-    if setting.config == "zero3_offload" or setting.config == "zero3" and setting.gpus > 1:
+    if setting.config == "zero3_offload" or (setting.config == "zero3" and setting.gpus > 1):
         whole = sizes.persistent * item_sizes(sizes, setting)[0]
         found["policy"] += whole
         found["reference"] += whole * (setting.live and not sizes.frozen)
@@ -229,7 +229,7 @@ def machine(sizes: Sizes, setting: Setting) -> float:
 def gathered(sizes: Sizes, setting: Setting) -> float:
     """The most bytes of weights that a GPU has whole at any one time where they are sharded, and of
     buffers that they come and gradients leave by, beside `standing`."""
-    if setting.config not in SHARDED or setting.config == "zero3" and setting.gpus == 1:
+    if setting.config not in SHARDED or (setting.config == "zero3" and setting.gpus == 1):
         return 0.0  # a single process has the weights where it computes
     item, trained_item = item_sizes(sizes, setting)
     own = setting.live and not sizes.frozen  # a reference beside the policy
