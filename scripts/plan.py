@@ -46,6 +46,7 @@ from rich.console import Console
 from dpo.core.refusal import Refusal
 from dpo.plan import table
 from dpo.plan.ask import Asked, card_of
+from dpo.plan.auto import gb
 from dpo.plan.hours import UTILISATION
 from dpo.plan.options import best
 from dpo.runs import launch
@@ -88,7 +89,7 @@ def main() -> None:
     if taken is None:
         raise Refusal(f"no way fits {gpus * nodes} × {card.name}, nor does any one change")
     if change:
-        console.print(f"None fits. With {change} it is {table.gb(taken.peak)} GB on each GPU.\n")
+        console.print(f"None fits. With {change} it is {gb(taken.peak)} GB on each GPU.\n")
     console.print(*table.spent(of, taken), sep="\n", soft_wrap=True)
     console.print(f"\nNext: {then.command(taken, more)}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""FLOPs are those that torch counts, in every kind of model, and what is not known is said to be so."""
+"""FLOPs are those that torch counts, and what is not known is not claimed."""
 
 import numpy as np
 import pytest

@@ -15,7 +15,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-
 ATTENTION = {"full_attention", "sliding_attention"}  # layer_types that are counted
 
 
@@ -26,11 +25,13 @@ class Pass:
     Attributes:
         backbone, head: of the forward pass; in the backward pass gradients of inputs take as many.
         own: of the gradients of weights that are trained, and of attention's second operand.
+        again: of the backbone, what activation checkpointing computes a second time.
     """
 
     backbone: float
     head: float
     own: float
+    again: float
 
     @property
     def training(self) -> float:
@@ -57,6 +58,26 @@ def products(model: PreTrainedModel) -> list[tuple[nn.Module, float, bool]]:
                     found.append((part, math.prod(shape[1:]) * active, weight.requires_grad))
                 elif len(shape) == 2 and kind.endswith("Router"):
                     found.append((part, math.prod(shape), weight.requires_grad))
+    return found
+
+
+def last_products(model: PreTrainedModel) -> set[nn.Module]:
+    """The products that end a layer, if nothing but a sum follows: torch's checkpointing stops
+    before them, since the backward pass does not ask for what they put out."""
+    count = model.config.get_text_config().num_hidden_layers
+    parts = [part for part, *_ in products(model)]
+    found = set()
+    for layers in model.base_model.modules():
+        if isinstance(layers, nn.ModuleList) and len(layers) == count:
+            for layer in layers:
+                inside = {*layer.modules()}
+                last = [part for part in parts if part in inside][-1:]
+                after = any(
+                    re.search("post_(feedforward|mlp)", name) for name, _ in layer.named_children()
+                )
+                found |= {part for part in last if isinstance(part, nn.Linear | Conv1D)} - (
+                    inside if after else set()
+                )
     return found
 
 
@@ -87,18 +108,20 @@ def pass_over(
     """
     config: Any = model.config.get_text_config()
     head = model.get_output_embeddings()
-    flops, own = {True: 0.0, False: 0.0}, 0.0
+    flops, own, last, once = {True: 0.0, False: 0.0}, 0.0, last_products(model), 0.0
     for part, numbers, trained in products(model):
         spent = 2 * numbers * (completion if part is head else tokens)
         flops[part is head] += spent
         own += spent * trained
+        once += spent * (part in last)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query = value = width
     if latent := getattr(config, "qk_nope_head_dim", None):  # multi-head latent attention
         query, value = latent + config.qk_rope_head_dim, config.v_head_dim
     met = sum(keys(window) * count for window, count in Counter(windows(model)).items())
     attention = 2 * config.num_attention_heads * (query + value) * met
-    return Pass(flops[False] + attention, flops[True], own + attention)
+    backbone = flops[False] + attention
+    return Pass(backbone, flops[True], own + attention, backbone - once)
 
 
 def over_pairs(model: PreTrainedModel, lengths: np.ndarray) -> Pass:

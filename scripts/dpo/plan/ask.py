@@ -52,12 +52,13 @@ class Asked:
         """
         recipe = self.parsed(*more)
         name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
-        known = name in shapes.KNOWN
+        known = name in shapes.known()
         if not known and (adapter := adapters.config_of(name, revision)):
             name, revision = adapter.base_model_name_or_path, adapter.revision
-        config = shapes.config_of(name, revision)
+        trusted = recipe.training.trust_remote_code
+        config, note = shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
         found = lengths.of(recipe)
-        return Planned(recipe, config, found, self.card, self.price, self.utilisation)
+        return Planned(recipe, config, found, self.card, self.price, self.utilisation, note)
 
     def flags_of(self, option: Option, processes: int) -> list[str]:
         """What to add to the flags for this way; [] where the recipe goes so by itself."""

@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 from dpo.core.refusal import Refusal
-from dpo.recipe.known import choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +92,9 @@ def card(GPU: str = "", MEMORY: str = "") -> Card:
     if GPU:
         near = named(GPU)
         if len(near) != 1:
-            which = f"one of: {', '.join(near)}" if near else choices(GPU, [*CARDS])
-            words = "may be several cards" if near else "is not known"
-            raise Refusal(f"GPU={GPU} {words}: {which} Or give MEMORY=80, its GB, without GPU")
+            which = f"one of: {', '.join(near or CARDS)}"
+            what = "may be several cards" if near else "is not known"
+            raise Refusal(f"GPU={GPU} {what}: {which} (or MEMORY=80, its GB, without GPU=)")
         found = CARDS[near[0]]
     if not MEMORY:
         if found is None:

@@ -1,6 +1,6 @@
 """FLOPs of a whole run as it is computed, and the hours and money that they come to."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -12,12 +12,12 @@ from dpo.plan.cards import Card
 # beside all that is no product. Published of DPO of 7B on H100s, in useful FLOPs: 22.5% (OLMo 2 7B
 # on 16, open-instruct's PR 1466) and 32% (its PR 1720, packed, another trainer than TRL's).
 UTILISATION = 0.25
-# Seconds that a layer of a micro-batch takes forward and backward whatever is in it: its kernels are
-# started one by one. From one measurement on one H200 (docs/gpu.md), what UTILISATION leaves of it:
+# Seconds that a layer of a micro-batch takes forward and backward whatever is in it: its kernels
+# are started one by one. From one measurement on one H200 (docs/gpu.md), what UTILISATION leaves:
 # Qwen3-0.6B, 28 layers, 4 pairs of 667 tokens, 24 pairs a second, 10.2 TFLOPs a micro-batch:
 # (4 / 24 - 10.2 / 989 / 0.25) / 28 = 0.0045. There too the 135M default, 30 layers, 8 pairs of 80
 # tokens, 50 to 59 a second in float32: no more than 0.0045 to 0.0053. The same pairs by stock TRL
-# took 1.8 times what this says.
+# took 1.9 times what this says.
 LAYER = 0.0045
 FORWARD = 1 / 3  # of that, without a backward pass: as FLOPs are, not measured
 
@@ -80,7 +80,7 @@ def per_pair(model: PreTrainedModel, run: Run, batch: int) -> Pass:
         wide = np.repeat(longest, 2 * batch)[: 2 * count].astype(float)
         seen = float(sum(map(np.sum, answers)))
         whole = pass_over(model, float(wide.sum()), seen, lambda window: float((wide**2).sum()))
-    return Pass(whole.backbone / count, whole.head / count, whole.own / count)
+    return Pass(*(part / count for part in astuple(whole)))
 
 
 def flops(model: PreTrainedModel, run: Run) -> dict[str, float]:
@@ -90,8 +90,9 @@ def flops(model: PreTrainedModel, run: Run) -> dict[str, float]:
         model: the policy on the meta device, an adapter on it where one is trained.
     """
     training = per_pair(model, run, run.micro_batch)
-    scoring = per_pair(model, run, run.eval_batch)
-    again = training.head + training.backbone * run.checkpointing  # TRL never keeps logits
+    same = run.shared or run.eval_batch == run.micro_batch
+    scoring = training if same else per_pair(model, run, run.eval_batch)
+    again = training.head + training.again * run.checkpointing  # TRL never keeps logits
     score = scoring.backbone + scoring.head
     passes = run.held_out * run.evaluations
     live = (training.backbone + training.head) * run.pairs + score * passes
@@ -103,23 +104,13 @@ def flops(model: PreTrainedModel, run: Run) -> dict[str, float]:
     }
 
 
-def seconds(
-    model: PreTrainedModel, run: Run, card: Card, gpus: int, utilisation: float = UTILISATION
-) -> float | None:
-    """How long a run takes in half precision; None where the card's speed is not known.
-
-    Optimizer steps on a CPU, 4-bit weights and slow networks make it longer; nothing of that is in
-    it, nor what evaluations sample, nor loading and saving.
-    """
-    if card.flops is None:
-        return None
+def started(run: Run) -> float:
+    """How many micro-batches a run computes on all GPUs, in the time of one forward and backward
+    pass of the policy each."""
     scored = run.held_out * run.evaluations * (1 if run.cached else 2)
     scored += min(run.rows, run.pairs) + run.held_out if run.cached else 0
     once = 1 + FORWARD * run.checkpointing + FORWARD * (not run.cached)
-    started = once * run.pairs / run.micro_batch + FORWARD * scored / run.eval_batch
-    layers = model.config.get_text_config().num_hidden_layers
-    computed = sum(flops(model, run).values()) / card.flops / utilisation
-    return (computed + started * layers * LAYER) / gpus
+    return once * run.pairs / run.micro_batch + FORWARD * scored / run.eval_batch
 
 
 def cost(
@@ -130,12 +121,19 @@ def cost(
     price: float | None = None,
     utilisation: float = UTILISATION,
 ) -> Cost:
-    """What a run comes to on so many GPUs.
+    """What a run comes to on so many GPUs, in half precision.
+
+    Optimizer steps on a CPU, 4-bit weights and slow networks make it longer; nothing of that is in
+    it, nor what evaluations sample, nor loading and saving.
 
     Args:
         price: of a GPU for an hour.
     """
-    spent = seconds(model, run, card, gpus, utilisation)
-    hours = None if spent is None else spent * gpus / 3600
-    paid = None if hours is None or price is None else hours * price
-    return Cost(flops(model, run), spent, hours, paid)
+    found = flops(model, run)
+    if card.flops is None:
+        return Cost(found, None, None, None)
+    layers = model.config.get_text_config().num_hidden_layers
+    computed = sum(found.values()) / card.flops / utilisation
+    busy = computed + started(run) * layers * LAYER  # of all GPUs together
+    hours = busy / 3600
+    return Cost(found, busy / gpus, hours, None if price is None else hours * price)

@@ -67,6 +67,7 @@ class Planned:
         found: how long its pairs are.
         card, price: what it runs on, and what an hour of one costs.
         utilisation: of the card's peak, the share that training reaches (hours.py).
+        note: where the configuration is from, if not from the model itself.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Planned:
         card: Card,
         price: float | None = None,
         utilisation: float = UTILISATION,
+        note: str | None = None,
     ):
+        self.note = note
         self.recipe, self.config, self.lengths = recipe, config, found
         self.card, self.price, self.utilisation = card, price, utilisation
         args, own = recipe.training, recipe.model

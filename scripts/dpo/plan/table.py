@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
+from dpo.plan.auto import gb
 from dpo.plan.options import SURE, Option, Planned
 
 COLUMNS = ("CONFIG=", "reference", "checkpointing", "pairs", "policy", "grad.", "optim.", "ref.")
@@ -12,14 +13,10 @@ COLUMNS += ("activ.", "work", "sent", "CUDA", "peak", "CPU", "hours", "")
 TERMS = ("policy", "gradients", "optimizer", "reference", "activations", "at work")
 LEGEND = (
     "GB on each GPU at the peak of a step. pairs: at a time × micro-batches of a step. activ.: "
-    "kept for the backward pass of the longest micro-batch; work: the output layer, layers computed "
-    "again, gradients on their way; sent: buffers of what is sent and gathered; CUDA: its "
+    "kept for the backward pass of the longest micro-batch; work: the output layer, layers "
+    "computed again, gradients on their way; sent: buffers of what is sent and gathered; CUDA: its "
     "context, and what the allocator holds and nobody uses; CPU: of each machine."
 )
-
-
-def gb(size: float) -> str:
-    return f"{size / 1e9:.1f}" if size < 99.95e9 else f"{size / 1e9:.0f}"
 
 
 def row(option: Option, limit: float, chosen: bool) -> list[str]:
@@ -64,7 +61,8 @@ def heading(planned: Planned, gpus: int, nodes: int, why: str) -> list[str]:
     mean = found.pairs.sum(axis=1).mean()
     machines = f" on each of {nodes} machines" if nodes > 1 else ""
     return [
-        f"model   {recipe.model.model_name_or_path}, {total:,.1f}M parameters{of_it}",
+        f"model   {recipe.model.model_name_or_path}, {total:,.1f}M parameters{of_it}"
+        + (f" ({planned.note})" if planned.note else ""),
         f"data    {found.rows:,} pairs of {mean:,.0f} tokens, prompts once: {found.source}",
         f"steps   {planned.steps():,} of {recipe.global_batch} pairs",
         f"GPUs    {gpus} × {planned.card.name}{machines}, {gb(planned.card.memory)} GB each"
