@@ -123,7 +123,7 @@ class Planned:
         setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half, self.loaded)
         pairs, found = self.counted(micro, how)
         terms = memory.terms(self.sizes, setting, found, pairs)
-        machine = memory.machine(self.sizes, setting)
+        machine = memory.machine(self.sizes, setting) * gpus
         run, utilisation = (
             self.run(live, checkpointing, micro),
             self.utilisation * SPEED.get(config, 1),
