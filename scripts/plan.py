@@ -17,6 +17,8 @@ import dpo  # noqa: F401  first, that no library speaks
 import argparse
 
 from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.plan import cards
+from dpo.runs import launch
 
 
 def arguments() -> argparse.Namespace:
@@ -34,8 +36,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def answer() -> None:
+    """What can be seen to be wrong before anything heavy is imported."""
+    args = arguments()
+    launch.check_there(args.recipe, "")
+    launch.number_of(args.gpus)
+    launch.across(args.nodes, "0", "the-first:29500")
+    launch.look(["--config", f"{launch.RECIPES}/{args.recipe}.yaml", *args.arguments])
+    if args.gpu or args.memory:
+        cards.card(args.gpu, args.memory)
+
+
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
-    at_once(arguments)
+    at_once(answer)
 
 import json
 import sys
@@ -49,7 +62,6 @@ from dpo.plan.ask import Asked, card_of
 from dpo.plan.auto import gb
 from dpo.plan.hours import UTILISATION
 from dpo.plan.options import best
-from dpo.runs import launch
 
 
 @guarded

@@ -6,9 +6,11 @@ import os
 
 import pytest
 
+from dpo.plan import memory
 from dpo.plan.memory import machine
 from support import held
 from support.launched import end, fork, free_port
+from support.place import ROOT
 from support.several import under
 
 GPU = {"bf16": True}  # as a recipe without a word about it is trained on one
@@ -36,9 +38,9 @@ def models(tmp_path_factory):
 def find(launched, models, tmp_path):
     """Train cases under a config, and return what each process held, case by case."""
 
-    def find(config: str, gpus: int, cases: list[held.Case]) -> list[list[held.Found]]:
+    def find(config: str, gpus: int, cases: list[held.Case], **more: str):
         together = {"MASTER_PORT": str(free_port())} if gpus > 1 else {}
-        told = [os.environ | each | together for each in launched.told(config, gpus)]
+        told = [os.environ | each | together | more for each in launched.told(config, gpus)]
         code = end([fork(held.be, each, cases, models, tmp_path) for each in told])
         assert code == 0, (tmp_path / "said-0").read_text()[-3000:]
         return [json.loads((tmp_path / f"held-{rank}.json").read_text()) for rank in range(gpus)]
@@ -65,6 +67,22 @@ def test_what_stands_is_what_torch_holds(config, find):
             loose = most if config == "zero3" and "bits" in case else 0  # gathered without a name
             assert rest < 0.01 * whole + loose + 50_000, case
             assert most <= 1.01 * bound, case
+
+
+def test_a_model_beyond_the_limit_gathers_no_more_than_it_and_a_matrix(find, tmp_path, monkeypatch):
+    """As one of several billion weights: the limit is as much smaller as the model is."""
+    limits = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
+    asked = json.loads((ROOT / "deepspeed_configs/zero3.json").read_text())
+    asked["zero_optimization"] |= dict.fromkeys(limits, 1_000_000)
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    monkeypatch.setattr(memory, "LIVE", 1_000_000)
+    cases = [{"name": "mixtral"} | GPU, {"name": "mixtral", "live": True} | GPU]
+    given = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "asked.json")}
+    for found in find("zero3", 2, cases, **given):
+        for case, each in zip(cases, found, strict=True):
+            most, bound = held.compared(each, case, "zero3", 2)["gathered"]
+            whole = 2 * held.predicted(case, "zero3", 2)[0].trained
+            assert most <= bound < whole * 1.5 * (1 + case.get("live", False)), case
 
 
 @pytest.mark.parametrize("config", [under("zero3_offload")])

@@ -37,7 +37,7 @@ def test_an_optimizer_that_is_not_known_is_taken_for_adamw():
     assert states("schedule_free_adamw", 4) == states("adamw_torch", 4) == 8
 
 
-@pytest.mark.parametrize("case", [{"optim": "adamw_8bit"}, {"optim": "adafactor", "lora": True}])
+@pytest.mark.parametrize("case", [{"optim": "adamw_8bit"}, {"optim": "adafactor"}])
 def test_a_trained_model_s_optimizer_holds_what_is_taken(case, tmp_path):
     """Embeddings keep float32 states where all else keeps bytes."""
     case = {"name": "llama", "parts": 1} | case

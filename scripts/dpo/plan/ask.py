@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dpo.core.environment import Launch
+from dpo.core.refusal import Refusal
 from dpo.models import adapters
 from dpo.plan import cards, lengths, shapes
 from dpo.plan.cards import Card
 from dpo.plan.hours import UTILISATION
-from dpo.plan.options import Option, Planned, best, micro_batches
+from dpo.plan.options import SURE, Option, Planned, best, micro_batches
+from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.recipe.validate import check_values
 
@@ -46,6 +50,7 @@ class Asked:
         check_values(recipe)
         return recipe
 
+    @functools.cache  # noqa: B019
     def planned(self, *more: str) -> Planned:
         """The recipe with its model's configuration and its data's lengths.
 
@@ -54,8 +59,7 @@ class Asked:
         """
         recipe = self.parsed(*more)
         name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
-        known = name in shapes.known()
-        if not known and (adapter := adapters.config_of(name, revision)):
+        if is_asked(name) and (adapter := adapters.config_of(name, revision)):
             name, revision = adapter.base_model_name_or_path, adapter.revision
         trusted = recipe.training.trust_remote_code
         config, note = shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
@@ -89,7 +93,7 @@ class Asked:
         recipe = self.parsed()
 
         def flags(*words: str) -> Asked:
-            return replace(self, flags=(*self.flags, *words))
+            return replace(self, flags=(*without(self.flags, words[::2]), *words))
 
         yield "gradient_checkpointing", flags("--gradient_checkpointing", "true")
         yield "the reference scored beforehand", flags("--precompute_ref_log_probs", "true")
@@ -109,10 +113,35 @@ class Asked:
     def made_to_fit(self) -> tuple[str, Asked, Planned, Option] | None:
         """The first single change that makes it fit."""
         for words, asked in self.changed():
-            planned = asked.planned()
-            if found := best(planned.options(asked.gpus, asked.nodes), self.card.memory):
-                return words, asked, planned, found
+            # With more GPUs it is the same plan, and what it has counted stays.
+            planned = self.planned() if asked.flags == self.flags else asked.planned()
+            where = asked.gpus, asked.nodes
+            if planned.least(*where) <= SURE * self.card.memory:
+                found = best(planned.options(*where), self.card.memory)
+                if found:
+                    return words, asked, planned, found
         return None
+
+
+def without(flags: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Flags of train.py without those of some names, with their values."""
+    kept, drops = [], False
+    for word in flags:
+        if word.startswith("--"):
+            drops = word.partition("=")[0] in names
+        kept += [] if drops else [word]
+    return tuple(kept)
+
+
+def is_asked(name: str) -> bool:
+    """Whether a model can be looked at, as to whether it is an adapter: the hub's own client would
+    try for half a minute. Those of the shelf are known."""
+    if Path(name).is_dir() or name in shapes.known() or looks_local(name):
+        return Path(name).is_dir()
+    with contextlib.suppress(Refusal):
+        check_reachable(name, "model")
+        return True
+    return False
 
 
 def card_of(gpu: str, memory: str) -> tuple[Card, str]:

@@ -122,7 +122,7 @@ class Planned:
             return pairs, Kept(saved * text.num_hidden_layers, 0, 2 * each)
 
     def option(
-        self, config: str, gpus: int, live: bool, checkpointing: bool, micro: int, accumulation: int
+        self, config: str, live: bool, checkpointing: bool, gpus: int, micro: int, accumulation: int
     ) -> Option:
         rounded = self.half and (config in ZERO or config == "fsdp2")
         how = How(
@@ -153,8 +153,8 @@ class Planned:
         """What is computed from the first step to the last."""
         args, found, evaluations = self.recipe.training, self.lengths, 0
         if found.held_out:
-            every = args.eval_steps if args.eval_strategy == "steps" else self.steps()
-            every = every * self.steps() if 0 < every < 1 else every
+            every = (args.eval_steps or 1) if args.eval_strategy == "steps" else self.steps()
+            every = every * self.steps() if every < 1 else every
             evaluations = 1 + self.steps() // max(int(every), 1)
         return Run(
             found.pairs,
@@ -169,31 +169,37 @@ class Planned:
             args.per_device_eval_batch_size,
         )
 
-    def options(self, gpus: int, nodes: int) -> list[Option]:
-        """All ways on so many GPUs of so many machines, each with the most pairs at a time that
-        fit, as many as the recipe has at most."""
-        recipe, processes = self.recipe, gpus * nodes
-        args = recipe.training
+    def ways(self, processes: int) -> list[tuple[str, bool, bool]]:
+        """Launch config, live reference and checkpointing, in all ways that the recipe leaves."""
+        recipe, args = self.recipe, self.recipe.training
         given = {*recipe.stated, *recipe.flags}
-        configs = SEVERAL + ALONE[1:] if processes > 1 else ALONE
-        lives = (True, False)
+        lives, checks = (True, False), (False, True)
         if "precompute_ref_log_probs" in given or args.sync_ref_model:
             lives = (not args.precompute_ref_log_probs,)
         elif self.adapter is not None:
             lives = (False,)  # the base is its own reference
-        checks = (False, True)
         if "gradient_checkpointing" in given:
             checks = (args.gradient_checkpointing,)
-        sizes = micro_batches(recipe, processes)
-        found = []
-        for config, live, checkpointing in itertools.product(configs, lives, checks):
-            for micro, accumulation in sizes:
-                option = self.option(config, processes, live, checkpointing, micro, accumulation)
-                option = replace(option, machine=option.machine * gpus)
+        configs = SEVERAL + ALONE[1:] if processes > 1 else ALONE
+        return [*itertools.product(configs, lives, checks)]
+
+    def options(self, gpus: int, nodes: int) -> list[Option]:
+        """All ways on so many GPUs of so many machines, each with the most pairs at a time that
+        fit, as many as the recipe has at most."""
+        found, processes = [], gpus * nodes
+        for way in self.ways(processes):
+            for size in micro_batches(self.recipe, processes):
+                option = self.option(*way, processes, *size)
                 if option.peak <= SURE * self.card.memory:
                     break
-            found.append(option)
+            found.append(replace(option, machine=option.machine * gpus))
         return found
+
+    def least(self, gpus: int, nodes: int) -> float:
+        """The least bytes on a GPU that any way needs, with as few pairs at a time as can be."""
+        processes = gpus * nodes
+        size = micro_batches(self.recipe, processes)[-1]
+        return min(self.option(*way, processes, *size).peak for way in self.ways(processes))
 
 
 def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
