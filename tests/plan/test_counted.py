@@ -73,9 +73,7 @@ def test_activations_are_those_that_autograd_keeps(family, checkpointing, shared
         assert found == pytest.approx(saved(config, SHORT, how), rel=0.1), how
 
 
-@pytest.mark.parametrize(
-    ("length", "pairs"), [(256, 16), (1024, 4), (4096, 1), (8192, 1), (16384, 1)]
-)
+@pytest.mark.parametrize(("length", "pairs"), [(256, 16), (1024, 4), (4096, 1), (16384, 1)])
 def test_they_are_so_at_any_length(length, pairs):
     """Of rows of so many tokens, half of them the prompt's."""
     config = config_of("llama", hidden_size=32, intermediate_size=64, head_dim=8, **FEW)

@@ -3,7 +3,6 @@ forward and backward on tensors without data, by the code that trains, and every
 what the second does."""
 
 import copy
-import types
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,7 +146,7 @@ def made(config: PreTrainedConfig, how: How) -> PreTrainedModel:
             model.enable_input_require_grads()
     for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
         embedding.requires_grad_(False)
-    return model.base_model
+    return model
 
 
 def without_data(model: PreTrainedModel) -> set[int]:
@@ -180,9 +179,7 @@ def run(config: PreTrainedConfig, pairs: Pairs, how: How) -> tuple[float, float,
         given["shared_prefixes"] = SharedPrefixes.of(ids, mask)
     model = made(config, how)
     if how.shared:
-        attention.teach(model.config._attn_implementation)
-        model.shares_prefixes = True
-        model.forward = types.MethodType(backbone._forward, model)
+        backbone.share_prefixes(model)
     fake = FakeTensorMode()
     with fake, kernels(how):
         given = {name: on(fake, value) for name, value in given.items()}
@@ -190,7 +187,7 @@ def run(config: PreTrainedConfig, pairs: Pairs, how: How) -> tuple[float, float,
         tally.there |= without_data(model)
         with tally:
             with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast):
-                hidden = model(**given).last_hidden_state
+                hidden = model.base_model(**given).last_hidden_state
             after, forward = tally.now, tally.most
             tally.most = tally.now
             hidden.backward(torch.empty_like(hidden))

@@ -250,6 +250,13 @@ def gathered(sizes: Sizes, setting: Setting) -> float:
     return max(whole * each - sizes.persistent * item, 0.0) * (1 + own)
 
 
+def gradients_stand(setting: Setting) -> bool:
+    """Whether there are gradients before a micro-batch goes backward: those of the one before, or
+    what DeepSpeed keeps for them and zeroes."""
+    zeroed = setting.config in SHARDED and setting.config in ZERO
+    return setting.accumulates or zeroed or (setting.config == "zero1" and setting.half)
+
+
 def peaks(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str, float]:
     """Bytes beside what stands there at the moments of a step that may be its peak: the end of the
     forward pass, the output layer's and the last layer's backward pass, and the embeddings'.
@@ -262,9 +269,9 @@ def peaks(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str,
     item, computed = how.dtype.itemsize, 2 if how.autocast else how.dtype.itemsize
     tile = computed * min(TILE[not how.on_gpu], answers // hidden * sizes.vocabulary)
     gradients = standing(sizes, setting)["gradients"]
-    before = gradients if setting.accumulates else 0
+    before = gradients * gradients_stand(setting)
     head = sizes.head * (4 if item == 4 else 4 + item) * sizes.head_trained
-    kept_head = 0 if setting.accumulates else sizes.head * item * sizes.head_trained
+    kept_head = 0 if before else sizes.head * item * sizes.head_trained
     scored = answers * item
     return {
         "forward": before + kept.forward + scored + tile,
@@ -287,7 +294,7 @@ def terms(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str,
     if max(moments, key=moments.__getitem__) == "embeddings":
         activations = 0.0
     else:
-        found["gradients"] *= setting.accumulates
+        found["gradients"] *= gradients_stand(setting)
         activations = kept.saved
     found["gathered"] = gathered(sizes, setting)
     found["activations"] = activations
