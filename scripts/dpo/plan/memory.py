@@ -268,21 +268,14 @@ def peaks(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str,
     answers = sum(chosen + rejected for _, chosen, rejected in pairs) * hidden
     item, computed = how.dtype.itemsize, 2 if how.autocast else how.dtype.itemsize
     tile = computed * min(TILE[not how.on_gpu], answers // hidden * sizes.vocabulary)
-    gradients = standing(sizes, setting)["gradients"]
-    before = gradients * gradients_stand(setting)
-    head = sizes.head * (4 if item == 4 else 4 + item) * sizes.head_trained
-    kept_head = 0 if before else sizes.head * item * sizes.head_trained
-    scored = answers * item
+    before = standing(sizes, setting)["gradients"] * gradients_stand(setting)
+    summed = 4 if item == 4 else 4 + item  # in float32, and then as the weights are
+    head, scored = sizes.head * sizes.head_trained, answers * item + tile
     return {
-        "forward": before + kept.forward + scored + tile,
-        "head": before
-        + kept.saved
-        + scored
-        + answers * (4 if item == 4 else 4 + item)
-        + head
-        + tile,
-        "layers": before + kept_head + kept.saved + kept.backward,
-        "embeddings": gradients + sizes.head * item * sizes.head_trained,
+        "forward": before + kept.forward + scored,
+        "head": before + kept.saved + scored + (answers + head) * summed,
+        "layers": before + kept.saved + kept.backward + (0 if before else head * item),
+        "embeddings": standing(sizes, setting)["gradients"] + head * item,
     }
 
 
