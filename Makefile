@@ -12,6 +12,11 @@ SBATCH ?=
 ARGS   ?=
 MODEL  ?=
 DATASET ?=
+GPU    ?=
+MEMORY ?=
+PRICE  ?=
+JSON   ?=
+FORCE  ?=
 DEVICE ?=
 PORT   ?=
 RUN    ?= outputs/smollm2-sentiment
@@ -43,7 +48,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate compare sweep rounds frontier dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate plan compare sweep rounds frontier dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -58,9 +63,13 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 	$(BIN)/python scripts/embedded_model.py
 	@echo "Next: make data, then make train"
 
-train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the machine) GPUS=(all) ARGS="--beta 0.05"
+plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= NODES= GPU=A100-80GB MEMORY=80 PRICE=2.5
+	@$(BIN)/python scripts/plan.py --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
+	  --gpu "$(GPU)" --memory "$(MEMORY)" $(if $(PRICE),--price "$(PRICE)") $(if $(JSON),--json) -- $(ARGS)
+
+train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the plan) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" \
-	  --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
+	  $(if $(FORCE),--force) --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
 
 submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITION= SBATCH= and as train
 	@$(BIN)/python scripts/launch.py --check --recipe "$(RECIPE)" --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" \

@@ -6,6 +6,7 @@
     python scripts/launch.py --list
     python scripts/launch.py -- --help               # all arguments of a recipe
 
+On GPUs the config goes by the recipe's plan (make plan), and what cannot fit does not start.
 Prints the `accelerate launch` command and runs it. Asked to stop, by SIGTERM, SIGUSR1 or Ctrl-C,
 the run saves at the end of its step, and this ends with 75: the same command goes on from there. A
 second Ctrl-C ends it at once.
@@ -15,9 +16,11 @@ import argparse
 import os
 import shlex
 import signal
+from typing import Any
 
 from dpo.core.signals import SIGNALS
 from dpo.core.terminal import guarded, parser_of
+from dpo.plan import auto
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import names
 from dpo.runs import launch
@@ -29,7 +32,13 @@ def arguments() -> argparse.Namespace:
     add("--list", action="store_true", help="show the recipes and configs, and end")
     add("--check", action="store_true", help="see that names and flags are right, and end")
     add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
-    add("--accelerate_config", dest="config", default="", help="a file in accelerate_configs/")
+    add(
+        "--accelerate_config",
+        dest="config",
+        default="",
+        help="a file in accelerate_configs/, or auto",
+    )
+    add("--force", action="store_true", help="try what does not fit by the plan")
     add("--gpus", default="", help="processes on this machine (default: all GPUs)")
     add("--nodes", default="1", help="number of machines that train together")
     add("--node_rank", default="", help="this machine's number among them, from 0")
@@ -49,13 +58,38 @@ def show_choices() -> None:
             print(f"  {name:<{width}}  {title}")
 
 
+def by_the_plan(asked: dict[str, Any], force: bool) -> None:
+    """On GPUs, take the config and the flags that the recipe's plan does, and say so.
+
+    Raises:
+        Refusal: what is asked for does not fit.
+    """
+    here, config = launch.gpus_here(), asked["config"]
+    asked["config"] = "" if config == auto.AUTO else config
+    if not here or config == "cpu" or (force and asked["config"]):
+        return
+    launch.look(["--config", f"{RECIPES}/{asked['recipe']}.yaml", *asked["arguments"]])
+    nodes, _ = launch.across(asked["nodes"], asked["node_rank"], asked["main"])
+    gpus = launch.number_of(asked["gpus"]) or here
+    gpus = 1 if config in launch.ONE_PROCESS else gpus
+    plan = auto.plan_of(asked["recipe"], gpus, nodes, asked["arguments"])
+    if isinstance(plan, str):
+        return print(f"No plan, and the config goes by the machine: {plan}")
+    asked["config"], flags, said = auto.settle(plan, config, force)
+    asked["arguments"] = [*asked["arguments"], *flags]
+    print(said, end="\n" * bool(said), flush=True)
+
+
 @guarded
 def main() -> None:
     args = vars(arguments())
+    force = args.pop("force")
     if args.pop("list"):
         return show_choices()
     if args.pop("check"):  # before a job waits for its turn
-        return launch.check(**args)
+        return launch.check(**(args | {"config": args["config"].replace(auto.AUTO, "")}))
+    launch.check_there(args["recipe"], args["config"].replace(auto.AUTO, ""))
+    by_the_plan(args, force)
     command, environment = launch.plan(**args)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     changed = visible != os.environ.get("CUDA_VISIBLE_DEVICES")

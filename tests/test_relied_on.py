@@ -21,7 +21,7 @@ from accelerate.state import GradientState
 from peft import PeftModel
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
-from transformers.integrations import WandbCallback
+from transformers.integrations import WandbCallback, moe
 from transformers.modeling_rope_utils import dynamic_rope_update
 from trl import DPOTrainer
 from trl.kernels import chunked_logprob
@@ -29,6 +29,7 @@ from trl.models import utils as trl_models
 from trl.trainer import dpo_trainer
 from trl.trainer import utils as trl_utils
 
+from dpo.prefix_sharing import attention
 from dpo.training.trainer import FastDPOTrainer
 from support.place import ROOT
 from support.stock import STOCK_HEAD
@@ -93,6 +94,10 @@ PRIVATE = {
     "_initialized": (WandbCallback, "self._initialized = False"),
     "_foreach_norm": (torch, None),
     "_buffers": (torch.nn.Module, "_buffers: dict["),
+    "_parameters": (torch.nn.Module, "_parameters: dict["),
+    "_cdata": (torch.UntypedStorage, None),
+    "_segments": (attention, "def _segments("),
+    "_padded": (attention, "def _padded("),
     "_actions": (argparse, "self._actions = []"),
     "_option_string_actions": (argparse, "self._option_string_actions = {}"),
     "_model_name_or_path": (None, None),  # of a GGUF file's title: it is deleted if it is there
@@ -129,6 +134,9 @@ SAYS = [
      "not reach the backbone"),
     (chunked_logprob.ChunkedLogProbFunction, "min(N, TOKEN_CHUNK_SIZE)", "the head's tile would be "
      "half a GB on a CPU"),
+    # ---- plans
+    (moe._grouped_mm, "if _can_use_grouped_mm(input, weight, offs):", "a mixture of experts in "
+     "float32 would not be counted"),
     # ---- weights
     (transformers.modeling_utils.PreTrainedModel, "log_state_dict_report(\n                model=mo"
      "del,\n                pretrained_model_name_or_path=", "missing weights would be random"),

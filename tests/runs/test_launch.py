@@ -86,6 +86,7 @@ def launched(monkeypatch, gpus_here: int, *arguments: str) -> tuple[list[str], d
     ran = []
     monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
     monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given))
+    monkeypatch.setattr(script.auto, "plan_of", lambda *_: "none is asked for")
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         script.main()

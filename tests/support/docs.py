@@ -16,6 +16,11 @@ FIVE_MINUTES = [  # README's four commands from pairs to a verdict
     "make train RECIPE=my-recipe",
     "make evaluate RUN=outputs/my-recipe",
 ]
+PLANS = [
+    "make plan",
+    "make plan RECIPE=qwen-ultrafeedback",
+    "make plan RECIPE=zephyr-7b-ultrafeedback GPUS=8 GPU=A100-80GB PRICE=1.8",
+]
 # Run whole by CI, or by another test.
 ELSEWHERE = {
     **dict.fromkeys(FIVE_MINUTES, "test_make_docs.py, all four"),
@@ -58,6 +63,7 @@ ELSEWHERE = {
     "on the tiny model",
     'make sweep SWEEP="seed=42,1,2,3,4"': "likewise",
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_make_sweep.py",
+    **dict.fromkeys(PLANS, "test_make_plan.py"),
     "make pairs": "test_make_pairs.py",
     'make pairs PROMPTS=questions.txt JUDGE=vader SAMPLES=4 ARGS="--max_new_tokens 40"': ""
     "test_make_pairs.py, on a tiny model",

@@ -74,7 +74,8 @@ def test_the_share_is_of_products_in_the_dtype_of_the_run(dtype, half, tmp_path,
 
 
 def test_what_cannot_be_counted_has_no_share(tmp_path):
-    trainer = trainer_of(tmp_path, "mixtral", fast=True)
+    trainer = trainer_of(tmp_path, "llama", fast=True)
+    trainer.model.config.layer_types = ["linear_attention"] * 3
     rates = throughput.Throughput(trainer)
     rates.saw([[0.0] * 8])
     rates.on_step_end(None, SimpleNamespace(), None)

@@ -111,6 +111,12 @@ def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedC
                 f"is unknown to transformers {transformers.__version__}{wrote}: choose another "
                 "model, or a newer transformers in requirements.txt"
             ) from error
+        if isinstance(error, OSError) and not stated:
+            raise Refusal(
+                f"the configuration of model {name} is not to be had from {constants.ENDPOINT}: "
+                f"{one_line(error)}: see that name and revision are right, and that your token "
+                "(hf auth login) has access if it is gated, or name a folder"
+            ) from error
         raise Refusal(
             f"the configuration of model {name} cannot be read: {one_line(error)}: mend its "
             "config.json or what model_init_kwargs change of it, or choose another model"

@@ -38,7 +38,7 @@ STEPS, SAVED = 6, 3
 def command(job: Job, config: str, folder: Path, *flags: str) -> list[str]:
     return [
         *(sys.executable, "scripts/launch.py", "--recipe", "smollm2-sentiment"),
-        *("--accelerate_config", config, "--gpus", "1", "--"),
+        *("--accelerate_config", config, "--gpus", "1", "--force", "--"),
         *(f"--model_name_or_path={job.model}", f"--dataset_name={job.data}"),
         *(f"--output_dir={folder}", f"--reference_cache={job.folder / 'cache'}"),
         *("--logging_steps=1", *flags),

@@ -4,6 +4,7 @@ knows."""
 from pathlib import Path
 
 from dpo.core.refusal import Refusal
+from dpo.plan.shapes import known
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -16,12 +17,8 @@ def sized(*sizes: int) -> dict[str, int]:
     return dict(zip(SIZES, sizes, strict=True))
 
 
-LLAMA, QWEN3, TIED = {"model_type": "llama"}, {"model_type": "qwen3"}, {"tie_word_embeddings": True}
-SHAPES = {
-    "SmolLM2-135M": LLAMA | sized(49152, 576, 1536, 30, 9, 3, 64, 8192) | TIED,
-    "Qwen3-0.6B": QWEN3 | sized(151936, 1024, 3072, 28, 16, 8, 128, 40960) | TIED,
-    "Llama-3.1-8B": LLAMA | sized(128256, 4096, 14336, 32, 32, 8, 128, 8192),
-}
+NAMES = ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B")
+SHAPES = {name.rpartition("/")[2]: known()[name] for name in NAMES}
 
 
 def check_there(model: str) -> None:

@@ -55,7 +55,7 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
             same = f" Change {same}, and the same command goes on from {whole or 'the start'}."
         raise Refusal(
             f"out of memory, {doing}{batch}; {had}.{same} Or change {other}, and train anew with "
-            "--restart"
+            "--restart. make plan RECIPE= shows what each way needs"
         ) from None
 
 

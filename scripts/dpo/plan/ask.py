@@ -1,0 +1,157 @@
+"""A plan as it is asked for: a recipe, flags, GPUs; and what to change where nothing fits."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpo.core.environment import Launch
+from dpo.core.refusal import Refusal
+from dpo.models import adapters
+from dpo.plan import cards, lengths, shapes
+from dpo.plan.cards import Card
+from dpo.plan.hours import UTILISATION
+from dpo.plan.options import SURE, Option, Planned, best, micro_batches
+from dpo.recipe.hub_names import check_reachable, looks_local
+from dpo.recipe.parse import FOLDER, Recipe, parse
+from dpo.recipe.validate import check_values
+
+LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
+FOUR_BITS = (*LORA, "--load_in_4bit", "true")
+ELSEWHERE = "H100-80GB"  # what is planned for where there is no GPU and none is named
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a plan is for.
+
+    Attributes:
+        recipe, flags: a name, and flags as for train.py.
+        gpus, nodes: GPUs of each machine, and machines.
+        card, price, utilisation: of a GPU.
+    """
+
+    recipe: str
+    flags: tuple[str, ...]
+    gpus: int
+    nodes: int
+    card: Card
+    price: float | None = None
+    utilisation: float = UTILISATION
+
+    @functools.cache  # noqa: B019  a plan asks a few times, and is made once
+    def parsed(self, *more: str) -> Recipe:
+        """The recipe as one process takes it, whatever machine this is."""
+        words = ["--config", str(FOLDER / f"{self.recipe}.yaml"), *self.flags, *more]
+        recipe = parse(words, Launch(processes=1, on_cpu=True))
+        check_values(recipe)
+        return recipe
+
+    @functools.cache  # noqa: B019
+    def planned(self, *more: str) -> Planned:
+        """The recipe with its model's configuration and its data's lengths.
+
+        Raises:
+            Refusal: the recipe is none, or its model is not known and not to be reached.
+        """
+        recipe = self.parsed(*more)
+        name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
+        if is_asked(name) and (adapter := adapters.config_of(name, revision)):
+            name, revision = adapter.base_model_name_or_path, adapter.revision
+        trusted = recipe.training.trust_remote_code
+        config, note = shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+        found = lengths.of(recipe)
+        return Planned(recipe, config, found, self.card, self.price, self.utilisation, note)
+
+    def flags_of(self, option: Option, processes: int) -> list[str]:
+        """What to add to the flags for this way; [] where the recipe goes so by itself."""
+        recipe, words = self.parsed(), []
+        args = recipe.training
+        if option.checkpointing != args.gradient_checkpointing:
+            words += ["--gradient_checkpointing", str(option.checkpointing).lower()]
+        if option.live == args.precompute_ref_log_probs:
+            words += ["--precompute_ref_log_probs", str(not option.live).lower()]
+        if micro_batches(recipe, processes)[0][0] != option.micro:
+            accumulation = str(recipe.global_batch // option.micro)
+            words += ["--per_device_train_batch_size", str(option.micro)]
+            words += ["--gradient_accumulation_steps", accumulation]
+        return words
+
+    def command(self, option: Option, more: list[str]) -> str:
+        """The make line that trains so."""
+        line = f"make train RECIPE={self.recipe} CONFIG={option.config} GPUS={self.gpus}"
+        line += f" NODES={self.nodes}" * (self.nodes > 1)
+        words = " ".join([*self.flags, *more])
+        return line + (f' ARGS="{words}"' if words else "")
+
+    def changed(self) -> Iterator[tuple[str, Asked]]:
+        """What may make it fit, one change after the other, in words and as it is asked for then.
+        The first ones change nothing that is learned."""
+        recipe = self.parsed()
+
+        def flags(*words: str) -> Asked:
+            return replace(self, flags=(*without(self.flags, words[::2]), *words))
+
+        yield "gradient_checkpointing", flags("--gradient_checkpointing", "true")
+        yield "the reference scored beforehand", flags("--precompute_ref_log_probs", "true")
+        for share in (0.75, 0.5, 0.25):
+            if length := int((recipe.training.max_length or 0) * share):
+                yield f"max_length {length}", flags("--max_length", str(length))
+        if not recipe.model.use_peft:
+            yield "LoRA", flags(*LORA)
+        if not recipe.model.load_in_4bit:
+            yield "an adapter on 4 bits (QLoRA)", flags(*FOUR_BITS)
+        for times in (2, 4, 8, 16, 32, 64):
+            gpus = self.gpus * times
+            here, nodes = (gpus, self.nodes) if gpus <= 8 else (8, self.nodes * gpus // 8)
+            if recipe.global_batch % (here * nodes) == 0:
+                yield f"{here * nodes} GPUs", replace(self, gpus=here, nodes=nodes)
+
+    def made_to_fit(self) -> tuple[str, Asked, Planned, Option] | None:
+        """The first single change that makes it fit."""
+        for words, asked in self.changed():
+            # With more GPUs it is the same plan, and what it has counted stays.
+            planned = self.planned() if asked.flags == self.flags else asked.planned()
+            where = asked.gpus, asked.nodes
+            if planned.least(*where) <= SURE * self.card.memory:
+                found = best(planned.options(*where), self.card.memory)
+                if found:
+                    return words, asked, planned, found
+        return None
+
+
+def without(flags: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Flags of train.py without those of some names, with their values."""
+    kept, drops = [], False
+    for word in flags:
+        if word.startswith("--"):
+            drops = word.partition("=")[0] in names
+        kept += [] if drops else [word]
+    return tuple(kept)
+
+
+def is_asked(name: str) -> bool:
+    """Whether a model can be looked at, as to whether it is an adapter: the hub's own client would
+    try for half a minute. Those of the shelf are known."""
+    if Path(name).is_dir() or name in shapes.known() or looks_local(name):
+        return Path(name).is_dir()
+    with contextlib.suppress(Refusal):
+        check_reachable(name, "model")
+        return True
+    return False
+
+
+def card_of(gpu: str, memory: str) -> tuple[Card, str]:
+    """The card that is planned for, and why this one.
+
+    Raises:
+        Refusal: it is not known.
+    """
+    if gpu or memory:
+        return cards.card(gpu, memory), ""
+    if found := cards.here():
+        return found, "this machine's"
+    return cards.card(ELSEWHERE), "no GPU is here, and none is named with GPU="

@@ -1,0 +1,61 @@
+"""Which way make train takes on this machine's GPUs, by its plan. Nothing heavy is imported: the
+plan is made by a process of its own, which leaves no CUDA context behind."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from dpo.core.environment import finding_us
+from dpo.core.refusal import Refusal, last_line
+
+AUTO = "auto"
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.1f}" if size < 99.95e9 else f"{size / 1e9:.0f}"
+
+
+def plan_of(recipe: str, gpus: int, nodes: int, flags: list[str]) -> dict[str, Any] | str:
+    """The plan as plan.py tells it in JSON, or why there is none."""
+    words = ["scripts/plan.py", "--json", "--recipe", recipe, "--gpus", str(gpus)]
+    command = [sys.executable, *words, "--nodes", str(nodes), "--", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=finding_us(os.environ))
+    return json.loads(done.stdout) if done.returncode == 0 else last_line(done.stderr)
+
+
+def settle(plan: dict[str, Any], config: str, force: bool) -> tuple[str, list[str], str]:
+    """The config to take, flags to add, and a line that says so.
+
+    Args:
+        config: that was asked for; "" or auto leaves it to the plan.
+        force: go on with what does not fit.
+
+    Raises:
+        Refusal: what is asked for does not fit, or nothing does.
+    """
+    memory, options = plan["card"]["memory"], plan["options"]
+    card = f"{plan['card']['name']} of {gb(memory)} GB"
+    other = plan["command"] or "no one change makes it fit"
+    advice = f"{other}. FORCE=1 tries it all the same"
+    if config in ("", AUTO):
+        taken = next((option for option in options if option["taken"]), None)
+        if taken is None and not force:
+            least = min(option["peak"] for option in options)
+            change = f", with {plan['change']}" if plan["change"] else ""
+            raise Refusal(f"no way fits a {card}, the least is {gb(least)} GB: {advice}{change}")
+        taken = taken or min(options, key=lambda option: option["peak"])
+        said = f"CONFIG={taken['config']} by the plan: {gb(taken['peak'])} GB of a {card}"
+        return taken["config"], taken["flags"], f"{said}; make plan shows the other ways"
+    alike = [option for option in options if option["config"] == config]
+    as_it_is = [option for option in alike if not option["flags"]]
+    fits = [option for option in as_it_is if option["peak"] <= memory]
+    if not alike or fits:
+        return config, [], ""
+    least = min(option["peak"] for option in as_it_is or alike)
+    if not force:
+        raise Refusal(
+            f"CONFIG={config} needs {gb(least)} GB of a {card} as the recipe goes: {advice}"
+        )
+    return config, [], f"CONFIG={config} needs {gb(least)} GB of a {card} by the plan: forced"

@@ -1,0 +1,121 @@
+"""GPUs that models are trained on: how much memory they have, and how fast they multiply."""
+
+import dataclasses
+import re
+
+from dpo.core.refusal import Refusal
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """One GPU.
+
+    Attributes:
+        memory: bytes that PyTorch can reach, its CUDA context included.
+        flops: FLOPs a second of dense matrix products in half precision; None where not known.
+        half: the dtype of these: `bfloat16`, or `float16` on cards that compute nothing else fast.
+    """
+
+    name: str
+    memory: float
+    flops: float | None = None
+    half: str = "bfloat16"
+
+
+# GiB as PyTorch's out-of-memory errors call them the "total capacity", the lowest seen: a little
+# less than nvidia-smi's (an H100 has 81,559 MiB = 79.65 GiB there), more than the vendor's GB.
+# TFLOPs a second of bfloat16 that are added up in float32, without sparsity: data sheets of NVIDIA
+# give the double, "with sparsity"; those of GeForce and RTX cards are of the white papers of Ampere
+# (GA102), Ada and Blackwell, and the MI300X's of AMD's data sheet.
+CARDS = {
+    name: Card(name, gib * 2**30, tflops * 1e12)
+    for name, gib, tflops in (
+        ("B200", 178.35, 2250),  # HGX B200: 36 PFLOPs of eight with sparsity
+        ("H200", 139.72, 989),
+        ("H200-NVL", 139.72, 835),
+        ("GH200-96GB", 94.5, 989),
+        ("H100-80GB", 79.14, 989),  # SXM
+        ("H100-PCIe", 79.14, 756),
+        ("H100-NVL", 93.0, 835),
+        ("A100-80GB", 79.14, 312),
+        ("A100-40GB", 39.38, 312),
+        ("L40S", 44.39, 362),
+        ("A40", 44.34, 149.7),
+        ("L4", 22.03, 121),
+        ("A10", 22.05, 125),
+        ("A10G", 22.05, 70),
+        ("RTX-PRO-6000", 94.96, 503.8),
+        ("RTX-6000-Ada", 47.4, 364.2),
+        ("RTX-A6000", 47.4, 154.8),
+        ("RTX-5090", 31.36, 209.5),
+        ("RTX-4090", 23.52, 165.2),
+        ("RTX-3090", 23.56, 71),
+        ("MI300X", 191.69, 1307),
+    )
+}
+CARDS |= {  # before Ampere: no bfloat16 on tensor cores
+    "V100-32GB": Card("V100-32GB", 31.73 * 2**30, 125e12, "float16"),
+    "V100-16GB": Card("V100-16GB", 15.77 * 2**30, 125e12, "float16"),
+    "T4": Card("T4", 14.56 * 2**30, 65e12, "float16"),
+}
+# In a driver's name: a slower or larger relative of the card without it, or a part of the card.
+OTHERS = {"ti", "super", "d", "laptop", "max", "mig"}
+
+
+def words(name: str) -> frozenset[str]:
+    return frozenset(re.split(r"[^a-z0-9]+", name.lower())) - {""}
+
+
+def named(name: str) -> list[str]:
+    """The cards that a name may mean: a driver's, or enough of ours to tell (4090, h100 pcie)."""
+    given = words(name)
+    if exact := [card for card in CARDS if words(card) == given]:
+        return exact
+    if shortened := [card for card in CARDS if given and given <= words(card)]:
+        return shortened
+    found = [card for card in CARDS if words(card) <= given and not OTHERS & given]
+    most = max((len(words(card)) for card in found), default=0)
+    return [card for card in found if len(words(card)) == most]
+
+
+def card(GPU: str = "", MEMORY: str = "") -> Card:
+    """The card that is asked for.
+
+    Args:
+        GPU: one of CARDS, a driver's name, or enough of one to tell.
+        MEMORY: GB (1e9 bytes) that it has; without GPU, a card of which no speed is known.
+
+    Raises:
+        Refusal: no such card is known, or several are; MEMORY is no number of GB.
+    """
+    found = None
+    if GPU:
+        near = named(GPU)
+        if len(near) != 1:
+            which = f"one of: {', '.join(near or CARDS)}"
+            what = "may be several cards" if near else "is not known"
+            raise Refusal(f"GPU={GPU} {what}: {which} (or MEMORY=80, its GB, without GPU=)")
+        found = CARDS[near[0]]
+    if not MEMORY:
+        if found is None:
+            raise Refusal("no card is named: give GPU=H100-80GB, or MEMORY=80, its GB")
+        return found
+    if not re.fullmatch(r"\d+(\.\d+)?", MEMORY) or not float(MEMORY):
+        raise Refusal(f"MEMORY={MEMORY} is no number of GB: give MEMORY=80")
+    memory = float(MEMORY) * 1e9
+    return dataclasses.replace(found or Card(f"{MEMORY} GB", memory), memory=memory)
+
+
+def here() -> Card | None:
+    """The first GPU of this machine, with its own memory; None where there is none.
+
+    Asks the driver, and so makes a CUDA context (0.5 GB) in this process until it ends.
+    """
+    import torch  # seconds: a plan for another machine need not wait
+
+    if not torch.cuda.is_available():
+        return None
+    name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+    near = named(name)
+    found = CARDS[near[0]] if len(near) == 1 else Card(name, memory)
+    return dataclasses.replace(found, memory=memory)

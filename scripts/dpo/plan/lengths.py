@@ -1,0 +1,110 @@
+"""How long the pairs of a recipe are, and the micro-batch of a run that has the most tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import disable_progress_bars, enable_progress_bars
+
+from dpo.core.refusal import Refusal
+from dpo.data import schema
+from dpo.data.dataset import prepare
+from dpo.data.sources.load import load_rows
+from dpo.models.chat_template import load_tokenizer
+from dpo.plan.counted import Pairs
+from dpo.recipe.parse import Recipe
+
+ULTRAFEEDBACK = Path("recipes/data/ultrafeedback-lengths.csv")
+ROWS = 61_135  # of UltraFeedback, for a recipe whose own number is not at hand
+SMALL = 20e6  # bytes of files that are read whole in seconds
+DRAWS = 20_000  # micro-batches that are tried for the longest
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the pairs of a recipe, cut at max_length as TRL cuts them.
+
+    Attributes:
+        pairs: prompt, chosen and rejected, shape (rows, 3).
+        rows: that are trained on; more than there are in `pairs` where those are not the recipe's.
+        held_out: rows that are evaluated.
+        source: whose they are, in words.
+    """
+
+    pairs: np.ndarray
+    rows: int
+    held_out: int
+    source: str
+
+
+def of(recipe: Recipe) -> Lengths:
+    """Of the recipe's own data where they are on this machine and small, else UltraFeedback's."""
+    why = not_read(recipe)
+    if why is None:
+        try:
+            return own(recipe)
+        except Refusal as refusal:
+            why = f"its data are refused ({refusal})"
+    known = np.loadtxt(ULTRAFEEDBACK, int, delimiter=",", skiprows=1)
+    length = recipe.training.max_length or known.sum()
+    kept = cut(known[known[:, 0] < length], recipe)
+    return Lengths(kept, ROWS, 2000, f"UltraFeedback's lengths and number of pairs, since {why}")
+
+
+def not_read(recipe: Recipe) -> str | None:
+    """Why the recipe's own data are not looked at; None if they are."""
+    if recipe.mixture.datasets:
+        return "its data are a mixture"
+    path = Path(recipe.script.dataset_name or "")
+    if not path.exists():
+        return "its data are not on this machine"
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    if sum(file.stat().st_size for file in files) > SMALL:
+        return "its data would take long to read"
+    return None
+
+
+def own(recipe: Recipe) -> Lengths:
+    """Of the recipe's data, read as training reads them.
+
+    Raises:
+        Refusal: they, or the tokenizer, are not what they should be.
+    """
+    disable_progress_bars()
+    try:
+        data = prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+    finally:
+        enable_progress_bars()
+    pairs = data["train"].pairs
+    held_out = len(data["held-out"].pairs) if "held-out" in data else 0
+    tokens = np.stack(schema.token_counts(pairs), axis=1)
+    return Lengths(cut(tokens, recipe), len(pairs), held_out, "its own data")
+
+
+def cut(tokens: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Tokens of prompt, chosen and rejected, shape (rows, 3), as max_length leaves them."""
+    args = recipe.training
+    prompt, chosen, rejected = schema.kept_lengths(*tokens.T, args.max_length, args.truncation_mode)
+    return np.stack([prompt, chosen - prompt, rejected - prompt], axis=1)
+
+
+def longest(lengths: np.ndarray, micro: int, count: int, shared: bool) -> Pairs:
+    """The micro-batch with the most tokens among as many as a run has, drawn as a run draws them.
+
+    Args:
+        micro: pairs of a micro-batch.
+        count: micro-batches of the run, of all processes.
+        shared: prompts are computed once and nothing is padded.
+    """
+    rng, found = np.random.default_rng(0), []
+    need = min(count, DRAWS) * micro
+    while sum(map(len, found)) < need:
+        found.append(rng.permutation(len(lengths)))
+    rows = np.concatenate(found)[:need].reshape(-1, micro)
+    if shared:
+        tokens = lengths.sum(axis=1)[rows].sum(axis=1)
+    else:
+        tokens = (lengths[:, 0] + lengths[:, 1:].max(axis=1))[rows].max(axis=1)
+    return tuple(tuple(map(int, pair)) for pair in lengths[rows[tokens.argmax()]])  # pyright: ignore[reportReturnType]

@@ -1,0 +1,225 @@
+"""The ways in which a recipe can be trained on given GPUs, what each needs, and which one to take.
+What is learned is the same in all of them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from dpo.core.refusal import one_line
+from dpo.models import adapters
+from dpo.plan import lengths, memory
+from dpo.plan.cards import Card
+from dpo.plan.counted import How, Kept, Pairs, kept
+from dpo.plan.hours import UTILISATION, Cost, Run, cost
+from dpo.plan.lengths import Lengths
+from dpo.plan.memory import ZERO, Setting
+from dpo.prefix_sharing import backbone
+from dpo.recipe.parse import Recipe, share_batch
+from dpo.training.batching import COMPOSITION_MATTERS
+
+BOUND = 100  # Llama in float32 keeps 98; 34 are published for half precision (arXiv 2205.05198)
+SURE = 0.9  # of a GPU's memory: a plan may be off by as much as it leaves free
+ALONE, SEVERAL = ("single_gpu", "zero3_offload"), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+# Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
+# have them in the machine's memory. Assumed, not measured.
+SPEED = {"zero3": 0.9, "fsdp2": 0.9, "zero3_offload": 0.4}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to train a recipe.
+
+    Attributes:
+        config: of accelerate_configs/.
+        live: the reference is in memory beside the policy, and not scored beforehand.
+        checkpointing: activations are computed again in the backward pass.
+        micro, accumulation: pairs at a time, and micro-batches of a step, on each GPU.
+        terms: bytes on a GPU at the peak of a step, by what they are.
+        machine: bytes of each machine's own memory.
+        cost: of the whole run.
+    """
+
+    config: str
+    live: bool
+    checkpointing: bool
+    micro: int
+    accumulation: int
+    terms: dict[str, float]
+    machine: float
+    cost: Cost
+
+    @property
+    def peak(self) -> float:
+        return sum(self.terms.values())
+
+
+class Planned:
+    """A recipe, its model and its data, for any number of GPUs.
+
+    Args:
+        recipe: as parsed for one process.
+        config: of its model.
+        found: how long its pairs are.
+        card, price: what it runs on, and what an hour of one costs.
+        utilisation: of the card's peak, the share that training reaches (hours.py).
+        note: where the configuration is from, if not from the model itself.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: PreTrainedConfig,
+        found: Lengths,
+        card: Card,
+        price: float | None = None,
+        utilisation: float = UTILISATION,
+        note: str | None = None,
+    ):
+        self.note = note
+        self.recipe, self.config, self.lengths = recipe, config, found
+        self.card, self.price, self.utilisation = card, price, utilisation
+        args, own = recipe.training, recipe.model
+        self.adapter = adapters.planned(own)
+        self.half = bool(args.bf16 or args.fp16)
+        self.loaded = getattr(torch, str(own.dtype).removeprefix("torch."), torch.float32)
+        # Others keep as much as SDPA, and cannot be looked at where they are not installed.
+        self.attention = "eager" if own.attn_implementation == "eager" else None
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(config, attn_implementation=self.attention)
+        self.model: Any = made
+        self.shared = recipe.run.share_prefix and backbone.obstacle(self.model) is None
+        self.sizes = memory.sizes_of(
+            self.model, self.adapter, own.load_in_4bit, own.use_bnb_nested_quant
+        )
+        self.counted, self.priced = functools.cache(self.count), functools.cache(self.price_of)
+
+    def steps(self) -> int:
+        args = self.recipe.training
+        if args.max_steps > 0:
+            return args.max_steps
+        return math.ceil(self.lengths.rows * args.num_train_epochs / self.recipe.global_batch)
+
+    def count(self, micro: int, how: How) -> tuple[Pairs, Kept]:
+        """The longest micro-batch, and what it needs."""
+        several = self.steps() * self.recipe.global_batch // micro
+        pairs = lengths.longest(self.lengths.pairs, micro, several, how.shared)
+        try:
+            return pairs, kept(self.config, pairs, how)
+        except Exception as error:  # of an architecture that does what no tensor without data can
+            self.note = f"activations are a bound, {BOUND} bytes a token, layer and hidden unit, "
+            self.note += f"since they cannot be counted: {one_line(error)}"
+            text = self.config.get_text_config()
+            tokens = sum(map(sum, pairs)) if how.shared else 2 * len(pairs) * max(map(sum, pairs))
+            each = BOUND * tokens * text.hidden_size
+            saved = 2 * tokens * text.hidden_size if how.checkpointing else each
+            return pairs, Kept(saved * text.num_hidden_layers, 0, 2 * each)
+
+    def option(
+        self, config: str, live: bool, checkpointing: bool, gpus: int, micro: int, accumulation: int
+    ) -> Option:
+        rounded = self.half and (config in ZERO or config == "fsdp2")
+        how = How(
+            torch.bfloat16 if rounded else self.loaded,
+            self.half and not rounded,
+            checkpointing,
+            self.shared,
+            on_gpu=config != "cpu",
+            attention=self.attention,
+            adapter=self.adapter,
+        )
+        optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
+        setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half, self.loaded)
+        pairs, found = self.counted(micro, how)
+        terms = memory.terms(self.sizes, setting, found, pairs)
+        machine = memory.machine(self.sizes, setting)
+        spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
+        return Option(config, live, checkpointing, micro, accumulation, terms, machine, spent)
+
+    def price_of(
+        self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
+    ) -> Cost:
+        """What a run comes to, at a part of the speed that the card has by itself."""
+        run, utilisation = self.run(live, checkpointing, micro), self.utilisation * speed
+        return cost(self.model, run, self.card, gpus, self.price, utilisation)
+
+    def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
+        """What is computed from the first step to the last."""
+        args, found, evaluations = self.recipe.training, self.lengths, 0
+        if found.held_out:
+            every = (args.eval_steps or 1) if args.eval_strategy == "steps" else self.steps()
+            every = every * self.steps() if every < 1 else every
+            evaluations = 1 + self.steps() // max(int(every), 1)
+        return Run(
+            found.pairs,
+            self.steps() * self.recipe.global_batch,
+            found.rows,
+            micro,
+            self.shared,
+            checkpointing,
+            not live,
+            found.held_out,
+            evaluations,
+            args.per_device_eval_batch_size,
+        )
+
+    def ways(self, processes: int) -> list[tuple[str, bool, bool]]:
+        """Launch config, live reference and checkpointing, in all ways that the recipe leaves."""
+        recipe, args = self.recipe, self.recipe.training
+        given = {*recipe.stated, *recipe.flags}
+        lives, checks = (True, False), (False, True)
+        if "precompute_ref_log_probs" in given or args.sync_ref_model:
+            lives = (not args.precompute_ref_log_probs,)
+        elif self.adapter is not None:
+            lives = (False,)  # the base is its own reference
+        if "gradient_checkpointing" in given:
+            checks = (args.gradient_checkpointing,)
+        configs = SEVERAL + ALONE[1:] if processes > 1 else ALONE
+        return [*itertools.product(configs, lives, checks)]
+
+    def options(self, gpus: int, nodes: int) -> list[Option]:
+        """All ways on so many GPUs of so many machines, each with the most pairs at a time that
+        fit, as many as the recipe has at most."""
+        found, processes = [], gpus * nodes
+        for way in self.ways(processes):
+            for size in micro_batches(self.recipe, processes):
+                option = self.option(*way, processes, *size)
+                if option.peak <= SURE * self.card.memory:
+                    break
+            found.append(replace(option, machine=option.machine * gpus))
+        return found
+
+    def least(self, gpus: int, nodes: int) -> float:
+        """The least bytes on a GPU that any way needs, with as few pairs at a time as can be."""
+        processes = gpus * nodes
+        size = micro_batches(self.recipe, processes)[-1]
+        return min(self.option(*way, processes, *size).peak for way in self.ways(processes))
+
+
+def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
+    """Pairs at a time and micro-batches of a step that make the recipe's global batch, the largest
+    first; only one where the loss goes by which pairs come together.
+
+    Raises:
+        Refusal: so many processes cannot share it.
+    """
+    args = recipe.training
+    micro, accumulation = share_batch(
+        args.per_device_train_batch_size, args.gradient_accumulation_steps, processes
+    )
+    if COMPOSITION_MATTERS & {*args.loss_type}:
+        return [(micro, accumulation)]
+    share = micro * accumulation
+    return [(n, share // n) for n in range(micro, 0, -1) if share % n == 0]
+
+
+def best(options: list[Option], memory: float) -> Option | None:
+    """The fastest that leaves as much of the memory free as a plan may be wrong by."""
+    fits = [option for option in options if option.peak <= SURE * memory]
+    return min(fits, key=lambda option: (option.cost.seconds or 0, option.peak), default=None)

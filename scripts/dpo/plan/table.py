@@ -1,0 +1,103 @@
+"""A plan in words: a table of the ways to train, and the lines around it."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from dpo.plan.auto import gb
+from dpo.plan.options import SURE, Option, Planned
+
+COLUMNS = ("CONFIG=", "reference", "checkpointing", "pairs", "policy", "grad.", "optim.", "ref.")
+COLUMNS += ("activ.", "work", "sent", "CUDA", "peak", "CPU", "hours", "")
+TERMS = ("policy", "gradients", "optimizer", "reference", "activations", "at work")
+LEGEND = (
+    "GB on each GPU at the peak of a step. pairs: at a time × micro-batches of a step. activ.: "
+    "kept for the backward pass of the longest micro-batch; work: the output layer, layers "
+    "computed again, gradients on their way; sent: buffers of what is sent and gathered; CUDA: its "
+    "context, and what the allocator holds and nobody uses; CPU: of each machine."
+)
+
+
+def row(option: Option, limit: float, chosen: bool) -> list[str]:
+    terms, hours = option.terms, option.cost.seconds
+    sent = terms["communication"] + terms.get("gathered", 0)
+    return [
+        option.config,
+        "live" if option.live else "cached",
+        "on" if option.checkpointing else "off",
+        f"{option.micro} × {option.accumulation}",
+        *(gb(terms[name]) for name in TERMS),
+        gb(sent),
+        gb(terms.get("CUDA", 0) + terms.get("slack", 0)),
+        gb(option.peak),
+        gb(option.machine) if option.machine else "",
+        "" if hours is None else f"{hours / 3600:.1f}",
+        "← taken" if chosen else fit(option.peak, limit),
+    ]
+
+
+def fit(peak: float, memory: float) -> str:
+    return "" if peak <= SURE * memory else "tight" if peak <= memory else "too large"
+
+
+def table(options: list[Option], limit: float, chosen: Option | None) -> Table:
+    """A line a way to train, those that do not fit dim."""
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(COLUMNS):
+        right = 3 <= place < len(COLUMNS) - 1
+        found.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for option in options:
+        style = "bold" if option is chosen else "" if option.peak <= limit else "dim"
+        found.add_row(*row(option, limit, option is chosen), style=style)
+    return found
+
+
+def heading(planned: Planned, gpus: int, nodes: int, why: str) -> list[str]:
+    """What is planned: the model, the data, the GPUs."""
+    recipe, sizes, found = planned.recipe, planned.sizes, planned.lengths
+    total = (sizes.frozen + sizes.trained) / 1e6
+    of_it = f", of which {sizes.trained / 1e6:,.1f}M are trained" if sizes.frozen else ""
+    mean = found.pairs.sum(axis=1).mean()
+    machines = f" on each of {nodes} machines" if nodes > 1 else ""
+    return [
+        f"model   {recipe.model.model_name_or_path}, {total:,.1f}M parameters{of_it}"
+        + (f" ({planned.note})" if planned.note else ""),
+        f"data    {found.rows:,} pairs of {mean:,.0f} tokens, prompts once: {found.source}",
+        f"steps   {planned.steps():,} of {recipe.global_batch} pairs",
+        f"GPUs    {gpus} × {planned.card.name}{machines}, {gb(planned.card.memory)} GB each"
+        + (f" ({why})" if why else ""),
+    ]
+
+
+def spent(planned: Planned, option: Option) -> list[str]:
+    """Time, price and disk of one way."""
+    cost, args, sizes = option.cost, planned.recipe.training, planned.sizes
+    flops = sum(cost.flops.values())
+    lines = [f"FLOPs   {flops:.2g}, the reference and evaluations in it"]
+    if cost.seconds is None:
+        lines.append("time    not known: no speed is known of this card")
+    else:
+        paid = "" if cost.price is None else f", {cost.price:,.0f} at {planned.price:g} an hour"
+        lines.append(
+            f"time    about {duration(cost.seconds)}, {cost.gpu_hours:,.1f} GPU-hours{paid}: at "
+            f"{planned.utilisation:.0%} of {(planned.card.flops or 0) / 1e12:,.0f} TFLOP/s"
+        )
+    policy = (sizes.frozen + sizes.trained) * planned.loaded.itemsize
+    each = sizes.trained * 12
+    count = 0
+    if args.save_strategy != "no":
+        every = args.save_steps * planned.steps() if args.save_steps < 1 else args.save_steps
+        count = max(planned.steps() // max(int(every), 1), 1)
+        count = min(count, args.save_total_limit or count) + 1  # the next one is written first
+    lines.append(
+        f"disk    {gb(policy + each * count)} GB: {count} checkpoints of {gb(each)} GB, and the "
+        f"policy of {gb(policy)} GB"
+    )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,110 @@
+"""What a recipe needs, before it is paid for: memory, time and price.
+
+    make plan RECIPE=qwen-ultrafeedback
+    make plan RECIPE=zephyr-7b-ultrafeedback GPUS=8 GPU=A100-80GB PRICE=1.8
+    make plan RECIPE=tulu-2-70b-ultrafeedback GPUS=8 NODES=4 MEMORY=80
+    make plan RECIPE=qwen-ultrafeedback GPU=RTX-4090 ARGS="--max_length 4096"
+
+Without GPU= it is for this machine's GPUs, or for an H100 where there is none. It reads no weights.
+Shown is every way to train it on so many GPUs, which all learn the same, with what each takes of
+a GPU's memory, term by term; the fastest that fits, and the command for it; or the first change
+that makes it fit.
+"""
+
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
+import argparse
+
+from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.plan import cards
+from dpo.runs import launch
+
+
+def arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
+    add("--gpus", default="", help="on each machine (this machine's, else 1)")
+    add("--nodes", default="1", help="machines (1)")
+    add("--gpu", default="", help="which: H100-80GB, A100-40GB, RTX-4090, … (this machine's)")
+    add("--memory", default="", help="GB of each, instead of a name")
+    add("--price", type=float, help="of one GPU for an hour")
+    add("--utilisation", type=float, help="of the GPU's peak, that training reaches")
+    add("--json", action="store_true", help="print the plan as JSON, and nothing else")
+    add("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
+    return parser.parse_args()
+
+
+def answer() -> None:
+    """What can be seen to be wrong before anything heavy is imported."""
+    args = arguments()
+    launch.check_there(args.recipe, "")
+    launch.number_of(args.gpus)
+    launch.across(args.nodes, "0", "the-first:29500")
+    launch.look(["--config", f"{launch.RECIPES}/{args.recipe}.yaml", *args.arguments])
+    if args.gpu or args.memory:
+        cards.card(args.gpu, args.memory)
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    at_once(answer)
+
+import json
+import sys
+from dataclasses import asdict
+
+from rich.console import Console
+
+from dpo.core.refusal import Refusal
+from dpo.plan import table
+from dpo.plan.ask import Asked, card_of
+from dpo.plan.auto import gb
+from dpo.plan.hours import UTILISATION
+from dpo.plan.options import best
+
+
+@guarded
+def main() -> None:
+    args = arguments()
+    launch.check_there(args.recipe, "")
+    card, why = card_of(args.gpu, args.memory)
+    gpus = launch.number_of(args.gpus) or launch.gpus_here() or 1
+    nodes, _ = launch.across(args.nodes, "0", "the-first:29500")
+    utilisation = args.utilisation or UTILISATION
+    asked = Asked(args.recipe, tuple(args.arguments), gpus, nodes, card, args.price, utilisation)
+    planned = asked.planned()
+    options = planned.options(gpus, nodes)
+    taken, change, then = best(options, card.memory), None, asked
+    of = planned
+    if taken is None and (found := asked.made_to_fit()):
+        change, then, of, taken = found
+    processes = then.gpus * then.nodes
+    more = then.flags_of(taken, processes) if taken else []
+    if args.json:
+        results = {"recipe": args.recipe, "flags": args.arguments, "card": asdict(card)}
+        results |= {"gpus": gpus, "nodes": nodes, "lengths": planned.lengths.source}
+        results |= {"sizes": asdict(planned.sizes), "change": change}
+        results["command"] = then.command(taken, more) if taken else None
+        results["options"] = [
+            asdict(each)
+            | {"peak": each.peak, "flags": asked.flags_of(each, gpus * nodes)}
+            | {"taken": each is taken}
+            for each in options
+        ]
+        print(json.dumps(results, indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(*table.heading(planned, gpus, nodes, why), sep="\n", soft_wrap=True)
+    console.print(table.table(options, card.memory, taken))
+    console.print(f"{table.LEGEND}\n", style="dim")
+    if taken is None:
+        raise Refusal(f"no way fits {gpus * nodes} × {card.name}, nor does any one change")
+    if change:
+        console.print(f"None fits. With {change} it is {gb(taken.peak)} GB on each GPU.\n")
+    console.print(*table.spent(of, taken), sep="\n", soft_wrap=True)
+    console.print(f"\nNext: {then.command(taken, more)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A card is named in any usual way, and what is not known of it is not made up."""
+
+import types
+
+import pytest
+import torch
+
+from dpo.core.refusal import Refusal
+from dpo.plan import cards
+from dpo.plan.cards import CARDS, card
+
+# As nvidia-smi and torch call them.
+DRIVERS = {
+    "NVIDIA H100 80GB HBM3": "H100-80GB",
+    "NVIDIA H100 PCIe": "H100-PCIe",
+    "NVIDIA H100 NVL": "H100-NVL",
+    "NVIDIA H200": "H200",
+    "NVIDIA H200 NVL": "H200-NVL",
+    "NVIDIA B200": "B200",
+    "NVIDIA A100-SXM4-40GB": "A100-40GB",
+    "NVIDIA A100-PCIE-40GB": "A100-40GB",
+    "NVIDIA A100-SXM4-80GB": "A100-80GB",
+    "NVIDIA A100 80GB PCIe": "A100-80GB",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA L4": "L4",
+    "NVIDIA A10": "A10",
+    "NVIDIA A10G": "A10G",
+    "NVIDIA RTX A6000": "RTX-A6000",
+    "NVIDIA RTX 6000 Ada Generation": "RTX-6000-Ada",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
+    "NVIDIA GeForce RTX 4090": "RTX-4090",
+    "Tesla T4": "T4",
+    "Tesla V100-SXM2-32GB": "V100-32GB",
+    "AMD Instinct MI300X": "MI300X",
+}
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_a_drivers_name_is_known(name):
+    assert cards.named(name) == [DRIVERS[name]]
+    assert card(GPU=name).name == DRIVERS[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D"),
+        *("NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "Tesla P100"),
+    ],
+)
+def test_a_relative_or_a_part_of_a_card_is_not_taken_for_it(name):
+    assert not cards.named(name)
+
+
+def test_a_few_words_are_enough_if_they_tell():
+    assert card(GPU="4090").name == "RTX-4090"
+    assert card(GPU="h100 pcie").name == card(GPU="H100-PCIe").name == "H100-PCIe"
+    assert card(GPU="L4").name == "L4"  # and not the L40S
+    with pytest.raises(Refusal, match=r"GPU=A100 may be several.*: A100-80GB, A100-40GB"):
+        card(GPU="A100")
+    with pytest.raises(Refusal, match=r"GPU=RTX-4900 is not known.*RTX-4090"):
+        card(GPU="RTX-4900")
+
+
+def test_memory_alone_is_a_card_without_a_speed():
+    found = card(MEMORY="80")
+    assert (found.name, found.memory, found.flops) == ("80 GB", 80e9, None)
+    assert card(GPU="H100-80GB").memory > 84e9  # 80 GB and more: 79.14 GiB
+    part = card(GPU="H100-80GB", MEMORY="40.5")
+    assert (part.memory, part.flops) == (40.5e9, 989e12)
+    for wrong in ("0", "80GB", "-1", "nan"):
+        with pytest.raises(Refusal, match=f"MEMORY={wrong} is no number of GB"):
+            card(MEMORY=wrong)
+    with pytest.raises(Refusal, match="no card is named"):
+        card()
+
+
+def test_every_card_has_a_speed_that_a_card_can_have():
+    for name, one in CARDS.items():
+        assert one.name == name and 14 * 2**30 < one.memory < 200 * 2**30
+        assert 60e12 < one.flops < 2300e12  # dense: a sparse B200 has the double
+    assert {one.name for one in CARDS.values() if one.half == "float16"} == {
+        *("T4", "V100-16GB", "V100-32GB")
+    }
+
+
+def test_this_machines_card_has_its_own_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cards.here() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    held = types.SimpleNamespace(total_memory=79 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: held)
+    for name, flops in {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H300": None}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index, name=name: name)
+        found = cards.here()
+        assert (found.memory, found.flops) == (79 * 2**30, flops)

@@ -1,0 +1,103 @@
+"""What a micro-batch keeps, counted without data, is what autograd keeps with them."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dpo.plan.counted import How, batch_of, kept, run
+from dpo.prefix_sharing import backbone
+from dpo.prefix_sharing.plan import SharedPrefixes
+
+SIZES = {"vocab_size": 97, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 5}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+FAMILIES = {
+    "llama": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 64},
+    "gemma3_text": {"sliding_window": 64},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+}
+FEW = {"num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
+SHORT = ((100, 90, 66), (40, 20, 88))
+
+
+def config_of(family: str, **changes):
+    return AutoConfig.for_model(family, **(SIZES | FAMILIES[family] | changes))
+
+
+def saved(config, pairs, how: How) -> int:
+    """Bytes that autograd keeps of a forward pass with data, weights left out."""
+    model = AutoModelForCausalLM.from_config(config, dtype=how.dtype)
+    if how.adapter:
+        get_peft_model(model, how.adapter)
+    model.train()
+    if how.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if how.adapter:
+            model.enable_input_require_grads()
+    ids, mask = batch_of(pairs)
+    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if how.shared:
+        backbone.share_prefixes(model)
+        given["shared_prefixes"] = SharedPrefixes.of(ids, mask)
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    found = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            found[storage._cdata] = storage
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=how.autocast):
+        hidden = model.base_model(**given).last_hidden_state
+    keep(hidden)
+    for mask in given["shared_prefixes"].masks.values() if how.shared else ():
+        keep(mask)  # which the batch holds, whatever autograd does
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("shared", [False, True], ids=["plain", "shared"])
+def test_activations_are_those_that_autograd_keeps(family, checkpointing, shared):
+    config = config_of(family)
+    for how in (
+        How(torch.float32, False, checkpointing, shared, False),
+        How(torch.float32, True, checkpointing, shared, False),
+        How(torch.bfloat16, False, checkpointing, shared, False),
+    ):
+        found = kept(config, SHORT, how).saved
+        assert found == pytest.approx(saved(config, SHORT, how), rel=0.1), how
+
+
+@pytest.mark.parametrize(("length", "pairs"), [(256, 16), (1024, 4), (4096, 1), (16384, 1)])
+def test_they_are_so_at_any_length(length, pairs):
+    """Of rows of so many tokens, half of them the prompt's."""
+    config = config_of("llama", hidden_size=32, intermediate_size=64, head_dim=8, **FEW)
+    batch = ((length // 2, length // 2, length // 4),) * pairs
+    ways = ((False, True), (True, True), (False, False))[: 3 if length < 4096 else 2]
+    for checkpointing, shared in ways:  # rows that are padded have a mask of length × length
+        how = How(torch.float32, False, checkpointing, shared, False)
+        assert kept(config, batch, how).saved == pytest.approx(
+            saved(config, batch, how), rel=0.1
+        ), how
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_keeps_less(checkpointing):
+    config = config_of("llama")
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    how = How(torch.bfloat16, False, checkpointing, True, False, adapter=lora)
+    assert kept(config, SHORT, how).saved == pytest.approx(saved(config, SHORT, how), rel=0.1)
+
+
+def test_the_way_of_a_gpu_keeps_less_than_that_of_a_cpu():
+    """FlashAttention keeps no mask, and branches are not cut apart."""
+    config = config_of("llama")
+    here, there = (
+        run(config, SHORT, How(torch.bfloat16, False, False, True, gpu)) for gpu in (0, 1)
+    )
+    assert there[0] < here[0]

@@ -1,0 +1,263 @@
+"""What a process holds in training, by torch's own accounting: bytes of storages, by whose."""
+
+import copy
+import gc
+import json
+import os
+import runpy
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import transformers.training_args
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from peft import LoraConfig
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    TrainerCallback,
+)
+from trl import DPOConfig
+
+from dpo.data.schema import IDS
+from dpo.plan.counted import How
+from dpo.plan.memory import Setting, Sizes, gathered, sizes_of, standing
+from dpo.speed.workload import any_tokenizer
+from dpo.training.trainer import FastDPOTrainer
+from support import tiny
+from support.launched import FSDP
+
+SHAPE = {"vocab_size": 2000, "hidden_size": 512, "intermediate_size": 256}
+ADAPTER = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+Case = dict[str, Any]
+Found = tuple[list[dict[str, int]], int]  # what was held, and the most weights within the model
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists and dictionaries, and in what quantizes a weight."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (found for part in value.values() for found in tensors_in(part))
+    elif isinstance(value, (list, tuple)):
+        yield from (found for part in value for found in tensors_in(part))
+    elif type(value).__module__.startswith("bitsandbytes"):
+        yield from tensors_in(vars(value))
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of each storage on this process, by its address."""
+    found = {}
+    for tensor in tensors:
+        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
+        if tensor.device.type != "meta" and storage.nbytes():
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+def weights(model: torch.nn.Module | None) -> Iterator[Tensor]:
+    for parameter in model.parameters() if model else ():
+        yield getattr(parameter, "ds_tensor", parameter)  # the shard, and what is gathered
+        yield parameter
+        yield from tensors_in(vars(parameter).get("quant_state"))
+
+
+def attributes(owner: Any, *names: str) -> Iterator[Tensor]:
+    for name in names:
+        yield from tensors_in(getattr(owner, name, ()))
+
+
+def buffers(trainer) -> Iterator[Tensor]:
+    for bucket in getattr(trainer.model_wrapped.optimizer, "ipg_buckets", {}).values():
+        yield from tensors_in(bucket.buffer)
+
+
+def gradients(trainer) -> Iterator[Tensor]:
+    for parameter in trainer.model.parameters():
+        yield from attributes(parameter, "grad", "grad_accum")
+    names = ("fp32_groups_gradients_flat", "averaged_gradients", "all_grad_tensors")
+    names += ("grads_in_partition", "grad_partitions_flat_buffer")
+    yield from attributes(getattr(trainer.model_wrapped, "optimizer", None), *names)
+
+
+def states(trainer) -> Iterator[Tensor]:
+    optimizer = trainer.optimizer
+    masters = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    while hasattr(optimizer, "optimizer"):
+        yield from attributes(optimizer, *masters, "fp32_partitioned_groups_flat")
+        optimizer = optimizer.optimizer
+    yield from tensors_in(dict(optimizer.state))
+
+
+def every_tensor() -> Iterator[Tensor]:
+    return (each for each in gc.get_objects() if issubclass(type(each), Tensor))
+
+
+def held(trainer, before: Iterable[int]) -> dict[str, int]:
+    """Bytes of this process by what they are."""
+    wrapped = trainer.model_wrapped
+    parts = {
+        "policy": weights(trainer.model),
+        "communication": buffers(trainer) if trainer.is_deepspeed_enabled else (),
+        "gradients": gradients(trainer),
+        "reference": weights(trainer.ref_model),
+        "optimizer": states(trainer),
+    }
+    found, known = {}, set()
+    for name, tensors in parts.items():
+        part = storages(tensors)
+        found[name] = sum(size for key, size in part.items() if key not in known)
+        known |= part.keys()
+    if isinstance(wrapped, DistributedDataParallel):  # C++ holds them
+        logged = wrapped._get_ddp_logging_data()
+        sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
+        found["communication"] = sum(map(int, sizes.split(",")))
+    # What nobody above owns: batches and buffers of the model, unless something was forgotten.
+    rest = storages(every_tensor())
+    found["rest"] = sum(size for key, size in rest.items() if key not in known.union(before))
+    return found
+
+
+class Watch(TrainerCallback):
+    """Takes note of what is held in the second step, when there are an optimizer's states."""
+
+    def __init__(self, trainer, before: Iterable[int]):
+        self.trainer, self.before = trainer, before
+        self.notes, self.most = [], 0  # of all that is held; of weights within the model
+
+    def note(self, *args, **kwargs) -> None:
+        if self.trainer.state.global_step == 1:
+            self.notes.append(held(self.trainer, self.before))
+
+    on_substep_end = on_pre_optimizer_step = note
+
+    def layer(self, *args) -> None:
+        models = (self.trainer.model, self.trainer.ref_model)
+        there = storages(w for model in models for w in weights(model))
+        self.most = max(self.most, sum(there.values()))
+
+
+def watched(case: Case, models: Path, folder: Path) -> Watch:
+    """What a trainer of this case holds while it trains two steps."""
+    AcceleratorState._reset_state()
+    gc.collect()
+    case = {"bf16": False, "dtype": "float32", "live": False, "parts": 2, "lora": False} | case
+    before = storages(every_tensor()).keys()  # what a trainer before has left
+    bits = case.get("bits")
+    objects: dict[str, Any] = {"model": str(models / case["name"])}
+    objects["peft_config"] = copy.deepcopy(ADAPTER) if case["lora"] else None
+    if bits:
+        objects["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=case["dtype"],
+            bnb_4bit_use_double_quant=bits == "nested",
+        )
+    rows = [dict(zip(IDS, pair, strict=True)) for pair in tiny.EDGE_PAIRS]
+    args = DPOConfig(
+        output_dir=str(folder / "run"),
+        optim=case.get("optim", "adamw_torch_fused"),
+        precompute_ref_log_probs=not case["live"],
+        bf16=case["bf16"],
+        ddp_backend="gloo" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        max_steps=2,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=case["parts"],
+        max_length=tiny.MAX_LENGTH,
+        gradient_checkpointing=False,
+        model_init_kwargs={"attn_implementation": "sdpa", "dtype": case["dtype"]},
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = FastDPOTrainer(
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        share_prefix=True,
+        reference_cache=str(folder / "cache"),
+        **objects,
+    )
+    watch = Watch(trainer, before)
+    trainer.add_callback(watch)
+    step, release = DeepSpeedEngine.step, DeepSpeedZeroOptimizer._release_ipg_buffers
+    for model in filter(None, (trainer.model, trainer.ref_model)):
+        for layer in getattr(model, "module", model).get_decoder().layers:
+            layer.register_forward_pre_hook(watch.layer)
+            layer.register_full_backward_hook(watch.layer)
+
+    def noting(method):
+        return lambda self, *args, **kwargs: (watch.note(), method(self, *args, **kwargs))[1]
+
+    with (
+        patch.object(DeepSpeedEngine, "step", noting(step)),
+        patch.object(DeepSpeedZeroOptimizer, "_release_ipg_buffers", noting(release)),
+    ):
+        trainer.train()
+    return watch
+
+
+def predicted(case: Case, config: str, gpus: int) -> tuple[Sizes, Setting]:
+    """What `dpo.plan.memory` takes for a case."""
+    with torch.device("meta"):
+        model = model_of(case["name"])
+    bits, bf16 = case.get("bits"), case.get("bf16", False)
+    adapter = ADAPTER if case.get("lora") else None
+    sizes = sizes_of(model, adapter, bool(bits), bits == "nested")
+    loaded = getattr(torch, case.get("dtype", "float32"))
+    how = How(loaded, bf16, False, True, False, adapter)
+    several, optim = case.get("parts", 2) > 1, case.get("optim", "adamw_torch_fused")
+    return sizes, Setting(config, gpus, case.get("live", False), several, optim, how, bf16, loaded)
+
+
+def compared(found: Found, case: Case, config: str, gpus: int) -> dict[str, tuple[float, float]]:
+    """Bytes that were held and those that are predicted, by what they are."""
+    notes, most = found
+    sizes, setting = predicted(case, config, gpus)
+    expected = standing(sizes, setting) | {"rest": 0.0}
+    # Of weights that are sharded the least: when none is gathered beside its shard.
+    least = ("policy", "reference")
+    there = {n: (min if n in least else max)(note[n] for note in notes) for n in expected}
+    bound = expected["policy"] + expected["reference"] + gathered(sizes, setting)
+    pairs = {name: (float(there[name]), expected[name]) for name in expected}
+    return pairs | {"gathered": (float(most), bound)}
+
+
+def model_of(name: str) -> PreTrainedModel:
+    """A model of an architecture whose matrices ZeRO-3 shards, and small enough for a CPU."""
+    with patch.dict(tiny.SIZES, SHAPE):
+        config = tiny.ARCHITECTURES[name]()
+    config.head_dim = 128
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def save_models(folder: Path) -> None:
+    for name in tiny.ARCHITECTURES:
+        model_of(name).save_pretrained(folder / name)
+        any_tokenizer().save_pretrained(folder / name)
+
+
+def be(environment: dict[str, str], cases: list[Case], models: Path, out: Path):
+    """In a fork: train the cases in turn, as a process of a launch, and write what was held."""
+    os.environ.clear()
+    os.environ.update(environment)
+    rank = environment.get("RANK", "0")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / f"said-{rank}").open("ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    torch.set_num_threads(1)
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+    if environment.get("ACCELERATE_USE_FSDP"):
+        runpy.run_path(f"{FSDP}/sitecustomize.py")
+    found = []
+    for number, case in enumerate(cases):
+        watch = watched(case, models, out / f"{number}-{rank}")
+        found.append((watch.notes, watch.most))
+        (out / f"held-{rank}.json").write_text(json.dumps(found))
