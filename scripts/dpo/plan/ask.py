@@ -21,6 +21,9 @@ from dpo.recipe.validate import check_values
 
 LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
 FOUR_BITS = (*LORA, "--load_in_4bit", "true")
+MACHINES = [(1, 1, name) for name in ("RTX-4090", "L40S", "H100-80GB")]
+MACHINES += [(gpus, nodes, "H100-80GB") for gpus, nodes in ((2, 1), (4, 1), (8, 1), (8, 2))]
+MACHINES += [(8, nodes, "H100-80GB") for nodes in (4, 8, 16)]
 ELSEWHERE = "H100-80GB"  # what is planned for where there is no GPU and none is named
 
 
@@ -109,6 +112,19 @@ class Asked:
             here, nodes = (gpus, self.nodes) if gpus <= 8 else (8, self.nodes * gpus // 8)
             if recipe.global_batch % (here * nodes) == 0:
                 yield f"{here * nodes} GPUs", replace(self, gpus=here, nodes=nodes)
+
+    def smallest(self) -> tuple[Planned, int, int, Option] | None:
+        """The smallest of MACHINES that holds it with nothing offloaded, with GPUs and machines."""
+        planned = self.planned()
+        for gpus, nodes, name in MACHINES:
+            if planned.recipe.global_batch % (gpus * nodes):
+                continue
+            there = planned.on(cards.CARDS[name])
+            if there.least(gpus, nodes, offload=False) <= SURE * there.card.memory:
+                options = there.options(gpus, nodes, offload=False)
+                if found := best(options, there.card.memory):
+                    return there, gpus, nodes, found
+        return None
 
     def made_to_fit(self) -> tuple[str, Asked, Planned, Option] | None:
         """The first single change that makes it fit."""
