@@ -24,6 +24,7 @@ FOUR_BITS = (*LORA, "--load_in_4bit", "true")
 MACHINES = [(1, 1, name) for name in ("RTX-4090", "L40S", "H100-80GB")]
 MACHINES += [(gpus, nodes, "H100-80GB") for gpus, nodes in ((2, 1), (4, 1), (8, 1), (8, 2))]
 MACHINES += [(8, nodes, "H100-80GB") for nodes in (4, 8, 16)]
+THIS = "this machine's"
 ELSEWHERE = "H100-80GB"  # what is planned for where there is no GPU and none is named
 
 
@@ -169,5 +170,5 @@ def card_of(gpu: str, memory: str) -> tuple[Card, str]:
     if gpu or memory:
         return cards.card(gpu, memory), ""
     if found := cards.here():
-        return found, "this machine's"
+        return found, THIS
     return cards.card(ELSEWHERE), "no GPU is here, and none is named with GPU="

@@ -204,6 +204,15 @@ class Planned:
             found.append(replace(option, machine=option.machine * gpus))
         return found
 
+    def as_it_goes(self, gpus: int, nodes: int) -> dict[str, float]:
+        """Bytes on a GPU under each launch config, with all else as the recipe has it."""
+        processes, args = gpus * nodes, self.recipe.training
+        own = not args.precompute_ref_log_probs and self.adapter is None
+        size = micro_batches(self.recipe, processes)[0]
+        configs = {config for config, *_ in self.ways(processes, offload=True)}
+        way = own, args.gradient_checkpointing, processes
+        return {config: self.option(config, *way, *size).peak for config in sorted(configs)}
+
     def least(self, gpus: int, nodes: int, offload: bool = True) -> float:
         """The least bytes on a GPU that any way needs, with as few pairs at a time as can be."""
         processes = gpus * nodes
@@ -229,7 +238,11 @@ def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
     return [(n, share // n) for n in range(micro, 0, -1) if share % n == 0]
 
 
-def best(options: list[Option], memory: float) -> Option | None:
-    """The fastest that leaves as much of the memory free as a plan may be wrong by."""
-    fits = [option for option in options if option.peak <= SURE * memory]
+def best(options: list[Option], memory: float, machine: float = math.inf) -> Option | None:
+    """The fastest that leaves as much of the memory free as a plan may be wrong by.
+
+    Args:
+        memory, machine: bytes of a GPU, and of the machine itself.
+    """
+    fits = [o for o in options if o.peak <= SURE * memory and o.machine <= SURE * machine]
     return min(fits, key=lambda option: (option.cost.seconds or 0, option.peak), default=None)
