@@ -4,6 +4,14 @@ What a recipe's header says is what the table says, so that neither can be right
 in a header is the one that its plan finds (make plan): that line is written here too.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
+from dpo.core.terminal import at_once, guarded, parser_of
+
+if __name__ == "__main__":  # --help, before what takes seconds to import
+    at_once(lambda: parser_of(__doc__).parse_args())
+
 import re
 import textwrap
 from pathlib import Path
@@ -12,7 +20,6 @@ from tqdm.auto import tqdm
 
 from dpo.core.files import write_whole
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded, parser_of
 from dpo.plan import cards
 from dpo.plan.ask import Asked
 from dpo.plan.options import best

@@ -1,5 +1,5 @@
-"""Sizes of models, so that a run of a known one is planned without the hub. Nothing heavy is imported
-for the sizes alone."""
+"""Sizes of models, so that a run of a known one is planned without the hub. For the sizes alone
+nothing heavy is imported."""
 
 from __future__ import annotations
 
