@@ -51,14 +51,16 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
     at_once(answer)
 
 import json
+import math
 import sys
 from dataclasses import asdict
 
+import psutil
 from rich.console import Console
 
 from dpo.core.refusal import Refusal
 from dpo.plan import table
-from dpo.plan.ask import Asked, card_of
+from dpo.plan.ask import THIS, Asked, card_of
 from dpo.plan.auto import gb
 from dpo.plan.hours import UTILISATION
 from dpo.plan.options import best
@@ -75,7 +77,8 @@ def main() -> None:
     asked = Asked(args.recipe, tuple(args.arguments), gpus, nodes, card, args.price, utilisation)
     planned = asked.planned()
     options = planned.options(gpus, nodes)
-    taken, change, then = best(options, card.memory), None, asked
+    here = psutil.virtual_memory().total if why == THIS else math.inf
+    taken, change, then = best(options, card.memory, here), None, asked
     of = planned
     if taken is None and (found := asked.made_to_fit()):
         change, then, of, taken = found
@@ -86,6 +89,7 @@ def main() -> None:
         results |= {"gpus": gpus, "nodes": nodes, "lengths": planned.lengths.source}
         results |= {"sizes": asdict(planned.sizes), "change": change}
         results["command"] = then.command(taken, more) if taken else None
+        results["as_it_goes"] = planned.as_it_goes(gpus, nodes)
         results["options"] = [
             asdict(each)
             | {"peak": each.peak, "flags": asked.flags_of(each, gpus * nodes)}

@@ -1,25 +1,43 @@
 """Write recipes/README.md, the table of the shelf, from the recipes' own headers: `make shelf`.
 
-What a recipe's header says is what the table says, so that neither can be right alone.
+What a recipe's header says is what the table says, so that neither can be right alone. The machine
+in a header is the one that its plan finds (make plan): that line is written here too.
 """
 
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
+from dpo.core.terminal import at_once, guarded, parser_of
+
+if __name__ == "__main__":  # --help, before what takes seconds to import
+    at_once(lambda: parser_of(__doc__).parse_args())
+
 import re
+import textwrap
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from dpo.core.files import write_whole
 from dpo.core.refusal import Refusal
-from dpo.core.terminal import guarded, parser_of
+from dpo.plan import cards
+from dpo.plan.ask import Asked
+from dpo.plan.options import best
 from dpo.recipe.parse import FOLDER, make_parser, read_yaml
 
 TABLE = FOLDER / "README.md"
-COLUMNS = ("recipe", "model", "data", "loss", "β", "learning rate", "batch", "published", "reached")
+COLUMNS = ("recipe", "model", "data", "loss", "β", "learning rate", "batch", "smallest machine")
+COLUMNS += ("GPU-hours on 8 × H100", "published", "reached")
+LONG = 4096  # tokens: UltraFeedback's rows are no longer
 INTRODUCTION = """\
 # The shelf
 
 One file a model and data set. Each says where its numbers come from, what was published with
 them, what machine it is for, and what it reached here. `make train RECIPE=<name>` runs one,
 `make data RECIPE=<name>` shows its data, and [docs/data.md](../docs/data.md) says what data can
-look like. This table is made of their headers by `make shelf`.
+look like. This table is made of their headers by `make shelf`. The smallest machine, with nothing
+offloaded, and the GPU-hours, where data are UltraFeedback's, are [plans](../docs/plan.md) and not
+measured.
 
 """
 
@@ -30,10 +48,44 @@ def header(path: Path) -> dict[str, str]:
     text = re.sub(r"\n#   ", " ", text)
     title, *fields = (line.removeprefix("# ") for line in text.splitlines() or [""])
     found = {"title": title} | {key: said for key, _, said in (f.partition(": ") for f in fields)}
-    for key in ("Published", "Reached"):
+    for key in ("Published", "Machine", "Reached"):
         if key not in found:
             raise Refusal(f"{path}: its header has no line `# {key}: ...`, which the table shows")
     return found
+
+
+def machine(name: str) -> str | None:
+    """What a header says of the machine, by the recipe's plan; None for one that trains on a CPU,
+    and for one with rows longer than those that plans go by where data are not at hand."""
+    card = cards.CARDS["H100-80GB"]
+    found = Asked(name, (), 8, 1, card).smallest()
+    if found is None:
+        raise Refusal(f"{name}: no machine holds it by its plan")
+    planned, gpus, nodes, option = found
+    if not planned.half or (planned.recipe.training.max_length or 0) > LONG:
+        return None
+    memory = round(planned.card.memory / 2**30 / 8) * 8
+    count = "one GPU" if gpus * nodes == 1 else f"{gpus * nodes} GPUs"
+    said = (
+        f"{count} of {memory} GB with CONFIG={option.config}, {option.peak / 1e9:.0f} GB on each "
+    )
+    said += "by its plan"
+    source = f"{planned.recipe.script.dataset_name} {planned.recipe.mixture.datasets}"
+    if "ultrafeedback" in source.lower() and planned.recipe.global_batch % 8 == 0:
+        options = planned.on(card).options(8, 1, offload=False)
+        if (taken := best(options, card.memory)) and taken.cost.gpu_hours:
+            said += f"; some {taken.cost.gpu_hours:.2g} GPU-hours on 8 × H100"
+    return f"{said}."
+
+
+def with_machine(path: Path, said: str) -> str:
+    """A recipe's text with what its plan says in its header, before what is said beside it."""
+    text = path.read_text(encoding="utf-8")
+    begin, old, end = re.split(r"(?ms)^(# Machine: .*?)(?=^# \w)", text, maxsplit=1)
+    own = re.sub(r"\s*\n#\s+", " ", old.removeprefix("# Machine: ").strip())
+    own = own[len(re.match(r"(.* by its plan[^.]*\. ?)?", own)[0]) :]
+    lines = textwrap.wrap(f"Machine: {said} {own}".strip(), 98, subsequent_indent="  ")
+    return begin + "".join(f"# {line}\n" for line in lines) + end
 
 
 def row(path: Path, defaults: dict) -> tuple[str, ...]:
@@ -50,6 +102,10 @@ def row(path: Path, defaults: dict) -> tuple[str, ...]:
         f"{keys['beta']:g}",
         f"{keys['learning_rate']:g}".replace("e-0", "e-"),
         str(batch),
+        found[0]
+        if (found := re.match(r".*?(?= with CONFIG| by its plan|[:,])", said["Machine"]))
+        else "",
+        found[1] if (found := re.search(r"some (\S+) GPU-hours", said["Machine"])) else "–",
         said["Published"].removesuffix("."),
         said["Reached"].split(";")[0].removesuffix("."),
     )
@@ -65,6 +121,9 @@ def table() -> str:
 @guarded
 def main() -> None:
     parser_of(__doc__).parse_args()
+    for path in tqdm(sorted(FOLDER.rglob("*.yaml")), desc="Plans"):
+        if said := machine(path.stem):
+            write_whole(path, with_machine(path, said))
     write_whole(TABLE, table())
     print(f"Written: {TABLE}\nNext: make test finds the recipes in it by itself")
 

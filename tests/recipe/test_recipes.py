@@ -142,6 +142,11 @@ def test_it_trains_two_steps(recipe, tmp_path):
     )
 
 
+def test_its_machine_is_the_one_that_its_plan_finds(recipe):
+    said = shelf.machine(recipe.stem)
+    assert said is None or shelf.header(recipe)["Machine"].startswith(said), "make shelf"
+
+
 def test_the_table_of_the_shelf_is_up_to_date():
     assert (ROOT / "recipes/README.md").read_text() == shelf.table(), "make shelf"
 

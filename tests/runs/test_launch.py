@@ -81,12 +81,14 @@ def test_a_machine_without_a_place_does_not_start(place, words):
         launcher.across(*place)
 
 
-def launched(monkeypatch, gpus_here: int, *arguments: str) -> tuple[list[str], dict[str, str]]:
+def launched(
+    monkeypatch, gpus_here: int, *arguments: str, plan: dict | str = "none is asked for"
+) -> tuple[list[str], dict[str, str]]:
     """The command and the environment that the launcher would run on such a machine."""
     ran = []
     monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
     monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given))
-    monkeypatch.setattr(script.auto, "plan_of", lambda *_: "none is asked for")
+    monkeypatch.setattr(script.auto, "plan_of", lambda *_: plan)
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         script.main()
@@ -328,3 +330,25 @@ def test_what_make_data_wrote_does_not_keep_a_run_from_starting(tmp_path):
     recipe = ["--config", str(ROOT / "recipes/smollm2-sentiment.yaml"), "--use_cpu"]
     claim(parse([*recipe, f"--output_dir={tmp_path}/run"]))
     assert (tmp_path / "run/recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("config", "force", "ends"),
+    [
+        ("", False, "zero3"),
+        ("auto", False, "zero3"),
+        ("zero2", False, "zero2"),
+        ("ddp", True, "ddp"),
+    ],
+)
+def test_on_gpus_a_run_goes_by_its_plan(monkeypatch, capsys, config, force, ends):
+    taken = {"config": "zero3", "taken": True, "peak": 50e9, "flags": ["--max_grad_norm=2"]}
+    plan = {"card": {"name": "H100-80GB", "memory": 85e9}, "options": [taken], "change": None}
+    plan |= {"command": "make train CONFIG=zero3", "as_it_goes": {"ddp": 99e9, "zero2": 70e9}}
+    given = ("--accelerate_config", config, *["--force"] * force)
+    command, _ = launched(monkeypatch, 8, *given, plan=plan)
+    assert f"accelerate_configs/{ends}.yaml" in command and "8" in command
+    assert ("--max_grad_norm=2" in command) == (ends == "zero3")
+    assert ("CONFIG=zero3 by the plan: 50.0 GB" in capsys.readouterr().out) == (ends == "zero3")
+    with pytest.raises(SystemExit, match=r"CONFIG=ddp needs 99.0 GB .*: make train CONFIG=zero3"):
+        launched(monkeypatch, 8, "--accelerate_config", "ddp", plan=plan)

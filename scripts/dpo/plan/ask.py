@@ -21,6 +21,10 @@ from dpo.recipe.validate import check_values
 
 LORA = ("--use_peft", "true", "--lora_target_modules", "all-linear")
 FOUR_BITS = (*LORA, "--load_in_4bit", "true")
+MACHINES = [(1, 1, name) for name in ("RTX-4090", "L40S", "H100-80GB")]
+MACHINES += [(gpus, nodes, "H100-80GB") for gpus, nodes in ((2, 1), (4, 1), (8, 1), (8, 2))]
+MACHINES += [(8, nodes, "H100-80GB") for nodes in (4, 8, 16)]
+THIS = "this machine's"
 ELSEWHERE = "H100-80GB"  # what is planned for where there is no GPU and none is named
 
 
@@ -110,6 +114,19 @@ class Asked:
             if recipe.global_batch % (here * nodes) == 0:
                 yield f"{here * nodes} GPUs", replace(self, gpus=here, nodes=nodes)
 
+    def smallest(self) -> tuple[Planned, int, int, Option] | None:
+        """The smallest of MACHINES that holds it with nothing offloaded, with GPUs and machines."""
+        planned = self.planned()
+        for gpus, nodes, name in MACHINES:
+            if planned.recipe.global_batch % (gpus * nodes):
+                continue
+            there = planned.on(cards.CARDS[name])
+            if there.least(gpus, nodes, offload=False) <= SURE * there.card.memory:
+                options = there.options(gpus, nodes, offload=False)
+                if found := best(options, there.card.memory):
+                    return there, gpus, nodes, found
+        return None
+
     def made_to_fit(self) -> tuple[str, Asked, Planned, Option] | None:
         """The first single change that makes it fit."""
         for words, asked in self.changed():
@@ -153,5 +170,5 @@ def card_of(gpu: str, memory: str) -> tuple[Card, str]:
     if gpu or memory:
         return cards.card(gpu, memory), ""
     if found := cards.here():
-        return found, "this machine's"
+        return found, THIS
     return cards.card(ELSEWHERE), "no GPU is here, and none is named with GPU="

@@ -48,14 +48,10 @@ def settle(plan: dict[str, Any], config: str, force: bool) -> tuple[str, list[st
         taken = taken or min(options, key=lambda option: option["peak"])
         said = f"CONFIG={taken['config']} by the plan: {gb(taken['peak'])} GB of a {card}"
         return taken["config"], taken["flags"], f"{said}; make plan shows the other ways"
-    alike = [option for option in options if option["config"] == config]
-    as_it_is = [option for option in alike if not option["flags"]]
-    fits = [option for option in as_it_is if option["peak"] <= memory]
-    if not alike or fits:
+    peak = plan["as_it_goes"].get(config, 0)
+    if peak <= memory:
         return config, [], ""
-    least = min(option["peak"] for option in as_it_is or alike)
+    needs = f"CONFIG={config} needs {gb(peak)} GB of a {card} as the recipe goes"
     if not force:
-        raise Refusal(
-            f"CONFIG={config} needs {gb(least)} GB of a {card} as the recipe goes: {advice}"
-        )
-    return config, [], f"CONFIG={config} needs {gb(least)} GB of a {card} by the plan: forced"
+        raise Refusal(f"{needs}: {advice}")
+    return config, [], f"{needs}: forced"

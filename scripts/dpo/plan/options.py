@@ -3,6 +3,7 @@ What is learned is the same in all of them."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -26,7 +27,8 @@ from dpo.training.batching import COMPOSITION_MATTERS
 
 BOUND = 100  # Llama in float32 keeps 98; 34 are published for half precision (arXiv 2205.05198)
 SURE = 0.9  # of a GPU's memory: a plan may be off by as much as it leaves free
-ALONE, SEVERAL = ("single_gpu", "zero3_offload"), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+ALONE, SEVERAL = ("single_gpu",), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+OFFLOADED = "zero3_offload"
 # Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
 # have them in the machine's memory. Assumed, not measured.
 SPEED = {"zero3": 0.9, "fsdp2": 0.9, "zero3_offload": 0.4}
@@ -169,7 +171,13 @@ class Planned:
             args.per_device_eval_batch_size,
         )
 
-    def ways(self, processes: int) -> list[tuple[str, bool, bool]]:
+    def on(self, card: Card) -> Planned:
+        """The same on another card: what has been counted stays."""
+        other = copy.copy(self)
+        other.card, other.priced = card, functools.cache(other.price_of)
+        return other
+
+    def ways(self, processes: int, offload: bool) -> list[tuple[str, bool, bool]]:
         """Launch config, live reference and checkpointing, in all ways that the recipe leaves."""
         recipe, args = self.recipe, self.recipe.training
         given = {*recipe.stated, *recipe.flags}
@@ -180,14 +188,15 @@ class Planned:
             lives = (False,)  # the base is its own reference
         if "gradient_checkpointing" in given:
             checks = (args.gradient_checkpointing,)
-        configs = SEVERAL + ALONE[1:] if processes > 1 else ALONE
+        configs = SEVERAL if processes > 1 else ALONE
+        configs += (OFFLOADED,) * offload
         return [*itertools.product(configs, lives, checks)]
 
-    def options(self, gpus: int, nodes: int) -> list[Option]:
+    def options(self, gpus: int, nodes: int, offload: bool = True) -> list[Option]:
         """All ways on so many GPUs of so many machines, each with the most pairs at a time that
         fit, as many as the recipe has at most."""
         found, processes = [], gpus * nodes
-        for way in self.ways(processes):
+        for way in self.ways(processes, offload):
             for size in micro_batches(self.recipe, processes):
                 option = self.option(*way, processes, *size)
                 if option.peak <= SURE * self.card.memory:
@@ -195,11 +204,21 @@ class Planned:
             found.append(replace(option, machine=option.machine * gpus))
         return found
 
-    def least(self, gpus: int, nodes: int) -> float:
+    def as_it_goes(self, gpus: int, nodes: int) -> dict[str, float]:
+        """Bytes on a GPU under each launch config, with all else as the recipe has it."""
+        processes, args = gpus * nodes, self.recipe.training
+        own = not args.precompute_ref_log_probs and self.adapter is None
+        size = micro_batches(self.recipe, processes)[0]
+        configs = {config for config, *_ in self.ways(processes, offload=True)}
+        way = own, args.gradient_checkpointing, processes
+        return {config: self.option(config, *way, *size).peak for config in sorted(configs)}
+
+    def least(self, gpus: int, nodes: int, offload: bool = True) -> float:
         """The least bytes on a GPU that any way needs, with as few pairs at a time as can be."""
         processes = gpus * nodes
         size = micro_batches(self.recipe, processes)[-1]
-        return min(self.option(*way, processes, *size).peak for way in self.ways(processes))
+        ways = self.ways(processes, offload)
+        return min(self.option(*way, processes, *size).peak for way in ways)
 
 
 def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
@@ -219,7 +238,11 @@ def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
     return [(n, share // n) for n in range(micro, 0, -1) if share % n == 0]
 
 
-def best(options: list[Option], memory: float) -> Option | None:
-    """The fastest that leaves as much of the memory free as a plan may be wrong by."""
-    fits = [option for option in options if option.peak <= SURE * memory]
+def best(options: list[Option], memory: float, machine: float = math.inf) -> Option | None:
+    """The fastest that leaves as much of the memory free as a plan may be wrong by.
+
+    Args:
+        memory, machine: bytes of a GPU, and of the machine itself.
+    """
+    fits = [o for o in options if o.peak <= SURE * memory and o.machine <= SURE * machine]
     return min(fits, key=lambda option: (option.cost.seconds or 0, option.peak), default=None)

@@ -1,16 +1,19 @@
-"""Sizes of models, so that a run of a known one is planned without the hub."""
+"""Sizes of models, so that a run of a known one is planned without the hub. For the sizes alone
+nothing heavy is imported."""
+
+from __future__ import annotations
 
 import contextlib
 import functools
 import json
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from dpo.core.refusal import Refusal, first_line
-from dpo.models import model_files
 from dpo.recipe.hub_names import check_reachable, looks_local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FILE = Path(__file__).parents[3] / "recipes" / "data" / "shapes.json"
 
@@ -35,6 +38,10 @@ def config_of(
     Raises:
         Refusal: there is neither.
     """
+    from transformers import AutoConfig
+
+    from dpo.models import model_files
+
     if Path(name).is_dir():
         return model_files.config_of(name, revision, **how), None
     try:
