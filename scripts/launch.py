@@ -76,7 +76,7 @@ def by_the_plan(asked: dict[str, Any], force: bool) -> None:
     if isinstance(plan, str):
         return print(f"No plan, and the config goes by the machine: {plan}")
     asked["config"], flags, said = auto.settle(plan, config, force)
-    asked["arguments"] = [*asked["arguments"], *flags]
+    asked["arguments"] = [*auto.without(asked["arguments"], flags[::2]), *flags]
     print(said, end="\n" * bool(said), flush=True)
 
 

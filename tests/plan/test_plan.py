@@ -92,6 +92,10 @@ def test_fewer_pairs_at_a_time_make_the_same_batch():
     recipe = asked().parsed()
     for micro, accumulation in micro_batches(recipe, 8):
         assert micro * accumulation * 8 == recipe.global_batch == 128
+    given = asked("--per_device_train_batch_size", "16", "--gradient_accumulation_steps=8")
+    (option,) = [o for o in given.planned().options(8, 1) if o.config == "zero1" and o.live][1:]
+    line = given.command(option, given.flags_of(option, 8))
+    assert option.micro < 16 and line.count("--per_device_train_batch_size") == 1
     whole = asked("--loss_type", "aot").parsed()
     assert len(micro_batches(whole, 8)) == 1, "its loss goes by which pairs come together"
 

@@ -342,13 +342,14 @@ def test_what_make_data_wrote_does_not_keep_a_run_from_starting(tmp_path):
     ],
 )
 def test_on_gpus_a_run_goes_by_its_plan(monkeypatch, capsys, config, force, ends):
-    taken = {"config": "zero3", "taken": True, "peak": 50e9, "flags": ["--max_grad_norm=2"]}
+    taken = {"config": "zero3", "taken": True, "peak": 50e9, "flags": ["--max_grad_norm", "2"]}
     plan = {"card": {"name": "H100-80GB", "memory": 85e9}, "options": [taken], "change": None}
     plan |= {"command": "make train CONFIG=zero3", "as_it_goes": {"ddp": 99e9, "zero2": 70e9}}
-    given = ("--accelerate_config", config, *["--force"] * force)
+    given = ("--accelerate_config", config, *["--force"] * force, "--", "--max_grad_norm=9")
     command, _ = launched(monkeypatch, 8, *given, plan=plan)
     assert f"accelerate_configs/{ends}.yaml" in command and "8" in command
-    assert ("--max_grad_norm=2" in command) == (ends == "zero3")
+    assert command[-1] == ("2" if ends == "zero3" else "--max_grad_norm=9")
+    assert len([word for word in command if word.startswith("--max_grad_norm")]) == 1
     assert ("CONFIG=zero3 by the plan: 50.0 GB" in capsys.readouterr().out) == (ends == "zero3")
     with pytest.raises(SystemExit, match=r"CONFIG=ddp needs 99.0 GB .*: make train CONFIG=zero3"):
         launched(monkeypatch, 8, "--accelerate_config", "ddp", plan=plan)

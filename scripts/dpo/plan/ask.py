@@ -12,6 +12,7 @@ from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.models import adapters
 from dpo.plan import cards, lengths, shapes
+from dpo.plan.auto import without
 from dpo.plan.cards import Card
 from dpo.plan.hours import UTILISATION
 from dpo.plan.options import SURE, Option, Planned, best, micro_batches
@@ -88,7 +89,7 @@ class Asked:
         """The make line that trains so."""
         line = f"make train RECIPE={self.recipe} CONFIG={option.config} GPUS={self.gpus}"
         line += f" NODES={self.nodes}" * (self.nodes > 1)
-        words = " ".join([*self.flags, *more])
+        words = " ".join([*without(self.flags, more[::2]), *more])
         return line + (f' ARGS="{words}"' if words else "")
 
     def changed(self) -> Iterator[tuple[str, Asked]]:
@@ -97,7 +98,7 @@ class Asked:
         recipe = self.parsed()
 
         def flags(*words: str) -> Asked:
-            return replace(self, flags=(*without(self.flags, words[::2]), *words))
+            return replace(self, flags=(*without(self.flags, list(words[::2])), *words))
 
         yield "gradient_checkpointing", flags("--gradient_checkpointing", "true")
         yield "the reference scored beforehand", flags("--precompute_ref_log_probs", "true")
@@ -138,16 +139,6 @@ class Asked:
                 if found:
                     return words, asked, planned, found
         return None
-
-
-def without(flags: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
-    """Flags of train.py without those of some names, with their values."""
-    kept, drops = [], False
-    for word in flags:
-        if word.startswith("--"):
-            drops = word.partition("=")[0] in names
-        kept += [] if drops else [word]
-    return tuple(kept)
 
 
 def is_asked(name: str) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from dpo.core.environment import finding_us
@@ -15,6 +16,17 @@ AUTO = "auto"
 
 def gb(size: float) -> str:
     return f"{size / 1e9:.1f}" if size < 99.95e9 else f"{size / 1e9:.0f}"
+
+
+def without(flags: Sequence[str], names: list[str]) -> list[str]:
+    """Flags of train.py without those of some names, with their values."""
+    kept: list[str] = []
+    drops = False
+    for word in flags:
+        if word.startswith("--"):
+            drops = word.partition("=")[0] in names
+        kept += [] if drops else [word]
+    return kept
 
 
 def plan_of(recipe: str, gpus: int, nodes: int, flags: list[str]) -> dict[str, Any] | str:
