@@ -1,6 +1,6 @@
-"""What a micro-batch needs beside the weights, counted: one and two layers of the model compute it
-forward and backward on tensors without data, by the code that trains, and every further layer needs
-what the second does."""
+"""What a micro-batch needs beside the weights, counted: two and three layers of the model compute
+it forward and backward on tensors without data, by the code that trains, and every further layer
+needs what the third does."""
 
 import copy
 import weakref

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +76,8 @@ def own(recipe: Recipe) -> Lengths:
     """
     disable_progress_bars()
     try:
-        data = prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
+        with redirect_stdout(sys.stderr):  # a plan may be JSON for a program
+            data = prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     finally:
         enable_progress_bars()
     pairs = data["train"].pairs
