@@ -65,8 +65,7 @@ def by_the_plan(asked: dict[str, Any], force: bool) -> None:
         Refusal: what is asked for does not fit.
     """
     here, config = launch.gpus_here(), asked["config"]
-    asked["config"] = "" if config == auto.AUTO else config
-    if not here or config == "cpu" or (force and asked["config"]):
+    if not here or config == "cpu" or (force and config):
         return
     launch.look(["--config", f"{RECIPES}/{asked['recipe']}.yaml", *asked["arguments"]])
     nodes, _ = launch.across(asked["nodes"], asked["node_rank"], asked["main"])
@@ -84,11 +83,12 @@ def by_the_plan(asked: dict[str, Any], force: bool) -> None:
 def main() -> None:
     args = vars(arguments())
     force = args.pop("force")
+    args["config"] = "" if args["config"] == auto.AUTO else args["config"]
     if args.pop("list"):
         return show_choices()
     if args.pop("check"):  # before a job waits for its turn
-        return launch.check(**(args | {"config": args["config"].replace(auto.AUTO, "")}))
-    launch.check_there(args["recipe"], args["config"].replace(auto.AUTO, ""))
+        return launch.check(**args)
+    launch.check_there(args["recipe"], args["config"])
     by_the_plan(args, force)
     command, environment = launch.plan(**args)
     visible = environment.get("CUDA_VISIBLE_DEVICES")

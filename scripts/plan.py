@@ -69,7 +69,6 @@ from dpo.plan.options import best
 @guarded
 def main() -> None:
     args = arguments()
-    launch.check_there(args.recipe, "")
     card, why = card_of(args.gpu, args.memory)
     gpus = launch.number_of(args.gpus) or launch.gpus_here() or 1
     nodes, _ = launch.across(args.nodes, "0", "the-first:29500")

@@ -141,8 +141,8 @@ def test_where_nothing_fits_no_run_starts():
     plan = plan_of("2")
     assert not any(option["taken"] for option in plan["options"])
     with pytest.raises(Refusal, match=r"no way fits .* the least is"):
-        auto.settle(plan, auto.AUTO, force=False)
-    assert auto.settle(plan, auto.AUTO, force=True)[0] == "zero3_offload"
+        auto.settle(plan, "", force=False)
+    assert auto.settle(plan, "", force=True)[0] == "zero3_offload"
 
 
 def test_a_plan_that_cannot_be_made_says_why():

@@ -48,21 +48,21 @@ class Asked:
     utilisation: float = UTILISATION
 
     @functools.cache  # noqa: B019  a plan asks a few times, and is made once
-    def parsed(self, *more: str) -> Recipe:
+    def parsed(self) -> Recipe:
         """The recipe as one process takes it, whatever machine this is."""
-        words = ["--config", str(FOLDER / f"{self.recipe}.yaml"), *self.flags, *more]
+        words = ["--config", str(FOLDER / f"{self.recipe}.yaml"), *self.flags]
         recipe = parse(words, Launch(processes=1, on_cpu=True))
         check_values(recipe)
         return recipe
 
     @functools.cache  # noqa: B019
-    def planned(self, *more: str) -> Planned:
+    def planned(self) -> Planned:
         """The recipe with its model's configuration and its data's lengths.
 
         Raises:
             Refusal: the recipe is none, or its model is not known and not to be reached.
         """
-        recipe = self.parsed(*more)
+        recipe = self.parsed()
         name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
         if is_asked(name) and (adapter := adapters.config_of(name, revision)):
             name, revision = adapter.base_model_name_or_path, adapter.revision

@@ -41,7 +41,7 @@ def settle(plan: dict[str, Any], config: str, force: bool) -> tuple[str, list[st
     """The config to take, flags to add, and a line that says so.
 
     Args:
-        config: that was asked for; "" or auto leaves it to the plan.
+        config: that was asked for; "" leaves it to the plan.
         force: go on with what does not fit.
 
     Raises:
@@ -51,7 +51,7 @@ def settle(plan: dict[str, Any], config: str, force: bool) -> tuple[str, list[st
     card = f"{plan['card']['name']} of {gb(memory)} GB"
     other = plan["command"] or "no one change makes it fit"
     advice = f"{other}. FORCE=1 tries it all the same"
-    if config in ("", AUTO):
+    if not config:
         taken = next((option for option in options if option["taken"]), None)
         if taken is None and not force:
             least = min(option["peak"] for option in options)

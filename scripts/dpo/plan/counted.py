@@ -112,8 +112,9 @@ def kernels(how: How) -> Iterator[None]:
     with (
         patch.object(attention, "uses_flash", lambda *_: how.on_gpu and half),
         patch.object(attention, "_segments", branches),
-        patch.object(moe, "_can_use_grouped_mm", lambda *_: False),  # it keeps as much, and more
-    ):  # than bfloat16 goes through without data
+        # Without data torch's own takes bfloat16 alone; what stands in for it keeps as much.
+        patch.object(moe, "_can_use_grouped_mm", lambda *_: False),
+    ):
         yield
 
 

@@ -3,6 +3,7 @@ arithmetic of each launch config, and what a micro-batch adds, counted (counted.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +73,6 @@ def sizes_of(
     ]
     trained, head_trained = total, True
     if adapter is not None:
-        import copy
-
         from peft import get_peft_model
 
         made = get_peft_model(model, copy.deepcopy(adapter))

@@ -18,7 +18,7 @@ from dpo.models import adapters
 from dpo.plan import lengths, memory
 from dpo.plan.cards import Card
 from dpo.plan.counted import How, Kept, Pairs, kept
-from dpo.plan.hours import UTILISATION, Cost, Run, cost
+from dpo.plan.hours import Cost, Run, cost
 from dpo.plan.lengths import Lengths
 from dpo.plan.memory import ZERO, Setting
 from dpo.prefix_sharing import backbone
@@ -80,9 +80,9 @@ class Planned:
         config: PreTrainedConfig,
         found: Lengths,
         card: Card,
-        price: float | None = None,
-        utilisation: float = UTILISATION,
-        note: str | None = None,
+        price: float | None,
+        utilisation: float,
+        note: str | None,
     ):
         self.note = note
         self.recipe, self.config, self.lengths = recipe, config, found
@@ -132,7 +132,7 @@ class Planned:
             self.half and not rounded,
             checkpointing,
             self.shared,
-            on_gpu=config != "cpu",
+            on_gpu=True,
             attention=self.attention,
             adapter=self.adapter,
         )

@@ -21,7 +21,7 @@ LEGEND = (
 
 def row(option: Option, limit: float, chosen: bool) -> list[str]:
     terms, hours = option.terms, option.cost.seconds
-    sent = terms["communication"] + terms.get("gathered", 0)
+    sent = terms["communication"] + terms["gathered"]
     return [
         option.config,
         "live" if option.live else "cached",
@@ -29,7 +29,7 @@ def row(option: Option, limit: float, chosen: bool) -> list[str]:
         f"{option.micro} × {option.accumulation}",
         *(gb(terms[name]) for name in TERMS),
         gb(sent),
-        gb(terms.get("CUDA", 0) + terms.get("slack", 0)),
+        gb(terms["CUDA"] + terms["slack"]),
         gb(option.peak),
         gb(option.machine) if option.machine else "",
         "" if hours is None else f"{hours / 3600:.1f}",
