@@ -60,9 +60,9 @@ from rich.console import Console
 
 from dpo.core.refusal import Refusal
 from dpo.plan import table
+from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.ask import THIS, Asked, card_of
 from dpo.plan.auto import gb
-from dpo.plan.hours import UTILISATION
 from dpo.plan.options import best
 
 

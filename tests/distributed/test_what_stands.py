@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from dpo.plan import memory
-from dpo.plan.memory import machine
+from dpo.plan.arithmetic import memory
+from dpo.plan.arithmetic.memory import machine
 from support import held
 from support.launched import end, fork, free_port
 from support.place import ROOT

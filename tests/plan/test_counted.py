@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo.plan.counted import How, batch_of, kept, run
+from dpo.plan.arithmetic.counted import How, batch_of, kept, run
 from dpo.prefix_sharing import backbone
 from dpo.prefix_sharing.plan import SharedPrefixes
 

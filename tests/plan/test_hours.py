@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpo.models.flops import matmul_peak
-from dpo.plan import hours
+from dpo.plan.arithmetic import hours
 from dpo.plan.cards import card
 from dpo.prefix_sharing.head import head_on_completions
 from dpo.speed.workload import LENGTHS, config_of, typical_lengths

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dpo.core.refusal import Refusal
-from dpo.plan import auto, lengths
+from dpo.plan import auto
+from dpo.plan.arithmetic import lengths
 from dpo.plan.ask import Asked, card_of
 from dpo.plan.cards import card
 from dpo.plan.options import SURE, best, micro_batches

@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
 
-from dpo.plan.memory import gathered, machine, sizes_of, standing, states
+from dpo.plan.arithmetic.memory import gathered, machine, sizes_of, standing, states
 from support import held
 from support.tiny import ARCHITECTURES
 

@@ -28,8 +28,8 @@ from transformers import (
 from trl import DPOConfig
 
 from dpo.data.schema import IDS
-from dpo.plan.counted import How
-from dpo.plan.memory import Setting, Sizes, gathered, sizes_of, standing
+from dpo.plan.arithmetic.counted import How
+from dpo.plan.arithmetic.memory import Setting, Sizes, gathered, sizes_of, standing
 from dpo.speed.workload import any_tokenizer
 from dpo.training.trainer import FastDPOTrainer
 from support import tiny
@@ -204,7 +204,7 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
 
 
 def predicted(case: Case, config: str, gpus: int) -> tuple[Sizes, Setting]:
-    """What `dpo.plan.memory` takes for a case."""
+    """What `dpo.plan.arithmetic.memory` takes for a case."""
     with torch.device("meta"):
         model = model_of(case["name"])
     bits, bf16 = case.get("bits"), case.get("bf16", False)

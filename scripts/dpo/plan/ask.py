@@ -11,10 +11,11 @@ from pathlib import Path
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.models import adapters
-from dpo.plan import cards, lengths, shapes
+from dpo.plan import cards, shapes
+from dpo.plan.arithmetic import lengths
+from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.auto import without
 from dpo.plan.cards import Card
-from dpo.plan.hours import UTILISATION
 from dpo.plan.options import SURE, Option, Planned, best, micro_batches
 from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import FOLDER, Recipe, parse

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from dpo.core.refusal import one_line
 from dpo.models import adapters
-from dpo.plan import lengths, memory
+from dpo.plan.arithmetic import lengths, memory
+from dpo.plan.arithmetic.counted import How, Kept, Pairs, kept
+from dpo.plan.arithmetic.hours import Cost, Run, cost
+from dpo.plan.arithmetic.lengths import Lengths
+from dpo.plan.arithmetic.memory import ZERO, Setting
 from dpo.plan.cards import Card
-from dpo.plan.counted import How, Kept, Pairs, kept
-from dpo.plan.hours import Cost, Run, cost
-from dpo.plan.lengths import Lengths
-from dpo.plan.memory import ZERO, Setting
 from dpo.prefix_sharing import backbone
 from dpo.recipe.parse import Recipe, share_batch
 from dpo.training.batching import COMPOSITION_MATTERS

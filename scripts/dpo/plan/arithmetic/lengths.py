@@ -15,7 +15,7 @@ from dpo.data import schema
 from dpo.data.dataset import prepare
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
-from dpo.plan.counted import Pairs
+from dpo.plan.arithmetic.counted import Pairs
 from dpo.recipe.parse import Recipe
 
 ULTRAFEEDBACK = Path("recipes/data/ultrafeedback-lengths.csv")

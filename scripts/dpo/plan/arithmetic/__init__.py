@@ -1,0 +1,1 @@
+"""What a run needs, counted: memory term by term, tokens, FLOPs and hours."""
