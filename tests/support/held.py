@@ -7,6 +7,7 @@ import os
 import runpy
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,8 +30,8 @@ from transformers import (
 from trl import DPOConfig
 
 from dpo.data.schema import IDS
-from dpo.plan.arithmetic.counted import How
-from dpo.plan.arithmetic.memory import Setting, Sizes, gathered, sizes_of, standing
+from dpo.plan.arithmetic.counted import How, Tally, kept
+from dpo.plan.arithmetic.memory import ZERO, Setting, Sizes, gathered, sizes_of, standing, terms
 from dpo.speed.workload import any_tokenizer
 from dpo.training.trainer import FastDPOTrainer
 from support import tiny
@@ -38,8 +39,11 @@ from support.launched import FSDP
 
 SHAPE = {"vocab_size": 2000, "hidden_size": 512, "intermediate_size": 256}
 ADAPTER = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+PAIR = 48, 96, 80  # tokens of prompt, chosen and rejected, in every one
 Case = dict[str, Any]
-Found = tuple[list[dict[str, int]], int]  # what was held, and the most weights within the model
+# What was held; the most weights within the model; the most of all while a step computes, and while
+# its optimizer works.
+Found = tuple[list[dict[str, int]], int, dict[str, int]]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -126,7 +130,7 @@ def held(trainer, before: Iterable[int]) -> dict[str, int]:
     for _ in range(20):
         rest = storages(every_tensor())
         found["rest"] = sum(size for key, size in rest.items() if key not in known.union(before))
-        if found["rest"] < 1e6:
+        if found["rest"] < 1e5:
             break
         time.sleep(0.1)
     return found
@@ -138,12 +142,35 @@ class Watch(TrainerCallback):
     def __init__(self, trainer, before: Iterable[int]):
         self.trainer, self.before = trainer, before
         self.notes, self.most = [], 0  # of all that is held; of weights within the model
+        self.tally, self.peaks = Tally(), {"computes": 0, "updates": 0}
+        for each in every_tensor():
+            if storages([each]).keys() - before:
+                self.tally.add(getattr(each, "_local_tensor", each).untyped_storage())
 
     def note(self, *args, **kwargs) -> None:
         if self.trainer.state.global_step == 1:
             self.notes.append(held(self.trainer, self.before))
 
-    on_substep_end = on_pre_optimizer_step = note
+    def since(self, what: str) -> None:
+        """Take the most that there has been since this was last called for a part of the step."""
+        if self.trainer.state.global_step == 1:
+            self.peaks[what] = max(self.peaks[what], self.tally.most)
+        self.tally.most = self.tally.now
+
+    def on_step_begin(self, *args, **kwargs) -> None:
+        self.tally.most = self.tally.now
+
+    def on_substep_end(self, *args, **kwargs) -> None:
+        self.note()
+        self.since("computes")
+
+    def on_pre_optimizer_step(self, *args, **kwargs) -> None:
+        self.note()
+        # DeepSpeed's own step has gone before, and it was looked at.
+        self.since("updates" if self.trainer.is_deepspeed_enabled else "computes")
+
+    def on_optimizer_step(self, *args, **kwargs) -> None:
+        self.since("updates")
 
     def layer(self, *args) -> None:
         models = (self.trainer.model, self.trainer.ref_model)
@@ -166,7 +193,9 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
             bnb_4bit_compute_dtype=case["dtype"],
             bnb_4bit_use_double_quant=bits == "nested",
         )
-    rows = [dict(zip(IDS, pair, strict=True)) for pair in tiny.EDGE_PAIRS]
+    prompt, chosen, rejected = PAIR  # which share no more than the prompt
+    ids = ([[at] * prompt, [2] * chosen, [3] * rejected] for at in range(4, 12))
+    rows = [dict(zip(IDS, each, strict=True)) for each in ids]
     args = DPOConfig(
         output_dir=str(folder / "run"),
         optim=case.get("optim", "adamw_torch_fused"),
@@ -176,7 +205,7 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
         max_steps=2,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=case["parts"],
-        max_length=tiny.MAX_LENGTH,
+        max_length=sum(PAIR),
         gradient_checkpointing=False,
         model_init_kwargs={"attn_implementation": "sdpa", "dtype": case["dtype"]},
         report_to="none",
@@ -192,18 +221,27 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     )
     watch = Watch(trainer, before)
     trainer.add_callback(watch)
+    # DDP and FSDP send what no operation here has made.
+    alone = trainer.accelerator.num_processes == 1
     step, release = DeepSpeedEngine.step, DeepSpeedZeroOptimizer._release_ipg_buffers
     for model in filter(None, (trainer.model, trainer.ref_model)):
         for layer in getattr(model, "module", model).get_decoder().layers:
             layer.register_forward_pre_hook(watch.layer)
             layer.register_full_backward_hook(watch.layer)
 
-    def noting(method):
-        return lambda self, *args, **kwargs: (watch.note(), method(self, *args, **kwargs))[1]
+    def noting(method, updates: bool):
+        def noted(self, *args, **kwargs):
+            watch.note()
+            if updates and self.is_gradient_accumulation_boundary():
+                watch.since("computes")
+            return method(self, *args, **kwargs)
+
+        return noted
 
     with (
-        patch.object(DeepSpeedEngine, "step", noting(step)),
-        patch.object(DeepSpeedZeroOptimizer, "_release_ipg_buffers", noting(release)),
+        patch.object(DeepSpeedEngine, "step", noting(step, True)),
+        patch.object(DeepSpeedZeroOptimizer, "_release_ipg_buffers", noting(release, False)),
+        watch.tally if trainer.is_deepspeed_enabled or alone else nullcontext(),
     ):
         trainer.train()
     return watch
@@ -217,14 +255,16 @@ def predicted(case: Case, config: str, gpus: int) -> tuple[Sizes, Setting]:
     adapter = ADAPTER if case.get("lora") else None
     sizes = sizes_of(model, adapter, bool(bits), bits == "nested")
     loaded = getattr(torch, case.get("dtype", "float32"))
-    how = How(loaded, bf16, False, True, False, adapter)
+    rounded = bf16 and (config in ZERO or config == "fsdp2")  # weights, instead of products alone
+    computed = torch.bfloat16 if rounded else loaded
+    how = How(computed, bf16 and not rounded, False, True, False, adapter=adapter)
     several, optim = case.get("parts", 2) > 1, case.get("optim", "adamw_torch_fused")
     return sizes, Setting(config, gpus, case.get("live", False), several, optim, how, bf16, loaded)
 
 
 def compared(found: Found, case: Case, config: str, gpus: int) -> dict[str, tuple[float, float]]:
     """Bytes that were held and those that are predicted, by what they are."""
-    notes, most = found
+    notes, most, _ = found
     sizes, setting = predicted(case, config, gpus)
     expected = standing(sizes, setting) | {"rest": 0.0}
     # Of weights that are sharded the least: when none is gathered beside its shard.
@@ -233,6 +273,13 @@ def compared(found: Found, case: Case, config: str, gpus: int) -> dict[str, tupl
     bound = expected["policy"] + expected["reference"] + gathered(sizes, setting)
     pairs = {name: (float(there[name]), expected[name]) for name in expected}
     return pairs | {"gathered": (float(most), bound)}
+
+
+def planned(case: Case, config: str, gpus: int) -> dict[str, float]:
+    """What the plan says of a case's micro-batch, by what it is."""
+    sizes, setting = predicted(case, config, gpus)
+    found = kept(model_of(case["name"]).config, (PAIR,), setting.how)
+    return terms(sizes, setting, found, (PAIR,))
 
 
 def model_of(name: str) -> PreTrainedModel:
@@ -265,5 +312,5 @@ def be(environment: dict[str, str], cases: list[Case], models: Path, out: Path):
     found = []
     for number, case in enumerate(cases):
         watch = watched(case, models, out / f"{number}-{rank}")
-        found.append((watch.notes, watch.most))
+        found.append((watch.notes, watch.most, watch.peaks))
         (out / f"held-{rank}.json").write_text(json.dumps(found))
