@@ -123,9 +123,10 @@ class Planned:
             saved = 2 * tokens * text.hidden_size if how.checkpointing else each
             return pairs, Kept(saved * text.num_hidden_layers, 0, 2 * each)
 
-    def option(
-        self, config: str, live: bool, checkpointing: bool, gpus: int, micro: int, accumulation: int
-    ) -> Option:
+    def setting(
+        self, config: str, live: bool, checkpointing: bool, gpus: int, accumulates: bool
+    ) -> Setting:
+        """How a way to train computes and shards; `accumulates` as Setting has it."""
         rounded = self.half and (config in ZERO or config == "fsdp2")
         how = How(
             torch.bfloat16 if rounded else self.loaded,
@@ -137,8 +138,13 @@ class Planned:
             adapter=self.adapter,
         )
         optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
-        setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half, self.loaded)
-        pairs, found = self.counted(micro, how)
+        return Setting(config, gpus, live, accumulates, optim, how, self.half, self.loaded)
+
+    def option(
+        self, config: str, live: bool, checkpointing: bool, gpus: int, micro: int, accumulation: int
+    ) -> Option:
+        setting = self.setting(config, live, checkpointing, gpus, accumulation > 1)
+        pairs, found = self.counted(micro, setting.how)
         terms = memory.terms(self.sizes, setting, found, pairs)
         machine = memory.machine(self.sizes, setting)
         spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)

@@ -105,9 +105,18 @@ def longest(lengths: np.ndarray, micro: int, count: int, shared: bool) -> Pairs:
     need = min(count, DRAWS) * micro
     while sum(map(len, found)) < need:
         found.append(rng.permutation(len(lengths)))
-    rows = np.concatenate(found)[:need].reshape(-1, micro)
+    return longest_of(lengths[np.concatenate(found)[:need].reshape(-1, micro)], shared)
+
+
+def longest_of(batches: np.ndarray, shared: bool) -> Pairs:
+    """The micro-batch with the most tokens.
+
+    Args:
+        batches: tokens of prompt, chosen and rejected, shape (micro-batches, pairs, 3).
+        shared: prompts are computed once and nothing is padded.
+    """
     if shared:
-        tokens = lengths.sum(axis=1)[rows].sum(axis=1)
+        tokens = batches.sum(axis=(1, 2))
     else:
-        tokens = (lengths[:, 0] + lengths[:, 1:].max(axis=1))[rows].max(axis=1)
-    return tuple(tuple(map(int, pair)) for pair in lengths[rows[tokens.argmax()]])  # pyright: ignore[reportReturnType]
+        tokens = (batches[..., 0] + batches[..., 1:].max(axis=-1)).max(axis=-1)
+    return tuple(tuple(map(int, pair)) for pair in batches[tokens.argmax()])  # pyright: ignore[reportReturnType]
