@@ -136,6 +136,8 @@ class Planned:
             on_gpu=True,
             attention=self.attention,
             adapter=self.adapter,
+            quantized=self.recipe.model.load_in_4bit,
+            dropout=not self.recipe.training.disable_dropout,
         )
         optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
         return Setting(config, gpus, live, accumulates, optim, how, self.half, self.loaded)

@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import moe
+from trl.trainer.utils import disable_dropout_in_model
 
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.plan import SharedPrefixes
+from dpo.training.stock import no_dropout
 
 DEEP = 3  # layers that tell what one more needs: the first two may attend in two ways
 Pairs = tuple[tuple[int, int, int], ...]  # prompt, chosen and rejected tokens of each
@@ -37,6 +39,8 @@ class How:
         on_gpu: by a GPU's kernels, and not by a CPU's.
         attention: where it is not the model's own choice, as transformers names it.
         adapter: a LoRA configuration; the base is frozen.
+        quantized: the base is in 4 bits: TRL casts the adapter on it to bfloat16.
+        dropout: layers have theirs, which disable_dropout turns off.
     """
 
     dtype: torch.dtype
@@ -46,6 +50,8 @@ class How:
     on_gpu: bool
     attention: str | None = None
     adapter: Any = field(default=None, compare=False)  # of the recipe, and the same in all
+    quantized: bool = False
+    dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,12 @@ def made(config: PreTrainedConfig, how: How) -> PreTrainedModel:
             from peft import get_peft_model
 
             get_peft_model(model, copy.deepcopy(how.adapter))
+    for parameter in model.parameters() if how.quantized else ():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if not how.dropout:
+        disable_dropout_in_model(model)
+        no_dropout(model)
     model.train()
     if how.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,128 @@
+"""A plan's memory and time beside what a card's are (make check-gpu)."""
+
+import itertools
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedConfig
+
+from dpo.core.environment import finding_us
+from dpo.plan import cards
+from dpo.plan.arithmetic import lengths, memory
+from dpo.plan.arithmetic.counted import kept
+from dpo.plan.arithmetic.hours import UTILISATION, Run, cost
+from dpo.plan.arithmetic.lengths import Lengths
+from dpo.plan.cards import Card
+from dpo.plan.options import SPEED, Planned
+from dpo.runs.launch import ONE_PROCESS, accelerated
+from dpo.speed import planned_cases
+from dpo.speed.gpu_checks import Job, Row, judged, skipped
+from dpo.speed.planned_cases import (
+    CASES,
+    FOUND,
+    MICRO,
+    UNTIMED,
+    Case,
+    config_of,
+    is_live,
+    recipe_of,
+)
+from dpo.speed.workload import LENGTHS, typical_lengths
+from dpo.training.batching import deal
+
+PEAK, TIME = 0.1, 0.3  # a plan may be off by, either way
+STEPS, FEW = 6, 3  # of each case, and where it is tried on a CPU
+SHORTER = 8  # times, there
+NOT_OF_TENSORS = ("CUDA", "slack")  # terms of a plan that no tensor has
+MARGIN = 0.05  # of what a plan says, that a card must have beside
+
+Tokens = np.ndarray  # of prompt, chosen and rejected, shape (micro-batches, pairs, 3)
+
+
+def batches_of(case: Case, shared: bool, small: bool) -> Tokens:
+    """Pairs as long as UltraFeedback's in the order of training. The longest micro-batch comes
+    last, when the optimizer's states are there and the gradients of another."""
+    steps = FEW if small else STEPS
+    rows = typical_lengths(str(LENGTHS), steps * case.parts * MICRO, MICRO)
+    rows = np.maximum(rows // SHORTER, 1) if small else rows
+    tokens = rows.sum(axis=1) if shared else rows[:, 0] + rows[:, 1:].max(axis=1)
+
+    def size(part: np.ndarray) -> float:
+        return tokens[part].sum() if shared else tokens[part].max()
+
+    found = []
+    for step in np.split(np.arange(len(rows)), steps):
+        order = deal([*step], tokens, MICRO) if shared else step  # as the trainer does
+        found.append(np.reshape(order, (-1, MICRO)))
+    found.sort(key=lambda step: max(map(size, step)))
+    if not shared:
+        found[-1] = np.array(sorted(found[-1], key=size))
+    return rows[np.concatenate(found)]
+
+
+def planned(case: Case, config: PreTrainedConfig, card: Card, device: str, small: bool) -> Planned:
+    """The case as make plan takes it."""
+    nothing = Lengths(np.zeros((0, 3), int), 0, 0, "")
+    recipe = recipe_of(case, device, case.parts * (FEW if small else STEPS))
+    return Planned(recipe, config, nothing, card, None, UTILISATION, None)
+
+
+def predicted(plan: Planned, case: Case, batches: Tokens, on_gpu: bool) -> dict[str, Any]:
+    """What the arithmetic of make plan says of these micro-batches, as `planned_cases.measured`
+    has it, and the terms of the peak."""
+    recipe = plan.recipe
+    live, again = is_live(recipe), recipe.training.gradient_checkpointing
+    setting = plan.setting(case.config, live, again, 1, case.parts > 1)
+    setting = replace(setting, how=replace(setting.how, on_gpu=on_gpu))
+    longest = lengths.longest_of(batches, plan.shared)
+    terms = memory.terms(plan.sizes, setting, kept(plan.config, longest, setting.how), longest)
+    stands = memory.standing(plan.sizes, setting)
+    loaded = stands["policy"] + stands["reference"]
+    timed = batches[UNTIMED * case.parts :].reshape(-1, 3)
+    run = Run(timed, len(timed), 0, MICRO, plan.shared, again, not live)
+    speed = plan.utilisation * SPEED.get(case.config, 1)
+    return {
+        "loaded": loaded,
+        "standing": loaded + stands["optimizer"],
+        "peak": sum(size for name, size in terms.items() if name not in NOT_OF_TENSORS),
+        "seconds": cost(plan.model, run, plan.card, 1, utilisation=speed).seconds,
+        "terms": terms,
+    }
+
+
+def process(cases: list[tuple[Case, Tokens]], job: Job) -> tuple[list[str], dict[str, str]]:
+    """The command that measures cases of one launch config, and its environment."""
+    on_cpu = job.device == "cpu"
+    config = cases[0][0].config
+    config = job.single if config in ONE_PROCESS else config
+    asked = {"device": job.device, "small": job.small}
+    asked["cases"] = [(asdict(case), batches.tolist()) for case, batches in cases]
+    script = ["-m", planned_cases.__name__, json.dumps(asked)]
+    command, environment = accelerated(script, config, 1, on_cpu)
+    return command, finding_us(environment)
+
+
+def findings(cases: list[tuple[Case, Tokens]], job: Job) -> Iterator[dict[str, Any]]:
+    """What is measured of cases of one launch config, each as soon as it is known. They share a
+    process; where it ends, the next case begins another."""
+    left = [*cases]
+    while left:
+        command, environment = process(left, job)
+        how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
+        last = "it said nothing"
+        with subprocess.Popen(command, text=True, errors="replace", **how) as running:
+            for line in running.stdout or ():
+                print(line, end="", flush=True)
+                if line.startswith(FOUND):
+                    left.pop(0)
+                    yield json.loads(line.removeprefix(FOUND))
+                elif line.strip():
+                    last = line.strip()
+        if running.returncode and left:
+            left.pop(0)
+            yield {"error": last}
