@@ -24,7 +24,7 @@ from dpo.core.terminal import at_once, guarded, parser_of
 MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"
 # What is done, and how many seconds each may take.
 PARTS = {"machine": 60, "parity": 150, "default": 270, "speed": 120, "single": 90, "zero2": 90}
-PARTS |= {"zero3": 90, "qlora": 90, "zero3_offload": 180}  # which compiles
+PARTS |= {"zero3": 90, "qlora": 90, "plan": 300, "zero3_offload": 180}  # which compiles
 
 
 def arguments() -> argparse.Namespace:
@@ -123,6 +123,13 @@ def parity(job: Job) -> Iterator[Row]:
     yield from gpu_parity.parity(job)
 
 
+def plan(job: Job) -> Iterator[Row]:
+    """What make plan says of memory and time, beside what they are."""
+    from dpo.speed import gpu_plan
+
+    yield from gpu_plan.plan(job)
+
+
 # By the names in PARTS.
 DONE_BY: dict[str, Callable[[Job], Iterator[Row]]] = {
     "machine": machine,
@@ -133,6 +140,7 @@ DONE_BY: dict[str, Callable[[Job], Iterator[Row]]] = {
     "zero2": partial(gpu_runs.sharded, config="zero2"),
     "zero3": partial(gpu_runs.sharded, config="zero3"),
     "qlora": gpu_runs.qlora,
+    "plan": plan,
     "zero3_offload": partial(gpu_runs.sharded, config="zero3_offload"),
 }
 

@@ -2,16 +2,15 @@
 
 import itertools
 import json
-import os
+import math
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedConfig
 
-from dpo.core.environment import finding_us
+from dpo.core.environment import Launch, finding_us
 from dpo.plan import cards
 from dpo.plan.arithmetic import lengths, memory
 from dpo.plan.arithmetic.counted import kept
@@ -20,7 +19,7 @@ from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.cards import Card
 from dpo.plan.options import SPEED, Planned
 from dpo.runs.launch import ONE_PROCESS, accelerated
-from dpo.speed import planned_cases
+from dpo.speed import gpu_runs, planned_cases
 from dpo.speed.gpu_checks import Job, Row, judged, skipped
 from dpo.speed.planned_cases import (
     CASES,
@@ -39,7 +38,6 @@ PEAK, TIME = 0.1, 0.3  # a plan may be off by, either way
 STEPS, FEW = 6, 3  # of each case, and where it is tried on a CPU
 SHORTER = 8  # times, there
 NOT_OF_TENSORS = ("CUDA", "slack")  # terms of a plan that no tensor has
-MARGIN = 0.05  # of what a plan says, that a card must have beside
 
 Tokens = np.ndarray  # of prompt, chosen and rejected, shape (micro-batches, pairs, 3)
 
@@ -65,11 +63,13 @@ def batches_of(case: Case, shared: bool, small: bool) -> Tokens:
     return rows[np.concatenate(found)]
 
 
-def planned(case: Case, config: PreTrainedConfig, card: Card, device: str, small: bool) -> Planned:
+def planned(case: Case, card: Card, job: Job) -> Planned:
     """The case as make plan takes it."""
     nothing = Lengths(np.zeros((0, 3), int), 0, 0, "")
-    recipe = recipe_of(case, device, case.parts * (FEW if small else STEPS))
-    return Planned(recipe, config, nothing, card, None, UTILISATION, None)
+    steps = FEW if job.small else STEPS
+    anywhere = Launch(processes=1, on_cpu=True)  # as for any plan
+    recipe = recipe_of(case, job.device, steps * case.parts, anywhere)
+    return Planned(recipe, config_of(case, job.small), nothing, card, None, UTILISATION, None)
 
 
 def predicted(plan: Planned, case: Case, batches: Tokens, on_gpu: bool) -> dict[str, Any]:
@@ -111,18 +111,80 @@ def findings(cases: list[tuple[Case, Tokens]], job: Job) -> Iterator[dict[str, A
     """What is measured of cases of one launch config, each as soon as it is known. They share a
     process; where it ends, the next case begins another."""
     left = [*cases]
+    how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
     while left:
         command, environment = process(left, job)
-        how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
-        last = "it said nothing"
-        with subprocess.Popen(command, text=True, errors="replace", **how) as running:
+        told, last = False, "it said nothing"
+        with subprocess.Popen(command, env=environment, **how) as running:
             for line in running.stdout or ():
                 print(line, end="", flush=True)
+                last = line.strip() or last
                 if line.startswith(FOUND):
                     left.pop(0)
-                    yield json.loads(line.removeprefix(FOUND))
-                elif line.strip():
-                    last = line.strip()
-        if running.returncode and left:
+                    found = json.loads(line.removeprefix(FOUND))
+                    told = "error" in found
+                    yield found
+        if left and not told:
             left.pop(0)
             yield {"error": last}
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:#.3g}"
+
+
+def rows(case: Case, says: dict[str, Any], found: dict[str, Any], job: Job) -> Iterator[Row]:
+    """A case's peak beside what was predicted of it, and on a GPU its time."""
+    name = f"plan, {case.name}"
+    if "error" in found:
+        yield judged(name, False, found["error"])
+        return
+    both = {"plan": says, "run": found}
+
+    def beside(part: str) -> tuple[str, float]:
+        off = found[part] / says[part] - 1
+        return f"{off:+.1%}", abs(off)
+
+    off, far = beside("peak")
+    told, bound = f"{gb(found['peak'])} GB at peak, {off}", f"{gb(says['peak'])} GB, ± {PEAK:.0%}"
+    if case.config in ONE_PROCESS:  # DeepSpeed has its buffers besides
+        told += f"; {gb(found['loaded'])} loaded, {gb(found['standing'])} after step 1"
+        bound += f"; {gb(says['loaded'])}, {gb(says['standing'])}"
+    yield judged(f"{name}: memory", far <= PEAK, told, bound, **both)
+    if job.device == "cpu":
+        return
+    if says["seconds"] is None:
+        yield skipped(f"{name}: time", "no speed is known of this card")
+        return
+    off, far = beside("seconds")
+    took, takes = (each["seconds"] / (STEPS - UNTIMED) for each in (found, says))
+    bound = f"{takes:.2g} s, ± {TIME:.0%}"
+    yield judged(f"{name}: time", far <= TIME, f"{took:.2g} s a step, {off}", bound, **both)
+
+
+def plan(job: Job) -> Iterator[Row]:
+    """Every case that the card holds. On a CPU they are small, and hold the plan of a CPU against
+    what operations make."""
+    on_gpu = job.device == "cuda"
+    job = replace(job, small=job.small or not on_gpu)
+    card = (cards.here() if on_gpu else None) or Card("a CPU", math.inf)
+    for config, cases in itertools.groupby(CASES, key=lambda case: case.config):
+        ready = []
+        for case in cases:
+            name = f"plan, {case.name}"
+            if reason := gpu_runs.missing(
+                job, "qlora" if "--load_in_4bit" in case.flags else config
+            ):
+                yield skipped(name, reason)
+                continue
+            plan = planned(case, card, job)
+            batches = batches_of(case, plan.shared, job.small)
+            says = predicted(plan, case, batches, on_gpu)
+            needed = sum(says["terms"].values())
+            if needed > card.memory:
+                yield Row(name, "not run", f"needs {gb(needed)} GB of {gb(card.memory)}")
+                continue
+            ready.append((case, batches, says))
+        found = findings([(case, batches) for case, batches, _ in ready], job)
+        for (case, _, says), each in zip(ready, found, strict=True):
+            yield from rows(case, says, each, job)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo.core.refusal import Refusal
 from dpo.runs import checkpoints, metrics
+from dpo.runs.launch import ONE_PROCESS
 from dpo.runs.output_folder import REPORT
 from dpo.speed.gpu_checks import MEMORY, Job, Row, activations, judged, memory, parameters, skipped
 
@@ -193,9 +194,10 @@ def sharded(job: Job, config: str) -> Iterator[Row]:
 
 
 def missing(job: Job, config: str) -> str | None:
-    """What a config needs and the machine does not have."""
-    if importlib.util.find_spec("deepspeed") is None:
-        return "deepspeed is not installed"
+    """What a launch config, or qlora, needs and the machine does not have."""
+    package = {"qlora": "bitsandbytes"}.get(config, "deepspeed")
+    if config not in ONE_PROCESS and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
     if config == "zero3_offload":
         if not shutil.which("c++"):
             return "DeepSpeed builds its optimizer for CPUs with a C++ compiler: there is no c++"
@@ -206,8 +208,8 @@ def missing(job: Job, config: str) -> str | None:
 
 def qlora(job: Job) -> Iterator[Row]:
     """An adapter on four bits, and the model that it makes of its base."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        yield skipped("QLoRA", "bitsandbytes is not installed")
+    if reason := missing(job, "qlora"):
+        yield skipped("QLoRA", reason)
         return
     adapter = ("--use_peft", "--load_in_4bit", "--dtype=bfloat16", "--learning_rate=1e-4")
     report = short_run(job, job.single, "qlora", *adapter, "--lora_target_modules=all-linear")

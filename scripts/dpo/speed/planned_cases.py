@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Tra
 from trl import get_quantization_config
 from trl.kernels import chunked_logprob
 
-from dpo.core.environment import launched
+from dpo.core.environment import Launch, launched
 from dpo.core.refusal import Refusal, first_line
 from dpo.data.schema import IDS
 from dpo.models import adapters
@@ -34,7 +34,7 @@ from dpo.speed.workload import Stopwatch
 from dpo.training.trainer import FastDPOTrainer
 
 FOUND = "measured of a case: "  # before what a process says of one
-FOLDS = ("_forward_tile", "_backward_tile")
+FOLDS = ("_forward_tile", "_backward_tile", "_addmm_fp32")
 UNTIMED = 2  # steps, in which a GPU chooses its kernels
 MICRO = 4  # pairs at a time
 SMALLER = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768}
@@ -114,15 +114,17 @@ class AfterOneStep(TrainerCallback):
             self.found = self.meter.now
 
 
-def recipe_of(case: Case, device: str, batches: int, folder: str = "outputs") -> Recipe:
-    """The recipe of so many micro-batches, for the one process that there is."""
+def recipe_of(
+    case: Case, device: str, batches: int, launch: Launch, folder: str = "outputs"
+) -> Recipe:
+    """The recipe of so many micro-batches of one process."""
     words = ["--config", f"{FOLDER}/qwen-ultrafeedback.yaml", f"--model_name_or_path={case.model}"]
     words += [f"--per_device_train_batch_size={MICRO}", f"--output_dir={folder}"]
     words += [f"--gradient_accumulation_steps={case.parts}", f"--max_steps={batches // case.parts}"]
     words += ["--train_sampling_strategy=sequential", "--eval_strategy=no", "--save_strategy=no"]
     words += ["--report_to=none", "--disable_tqdm=true", *case.flags]
     words += ["--bf16=false"] if device == "cpu" else []  # transformers allows it on a GPU only
-    return parse(words, replace(launched(), processes=1, on_cpu=device == "cpu"))
+    return parse(words, launch)
 
 
 def config_of(case: Case, small: bool) -> PreTrainedConfig:
@@ -181,13 +183,15 @@ def measured(case: Case, batches: np.ndarray, device: str, small: bool) -> dict[
     Args:
         batches: tokens of prompt, chosen and rejected, shape (micro-batches, pairs, 3).
     """
-    config, watch = config_of(case, small), Stopwatch()
+    config, watch, launch = config_of(case, small), Stopwatch(), launched()
+    if device == "cpu" and not launch.deepspeed:  # which use_cpu would turn off
+        launch = replace(launch, on_cpu=True)
     draw = np.random.default_rng(0)
     lengths = batches.reshape(-1, 3)
     drawn = ((draw.integers(2, config.vocab_size, n).tolist() for n in row) for row in lengths)
     rows = [dict(zip(IDS, ids, strict=True)) for ids in drawn]
     with tempfile.TemporaryDirectory() as folder, counting(device) as meter:
-        recipe = recipe_of(case, device, len(batches), folder)
+        recipe = recipe_of(case, device, len(batches), launch, folder)
         before, after = meter.now, AfterOneStep(meter)
         model, adapter = made(config, recipe, device), adapters.planned(recipe.model)
         trainer = FastDPOTrainer(
@@ -200,7 +204,7 @@ def measured(case: Case, batches: np.ndarray, device: str, small: bool) -> dict[
             callbacks=[watch, after],
             share_prefix=recipe.run.share_prefix,
             reference_cache=folder,
-            launch=recipe.launch,
+            launch=launch,
         )
         loaded = meter.now
         meter.begin()
