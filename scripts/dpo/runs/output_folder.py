@@ -33,6 +33,7 @@ WANDB_ID = "wandb-run"
 WANDB_PLACE = "wandb-project"  # entity/project, the entity empty where it is the login's own
 WANDB_PATH = "wandb-path"  # entity/project/id, of a run that was online
 HELD_OUT = "held_out.json"  # log-probabilities of the held-out pairs when training had ended
+MEASURED = "measured.json"  # memory and speed of training, beside what its plan says
 DRIFT = "drift.json"  # answers of the reference that the policy is held against
 
 
