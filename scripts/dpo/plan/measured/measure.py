@@ -19,7 +19,7 @@ from dpo.core.files import write_json
 from dpo.core.machine import peak_memory_gb
 from dpo.core.refusal import one_line
 from dpo.plan.measured import storages
-from dpo.runs.output_folder import MEASURED
+from dpo.runs.output_folder import MEASURED, measurements
 from dpo.training.stock import Declared
 
 SHARDED = ("policy", "reference")  # that a process may have gathered for a moment beside its part
@@ -92,7 +92,7 @@ class Measure(TrainerCallback):
             found["speed"] = {"steps": steps, "step_seconds": seconds / steps}
             found["speed"]["pairs_per_second"] = pairs / seconds
         folder = Path(trainer.args.output_dir)
-        keep(folder, with_earlier(found, read(folder)))
+        keep(folder, with_earlier(found, measurements(folder)))
 
 
 def peak() -> dict[str, float]:
@@ -161,15 +161,6 @@ def with_earlier(found: dict[str, Any], earlier: dict[str, Any] | None) -> dict[
     kept = {name: found[name] or earlier[name] for name in ("terms", "uncounted", "speed", "plan")}
     most = {name: max(size, earlier["peak"][name]) for name, size in found["peak"].items()}
     return found | kept | {"peak": most}
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """What the run in `folder` has measured; None where it has not, or the file is damaged."""
-    try:
-        found = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
-        return found if {"how", "terms", "peak", "speed", "plan"} <= found.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def keep(folder: Path, found: dict[str, Any]) -> None:
