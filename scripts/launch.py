@@ -18,6 +18,7 @@ import shlex
 import signal
 from typing import Any
 
+from dpo.core.environment import PLAN
 from dpo.core.signals import SIGNALS
 from dpo.core.terminal import guarded, parser_of
 from dpo.plan import auto
@@ -58,25 +59,29 @@ def show_choices() -> None:
             print(f"  {name:<{width}}  {title}")
 
 
-def by_the_plan(asked: dict[str, Any], force: bool) -> None:
+def by_the_plan(asked: dict[str, Any], force: bool) -> tuple[dict[str, Any], auto.Way] | None:
     """On GPUs, take the config and the flags that the recipe's plan does, and say so.
+
+    Returns the plan, and what it says of that way; None where none is made.
 
     Raises:
         Refusal: what is asked for does not fit.
     """
     here, config = launch.gpus_here(), asked["config"]
-    if not here or config == "cpu" or (force and config):
-        return
+    if not here or config == "cpu":
+        return None
     launch.look(["--config", f"{RECIPES}/{asked['recipe']}.yaml", *asked["arguments"]])
     nodes, _ = launch.across(asked["nodes"], asked["node_rank"], asked["main"])
     gpus = launch.number_of(asked["gpus"]) or here
     gpus = 1 if config in launch.ONE_PROCESS else gpus
     plan = auto.plan_of(asked["recipe"], gpus, nodes, asked["arguments"])
     if isinstance(plan, str):
-        return print(f"No plan, and the config goes by the machine: {plan}")
-    asked["config"], flags, said = auto.settle(plan, config, force)
+        print(f"No plan, and the config goes by the machine: {plan}")
+        return None
+    asked["config"], flags, said, way = auto.settle(plan, config, force)
     asked["arguments"] = [*auto.without(asked["arguments"], flags[::2]), *flags]
     print(said, end="\n" * bool(said), flush=True)
+    return (plan, way) if way else None
 
 
 @guarded
@@ -89,8 +94,10 @@ def main() -> None:
     if args.pop("check"):  # before a job waits for its turn
         return launch.check(**args)
     launch.check_there(args["recipe"], args["config"])
-    by_the_plan(args, force)
+    planned = by_the_plan(args, force)
     command, environment = launch.plan(**args)
+    environment.pop(PLAN, None)  # of another run
+    environment |= auto.handed(planned[1]) if planned else {}
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     changed = visible != os.environ.get("CUDA_VISIBLE_DEVICES")
     print(f"CUDA_VISIBLE_DEVICES={visible} " * changed + shlex.join(command), flush=True)
