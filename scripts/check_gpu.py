@@ -5,9 +5,10 @@
     make check-gpu ARGS="--only parity zero2"
 
 Prefix sharing against the plain path on the GPU's kernels; the embedded default through the
-launcher, killed and gone on from; ZeRO with one process; QLoRA; the speed beside stock TRL's; peak
-memory beside what docs/scaling.md predicts. Nothing is loaded from outside. Each part is a process
-of its own with a time limit: of one that crashes a failed row is left, and the next goes on.
+launcher, killed and gone on from; ZeRO with one process; QLoRA; the speed beside stock TRL's; what
+make plan says of memory and time beside what they are. Nothing is loaded from outside. Each part is
+a process of its own with a time limit: of one that crashes a failed row is left, and the next goes
+on.
 
 Writes check-gpu.json, check-gpu.md and a log of each part to outputs/check-gpu, which the next
 start empties. Ends with 1 if a row failed.
@@ -60,6 +61,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -91,7 +93,7 @@ def machine(job: Job) -> Iterator[Row]:
 def speed(job: Job) -> Iterator[Row]:
     """Stock TRL beside everything, as make bench times them; the second one's peak memory."""
     from dpo.speed import variants
-    from dpo.speed.workload import LENGTHS, config_of
+    from dpo.speed.workload import LENGTHS
 
     asked = variants.Job("Qwen3-0.6B", job.device, 4, 20, str(LENGTHS), turns=1)
     if job.small:
@@ -110,10 +112,13 @@ def speed(job: Job) -> Iterator[Row]:
     figures = {"pairs": ours["pairs"], "stock_pairs": stock["pairs"], "ratio": ratio}
     row = judged(label, ratio >= 1, says, "1 × or more", **figures)
     yield row if job.device == "cuda" else skipped(row.name, f"{says}: judged on a GPU only")
-    config = config_of(asked.model)
-    tokens = asked.timed.sum(axis=1).reshape(-1, asked.pairs).sum(axis=1).max()
-    predicted = 16 * gpu_checks.parameters(config) + gpu_checks.activations(config, tokens)
-    yield gpu_checks.memory(f"{label}: memory", job, ours["peak_memory_gb"], predicted / 1e9)
+    if asked.model in variants.SHAPES:
+        from dpo.speed import gpu_plan
+
+        batches = np.concatenate([asked.warm_up, asked.timed]).reshape(-1, asked.pairs, 3)
+        planned = gpu_plan.peak_of(f"Qwen/{asked.model}", batches, job)
+        row = gpu_checks.memory(f"{label}: memory", job, ours["peak_allocated_gb"], planned / 1e9)
+        yield row
 
 
 def parity(job: Job) -> Iterator[Row]:

@@ -1,5 +1,6 @@
 """make check-gpu without a GPU: its parts on a CPU, and what it does with one that fails."""
 
+import json
 import os
 import sys
 from dataclasses import asdict, replace
@@ -79,17 +80,33 @@ def test_what_is_not_reached_is_said(job):
     assert "2 not run, in 0.0 minutes." in (job.folder / "check-gpu.md").read_text()
 
 
-def test_memory_is_held_against_its_prediction(job):
-    def outcome(found: float, *given, device: str = "cuda", **options) -> str:
+def test_memory_is_held_against_its_plan(job):
+    def outcome(found: float, device: str = "cuda", **options) -> str:
         job.device = device
-        return gpu_checks.memory("x", job, found, *given, **options).outcome
+        return gpu_checks.memory("x", job, found, 10.0, **options).outcome
 
-    assert [outcome(found, 10.0) for found in (4.9, 5, 20, 21)] == [
+    assert [outcome(found) for found in (8.9, 9.1, 10.9, 11.1)] == [
         *("failed", "passed", "passed", "failed")
     ]
-    assert outcome(1, 10.0, low=False) == "passed"
-    assert outcome(11, 10.0, low=False, factor=1) == "failed"
-    assert outcome(99, 10.0, device="cpu") == "skipped"
+    assert outcome(1, low=False) == "passed" and outcome(11.1, low=False) == "failed"
+    assert outcome(99, device="cpu") == "skipped"
+
+
+def test_a_run_s_peak_is_that_of_its_training_beside_its_plan_s(job, tmp_path):
+    """As the run has measured and the launcher planned them; one without fails on a GPU alone."""
+    job.device = "cuda"
+    how = {"micro": 4, "accumulation": 2, "processes": 1}
+    plan = {"terms": {"policy": 8e9, "CUDA": 0.6e9, "slack": 0.4e9}, "stands": {}, "peak": 9e9}
+    found = {"how": how, "terms": {}, "peak": {"allocated": 8.5e9, "reserved": 9.9e9}}
+    found |= {"speed": None, "plan": plan | {"step_seconds": None}}
+    assert gpu_runs.peak("x", job, tmp_path).outcome == "failed"
+    (tmp_path / "measured.json").write_text(json.dumps(found))
+    row = gpu_runs.peak("x", job, tmp_path)
+    assert row.outcome == "passed" and row.figures == {"peak_gb": 8.5, "planned_gb": 8.0}
+    (tmp_path / "measured.json").write_text(json.dumps(found | {"plan": None}))
+    assert gpu_runs.peak("x", job, tmp_path).outcome == "failed"
+    job.device = "cpu"
+    assert gpu_runs.peak("x", job, tmp_path).outcome == "skipped"
 
 
 def test_a_loss_that_does_not_start_at_ln_2_fails():

@@ -149,7 +149,7 @@ def made(config: PreTrainedConfig, recipe: Recipe, device: str) -> Any:
         state_dict=model.state_dict(),
         quantization_config=quantized,
         dtype=dtype,
-        device_map={"": device},
+        device_map={"": str(model.device)},
     )
 
 
@@ -171,7 +171,7 @@ def counting(device: str) -> Iterator[OnGPU | OnCPU]:
 
         return quiet
 
-    folds = {name: uncounted(getattr(chunked_logprob, name)) for name in FOLDS}
+    folds: Any = {name: uncounted(getattr(chunked_logprob, name)) for name in FOLDS}
     with patch.multiple(chunked_logprob, **folds), OnCPU() as meter:
         yield meter
 
