@@ -129,7 +129,7 @@ bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda
 	$(BIN)/python scripts/bench.py $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 	@echo "Next: what each row is, in docs/speed.md"
 
-check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in under ten minutes: DEVICE=
+check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in a quarter of an hour: DEVICE=
 	$(BIN)/python scripts/check_gpu.py $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them

@@ -43,6 +43,8 @@ ELSEWHERE = {
     "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
     "make check-gpu": "needs a GPU",
     'make check-gpu ARGS="--only parity zero2"': "needs a GPU",
+    'make check-gpu ARGS="--only plan"': "needs a GPU",
+    'make check-gpu DEVICE=cpu ARGS="--small --only plan"': "test_gpu_plan.py, but for make",
     'make check-gpu DEVICE=cpu ARGS="--small"': "test_make_check_gpu.py, on the tiny model",
     "make test-architectures": ".ci/run",
     "make test-distributed": ".ci/run",
