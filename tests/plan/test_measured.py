@@ -1,5 +1,6 @@
 """What runs measure of themselves, their plans beside it, and what is said where memory ran out."""
 
+import copy
 import json
 import os
 import shutil
@@ -223,12 +224,16 @@ def plan() -> dict:
     return json.loads(result.stdout)
 
 
+def peak_of(plan: dict) -> float:
+    return sum(plan["as_it_goes"]["single_gpu"]["terms"].values())
+
+
 def test_out_of_memory_ends_with_the_plan_and_the_change(tiny_flags, tmp_path, plan):
-    way = plan["as_it_goes"]["single_gpu"]
-    way["peak"] *= 80e9 / way["peak"]  # by the plan it fitted
-    said = launched(tiny_flags, tmp_path, "full", plan)
-    print(said)
-    assert "out of memory, scoring the reference" in said
+    fitted = copy.deepcopy(plan)
+    fitted["as_it_goes"]["single_gpu"]["terms"] |= {"optimizer": 0.0, "policy": 0.0}
+    fitted["as_it_goes"]["single_gpu"]["terms"]["activations"] += 80e9 - peak_of(fitted)
+    said = launched(tiny_flags, tmp_path, "full", fitted)
+    assert "out of memory, step 1, with 4 pairs" in said
     refused, _, rest = said.partition("The plan says 80.0 GB for CONFIG=single_gpu, of the 84.0 GB")
     assert "out of memory" in refused and "GB were allocated" in rest
     assert "By the plan these ways need less" in rest and rest.count("← taken") == 1
@@ -252,15 +257,23 @@ def test_by_how_much_the_plan_was_off_is_said(plan):
     assert "look whether something else is on it" in said
 
 
-def test_where_nothing_of_the_plan_fits_the_first_change_is_named(plan, capsys):
+def test_where_no_way_of_the_plan_fits_another_change_is_named(plan, capsys, monkeypatch):
+    """It needed more than the card has: the plan is made again with as much less memory."""
     way = plan["as_it_goes"]["single_gpu"]
-    small = plan | {"options": [way]}
-    small["card"] = plan["card"] | {"memory": 15e9}
-    asked = {"recipe": SEVEN, "gpus": "", "arguments": []}
-    full.say({"allocated": 14e9}, asked, "single_gpu", (small, way))
+    small = plan | {"options": [way], "card": plan["card"] | {"memory": 2 * peak_of(plan)}}
+    given = []
+
+    def plan_of(*where, **on):
+        given.append((where, on))
+        return {"command": "make train RECIPE=x GPUS=2", "change": "2 GPUs"}
+
+    monkeypatch.setattr(full, "plan_of", plan_of)
+    full.say({"killed": True}, {}, "single_gpu", (small, way))
     said = " ".join(capsys.readouterr().err.split())
-    assert "these ways need less" not in said and "it fits with" in said
-    assert f"Next: make train RECIPE={SEVEN}" in said
+    assert "these ways need less" not in said
+    assert said.endswith("Next: make train RECIPE=x GPUS=2 (it fits with 2 GPUs)")
+    memory = f"{peak_of(plan) / 1e9:.1f}"
+    assert given == [((SEVEN, 1, 1, []), {"memory": memory})]
 
 
 def test_the_plan_is_handed_on_to_the_run(plan):
