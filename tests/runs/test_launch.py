@@ -87,7 +87,7 @@ def launched(
     """The command and the environment that the launcher would run on such a machine."""
     ran = []
     monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
-    monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given))
+    monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given[:2]))
     monkeypatch.setattr(script.auto, "plan_of", lambda *_: plan)
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -315,7 +315,7 @@ def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["launch.py", "--recipe=qwen-ultrafeedback"])
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
 
-    monkeypatch.setattr(launcher, "run", lambda command, env: launched.append(env))
+    monkeypatch.setattr(launcher, "run", lambda command, env, *_: launched.append(env))
     for mine in (None, "glibc.malloc.check=0"):
         if mine:
             monkeypatch.setenv("GLIBC_TUNABLES", mine)
