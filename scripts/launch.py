@@ -18,7 +18,7 @@ import shlex
 import signal
 from typing import Any
 
-from dpo.core.environment import PLAN
+from dpo.core.environment import CONFIG, PLAN
 from dpo.core.signals import SIGNALS
 from dpo.core.terminal import guarded, parser_of
 from dpo.plan import auto
@@ -101,7 +101,13 @@ def main() -> None:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     changed = visible != os.environ.get("CUDA_VISIBLE_DEVICES")
     print(f"CUDA_VISIBLE_DEVICES={visible} " * changed + shlex.join(command), flush=True)
-    raise SystemExit(launch.run(command, environment))
+
+    def say_full(found: dict[str, Any]) -> None:
+        from dpo.plan.measured import full  # late: a run that goes well needs none of it
+
+        full.say(found, args, environment[CONFIG], planned)
+
+    raise SystemExit(launch.run(command, environment, say_full))
 
 
 if __name__ == "__main__":

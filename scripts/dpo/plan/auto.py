@@ -30,10 +30,18 @@ def without(flags: Sequence[str], names: list[str]) -> list[str]:
     return kept
 
 
-def plan_of(recipe: str, gpus: int, nodes: int, flags: list[str]) -> dict[str, Any] | str:
-    """The plan as plan.py tells it in JSON, or why there is none."""
+def plan_of(
+    recipe: str, gpus: int, nodes: int, flags: list[str], **on: str
+) -> dict[str, Any] | str:
+    """The plan as plan.py tells it in JSON, or why there is none.
+
+    Args:
+        on: another card than this machine's, as plan.py takes `gpu` and `memory`.
+    """
     words = ["scripts/plan.py", "--json", "--recipe", recipe, "--gpus", str(gpus)]
-    command = [sys.executable, *words, "--nodes", str(nodes), "--", *flags]
+    command = [sys.executable, *words, "--nodes", str(nodes)]
+    command += [word for name, value in on.items() for word in (f"--{name}", value)]
+    command += ["--", *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=finding_us(os.environ))
     return json.loads(done.stdout) if done.returncode == 0 else last_line(done.stderr)
 
