@@ -155,7 +155,7 @@ class Planned:
         return Option(config, live, checkpointing, micro, accumulation, terms, machine, spent)
 
     def beside(self, live: bool, processes: int) -> bool:
-        """Whether a reference is ever in memory beside the policy on a CPU (training/waiting.py)."""
+        """Whether on a CPU a reference is ever there beside the policy (training/waiting.py)."""
         args = self.recipe.training
         exact = not self.half and self.loaded == torch.float32 and processes == 1
         waits = exact and self.shared and args.precompute_ref_batch_size is None
