@@ -15,6 +15,7 @@ DATASET ?=
 GPU    ?=
 MEMORY ?=
 PRICE  ?=
+UTILISATION ?=
 JSON   ?=
 FORCE  ?=
 DEVICE ?=
@@ -63,9 +64,12 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 	$(BIN)/python scripts/embedded_model.py
 	@echo "Next: make data, then make train"
 
-plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= NODES= GPU=A100-80GB (or cpu) MEMORY=80 PRICE=2.5
-	@$(BIN)/python scripts/plan.py --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
-	  --gpu "$(or $(GPU),$(filter cpu,$(CONFIG)))" --memory "$(MEMORY)" $(if $(PRICE),--price "$(PRICE)") $(if $(JSON),--json) -- $(ARGS)
+plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB (or cpu) MEMORY=80 PRICE=2.5, or of RUN=
+	@$(BIN)/python scripts/plan.py $(if $(findstring command,$(origin RUN)),--run "$(RUN)") \
+	  --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
+	  --gpu "$(or $(GPU),$(filter cpu,$(CONFIG)))" --memory "$(MEMORY)" \
+	  $(if $(UTILISATION),--utilisation "$(UTILISATION)") $(if $(PRICE),--price "$(PRICE)") \
+	  $(if $(JSON),--json) -- $(ARGS)
 
 train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the plan) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" \

@@ -5,6 +5,7 @@
     make plan RECIPE=tulu-2-70b-ultrafeedback GPUS=8 NODES=4 MEMORY=80
     make plan RECIPE=qwen-ultrafeedback GPU=RTX-4090 ARGS="--max_length 4096"
     make plan GPU=cpu                                   # or CONFIG=cpu; MEMORY=16, GPUS=2 processes
+    make plan RUN=outputs/smollm2-sentiment           # beside what that run measured
 
 Without GPU= it is for this machine's GPUs, or for an H100 where there is none. It reads no weights.
 Shown is every way to train it on so many GPUs, which all learn the same, with what each takes of
@@ -19,13 +20,14 @@ import argparse
 
 from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.plan import cards
-from dpo.runs import launch
+from dpo.runs import launch, output_folder
 
 
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
+    add("--run", default="", help="a run: its plan beside what it measured")
     add("--gpus", default="", help="on each machine (this machine's, else 1)")
     add("--nodes", default="1", help="machines (1)")
     add("--gpu", default="", help="which: H100-80GB, RTX-4090, …, or cpu (this machine's)")
@@ -40,6 +42,9 @@ def arguments() -> argparse.Namespace:
 def answer() -> None:
     """What can be seen to be wrong before anything heavy is imported."""
     args = arguments()
+    if args.run:
+        output_folder.measured(args.run)
+        return
     launch.check_there(args.recipe, "")
     launch.number_of(args.gpus)
     launch.across(args.nodes, "0", "the-first:29500")
@@ -55,6 +60,7 @@ import json
 import math
 import sys
 from dataclasses import asdict, replace
+from typing import Any
 
 from rich.console import Console
 
@@ -63,12 +69,32 @@ from dpo.plan import table
 from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.ask import THIS, Asked, card_of
 from dpo.plan.auto import gb
-from dpo.plan.options import best
+from dpo.plan.measured import beside, words
+from dpo.plan.options import Option, best
+
+
+def beside_the_run(args: argparse.Namespace) -> None:
+    """The plan of a run that was made, as it was trained, beside what it measured."""
+    folder, measured = output_folder.measured(args.run)
+    utilisation = args.utilisation or UTILISATION
+    planned, option = beside.of_folder(folder, measured["how"], utilisation)
+    plan = beside.told(planned, option, measured["how"])
+    rows = beside.rows(plan, measured)
+    if args.json:
+        found = {"run": str(folder), "lengths": planned.lengths.source, "rows": rows}
+        return print(json.dumps(found | measured | {"plan": plan}, indent=1))
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(*words.heading(folder, planned, measured), sep="\n", soft_wrap=True)
+    console.print(words.table(rows))
+    for line in words.conclusions(planned, option, measured, rows):
+        console.print(line, soft_wrap=True)
 
 
 @guarded
 def main() -> None:
     args = arguments()
+    if args.run:
+        return beside_the_run(args)
     card, why = card_of(args.gpu, args.memory)
     gpus = launch.number_of(args.gpus) or (not card.on_cpu and launch.gpus_here()) or 1
     if card.on_cpu:  # whose memory the processes share
@@ -90,11 +116,16 @@ def main() -> None:
         results |= {"gpus": gpus, "nodes": nodes, "lengths": planned.lengths.source}
         results |= {"sizes": asdict(planned.sizes), "change": change}
         results["command"] = then.command(taken, more) if taken else None
-        results["as_it_goes"] = planned.as_it_goes(gpus, nodes)
+        processes = gpus * nodes
+
+        def told(option: Option) -> dict[str, Any]:
+            step = planned.step_seconds(option, processes)
+            return asdict(option) | {"peak": option.peak, "step_seconds": step}
+
+        goes = planned.as_it_goes(gpus, nodes)
+        results["as_it_goes"] = {config: told(option) for config, option in goes.items()}
         results["options"] = [
-            asdict(each)
-            | {"peak": each.peak, "flags": asked.flags_of(each, gpus * nodes)}
-            | {"taken": each is taken}
+            told(each) | {"flags": asked.flags_of(each, processes), "taken": each is taken}
             for each in options
         ]
         print(json.dumps(results, indent=1))

@@ -15,22 +15,20 @@ import torch
 import transformers.training_args
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from deepspeed.runtime.engine import DeepSpeedEngine
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from peft import LoraConfig
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
-    TrainerCallback,
 )
 from trl import DPOConfig
 
 from dpo.data.schema import IDS
 from dpo.plan.arithmetic.counted import How
 from dpo.plan.arithmetic.memory import Setting, Sizes, gathered, sizes_of, standing
+from dpo.plan.measured import storages
+from dpo.plan.measured.measure import LOOKED_AT, Measure
 from dpo.speed.workload import any_tokenizer
 from dpo.training.trainer import FastDPOTrainer
 from support import tiny
@@ -42,112 +40,39 @@ Case = dict[str, Any]
 Found = tuple[list[dict[str, int]], int]  # what was held, and the most weights within the model
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists and dictionaries, and in what quantizes a weight."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from (found for part in value.values() for found in tensors_in(part))
-    elif isinstance(value, (list, tuple)):
-        yield from (found for part in value for found in tensors_in(part))
-    elif type(value).__module__.startswith("bitsandbytes"):
-        yield from tensors_in(vars(value))
-
-
-def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of each storage on this process, by its address."""
-    found = {}
-    for tensor in tensors:
-        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
-        if tensor.device.type != "meta" and storage.nbytes():
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
-
-
-def weights(model: torch.nn.Module | None) -> Iterator[Tensor]:
-    for parameter in model.parameters() if model else ():
-        yield getattr(parameter, "ds_tensor", parameter)  # the shard, and what is gathered
-        yield parameter
-        yield from tensors_in(vars(parameter).get("quant_state"))
-
-
-def attributes(owner: Any, *names: str) -> Iterator[Tensor]:
-    for name in names:
-        yield from tensors_in(getattr(owner, name, ()))
-
-
-def buffers(trainer) -> Iterator[Tensor]:
-    for bucket in getattr(trainer.model_wrapped.optimizer, "ipg_buckets", {}).values():
-        yield from tensors_in(bucket.buffer)
-
-
-def gradients(trainer) -> Iterator[Tensor]:
-    for parameter in trainer.model.parameters():
-        yield from attributes(parameter, "grad", "grad_accum")
-    names = ("fp32_groups_gradients_flat", "averaged_gradients", "all_grad_tensors")
-    names += ("grads_in_partition", "grad_partitions_flat_buffer")
-    yield from attributes(getattr(trainer.model_wrapped, "optimizer", None), *names)
-
-
-def states(trainer) -> Iterator[Tensor]:
-    optimizer = trainer.optimizer
-    masters = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-    while hasattr(optimizer, "optimizer"):
-        yield from attributes(optimizer, *masters, "fp32_partitioned_groups_flat")
-        optimizer = optimizer.optimizer
-    yield from tensors_in(dict(optimizer.state))
-
-
 def every_tensor() -> Iterator[Tensor]:
     return (each for each in gc.get_objects() if issubclass(type(each), Tensor))
 
 
-def held(trainer, before: Iterable[int]) -> dict[str, int]:
-    """Bytes of this process by what they are."""
-    wrapped = trainer.model_wrapped
-    parts = {
-        "policy": weights(trainer.model),
-        "communication": buffers(trainer) if trainer.is_deepspeed_enabled else (),
-        "gradients": gradients(trainer),
-        "reference": weights(trainer.ref_model),
-        "optimizer": states(trainer),
-    }
-    found, known = {}, set()
-    for name, tensors in parts.items():
-        part = storages(tensors)
-        found[name] = sum(size for key, size in part.items() if key not in known)
-        known |= part.keys()
-    if isinstance(wrapped, DistributedDataParallel):  # C++ holds them
-        logged = wrapped._get_ddp_logging_data()
-        sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
-        found["communication"] = sum(map(int, sizes.split(",")))
-    # What nobody above owns: batches and buffers of the model, unless something was forgotten. A
-    # thread of gloo's has what it has just sent for a moment more.
-    for _ in range(20):
-        rest = storages(every_tensor())
-        found["rest"] = sum(size for key, size in rest.items() if key not in known.union(before))
-        if found["rest"] < 1e6:
-            break
-        time.sleep(0.1)
-    return found
-
-
-class Watch(TrainerCallback):
-    """Takes note of what is held in the second step, when there are an optimizer's states."""
+class Watch(Measure):
+    """Takes note of what is held as a run does of itself, and of what nobody owns."""
 
     def __init__(self, trainer, before: Iterable[int]):
-        self.trainer, self.before = trainer, before
-        self.notes, self.most = [], 0  # of all that is held; of weights within the model
+        super().__init__(trainer)
+        self.before, self.most = before, 0  # the most weights within the model
 
     def note(self, *args, **kwargs) -> None:
-        if self.trainer.state.global_step == 1:
-            self.notes.append(held(self.trainer, self.before))
+        super().note()
+        if self.begun != LOOKED_AT:
+            return
+        owned, failed = storages.owned(self.trainer)
+        assert not failed
+        known = {key for part in owned.values() for key in part} | {*self.before}
+        # Batches and buffers of the model, unless something was forgotten. A thread of gloo's has
+        # what it has just sent for a moment more.
+        for _ in range(20):
+            rest = storages.storages(every_tensor())
+            found = sum(size for key, size in rest.items() if key not in known)
+            if found < 1e6:
+                break
+            time.sleep(0.1)
+        self.notes[-1]["rest"] = found
 
     on_substep_end = on_pre_optimizer_step = note
 
     def layer(self, *args) -> None:
         models = (self.trainer.model, self.trainer.ref_model)
-        there = storages(w for model in models for w in weights(model))
+        there = storages.storages(w for model in models for w in storages.weights(model))
         self.most = max(self.most, sum(there.values()))
 
 
@@ -156,7 +81,7 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     AcceleratorState._reset_state()
     gc.collect()
     case = {"bf16": False, "dtype": "float32", "live": False, "parts": 2, "lora": False} | case
-    before = storages(every_tensor()).keys()  # what a trainer before has left
+    before = storages.storages(every_tensor()).keys()  # what a trainer before has left
     bits = case.get("bits")
     objects: dict[str, Any] = {"model": str(models / case["name"])}
     objects["peft_config"] = copy.deepcopy(ADAPTER) if case["lora"] else None
@@ -192,20 +117,12 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     )
     watch = Watch(trainer, before)
     trainer.add_callback(watch)
-    step, release = DeepSpeedEngine.step, DeepSpeedZeroOptimizer._release_ipg_buffers
     for model in filter(None, (trainer.model, trainer.ref_model)):
         for layer in getattr(model, "module", model).get_decoder().layers:
             layer.register_forward_pre_hook(watch.layer)
             layer.register_full_backward_hook(watch.layer)
 
-    def noting(method):
-        return lambda self, *args, **kwargs: (watch.note(), method(self, *args, **kwargs))[1]
-
-    with (
-        patch.object(DeepSpeedEngine, "step", noting(step)),
-        patch.object(DeepSpeedZeroOptimizer, "_release_ipg_buffers", noting(release)),
-    ):
-        trainer.train()
+    trainer.train()
     return watch
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.models import adapters
@@ -64,11 +66,7 @@ class Asked:
             Refusal: the recipe is none, or its model is not known and not to be reached.
         """
         recipe = self.parsed()
-        name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
-        if is_asked(name) and (adapter := adapters.config_of(name, revision)):
-            name, revision = adapter.base_model_name_or_path, adapter.revision
-        trusted = recipe.training.trust_remote_code
-        config, note = shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+        config, note = model_of(recipe)
         found = lengths.of(recipe)
         return Planned(recipe, config, found, self.card, self.price, self.utilisation, note)
 
@@ -140,6 +138,20 @@ class Asked:
                 if found:
                     return words, asked, planned, found
         return None
+
+
+def model_of(recipe: Recipe) -> tuple[PreTrainedConfig, str | None]:
+    """The configuration of a recipe's model, or of the base of its adapter, and a note if it is not
+    the model's own.
+
+    Raises:
+        Refusal: it is not known and not to be reached.
+    """
+    name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
+    if is_asked(name) and (adapter := adapters.config_of(name, revision)):
+        name, revision = adapter.base_model_name_or_path, adapter.revision
+    trusted = recipe.training.trust_remote_code
+    return shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
 
 
 def is_asked(name: str) -> bool:

@@ -139,7 +139,13 @@ def here() -> Card | None:
 
     if not torch.cuda.is_available():
         return None
-    name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+    return of_driver(
+        torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+    )
+
+
+def of_driver(name: str, memory: float) -> Card:
+    """The card that a driver calls so, with the memory that it tells."""
     near = named(name)
     found = CARDS[near[0]] if len(near) == 1 else Card(name, memory)
     return dataclasses.replace(found, memory=memory)

@@ -48,6 +48,7 @@ class Option:
         terms: bytes on a GPU at the peak of a step, by what they are.
         machine: bytes of each machine's own memory.
         cost: of the whole run.
+        stands: bytes on a GPU that stand there from micro-batch to micro-batch, by what they are.
     """
 
     config: str
@@ -58,6 +59,7 @@ class Option:
     terms: dict[str, float]
     machine: float
     cost: Cost
+    stands: dict[str, float]
 
     @property
     def peak(self) -> float:
@@ -152,7 +154,10 @@ class Planned:
             terms = memory.terms(self.sizes, setting, found, pairs)
         machine = memory.machine(self.sizes, setting)
         spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
-        return Option(config, live, checkpointing, micro, accumulation, terms, machine, spent)
+        stands = memory.standing(self.sizes, setting)
+        return Option(
+            config, live, checkpointing, micro, accumulation, terms, machine, spent, stands
+        )
 
     def beside(self, live: bool, processes: int) -> bool:
         """Whether on a CPU a reference is ever there beside the policy (training/waiting.py)."""
@@ -174,6 +179,15 @@ class Planned:
         """What a run comes to, at a part of the speed that the card has by itself."""
         run, utilisation = self.run(live, checkpointing, micro), self.utilisation * speed
         return cost(self.model, run, self.card, gpus, self.price, utilisation)
+
+    def step_seconds(self, way: Option, gpus: int, scores: bool = False) -> float | None:
+        """Seconds of a training step, without evaluations; None where the card's speed is not
+        known. With `scores`, a reference that is not live scores its pairs within it."""
+        batch = self.recipe.global_batch
+        once = {"pairs": batch, "rows": batch * scores, "held_out": 0, "evaluations": 0}
+        run = replace(self.run(way.live, way.checkpointing, way.micro), **once)
+        reached = self.utilisation * SPEED.get(way.config, 1)
+        return cost(self.model, run, self.card, gpus, None, reached).seconds
 
     def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
         """What is computed from the first step to the last."""
@@ -199,6 +213,12 @@ class Planned:
         """The same on another card: what has been counted stays."""
         other = copy.copy(self)
         other.card, other.priced = card, functools.cache(other.price_of)
+        return other
+
+    def reaching(self, utilisation: float) -> Planned:
+        """The same at another utilisation."""
+        other = self.on(self.card)
+        other.utilisation = utilisation
         return other
 
     def ways(self, processes: int, offload: bool) -> list[tuple[str, bool, bool]]:
@@ -230,14 +250,14 @@ class Planned:
             found.append(replace(option, machine=option.machine * gpus))
         return found
 
-    def as_it_goes(self, gpus: int, nodes: int) -> dict[str, float]:
-        """Bytes on a GPU under each launch config, with all else as the recipe has it."""
+    def as_it_goes(self, gpus: int, nodes: int) -> dict[str, Option]:
+        """What each launch config needs, with all else as the recipe has it."""
         processes, args = gpus * nodes, self.recipe.training
         own = not args.precompute_ref_log_probs and self.adapter is None
         size = micro_batches(self.recipe, processes)[0]
         configs = {config for config, *_ in self.ways(processes, offload=True)}
         way = own, args.gradient_checkpointing, processes
-        return {config: self.option(config, *way, *size).peak for config in sorted(configs)}
+        return {config: self.option(config, *way, *size) for config in sorted(configs)}
 
     def least(self, gpus: int, nodes: int, offload: bool = True) -> float:
         """The least bytes on a GPU that any way needs, with as few pairs at a time as can be."""

@@ -13,6 +13,7 @@ from datasets import disable_progress_bars, enable_progress_bars
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.data.dataset import prepare
+from dpo.data.quarantine import Linted
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.plan.arithmetic.counted import Pairs
@@ -82,6 +83,11 @@ def own(recipe: Recipe) -> Lengths:
             data = prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     finally:
         enable_progress_bars()
+    return of_data(recipe, data)
+
+
+def of_data(recipe: Recipe, data: dict[str, Linted]) -> Lengths:
+    """Of data that were read, by split."""
     pairs = data["train"].pairs
     held_out, answers, run = 0, 0, recipe.run
     if "held-out" in data:
