@@ -92,8 +92,6 @@ class Planned:
         self.card, self.price, self.utilisation = card, price, utilisation
         args, own = recipe.training, recipe.model
         self.adapter = adapters.planned(own)
-        if self.adapter and args.disable_dropout:  # then TRL has it drop nothing
-            self.adapter.lora_dropout = 0.0
         self.half = bool(args.bf16 or args.fp16)
         self.loaded = getattr(torch, str(own.dtype).removeprefix("torch."), torch.float32)
         # Others keep as much as SDPA, and cannot be looked at where they are not installed.
@@ -122,8 +120,8 @@ class Planned:
         try:
             return pairs, kept(self.config, pairs, how)
         except Exception as error:  # of an architecture that does what no tensor without data can
-            self.note = f"activations are a bound, {BOUND} bytes a token, layer and hidden unit, "
-            self.note += f"since they cannot be counted: {one_line(error)}"
+            said = f"a bound, {BOUND} bytes a token, layer and hidden unit, since they cannot be "
+            self.note = f"activations are {said}counted: {one_line(error)}"
             return pairs, bound(self.config, pairs, how)
 
     def setting(
@@ -150,11 +148,10 @@ class Planned:
     ) -> Option:
         setting = self.setting(config, live, checkpointing, gpus, accumulation > 1)
         pairs, found = self.counted(micro, setting.how)
+        terms = memory.terms(self.sizes, setting, found, pairs)
         if self.card.on_cpu:
             setting = replace(setting, live=self.beside(live, gpus))
             terms = processor.terms(self.sizes, setting, found, pairs, self.drawn())
-        else:
-            terms = memory.terms(self.sizes, setting, found, pairs)
         machine = memory.machine(self.sizes, setting)
         spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
         stands = memory.standing(self.sizes, setting)

@@ -232,8 +232,8 @@ def kept(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
 
 
 def bound(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
-    """What `kept` is at most, by BOUND bytes a token, layer and hidden unit: for a model that cannot
-    be counted."""
+    """The most that `kept` may be, at BOUND bytes a token, layer and hidden unit: for a model that
+    cannot be counted."""
     text = config.get_text_config()
     tokens = sum(map(sum, pairs)) if how.shared else 2 * len(pairs) * max(map(sum, pairs))
     each = BOUND * tokens * text.hidden_size
