@@ -110,8 +110,7 @@ def main() -> None:
     results = run_report.about(recipe, rows, data, trained, alerts.alerts_of(trained))
     policy, device = str(policies[-1]), str(state.device)
     results |= measure.after_training(recipe, policy, held_out, device, scored)
-    beside.add_plan(folder, recipe, data)
-    results |= {"measured": beside.headline_of(folder)}
+    results |= {"measured": beside.at_the_end(folder, recipe, data)}
     results |= run_report.spent(folder, train=seconds, evaluate=time.monotonic() - started)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)
