@@ -64,9 +64,10 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 	$(BIN)/python scripts/embedded_model.py
 	@echo "Next: make data, then make train"
 
-plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB MEMORY=80 PRICE=2.5, or of RUN=
+plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB (or cpu) MEMORY=80 PRICE=2.5, or of RUN=
 	@$(BIN)/python scripts/plan.py $(if $(findstring command,$(origin RUN)),--run "$(RUN)") \
-	  --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" --gpu "$(GPU)" --memory "$(MEMORY)" \
+	  --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
+	  --gpu "$(or $(GPU),$(filter cpu,$(CONFIG)))" --memory "$(MEMORY)" \
 	  $(if $(UTILISATION),--utilisation "$(UTILISATION)") $(if $(PRICE),--price "$(PRICE)") \
 	  $(if $(JSON),--json) -- $(ARGS)
 

@@ -6,7 +6,7 @@
     python scripts/launch.py --list
     python scripts/launch.py -- --help               # all arguments of a recipe
 
-On GPUs the config goes by the recipe's plan (make plan), and what cannot fit does not start.
+On GPUs the config goes by the recipe's plan (make plan). What cannot fit does not start.
 Prints the `accelerate launch` command and runs it. Asked to stop, by SIGTERM, SIGUSR1 or Ctrl-C,
 the run saves at the end of its step, and this ends with 75: the same command goes on from there. A
 second Ctrl-C ends it at once.
@@ -21,7 +21,7 @@ from typing import Any
 from dpo.core.environment import CONFIG, PLAN
 from dpo.core.signals import SIGNALS
 from dpo.core.terminal import guarded, parser_of
-from dpo.plan import auto
+from dpo.plan import auto, on_cpu
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import names
 from dpo.runs import launch
@@ -94,6 +94,7 @@ def main() -> None:
     if args.pop("check"):  # before a job waits for its turn
         return launch.check(**args)
     launch.check_there(args["recipe"], args["config"])
+    on_cpu.check(**args, force=force)
     planned = by_the_plan(args, force)
     command, environment = launch.plan(**args)
     environment.pop(PLAN, None)  # of another run

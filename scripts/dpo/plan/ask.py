@@ -108,7 +108,7 @@ class Asked:
             yield "LoRA", flags(*LORA)
         if not recipe.model.load_in_4bit:
             yield "an adapter on 4 bits (QLoRA)", flags(*FOUR_BITS)
-        for times in (2, 4, 8, 16, 32, 64):
+        for times in () if self.card.on_cpu else (2, 4, 8, 16, 32, 64):
             gpus = self.gpus * times
             here, nodes = (gpus, self.nodes) if gpus <= 8 else (8, self.nodes * gpus // 8)
             if recipe.global_batch % (here * nodes) == 0:
@@ -172,7 +172,7 @@ def card_of(gpu: str, memory: str) -> tuple[Card, str]:
         Refusal: it is not known.
     """
     if gpu or memory:
-        return cards.card(gpu, memory), ""
+        return cards.card(gpu, memory), THIS * (gpu.lower() == cards.CPU and not memory)
     if found := cards.here():
         return found, THIS
     return cards.card(ELSEWHERE), "no GPU is here, and none is named with GPU="

@@ -14,8 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from dpo.core.refusal import one_line
+from dpo.evaluation.measure import AT_ONCE, MAX_NEW_TOKENS
 from dpo.models import adapters
-from dpo.plan.arithmetic import lengths, memory
+from dpo.plan.arithmetic import lengths, memory, processor
 from dpo.plan.arithmetic.counted import How, Kept, Pairs, kept
 from dpo.plan.arithmetic.hours import Cost, Run, cost
 from dpo.plan.arithmetic.lengths import Lengths
@@ -28,6 +29,7 @@ from dpo.training.batching import COMPOSITION_MATTERS
 BOUND = 100  # Llama in float32 keeps 98; 34 are published for half precision (arXiv 2205.05198)
 SURE = 0.9  # of a GPU's memory: a plan may be off by as much as it leaves free
 ALONE, SEVERAL = ("single_gpu",), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+ALONE_ON_CPU, SEVERAL_ON_CPU = ("cpu",), ("ddp",)
 OFFLOADED = "zero3_offload"
 # Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
 # have them in the machine's memory. Assumed, not measured.
@@ -91,6 +93,8 @@ class Planned:
         self.card, self.price, self.utilisation = card, price, utilisation
         args, own = recipe.training, recipe.model
         self.adapter = adapters.planned(own)
+        if self.adapter and args.disable_dropout:  # then TRL has it drop nothing
+            self.adapter.lora_dropout = 0.0
         self.half = bool(args.bf16 or args.fp16)
         self.loaded = getattr(torch, str(own.dtype).removeprefix("torch."), torch.float32)
         # Others keep as much as SDPA, and cannot be looked at where they are not installed.
@@ -102,6 +106,8 @@ class Planned:
         self.sizes = memory.sizes_of(
             self.model, self.adapter, own.load_in_4bit, own.use_bnb_nested_quant
         )
+        if card.on_cpu:
+            processor.libraries()  # before anything is counted in this process
         self.counted, self.priced = functools.cache(self.count), functools.cache(self.price_of)
 
     def steps(self) -> int:
@@ -134,20 +140,38 @@ class Planned:
             self.half and not rounded,
             checkpointing,
             self.shared,
-            on_gpu=True,
+            on_gpu=not self.card.on_cpu,
             attention=self.attention,
             adapter=self.adapter,
         )
         optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
         setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half, self.loaded)
         pairs, found = self.counted(micro, how)
-        terms = memory.terms(self.sizes, setting, found, pairs)
+        if self.card.on_cpu:
+            setting = replace(setting, live=self.beside(live, gpus))
+            terms = processor.terms(self.sizes, setting, found, pairs, self.drawn())
+        else:
+            terms = memory.terms(self.sizes, setting, found, pairs)
         machine = memory.machine(self.sizes, setting)
         spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
         stands = memory.standing(self.sizes, setting)
         return Option(
             config, live, checkpointing, micro, accumulation, terms, machine, spent, stands
         )
+
+    def beside(self, live: bool, processes: int) -> bool:
+        """Whether on a CPU a reference is ever there beside the policy (training/waiting.py)."""
+        args = self.recipe.training
+        exact = not self.half and self.loaded == torch.float32 and processes == 1
+        waits = exact and self.shared and args.precompute_ref_batch_size is None
+        return self.adapter is None and bool(live or waits or self.lengths.held_out)
+
+    def drawn(self) -> tuple[float, float]:
+        """What the answers take that are drawn when training has ended."""
+        prompt, *_ = self.lengths.pairs.max(axis=0)
+        tokens = int(prompt) + MAX_NEW_TOKENS
+        answers = min(self.lengths.answers, AT_ONCE)
+        return processor.drawn(self.config, answers, tokens, self.loaded.itemsize)
 
     def price_of(
         self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
@@ -208,8 +232,10 @@ class Planned:
             lives = (False,)  # the base is its own reference
         if "gradient_checkpointing" in given:
             checks = (args.gradient_checkpointing,)
-        configs = SEVERAL if processes > 1 else ALONE
-        configs += (OFFLOADED,) * offload
+        if self.card.on_cpu:
+            configs = SEVERAL_ON_CPU if processes > 1 else ALONE_ON_CPU
+        else:
+            configs = (SEVERAL if processes > 1 else ALONE) + (OFFLOADED,) * offload
         return [*itertools.product(configs, lives, checks)]
 
     def options(self, gpus: int, nodes: int, offload: bool = True) -> list[Option]:
@@ -265,4 +291,9 @@ def best(options: list[Option], memory: float, machine: float = math.inf) -> Opt
         memory, machine: bytes of a GPU, and of the machine itself.
     """
     fits = [o for o in options if o.peak <= SURE * memory and o.machine <= SURE * machine]
-    return min(fits, key=lambda option: (option.cost.seconds or 0, option.peak), default=None)
+
+    def spent(option: Option) -> tuple[float, float]:
+        cost = option.cost  # without a known speed, what computes less is faster
+        return cost.seconds or sum(cost.flops.values()), option.peak
+
+    return min(fits, key=spent, default=None)

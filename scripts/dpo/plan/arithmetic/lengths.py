@@ -34,12 +34,14 @@ class Lengths:
         rows: that are trained on; more than there are in `pairs` where those are not the recipe's.
         held_out: rows that are evaluated.
         source: whose they are, in words.
+        answers: that are drawn when training has ended, under the policy and its reference.
     """
 
     pairs: np.ndarray
     rows: int
     held_out: int
     source: str
+    answers: int = 0
 
 
 def of(recipe: Recipe) -> Lengths:
@@ -87,9 +89,13 @@ def own(recipe: Recipe) -> Lengths:
 def of_data(recipe: Recipe, data: dict[str, Linted]) -> Lengths:
     """Of data that were read, by split."""
     pairs = data["train"].pairs
-    held_out = len(data["held-out"].pairs) if "held-out" in data else 0
+    held_out, answers, run = 0, 0, recipe.run
+    if "held-out" in data:
+        held_out = len(data["held-out"].pairs)
+        known = "vader_chosen" in data["held-out"].pairs.column_names  # measure.after_training
+        answers = known * min(held_out, run.reward_prompts) * run.reward_samples
     tokens = np.stack(schema.token_counts(pairs), axis=1)
-    return Lengths(cut(tokens, recipe), len(pairs), held_out, "its own data")
+    return Lengths(cut(tokens, recipe), len(pairs), held_out, "its own data", answers)
 
 
 def cut(tokens: np.ndarray, recipe: Recipe) -> np.ndarray:
