@@ -37,6 +37,7 @@ from dpo.data.quarantine import Linted
 from dpo.data.sources.load import load_rows
 from dpo.evaluation import measure
 from dpo.models import adapters, config_check
+from dpo.plan.arithmetic import processor
 from dpo.plan.measured import beside
 from dpo.plan.measured.measure import Measure
 from dpo.recipe.validate import check_values
@@ -92,6 +93,8 @@ def main() -> None:
         return
     tokenizer, data = dataset.read(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
+    if state.device.type == "cpu":
+        processor.libraries()  # for the plan at the end: before a model is there
 
     # Policy and reference, preflight, DPOTrainer.
     held_out, trained, seconds = train(recipe, tokenizer, data, tracked, leave)
