@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from rich.console import Console
@@ -12,11 +12,9 @@ from dpo.plan import table
 from dpo.plan.arithmetic.hours import Cost
 from dpo.plan.ask import Asked
 from dpo.plan.auto import Way, gb, plan_of
-from dpo.plan.cards import Card
+from dpo.plan.cards import CPU, Card
 from dpo.plan.options import Option, best
 from dpo.runs import launch
-
-CPU = "cpu"  # as plan.py calls a machine without a GPU
 
 
 def say(
@@ -58,7 +56,7 @@ def say(
     taken = best(less, card.memory / short)
     if less:
         line("By the plan these ways need less:")
-        console.print(table.table(less, card.memory / short, taken))
+        console.print(table.table(less, replace(card, memory=card.memory / short), taken))
     if taken is not None:
         more = given.flags_of(taken, plan["gpus"] * plan["nodes"])
         return line(f"Next: {given.command(taken, more)}")
