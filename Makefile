@@ -15,6 +15,7 @@ DATASET ?=
 GPU    ?=
 MEMORY ?=
 PRICE  ?=
+UTILISATION ?=
 JSON   ?=
 FORCE  ?=
 DEVICE ?=
@@ -63,9 +64,12 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 	$(BIN)/python scripts/embedded_model.py
 	@echo "Next: make data, then make train"
 
-plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= NODES= GPU=A100-80GB MEMORY=80 PRICE=2.5
-	@$(BIN)/python scripts/plan.py --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
-	  --gpu "$(GPU)" --memory "$(MEMORY)" $(if $(PRICE),--price "$(PRICE)") $(if $(JSON),--json) -- $(ARGS)
+plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB (or cpu) MEMORY=80, or of RUN=
+	@$(BIN)/python scripts/plan.py $(if $(findstring command,$(origin RUN)),--run "$(RUN)") \
+	  --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
+	  --gpu "$(or $(GPU),$(filter cpu,$(CONFIG)))" --memory "$(MEMORY)" \
+	  $(if $(UTILISATION),--utilisation "$(UTILISATION)") $(if $(PRICE),--price "$(PRICE)") \
+	  $(if $(JSON),--json) -- $(ARGS)
 
 train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the plan) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" \
@@ -129,7 +133,7 @@ bench: $(READY) ## how much faster than stock TRL: MODEL=Qwen3-0.6B DEVICE=cuda
 	$(BIN)/python scripts/bench.py $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 	@echo "Next: what each row is, in docs/speed.md"
 
-check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in under ten minutes: DEVICE=
+check-gpu: $(READY) $(EMBEDDED) ## everything that only a GPU can show, in a quarter of an hour: DEVICE=
 	$(BIN)/python scripts/check_gpu.py $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 test: $(READY) $(EMBEDDED) ## run the tests: ARGS="-k recipe" for some of them

@@ -1,13 +1,15 @@
-"""Everything that only a GPU can show, in under ten minutes and one command.
+"""Everything that only a GPU can show, in a quarter of an hour and one command.
 
     make check-gpu                                   # on one GPU
     make check-gpu DEVICE=cpu ARGS="--small"         # its parts, tried on a CPU
     make check-gpu ARGS="--only parity zero2"
+    make check-gpu ARGS="--only plan"                # plans beside what training takes
 
 Prefix sharing against the plain path on the GPU's kernels; the embedded default through the
-launcher, killed and gone on from; ZeRO with one process; QLoRA; the speed beside stock TRL's; peak
-memory beside what docs/scaling.md predicts. Nothing is loaded from outside. Each part is a process
-of its own with a time limit: of one that crashes a failed row is left, and the next goes on.
+launcher, killed and gone on from; ZeRO with one process; QLoRA; the speed beside stock TRL's; what
+make plan says of memory and time beside what they are. Nothing is loaded from outside. Each part is
+a process of its own with a time limit: of one that crashes a failed row is left, and the next goes
+on.
 
 Writes check-gpu.json, check-gpu.md and a log of each part to outputs/check-gpu, which the next
 start empties. Ends with 1 if a row failed.
@@ -24,7 +26,7 @@ from dpo.core.terminal import at_once, guarded, parser_of
 MODEL, DATA = Path("models/SmolLM2-135M-Instruct"), "recipes/data/sentiment"
 # What is done, and how many seconds each may take.
 PARTS = {"machine": 60, "parity": 150, "default": 270, "speed": 120, "single": 90, "zero2": 90}
-PARTS |= {"zero3": 90, "qlora": 90, "zero3_offload": 180}  # which compiles
+PARTS |= {"zero3": 90, "qlora": 90, "plan": 240, "zero3_offload": 180}  # which compiles
 
 
 def arguments() -> argparse.Namespace:
@@ -34,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default=DATA, help="preferences with a known reward")
     parser.add_argument("--small", action="store_true", help="leave out what takes long on a CPU")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it (default: 9.5)")
+    parser.add_argument("--minutes", type=float, default=14.5, help="for all of it (default: 14.5)")
     parser.add_argument("--output", type=Path, default=Path("outputs/check-gpu"), help="folder")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -60,6 +62,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -91,7 +94,7 @@ def machine(job: Job) -> Iterator[Row]:
 def speed(job: Job) -> Iterator[Row]:
     """Stock TRL beside everything, as make bench times them; the second one's peak memory."""
     from dpo.speed import variants
-    from dpo.speed.workload import LENGTHS, config_of
+    from dpo.speed.workload import LENGTHS
 
     asked = variants.Job("Qwen3-0.6B", job.device, 4, 20, str(LENGTHS), turns=1)
     if job.small:
@@ -110,10 +113,13 @@ def speed(job: Job) -> Iterator[Row]:
     figures = {"pairs": ours["pairs"], "stock_pairs": stock["pairs"], "ratio": ratio}
     row = judged(label, ratio >= 1, says, "1 × or more", **figures)
     yield row if job.device == "cuda" else skipped(row.name, f"{says}: judged on a GPU only")
-    config = config_of(asked.model)
-    tokens = asked.timed.sum(axis=1).reshape(-1, asked.pairs).sum(axis=1).max()
-    predicted = 16 * gpu_checks.parameters(config) + gpu_checks.activations(config, tokens)
-    yield gpu_checks.memory(f"{label}: memory", job, ours["peak_memory_gb"], predicted / 1e9)
+    if asked.model in variants.SHAPES:
+        from dpo.speed import gpu_plan
+
+        batches = np.concatenate([asked.warm_up, asked.timed]).reshape(-1, asked.pairs, 3)
+        planned = gpu_plan.peak_of(f"Qwen/{asked.model}", batches, job)
+        row = gpu_checks.memory(f"{label}: memory", job, ours["peak_allocated_gb"], planned / 1e9)
+        yield row
 
 
 def parity(job: Job) -> Iterator[Row]:
@@ -121,6 +127,13 @@ def parity(job: Job) -> Iterator[Row]:
     from dpo.speed import gpu_parity
 
     yield from gpu_parity.parity(job)
+
+
+def plan(job: Job) -> Iterator[Row]:
+    """What make plan says of memory and time, beside what they are."""
+    from dpo.speed import gpu_plan
+
+    yield from gpu_plan.plan(job)
 
 
 # By the names in PARTS.
@@ -133,6 +146,7 @@ DONE_BY: dict[str, Callable[[Job], Iterator[Row]]] = {
     "zero2": partial(gpu_runs.sharded, config="zero2"),
     "zero3": partial(gpu_runs.sharded, config="zero3"),
     "qlora": gpu_runs.qlora,
+    "plan": plan,
     "zero3_offload": partial(gpu_runs.sharded, config="zero3_offload"),
 }
 

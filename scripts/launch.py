@@ -6,7 +6,7 @@
     python scripts/launch.py --list
     python scripts/launch.py -- --help               # all arguments of a recipe
 
-On GPUs the config goes by the recipe's plan (make plan), and what cannot fit does not start.
+On GPUs the config goes by the recipe's plan (make plan). What cannot fit does not start.
 Prints the `accelerate launch` command and runs it. Asked to stop, by SIGTERM, SIGUSR1 or Ctrl-C,
 the run saves at the end of its step, and this ends with 75: the same command goes on from there. A
 second Ctrl-C ends it at once.
@@ -18,9 +18,10 @@ import shlex
 import signal
 from typing import Any
 
+from dpo.core.environment import CONFIG, PLAN
 from dpo.core.signals import SIGNALS
 from dpo.core.terminal import guarded, parser_of
-from dpo.plan import auto
+from dpo.plan import auto, on_cpu
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import names
 from dpo.runs import launch
@@ -58,25 +59,29 @@ def show_choices() -> None:
             print(f"  {name:<{width}}  {title}")
 
 
-def by_the_plan(asked: dict[str, Any], force: bool) -> None:
+def by_the_plan(asked: dict[str, Any], force: bool) -> tuple[dict[str, Any], auto.Way] | None:
     """On GPUs, take the config and the flags that the recipe's plan does, and say so.
+
+    Returns the plan, and what it says of that way; None where none is made.
 
     Raises:
         Refusal: what is asked for does not fit.
     """
     here, config = launch.gpus_here(), asked["config"]
-    if not here or config == "cpu" or (force and config):
-        return
+    if not here or config == "cpu":
+        return None
     launch.look(["--config", f"{RECIPES}/{asked['recipe']}.yaml", *asked["arguments"]])
     nodes, _ = launch.across(asked["nodes"], asked["node_rank"], asked["main"])
     gpus = launch.number_of(asked["gpus"]) or here
     gpus = 1 if config in launch.ONE_PROCESS else gpus
     plan = auto.plan_of(asked["recipe"], gpus, nodes, asked["arguments"])
     if isinstance(plan, str):
-        return print(f"No plan, and the config goes by the machine: {plan}")
-    asked["config"], flags, said = auto.settle(plan, config, force)
+        print(f"No plan, and the config goes by the machine: {plan}")
+        return None
+    asked["config"], flags, said, way = auto.settle(plan, config, force)
     asked["arguments"] = [*auto.without(asked["arguments"], flags[::2]), *flags]
     print(said, end="\n" * bool(said), flush=True)
+    return (plan, way) if way else None
 
 
 @guarded
@@ -89,12 +94,21 @@ def main() -> None:
     if args.pop("check"):  # before a job waits for its turn
         return launch.check(**args)
     launch.check_there(args["recipe"], args["config"])
-    by_the_plan(args, force)
+    on_cpu.check(**args, force=force)
+    planned = by_the_plan(args, force)
     command, environment = launch.plan(**args)
+    environment.pop(PLAN, None)  # of another run
+    environment |= auto.handed(planned[1]) if planned else {}
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     changed = visible != os.environ.get("CUDA_VISIBLE_DEVICES")
     print(f"CUDA_VISIBLE_DEVICES={visible} " * changed + shlex.join(command), flush=True)
-    raise SystemExit(launch.run(command, environment))
+
+    def say_full(found: dict[str, Any]) -> None:
+        from dpo.plan.measured import full  # late: a run that goes well needs none of it
+
+        full.say(found, args, environment[CONFIG], planned)
+
+    raise SystemExit(launch.run(command, environment, say_full))
 
 
 if __name__ == "__main__":

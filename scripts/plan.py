@@ -4,6 +4,8 @@
     make plan RECIPE=zephyr-7b-ultrafeedback GPUS=8 GPU=A100-80GB PRICE=1.8
     make plan RECIPE=tulu-2-70b-ultrafeedback GPUS=8 NODES=4 MEMORY=80
     make plan RECIPE=qwen-ultrafeedback GPU=RTX-4090 ARGS="--max_length 4096"
+    make plan GPU=cpu                                   # or CONFIG=cpu; MEMORY=16, GPUS=2 processes
+    make plan RUN=outputs/smollm2-sentiment           # beside what that run measured
 
 Without GPU= it is for this machine's GPUs, or for an H100 where there is none. It reads no weights.
 Shown is every way to train it on so many GPUs, which all learn the same, with what each takes of
@@ -18,16 +20,17 @@ import argparse
 
 from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.plan import cards
-from dpo.runs import launch
+from dpo.runs import launch, output_folder
 
 
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
+    add("--run", default="", help="a run: its plan beside what it measured")
     add("--gpus", default="", help="on each machine (this machine's, else 1)")
     add("--nodes", default="1", help="machines (1)")
-    add("--gpu", default="", help="which: H100-80GB, A100-40GB, RTX-4090, … (this machine's)")
+    add("--gpu", default="", help="which: H100-80GB, RTX-4090, …, or cpu (this machine's)")
     add("--memory", default="", help="GB of each, instead of a name")
     add("--price", type=float, help="of one GPU for an hour")
     add("--utilisation", type=float, help="of the GPU's peak, that training reaches")
@@ -39,6 +42,9 @@ def arguments() -> argparse.Namespace:
 def answer() -> None:
     """What can be seen to be wrong before anything heavy is imported."""
     args = arguments()
+    if args.run:
+        output_folder.measured(args.run)
+        return
     launch.check_there(args.recipe, "")
     launch.number_of(args.gpus)
     launch.across(args.nodes, "0", "the-first:29500")
@@ -53,9 +59,9 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
-import psutil
 from rich.console import Console
 
 from dpo.core.refusal import Refusal
@@ -63,20 +69,42 @@ from dpo.plan import table
 from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.ask import THIS, Asked, card_of
 from dpo.plan.auto import gb
-from dpo.plan.options import best
+from dpo.plan.measured import beside, words
+from dpo.plan.options import Option, best
+
+
+def beside_the_run(args: argparse.Namespace) -> None:
+    """The plan of a run that was made, as it was trained, beside what it measured."""
+    folder, measured = output_folder.measured(args.run)
+    utilisation = args.utilisation or UTILISATION
+    planned, option = beside.of_folder(folder, measured["how"], utilisation)
+    plan = beside.told(planned, option, measured["how"])
+    rows = beside.rows(plan, measured)
+    if args.json:
+        found = {"run": str(folder), "lengths": planned.lengths.source, "rows": rows}
+        return print(json.dumps(found | measured | {"plan": plan}, indent=1))
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(*words.heading(folder, planned, measured), sep="\n", soft_wrap=True)
+    console.print(words.table(rows))
+    for line in words.conclusions(planned, option, measured, rows):
+        console.print(line, soft_wrap=True)
 
 
 @guarded
 def main() -> None:
     args = arguments()
+    if args.run:
+        return beside_the_run(args)
     card, why = card_of(args.gpu, args.memory)
-    gpus = launch.number_of(args.gpus) or launch.gpus_here() or 1
+    gpus = launch.number_of(args.gpus) or (not card.on_cpu and launch.gpus_here()) or 1
+    if card.on_cpu:  # whose memory the processes share
+        card = replace(card, memory=card.memory / gpus)
     nodes, _ = launch.across(args.nodes, "0", "the-first:29500")
     utilisation = args.utilisation or UTILISATION
     asked = Asked(args.recipe, tuple(args.arguments), gpus, nodes, card, args.price, utilisation)
     planned = asked.planned()
     options = planned.options(gpus, nodes)
-    here = psutil.virtual_memory().total if why == THIS else math.inf
+    here = cards.memory_here() if why == THIS else math.inf
     taken, change, then = best(options, card.memory, here), None, asked
     of = planned
     if taken is None and (found := asked.made_to_fit()):
@@ -88,23 +116,29 @@ def main() -> None:
         results |= {"gpus": gpus, "nodes": nodes, "lengths": planned.lengths.source}
         results |= {"sizes": asdict(planned.sizes), "change": change}
         results["command"] = then.command(taken, more) if taken else None
-        results["as_it_goes"] = planned.as_it_goes(gpus, nodes)
+        processes = gpus * nodes
+
+        def told(option: Option) -> dict[str, Any]:
+            step = planned.step_seconds(option, processes)
+            return asdict(option) | {"peak": option.peak, "step_seconds": step}
+
+        goes = planned.as_it_goes(gpus, nodes)
+        results["as_it_goes"] = {config: told(option) for config, option in goes.items()}
         results["options"] = [
-            asdict(each)
-            | {"peak": each.peak, "flags": asked.flags_of(each, gpus * nodes)}
-            | {"taken": each is taken}
+            told(each) | {"flags": asked.flags_of(each, processes), "taken": each is taken}
             for each in options
         ]
         print(json.dumps(results, indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(*table.heading(planned, gpus, nodes, why), sep="\n", soft_wrap=True)
-    console.print(table.table(options, card.memory, taken))
-    console.print(f"{table.LEGEND}\n", style="dim")
+    console.print(table.table(options, card, taken))
+    console.print(f"{table.CPU_LEGEND if card.on_cpu else table.LEGEND}\n", style="dim")
     if taken is None:
         raise Refusal(f"no way fits {gpus * nodes} × {card.name}, nor does any one change")
     if change:
-        console.print(f"None fits. With {change} it is {gb(taken.peak)} GB on each GPU.\n")
+        each = "of each process" if card.on_cpu else "on each GPU"
+        console.print(f"None fits. With {change} it is {gb(taken.peak)} GB {each}.\n")
     console.print(*table.spent(of, taken), sep="\n", soft_wrap=True)
     console.print(f"\nNext: {then.command(taken, more)}", soft_wrap=True)
 

@@ -83,7 +83,7 @@ def with_machine(path: Path, said: str) -> str:
     text = path.read_text(encoding="utf-8")
     begin, old, end = re.split(r"(?ms)^(# Machine: .*?)(?=^# \w)", text, maxsplit=1)
     own = re.sub(r"\s*\n#\s+", " ", old.removeprefix("# Machine: ").strip())
-    own = own[len(re.match(r"(.* by its plan[^.]*\. ?)?", own)[0]) :]
+    own = own[len(re.match(r"(.* by its plan.*?\.( |$))?", own)[0]) :]
     lines = textwrap.wrap(f"Machine: {said} {own}".strip(), 98, subsequent_indent="  ")
     return begin + "".join(f"# {line}\n" for line in lines) + end
 

@@ -37,6 +37,9 @@ from dpo.data.quarantine import Linted
 from dpo.data.sources.load import load_rows
 from dpo.evaluation import measure
 from dpo.models import adapters, config_check
+from dpo.plan.arithmetic import processor
+from dpo.plan.measured import beside
+from dpo.plan.measured.measure import Measure
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
 from dpo.reports.results import headline
@@ -56,7 +59,8 @@ def train(recipe: Recipe, tokenizer, data: dict[str, Linted], tracked: str | Non
     held_out = data["held-out"].pairs if "held-out" in data else None
     trainer = make_trainer(recipe, tokenizer, data["train"].pairs, held_out)
     describe(recipe, trainer, tracked)
-    for callback in (Gates(trainer, recipe), leave, Describe(trainer, recipe, data)):
+    looking_on = Describe(trainer, recipe, data), Measure(trainer)
+    for callback in (Gates(trainer, recipe), leave, *looking_on):
         trainer.add_callback(callback)
     return resume.to_the_end(trainer, recipe, leave)
 
@@ -89,6 +93,8 @@ def main() -> None:
         return
     tokenizer, data = dataset.read(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
+    if state.device.type == "cpu":
+        processor.libraries()  # for the plan at the end: before a model is there
 
     # Policy and reference, preflight, DPOTrainer.
     held_out, trained, seconds = train(recipe, tokenizer, data, tracked, leave)
@@ -107,6 +113,7 @@ def main() -> None:
     results = run_report.about(recipe, rows, data, trained, alerts.alerts_of(trained))
     policy, device = str(policies[-1]), str(state.device)
     results |= measure.after_training(recipe, policy, held_out, device, scored)
+    results |= {"measured": beside.at_the_end(folder, recipe, data)}
     results |= run_report.spent(folder, train=seconds, evaluate=time.monotonic() - started)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)

@@ -59,6 +59,9 @@ def test_two_processes_learn_what_one_learns(
         live = " and 50% of the reference" if trained == "full" and not cached else ""
         assert f"each process holds 50% of the policy{live}\n" in said
     assert_learned_alike(folder, one_process(trained))
+    measured = json.loads((folder / "measured.json").read_text())
+    assert not measured["uncounted"] and measured["terms"]["optimizer"] > 0
+    assert (measured["how"]["config"], measured["how"]["processes"]) == (config, 2)
     if scored:
         assert_scored_alike(folder, one_process(trained))
 

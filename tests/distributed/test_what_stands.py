@@ -8,6 +8,7 @@ import pytest
 
 from dpo.plan.arithmetic import memory
 from dpo.plan.arithmetic.memory import machine
+from dpo.plan.arithmetic.peak import updating
 from support import held
 from support.launched import end, fork, free_port
 from support.place import ROOT
@@ -86,7 +87,7 @@ def check_peaks(found: held.Found, case: held.Case, config: str, gpus: int) -> N
         assert (0.85 if rough else 0.94) * computes <= planned, (case, terms)
         assert planned - terms["gathered"] <= (1.06 if config == "cpu" else 1.12) * computes, case
     if config != "zero3" or not case.get("lora"):  # there some weights are still gathered
-        planned = sum(stands.values()) - sent + memory.updating(sizes, setting)
+        planned = sum(stands.values()) - sent + updating(sizes, setting)
         assert updates == pytest.approx(planned, rel=0.12 if rough else 0.02, abs=5e4), case
 
 

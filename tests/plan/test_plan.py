@@ -124,18 +124,18 @@ def plan_of(memory: str) -> dict:
 
 def test_the_plan_chooses_where_it_trains():
     plan = plan_of("80")
-    config, flags, said = auto.settle(plan, "", force=False)
+    config, flags, said, way = auto.settle(plan, "", force=False)
     (taken,) = [option for option in plan["options"] if option["taken"]]
-    assert (config, flags) == (taken["config"], taken["flags"])
+    assert (config, flags, way) == (taken["config"], taken["flags"], taken)
     assert f"CONFIG={config} by the plan" in said
     assert plan["command"].startswith(f"make train RECIPE={SEVEN} CONFIG={config} GPUS=8")
-    assert auto.settle(plan, "zero3", force=False) == ("zero3", [], "")
+    assert auto.settle(plan, "zero3", force=False) == ("zero3", [], "", plan["as_it_goes"]["zero3"])
     with pytest.raises(Refusal, match=r"CONFIG=ddp needs 1\d\d GB of .* CONFIG=\w+ .*FORCE=1"):
         auto.settle(plan, "ddp", force=False)
     assert "forced" in auto.settle(plan, "ddp", force=True)[2]
     # What is nearly full may start, if somebody asks for it.
-    plan["as_it_goes"]["zero2"] = 0.97 * plan["card"]["memory"]
-    assert auto.settle(plan, "zero2", force=False) == ("zero2", [], "")
+    plan["as_it_goes"]["zero2"]["peak"] = 0.97 * plan["card"]["memory"]
+    assert auto.settle(plan, "zero2", force=False)[:3] == ("zero2", [], "")
 
 
 def test_where_nothing_fits_no_run_starts():

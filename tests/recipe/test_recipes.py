@@ -147,6 +147,12 @@ def test_its_machine_is_the_one_that_its_plan_finds(recipe):
     assert said is None or shelf.header(recipe)["Machine"].startswith(said), "make shelf"
 
 
+def test_what_stands_beside_its_machine_stays_as_it_is(recipe, tmp_path):
+    said = "one GPU of 24 GB, 11 GB on each by its plan; some 7.2 GPU-hours on 8 × H100."
+    (tmp_path / recipe.name).write_text(once := shelf.with_machine(recipe, said))
+    assert shelf.with_machine(tmp_path / recipe.name, said) == once
+
+
 def test_the_table_of_the_shelf_is_up_to_date():
     assert (ROOT / "recipes/README.md").read_text() == shelf.table(), "make shelf"
 

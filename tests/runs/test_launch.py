@@ -87,7 +87,7 @@ def launched(
     """The command and the environment that the launcher would run on such a machine."""
     ran = []
     monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
-    monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given))
+    monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given[:2]))
     monkeypatch.setattr(script.auto, "plan_of", lambda *_: plan)
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -149,7 +149,12 @@ def test_a_name_of_no_gpu_is_said_and_not_its_absence(monkeypatch, tmp_path, cap
 
 
 def test_what_another_launch_left_behind_is_not_handed_on(monkeypatch, tmp_path):
-    left = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "ACCELERATE_USE_DEEPSPEED": "true"}
+    left = {
+        "DPO_PLAN": "{}",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+    }
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     command, environment = launched(monkeypatch, 0, "--", f"--output_dir={tmp_path}")
@@ -310,7 +315,7 @@ def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["launch.py", "--recipe=qwen-ultrafeedback"])
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
 
-    monkeypatch.setattr(launcher, "run", lambda command, env: launched.append(env))
+    monkeypatch.setattr(launcher, "run", lambda command, env, *_: launched.append(env))
     for mine in (None, "glibc.malloc.check=0"):
         if mine:
             monkeypatch.setenv("GLIBC_TUNABLES", mine)
@@ -342,11 +347,15 @@ def test_what_make_data_wrote_does_not_keep_a_run_from_starting(tmp_path):
     ],
 )
 def test_on_gpus_a_run_goes_by_its_plan(monkeypatch, capsys, config, force, ends):
-    taken = {"config": "zero3", "taken": True, "peak": 50e9, "flags": ["--max_grad_norm", "2"]}
+    way = {"peak": 50e9, "terms": {}, "stands": {}, "step_seconds": 1.5}
+    taken = way | {"config": "zero3", "taken": True, "flags": ["--max_grad_norm", "2"]}
     plan = {"card": {"name": "H100-80GB", "memory": 85e9}, "options": [taken], "change": None}
-    plan |= {"command": "make train CONFIG=zero3", "as_it_goes": {"ddp": 99e9, "zero2": 70e9}}
+    goes = {"ddp": way | {"peak": 99e9}, "zero2": way | {"peak": 70e9}}
+    plan |= {"command": "make train CONFIG=zero3", "as_it_goes": goes}
     given = ("--accelerate_config", config, *["--force"] * force, "--", "--max_grad_norm=9")
-    command, _ = launched(monkeypatch, 8, *given, plan=plan)
+    command, environment = launched(monkeypatch, 8, *given, plan=plan)
+    peak = json.loads(environment["DPO_PLAN"])["peak"]  # the run holds its own against it
+    assert peak == {"zero3": 50e9, "zero2": 70e9, "ddp": 99e9}[ends]
     assert f"accelerate_configs/{ends}.yaml" in command and "8" in command
     assert command[-1] == ("2" if ends == "zero3" else "--max_grad_norm=9")
     assert len([word for word in command if word.startswith("--max_grad_norm")]) == 1

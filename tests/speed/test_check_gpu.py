@@ -79,17 +79,30 @@ def test_what_is_not_reached_is_said(job):
     assert "2 not run, in 0.0 minutes." in (job.folder / "check-gpu.md").read_text()
 
 
-def test_memory_is_held_against_its_prediction(job):
-    def outcome(found: float, *given, device: str = "cuda", **options) -> str:
+def test_memory_is_held_against_its_plan(job):
+    def outcome(found: float, device: str = "cuda", **options) -> str:
         job.device = device
-        return gpu_checks.memory("x", job, found, *given, **options).outcome
+        return gpu_checks.memory("x", job, found, 10.0, **options).outcome
 
-    assert [outcome(found, 10.0) for found in (4.9, 5, 20, 21)] == [
+    assert [outcome(found) for found in (8.9, 9.1, 10.9, 11.1)] == [
         *("failed", "passed", "passed", "failed")
     ]
-    assert outcome(1, 10.0, low=False) == "passed"
-    assert outcome(11, 10.0, low=False, factor=1) == "failed"
-    assert outcome(99, 10.0, device="cpu") == "skipped"
+    assert outcome(1, low=False) == "passed" and outcome(11.1, low=False) == "failed"
+    assert outcome(99, device="cpu") == "skipped"
+
+
+def test_a_run_s_peak_is_held_against_its_plan_s(job):
+    """A run without one fails on a GPU alone."""
+
+    def row(device: str, **peak: float | None) -> Row:
+        job.device = device
+        return gpu_runs.peak("x", job, {"measured": {"peak_gb": peak} if peak else None})
+
+    found = row("cuda", measured=8.5, planned=8.0)
+    assert found.outcome == "passed" and found.figures == {"peak_gb": 8.5, "planned_gb": 8.0}
+    assert row("cuda", measured=8.9, planned=8.0).outcome == "failed"
+    assert row("cuda").outcome == row("cuda", measured=8.5, planned=None).outcome == "failed"
+    assert row("cpu").outcome == row("cpu", measured=8.5, planned=8.0).outcome == "skipped"
 
 
 def test_a_loss_that_does_not_start_at_ln_2_fails():

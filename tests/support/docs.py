@@ -43,6 +43,8 @@ ELSEWHERE = {
     "make submit RECIPE=qwen-ultrafeedback CONFIG=zero3 GPUS=8 NODES=4 PARTITION=gpu": "likewise",
     "make check-gpu": "needs a GPU",
     'make check-gpu ARGS="--only parity zero2"': "needs a GPU",
+    'make check-gpu ARGS="--only plan"': "needs a GPU",
+    'make check-gpu DEVICE=cpu ARGS="--small --only plan"': "test_gpu_plan.py, but for make",
     'make check-gpu DEVICE=cpu ARGS="--small"': "test_make_check_gpu.py, on the tiny model",
     "make test-architectures": ".ci/run",
     "make test-distributed": ".ci/run",
@@ -64,6 +66,9 @@ ELSEWHERE = {
     'make sweep SWEEP="seed=42,1,2,3,4"': "likewise",
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_make_sweep.py",
     **dict.fromkeys(PLANS, "test_make_plan.py"),
+    "make plan GPU=cpu": "test_make_plan.py, of a short run",
+    "make plan GPU=cpu MEMORY=16 GPUS=2": "test_on_cpu.py, without make",
+    "make plan RUN=outputs/smollm2-sentiment": "test_make_plan.py, on a tiny run",
     "make pairs": "test_make_pairs.py",
     'make pairs PROMPTS=questions.txt JUDGE=vader SAMPLES=4 ARGS="--max_new_tokens 40"': ""
     "test_make_pairs.py, on a tiny model",

@@ -16,22 +16,21 @@ import torch
 import transformers.training_args
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from deepspeed.runtime.engine import DeepSpeedEngine
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from peft import LoraConfig
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
-    TrainerCallback,
 )
 from trl import DPOConfig
 
 from dpo.data.schema import IDS
 from dpo.plan.arithmetic.counted import How, Tally, kept
-from dpo.plan.arithmetic.memory import ZERO, Setting, Sizes, gathered, sizes_of, standing, terms
+from dpo.plan.arithmetic.memory import ZERO, Setting, Sizes, gathered, sizes_of, standing
+from dpo.plan.arithmetic.peak import terms
+from dpo.plan.measured import storages
+from dpo.plan.measured.measure import LOOKED_AT, Measure
 from dpo.speed.workload import any_tokenizer
 from dpo.training.trainer import FastDPOTrainer
 from support import tiny
@@ -46,135 +45,62 @@ Case = dict[str, Any]
 Found = tuple[list[dict[str, int]], int, dict[str, int]]
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists and dictionaries, and in what quantizes a weight."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from (found for part in value.values() for found in tensors_in(part))
-    elif isinstance(value, (list, tuple)):
-        yield from (found for part in value for found in tensors_in(part))
-    elif type(value).__module__.startswith("bitsandbytes"):
-        yield from tensors_in(vars(value))
-
-
-def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of each storage on this process, by its address."""
-    found = {}
-    for tensor in tensors:
-        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
-        if tensor.device.type != "meta" and storage.nbytes():
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
-
-
-def weights(model: torch.nn.Module | None) -> Iterator[Tensor]:
-    for parameter in model.parameters() if model else ():
-        yield getattr(parameter, "ds_tensor", parameter)  # the shard, and what is gathered
-        yield parameter
-        yield from tensors_in(vars(parameter).get("quant_state"))
-
-
-def attributes(owner: Any, *names: str) -> Iterator[Tensor]:
-    for name in names:
-        yield from tensors_in(getattr(owner, name, ()))
-
-
-def buffers(trainer) -> Iterator[Tensor]:
-    for bucket in getattr(trainer.model_wrapped.optimizer, "ipg_buckets", {}).values():
-        yield from tensors_in(bucket.buffer)
-
-
-def gradients(trainer) -> Iterator[Tensor]:
-    for parameter in trainer.model.parameters():
-        yield from attributes(parameter, "grad", "grad_accum")
-    names = ("fp32_groups_gradients_flat", "averaged_gradients", "all_grad_tensors")
-    names += ("grads_in_partition", "grad_partitions_flat_buffer")
-    yield from attributes(getattr(trainer.model_wrapped, "optimizer", None), *names)
-
-
-def states(trainer) -> Iterator[Tensor]:
-    optimizer = trainer.optimizer
-    masters = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-    while hasattr(optimizer, "optimizer"):
-        yield from attributes(optimizer, *masters, "fp32_partitioned_groups_flat")
-        optimizer = optimizer.optimizer
-    yield from tensors_in(dict(optimizer.state))
-
-
 def every_tensor() -> Iterator[Tensor]:
     return (each for each in gc.get_objects() if issubclass(type(each), Tensor))
 
 
-def held(trainer, before: Iterable[int]) -> dict[str, int]:
-    """Bytes of this process by what they are."""
-    wrapped = trainer.model_wrapped
-    parts = {
-        "policy": weights(trainer.model),
-        "communication": buffers(trainer) if trainer.is_deepspeed_enabled else (),
-        "gradients": gradients(trainer),
-        "reference": weights(trainer.ref_model),
-        "optimizer": states(trainer),
-    }
-    found, known = {}, set()
-    for name, tensors in parts.items():
-        part = storages(tensors)
-        found[name] = sum(size for key, size in part.items() if key not in known)
-        known |= part.keys()
-    if isinstance(wrapped, DistributedDataParallel):  # C++ holds them
-        logged = wrapped._get_ddp_logging_data()
-        sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
-        found["communication"] = sum(map(int, sizes.split(",")))
-    # What nobody above owns: batches and buffers of the model, unless something was forgotten. A
-    # thread of gloo's has what it has just sent for a moment more.
-    for _ in range(20):
-        rest = storages(every_tensor())
-        found["rest"] = sum(size for key, size in rest.items() if key not in known.union(before))
-        if found["rest"] < 1e5:
-            break
-        time.sleep(0.1)
-    return found
-
-
-class Watch(TrainerCallback):
-    """Takes note of what is held in the second step, when there are an optimizer's states."""
+class Watch(Measure):
+    """Takes note of what is held as a run does of itself, and of what nobody owns."""
 
     def __init__(self, trainer, before: Iterable[int]):
-        self.trainer, self.before = trainer, before
-        self.notes, self.most = [], 0  # of all that is held; of weights within the model
+        super().__init__(trainer)
+        self.before, self.most = before, 0  # the most weights within the model
         self.tally, self.peaks = Tally(), {"computes": 0, "updates": 0}
         for each in every_tensor():
-            if storages([each]).keys() - before:
+            if storages.storages([each]).keys() - before:
                 self.tally.add(getattr(each, "_local_tensor", each).untyped_storage())
-
-    def note(self, *args, **kwargs) -> None:
-        if self.trainer.state.global_step == 1:
-            self.notes.append(held(self.trainer, self.before))
 
     def since(self, what: str) -> None:
         """Take the most that there has been since this was last called for a part of the step."""
-        if self.trainer.state.global_step == 1:
-            self.peaks[what] = max(self.peaks[what], self.tally.most)
+        self.peaks[what] = max(self.peaks[what], self.tally.most)
         self.tally.most = self.tally.now
 
-    def on_step_begin(self, *args, **kwargs) -> None:
+    def on_step_begin(self, *args, **kwargs):
+        super().on_step_begin(*args, **kwargs)
         self.tally.most = self.tally.now
 
-    def on_substep_end(self, *args, **kwargs) -> None:
-        self.note()
+    def note(self, *args, **kwargs) -> None:
+        super().note()
+        if self.begun != LOOKED_AT:
+            return
+        owned, failed = storages.owned(self.trainer)
+        assert not failed
+        known = {key for part in owned.values() for key in part} | {*self.before}
+        # Batches and buffers of the model, unless something was forgotten. A thread of gloo's has
+        # what it has just sent for a moment more.
+        for _ in range(20):
+            rest = storages.storages(every_tensor())
+            found = sum(size for key, size in rest.items() if key not in known)
+            if found < 1e5:
+                break
+            time.sleep(0.1)
+        self.notes[-1]["rest"] = found
         self.since("computes")
 
-    def on_pre_optimizer_step(self, *args, **kwargs) -> None:
-        self.note()
-        # DeepSpeed's own step has gone before, and it was looked at.
-        self.since("updates" if self.trainer.is_deepspeed_enabled else "computes")
+    on_substep_end = note
 
-    def on_optimizer_step(self, *args, **kwargs) -> None:
-        self.since("updates")
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        if self.begun == LOOKED_AT and self.trainer.is_deepspeed_enabled:
+            self.since("updates")  # DeepSpeed's own step has gone before, and its beginning noted
+        self.note()
+
+    def on_optimizer_step(self, *args, **kwargs):
+        if self.begun == LOOKED_AT:
+            self.since("updates")
 
     def layer(self, *args) -> None:
         models = (self.trainer.model, self.trainer.ref_model)
-        there = storages(w for model in models for w in weights(model))
+        there = storages.storages(w for model in models for w in storages.weights(model))
         self.most = max(self.most, sum(there.values()))
 
 
@@ -183,7 +109,7 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     AcceleratorState._reset_state()
     gc.collect()
     case = {"bf16": False, "dtype": "float32", "live": False, "parts": 2, "lora": False} | case
-    before = storages(every_tensor()).keys()  # what a trainer before has left
+    before = storages.storages(every_tensor()).keys()  # what a trainer before has left
     bits = case.get("bits")
     objects: dict[str, Any] = {"model": str(models / case["name"])}
     objects["peft_config"] = copy.deepcopy(ADAPTER) if case["lora"] else None
@@ -221,28 +147,14 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     )
     watch = Watch(trainer, before)
     trainer.add_callback(watch)
-    # DDP and FSDP send what no operation here has made.
-    alone = trainer.accelerator.num_processes == 1
-    step, release = DeepSpeedEngine.step, DeepSpeedZeroOptimizer._release_ipg_buffers
     for model in filter(None, (trainer.model, trainer.ref_model)):
         for layer in getattr(model, "module", model).get_decoder().layers:
             layer.register_forward_pre_hook(watch.layer)
             layer.register_full_backward_hook(watch.layer)
 
-    def noting(method, updates: bool):
-        def noted(self, *args, **kwargs):
-            watch.note()
-            if updates and self.is_gradient_accumulation_boundary():
-                watch.since("computes")
-            return method(self, *args, **kwargs)
-
-        return noted
-
-    with (
-        patch.object(DeepSpeedEngine, "step", noting(step, True)),
-        patch.object(DeepSpeedZeroOptimizer, "_release_ipg_buffers", noting(release, False)),
-        watch.tally if trainer.is_deepspeed_enabled or alone else nullcontext(),
-    ):
+    # DDP and FSDP send what no operation here has made.
+    seen = trainer.is_deepspeed_enabled or trainer.accelerator.num_processes == 1
+    with watch.tally if seen else nullcontext():
         trainer.train()
     return watch
 

@@ -1,6 +1,8 @@
 """Step 1 does not wait for the reference on a CPU, and nothing is learned otherwise for it."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dpo.core.refusal import Refusal
 from dpo.data.schema import PLACE, REFERENCE_LOGPS
+from dpo.training import waiting
 from dpo.training.monitoring.drift import Drift
 from dpo.training.waiting import ReferenceCanWait
 from support.tiny import losses_of, trainer_of
@@ -113,3 +116,26 @@ def test_the_references_answers_at_the_first_evaluation_are_those_of_the_start(
         assert len(logged) == 2 and trainer.loaded is None
         kept.append([log["eval_drift_nats_per_token"] for log in logged])
     assert kept[:2] == kept[2:]
+
+
+def test_a_reference_that_is_loaded_again_is_in_memory_once(tmp_path, monkeypatch):
+    """For training pairs, held-out pairs and answers; Python's own collection would come late."""
+    loaded, load = [], waiting.load
+
+    def watched(trainer):
+        assert not [each for each in loaded if each() is not None]
+        model = load(trainer)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(waiting, "load", watched)
+    at = {"with_held_out": True, "eval_strategy": "steps", "eval_steps": 6}
+    trainer = trainer_of(tmp_path, "llama", **(WAITS | at))
+    trainer.eval_dataset = trainer.eval_dataset.add_column("prompt", ["How?"] * 4)
+    trainer.add_callback(Drift(trainer))
+    gc.disable()
+    try:
+        trainer.train()
+        assert len(loaded) == 3 and not [each for each in loaded if each() is not None]
+    finally:
+        gc.enable()

@@ -23,8 +23,9 @@ RANKS = re.compile(
     "|(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_(?!USE_CPU$).*"
 )
 # Between our own processes: the launch config that launch.py took; a folder of its, in which it and
-# the run tell each other by files (signals.py); and that errors show their traceback.
-CONFIG, TOLD_IN, DEBUG = "DPO_CONFIG", "DPO_TOLD_IN", "DPO_DEBUG"
+# the run tell each other by files (signals.py); what the run needs by its plan, as JSON; and that
+# errors show their traceback.
+CONFIG, TOLD_IN, PLAN, DEBUG = "DPO_CONFIG", "DPO_TOLD_IN", "DPO_PLAN", "DPO_DEBUG"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Launch:
     no_gpu: bool = False  # launch.py found none; DeepSpeed and gloo go by it
     config: str | None = None  # the name of the launch config
     told_in: Path | None = None  # the folder in which the launcher and the run tell each other
+    plan: str | None = None  # what the run needs by its plan, as JSON (plan/measured/)
     errors: Path | None = None  # where torchrun looks for the error of this process
     debug: bool = False  # an error that no check foresaw shows its traceback
 
@@ -66,6 +68,7 @@ def launched() -> Launch:
         no_gpu=said.get("DS_ACCELERATOR") == "cpu",
         config=said.get(CONFIG),
         told_in=place(TOLD_IN),
+        plan=said.get(PLAN),
         errors=place("TORCHELASTIC_ERROR_FILE"),
         debug=bool(said.get(DEBUG)),
     )

@@ -1,6 +1,7 @@
 """The machine of a run: its name, its software, and how much of its memory was used."""
 
 import contextlib
+import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -81,6 +82,13 @@ def device_name() -> str:
         return f"{state.num_processes} × {torch.cuda.get_device_name()}"
     threads = torch.get_num_threads()
     return f"CPU ({cpu_name()}), {state.num_processes} × {threads} threads"
+
+
+def give_back() -> None:
+    """Return to the system the memory that glibc keeps of what was freed, which is all of it
+    (launch.KEPT_MEMORY); other libraries of C have no such function, and keep less."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory_gb() -> float:

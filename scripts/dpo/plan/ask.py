@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.models import adapters
@@ -64,11 +66,7 @@ class Asked:
             Refusal: the recipe is none, or its model is not known and not to be reached.
         """
         recipe = self.parsed()
-        name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
-        if is_asked(name) and (adapter := adapters.config_of(name, revision)):
-            name, revision = adapter.base_model_name_or_path, adapter.revision
-        trusted = recipe.training.trust_remote_code
-        config, note = shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+        config, note = model_of(recipe)
         found = lengths.of(recipe)
         return Planned(recipe, config, found, self.card, self.price, self.utilisation, note)
 
@@ -110,7 +108,7 @@ class Asked:
             yield "LoRA", flags(*LORA)
         if not recipe.model.load_in_4bit:
             yield "an adapter on 4 bits (QLoRA)", flags(*FOUR_BITS)
-        for times in (2, 4, 8, 16, 32, 64):
+        for times in () if self.card.on_cpu else (2, 4, 8, 16, 32, 64):
             gpus = self.gpus * times
             here, nodes = (gpus, self.nodes) if gpus <= 8 else (8, self.nodes * gpus // 8)
             if recipe.global_batch % (here * nodes) == 0:
@@ -142,6 +140,20 @@ class Asked:
         return None
 
 
+def model_of(recipe: Recipe) -> tuple[PreTrainedConfig, str | None]:
+    """The configuration of a recipe's model, or of the base of its adapter, and a note if it is not
+    the model's own.
+
+    Raises:
+        Refusal: it is not known and not to be reached.
+    """
+    name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
+    if is_asked(name) and (adapter := adapters.config_of(name, revision)):
+        name, revision = adapter.base_model_name_or_path, adapter.revision
+    trusted = recipe.training.trust_remote_code
+    return shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+
+
 def is_asked(name: str) -> bool:
     """Whether a model can be looked at, as to whether it is an adapter: the hub's own client would
     try for half a minute. Those of the shelf are known."""
@@ -160,7 +172,7 @@ def card_of(gpu: str, memory: str) -> tuple[Card, str]:
         Refusal: it is not known.
     """
     if gpu or memory:
-        return cards.card(gpu, memory), ""
+        return cards.card(gpu, memory), THIS * (gpu.lower() == cards.CPU and not memory)
     if found := cards.here():
         return found, THIS
     return cards.card(ELSEWHERE), "no GPU is here, and none is named with GPU="

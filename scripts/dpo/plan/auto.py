@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dpo.core.environment import finding_us
+from dpo.core.environment import PLAN, finding_us
 from dpo.core.refusal import Refusal, last_line
 
 AUTO = "auto"
+HANDED = ("terms", "stands", "peak", "step_seconds")  # of a way, that a run is told
+Way = dict[str, Any]  # an option of a plan in JSON
 
 
 def gb(size: float) -> str:
@@ -29,16 +31,26 @@ def without(flags: Sequence[str], names: list[str]) -> list[str]:
     return kept
 
 
-def plan_of(recipe: str, gpus: int, nodes: int, flags: list[str]) -> dict[str, Any] | str:
-    """The plan as plan.py tells it in JSON, or why there is none."""
+def plan_of(
+    recipe: str, gpus: int, nodes: int, flags: list[str], **on: str
+) -> dict[str, Any] | str:
+    """The plan as plan.py tells it in JSON, or why there is none.
+
+    Args:
+        on: another card than this machine's, as plan.py takes `gpu` and `memory`.
+    """
     words = ["scripts/plan.py", "--json", "--recipe", recipe, "--gpus", str(gpus)]
-    command = [sys.executable, *words, "--nodes", str(nodes), "--", *flags]
+    command = [sys.executable, *words, "--nodes", str(nodes)]
+    command += [word for name, value in on.items() for word in (f"--{name}", value)]
+    command += ["--", *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=finding_us(os.environ))
     return json.loads(done.stdout) if done.returncode == 0 else last_line(done.stderr)
 
 
-def settle(plan: dict[str, Any], config: str, force: bool) -> tuple[str, list[str], str]:
-    """The config to take, flags to add, and a line that says so.
+def settle(
+    plan: dict[str, Any], config: str, force: bool
+) -> tuple[str, list[str], str, Way | None]:
+    """The config to take, flags to add, a line that says so, and what the plan says of that way.
 
     Args:
         config: that was asked for; "" leaves it to the plan.
@@ -59,11 +71,18 @@ def settle(plan: dict[str, Any], config: str, force: bool) -> tuple[str, list[st
             raise Refusal(f"no way fits a {card}, the least is {gb(least)} GB: {advice}{change}")
         taken = taken or min(options, key=lambda option: option["peak"])
         said = f"CONFIG={taken['config']} by the plan: {gb(taken['peak'])} GB of a {card}"
-        return taken["config"], taken["flags"], f"{said}; make plan shows the other ways"
-    peak = plan["as_it_goes"].get(config, 0)
+        said += "; make plan shows the other ways"
+        return taken["config"], taken["flags"], said, taken
+    way = plan["as_it_goes"].get(config)
+    peak = way["peak"] if way else 0
     if peak <= memory:
-        return config, [], ""
+        return config, [], "", way
     needs = f"CONFIG={config} needs {gb(peak)} GB of a {card} as the recipe goes"
     if not force:
         raise Refusal(f"{needs}: {advice}")
-    return config, [], f"{needs}: forced"
+    return config, [], f"{needs}: forced", way
+
+
+def handed(way: Way | None) -> dict[str, str]:
+    """An environment by which a run knows what its plan says, to hold what it measures against."""
+    return {PLAN: json.dumps({name: way[name] for name in HANDED})} if way else {}

@@ -1,9 +1,15 @@
-"""GPUs that models are trained on: how much memory they have, and how fast they multiply."""
+"""What models are trained on: how much memory a GPU has and how fast it multiplies; or a CPU."""
 
+import contextlib
 import dataclasses
 import re
+from pathlib import Path
+
+import psutil
 
 from dpo.core.refusal import Refusal
+
+CPU = "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +26,11 @@ class Card:
     memory: float
     flops: float | None = None
     half: str = "bfloat16"
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is no GPU: the machine's processor, of which memory is that of a process."""
+        return self.name == CPU
 
 
 # GiB as PyTorch's out-of-memory errors call them the "total capacity", the lowest seen: a little
@@ -82,14 +93,18 @@ def card(GPU: str = "", MEMORY: str = "") -> Card:
     """The card that is asked for.
 
     Args:
-        GPU: one of CARDS, a driver's name, or enough of one to tell.
+        GPU: one of CARDS, a driver's name, or enough of one to tell; or cpu, no card but a
+            machine, this one if MEMORY names no other.
         MEMORY: GB (1e9 bytes) that it has; without GPU, a card of which no speed is known.
 
     Raises:
         Refusal: no such card is known, or several are; MEMORY is no number of GB.
     """
     found = None
-    if GPU:
+    if GPU.lower() == CPU:
+        found = Card(CPU, memory_here())
+        MEMORY = MEMORY or f"{found.memory / 1e9:f}"
+    elif GPU:
         near = named(GPU)
         if len(near) != 1:
             which = f"one of: {', '.join(near or CARDS)}"
@@ -106,6 +121,15 @@ def card(GPU: str = "", MEMORY: str = "") -> Card:
     return dataclasses.replace(found or Card(f"{MEMORY} GB", memory), memory=memory)
 
 
+def memory_here() -> float:
+    """Bytes of this machine's memory, or as many of it as a container leaves."""
+    limits = [float(psutil.virtual_memory().total)]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, v2 and v1
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            limits.append(float(Path("/sys/fs/cgroup", name).read_text()))
+    return min(limits)
+
+
 def here() -> Card | None:
     """The first GPU of this machine, with its own memory; None where there is none.
 
@@ -115,7 +139,13 @@ def here() -> Card | None:
 
     if not torch.cuda.is_available():
         return None
-    name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+    return of_driver(
+        torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+    )
+
+
+def of_driver(name: str, memory: float) -> Card:
+    """The card that a driver calls so, with the memory that it tells."""
     near = named(name)
     found = CARDS[near[0]] if len(near) == 1 else Card(name, memory)
     return dataclasses.replace(found, memory=memory)

@@ -14,9 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from dpo.core.refusal import one_line
+from dpo.evaluation.measure import AT_ONCE, MAX_NEW_TOKENS
 from dpo.models import adapters
-from dpo.plan.arithmetic import lengths, memory
-from dpo.plan.arithmetic.counted import How, Kept, Pairs, kept
+from dpo.plan.arithmetic import lengths, memory, peak, processor
+from dpo.plan.arithmetic.counted import BOUND, How, Kept, Pairs, bound, kept
 from dpo.plan.arithmetic.hours import Cost, Run, cost
 from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.arithmetic.memory import ZERO, Setting
@@ -25,9 +26,9 @@ from dpo.prefix_sharing import backbone
 from dpo.recipe.parse import Recipe, share_batch
 from dpo.training.batching import COMPOSITION_MATTERS
 
-BOUND = 100  # Llama in float32 keeps 98; 34 are published for half precision (arXiv 2205.05198)
 SURE = 0.9  # of a GPU's memory: a plan may be off by as much as it leaves free
 ALONE, SEVERAL = ("single_gpu",), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+ALONE_ON_CPU, SEVERAL_ON_CPU = ("cpu",), ("ddp",)
 OFFLOADED = "zero3_offload"
 # Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
 # have them in the machine's memory. Assumed, not measured.
@@ -46,6 +47,7 @@ class Option:
         terms: bytes on a GPU at the peak of a step, by what they are.
         machine: bytes of each machine's own memory.
         cost: of the whole run.
+        stands: bytes on a GPU that stand there from micro-batch to micro-batch, by what they are.
     """
 
     config: str
@@ -56,6 +58,7 @@ class Option:
     terms: dict[str, float]
     machine: float
     cost: Cost
+    stands: dict[str, float]
 
     @property
     def peak(self) -> float:
@@ -100,6 +103,8 @@ class Planned:
         self.sizes = memory.sizes_of(
             self.model, self.adapter, own.load_in_4bit, own.use_bnb_nested_quant
         )
+        if card.on_cpu:
+            processor.libraries()  # before anything is counted in this process
         self.counted, self.priced = functools.cache(self.count), functools.cache(self.price_of)
 
     def steps(self) -> int:
@@ -115,34 +120,58 @@ class Planned:
         try:
             return pairs, kept(self.config, pairs, how)
         except Exception as error:  # of an architecture that does what no tensor without data can
-            self.note = f"activations are a bound, {BOUND} bytes a token, layer and hidden unit, "
-            self.note += f"since they cannot be counted: {one_line(error)}"
-            text = self.config.get_text_config()
-            tokens = sum(map(sum, pairs)) if how.shared else 2 * len(pairs) * max(map(sum, pairs))
-            each = BOUND * tokens * text.hidden_size
-            saved = 2 * tokens * text.hidden_size if how.checkpointing else each
-            return pairs, Kept(saved * text.num_hidden_layers, 0, 2 * each)
+            said = f"a bound, {BOUND} bytes a token, layer and hidden unit, since they cannot be "
+            self.note = f"activations are {said}counted: {one_line(error)}"
+            return pairs, bound(self.config, pairs, how)
 
-    def option(
-        self, config: str, live: bool, checkpointing: bool, gpus: int, micro: int, accumulation: int
-    ) -> Option:
+    def setting(
+        self, config: str, live: bool, checkpointing: bool, gpus: int, accumulates: bool
+    ) -> Setting:
+        """How a way to train computes and shards; `accumulates` as Setting has it."""
         rounded = self.half and (config in ZERO or config == "fsdp2")
         how = How(
             torch.bfloat16 if rounded else self.loaded,
             self.half and not rounded,
             checkpointing,
             self.shared,
-            on_gpu=True,
+            on_gpu=not self.card.on_cpu,
             attention=self.attention,
             adapter=self.adapter,
+            quantized=self.recipe.model.load_in_4bit,
+            dropout=not self.recipe.training.disable_dropout,
         )
         optim = getattr(self.recipe.training.optim, "value", self.recipe.training.optim)
-        setting = Setting(config, gpus, live, accumulation > 1, optim, how, self.half, self.loaded)
-        pairs, found = self.counted(micro, how)
-        terms = memory.terms(self.sizes, setting, found, pairs)
+        return Setting(config, gpus, live, accumulates, optim, how, self.half, self.loaded)
+
+    def option(
+        self, config: str, live: bool, checkpointing: bool, gpus: int, micro: int, accumulation: int
+    ) -> Option:
+        setting = self.setting(config, live, checkpointing, gpus, accumulation > 1)
+        pairs, found = self.counted(micro, setting.how)
+        terms = peak.terms(self.sizes, setting, found, pairs)
+        if self.card.on_cpu:
+            setting = replace(setting, live=self.beside(live, gpus))
+            terms = processor.terms(self.sizes, setting, found, pairs, self.drawn())
         machine = memory.machine(self.sizes, setting)
         spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
-        return Option(config, live, checkpointing, micro, accumulation, terms, machine, spent)
+        stands = memory.standing(self.sizes, setting)
+        return Option(
+            config, live, checkpointing, micro, accumulation, terms, machine, spent, stands
+        )
+
+    def beside(self, live: bool, processes: int) -> bool:
+        """Whether on a CPU a reference is ever there beside the policy (training/waiting.py)."""
+        args = self.recipe.training
+        exact = not self.half and self.loaded == torch.float32 and processes == 1
+        waits = exact and self.shared and args.precompute_ref_batch_size is None
+        return self.adapter is None and bool(live or waits or self.lengths.held_out)
+
+    def drawn(self) -> tuple[float, float]:
+        """What the answers take that are drawn when training has ended."""
+        prompt, *_ = self.lengths.pairs.max(axis=0)
+        tokens = int(prompt) + MAX_NEW_TOKENS
+        answers = min(self.lengths.answers, AT_ONCE)
+        return processor.drawn(self.config, answers, tokens, self.loaded.itemsize)
 
     def price_of(
         self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
@@ -150,6 +179,15 @@ class Planned:
         """What a run comes to, at a part of the speed that the card has by itself."""
         run, utilisation = self.run(live, checkpointing, micro), self.utilisation * speed
         return cost(self.model, run, self.card, gpus, self.price, utilisation)
+
+    def step_seconds(self, way: Option, gpus: int, scores: bool = False) -> float | None:
+        """Seconds of a training step, without evaluations; None where the card's speed is not
+        known. With `scores`, a reference that is not live scores its pairs within it."""
+        batch = self.recipe.global_batch
+        once = {"pairs": batch, "rows": batch * scores, "held_out": 0, "evaluations": 0}
+        run = replace(self.run(way.live, way.checkpointing, way.micro), **once)
+        reached = self.utilisation * SPEED.get(way.config, 1)
+        return cost(self.model, run, self.card, gpus, None, reached).seconds
 
     def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
         """What is computed from the first step to the last."""
@@ -177,6 +215,12 @@ class Planned:
         other.card, other.priced = card, functools.cache(other.price_of)
         return other
 
+    def reaching(self, utilisation: float) -> Planned:
+        """The same at another utilisation."""
+        other = self.on(self.card)
+        other.utilisation = utilisation
+        return other
+
     def ways(self, processes: int, offload: bool) -> list[tuple[str, bool, bool]]:
         """Launch config, live reference and checkpointing, in all ways that the recipe leaves."""
         recipe, args = self.recipe, self.recipe.training
@@ -188,8 +232,10 @@ class Planned:
             lives = (False,)  # the base is its own reference
         if "gradient_checkpointing" in given:
             checks = (args.gradient_checkpointing,)
-        configs = SEVERAL if processes > 1 else ALONE
-        configs += (OFFLOADED,) * offload
+        if self.card.on_cpu:
+            configs = SEVERAL_ON_CPU if processes > 1 else ALONE_ON_CPU
+        else:
+            configs = (SEVERAL if processes > 1 else ALONE) + (OFFLOADED,) * offload
         return [*itertools.product(configs, lives, checks)]
 
     def options(self, gpus: int, nodes: int, offload: bool = True) -> list[Option]:
@@ -204,14 +250,14 @@ class Planned:
             found.append(replace(option, machine=option.machine * gpus))
         return found
 
-    def as_it_goes(self, gpus: int, nodes: int) -> dict[str, float]:
-        """Bytes on a GPU under each launch config, with all else as the recipe has it."""
+    def as_it_goes(self, gpus: int, nodes: int) -> dict[str, Option]:
+        """What each launch config needs, with all else as the recipe has it."""
         processes, args = gpus * nodes, self.recipe.training
         own = not args.precompute_ref_log_probs and self.adapter is None
         size = micro_batches(self.recipe, processes)[0]
         configs = {config for config, *_ in self.ways(processes, offload=True)}
         way = own, args.gradient_checkpointing, processes
-        return {config: self.option(config, *way, *size).peak for config in sorted(configs)}
+        return {config: self.option(config, *way, *size) for config in sorted(configs)}
 
     def least(self, gpus: int, nodes: int, offload: bool = True) -> float:
         """The least bytes on a GPU that any way needs, with as few pairs at a time as can be."""
@@ -245,4 +291,9 @@ def best(options: list[Option], memory: float, machine: float = math.inf) -> Opt
         memory, machine: bytes of a GPU, and of the machine itself.
     """
     fits = [o for o in options if o.peak <= SURE * memory and o.machine <= SURE * machine]
-    return min(fits, key=lambda option: (option.cost.seconds or 0, option.peak), default=None)
+
+    def spent(option: Option) -> tuple[float, float]:
+        cost = option.cost  # without a known speed, what computes less is faster
+        return cost.seconds or sum(cost.flops.values()), option.peak
+
+    return min(fits, key=spent, default=None)

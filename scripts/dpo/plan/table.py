@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from dpo.plan.auto import gb
+from dpo.plan.cards import Card
 from dpo.plan.options import SURE, Option, Planned
 
 COLUMNS = ("CONFIG=", "reference", "checkpointing", "pairs", "policy", "grad.", "optim.", "ref.")
@@ -17,10 +18,21 @@ LEGEND = (
     "computed again, gradients on their way; sent: buffers of what is sent and gathered; CUDA: its "
     "context, and what the allocator holds and nobody uses; CPU: of each machine."
 )
+CPU_LEGEND = (
+    "GB of each process, resident, at its peak: of a step, or of the answers after training (then "
+    "there is no optimizer, and activ. are keys and values). pairs: at a time × micro-batches of a "
+    "step. ref.: there for some pairs, where it is cached too; activ.: kept for the backward pass "
+    "of the longest micro-batch; work: the output layer, layers computed again, gradients on their "
+    "way; sent: buffers; libs: what is imported; slack: what glibc keeps of freed memory."
+)
+ON_CPU = {"CUDA": "libs", "CPU": "slack"}  # columns that hold something else there
 
 
 def row(option: Option, limit: float, chosen: bool) -> list[str]:
     terms, hours = option.terms, option.cost.seconds
+    on_cpu = "libraries" in terms
+    held = terms["libraries"] if on_cpu else terms["CUDA"] + terms["slack"]
+    last = terms["slack"] if on_cpu else option.machine
     sent = terms["communication"] + terms["gathered"]
     return [
         option.config,
@@ -29,9 +41,9 @@ def row(option: Option, limit: float, chosen: bool) -> list[str]:
         f"{option.micro} × {option.accumulation}",
         *(gb(terms[name]) for name in TERMS),
         gb(sent),
-        gb(terms["CUDA"] + terms["slack"]),
+        gb(held),
         gb(option.peak),
-        gb(option.machine) if option.machine else "",
+        gb(last) if last else "",
         "" if hours is None else f"{hours / 3600:.1f}",
         "← taken" if chosen else fit(option.peak, limit),
     ]
@@ -41,11 +53,13 @@ def fit(peak: float, memory: float) -> str:
     return "" if peak <= SURE * memory else "tight" if peak <= memory else "too large"
 
 
-def table(options: list[Option], limit: float, chosen: Option | None) -> Table:
+def table(options: list[Option], card: Card, chosen: Option | None) -> Table:
     """A line a way to train, those that do not fit dim."""
+    limit = card.memory
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(COLUMNS):
         right = 3 <= place < len(COLUMNS) - 1
+        name = ON_CPU.get(name, name) if card.on_cpu else name
         found.add_column(name, justify="right" if right else "left", no_wrap=True)
     for option in options:
         style = "bold" if option is chosen else "" if option.peak <= limit else "dim"
@@ -59,13 +73,14 @@ def heading(planned: Planned, gpus: int, nodes: int, why: str) -> list[str]:
     total = (sizes.frozen + sizes.trained) / 1e6
     of_it = f", of which {sizes.trained / 1e6:,.1f}M are trained" if sizes.frozen else ""
     mean = found.pairs.sum(axis=1).mean()
+    named = "CPU     " if planned.card.on_cpu else "GPUs    "
     machines = f" on each of {nodes} machines" if nodes > 1 else ""
     return [
         f"model   {recipe.model.model_name_or_path}, {total:,.1f}M parameters{of_it}"
         + (f" ({planned.note})" if planned.note else ""),
         f"data    {found.rows:,} pairs of {mean:,.0f} tokens, prompts once: {found.source}",
         f"steps   {planned.steps():,} of {recipe.global_batch} pairs",
-        f"GPUs    {gpus} × {planned.card.name}{machines}, {gb(planned.card.memory)} GB each"
+        f"{named}{gpus} × {planned.card.name}{machines}, {gb(planned.card.memory)} GB each"
         + (f" ({why})" if why else ""),
     ]
 
@@ -75,8 +90,9 @@ def spent(planned: Planned, option: Option) -> list[str]:
     cost, args, sizes = option.cost, planned.recipe.training, planned.sizes
     flops = sum(cost.flops.values())
     lines = [f"FLOPs   {flops:.2g}, the reference and evaluations in it"]
+    what = "machine" if planned.card.on_cpu else "card"
     if cost.seconds is None:
-        lines.append("time    not known: no speed is known of this card")
+        lines.append(f"time    not known: no speed is known of this {what}")
     else:
         paid = "" if cost.price is None else f", {cost.price:,.0f} at {planned.price:g} an hour"
         lines.append(

@@ -113,6 +113,11 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
         for end, value in (interval or {}).items():
             if value is not None:
                 flat[name if end == "mean" else f"{name}_{end}"] = value
+    for name, of in (found.get("measured") or {}).items():
+        flat[name] = of["measured"]
+        if of["planned"] is not None:
+            flat[f"{name}_planned"] = of["planned"]
+            flat[f"{name}_plan_error_percent"] = 100 * of["error"]
     for task, metrics in (found.get("suite") or {}).items():
         for metric, of in metrics.items():
             flat[f"{task}/{metric}"] = of["policy"]

@@ -76,7 +76,22 @@ def tiles(report: dict) -> list[tuple[str, str, str]]:
     note = f"training {train:.0f} s, evaluation {evaluate:.0f} s; "
     note += f"peak memory {report['peak_memory_gb']:.1f} GB; {report['machine']}"
     rows.append(("Time", f"{(train + evaluate) / 60:.1f} min", note))
+    found = report.get("measured") or {}  # reports of older runs have none
+    if peak := found.get("peak_gb"):
+        when = "" if peak["of"] == "resident" else ", until training had ended"
+        note = f"{peak['of']}{when}; {planned(peak, '.2f', ' GB')}"
+        rows.append(("Peak memory", f"{peak['measured']:.2f} GB", note))
+    if speed := found.get("pairs_per_second"):
+        note = f"{speed['of']}, the first two left out; {planned(speed, '.3g', ' pairs/s')}"
+        rows.append(("Speed", f"{speed['measured']:.3g} pairs/s", note))
     return rows
+
+
+def planned(found: dict[str, Any], form: str, unit: str) -> str:
+    """What the plan said of a measurement, and by how much that is above it."""
+    if found["planned"] is None:
+        return "no plan"
+    return f"the plan says {found['planned']:{form}}{unit}, {found['error']:+.0%}"
 
 
 def named(topic: dict) -> str:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import psutil
 
 from dpo.core.environment import CONFIG, TOLD_IN, finding_us, without_ranks
 from dpo.core.refusal import Refusal
-from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused
+from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused, was_full
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import choices, look, names
 from dpo.runs.output_folder import REPORT, SETTINGS, settings_of, with_split_seed
@@ -136,11 +136,17 @@ def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
     ]
 
 
-def run(command: list[str], environment: dict[str, str]) -> int:
+def run(
+    command: list[str],
+    environment: dict[str, str],
+    say_full: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
     """Run to the end, and hand on to every process of the run that it is asked to stop.
 
     All inherit the signals blocked, so that they end none of them before it listens, nor those
     that only start others.
+
+    `say_full` gets what the run found where memory ran out on this machine (signals.was_full).
 
     Returns the run's exit code, 1 if it has said why it ends, or EXIT_CODE if it was asked and can
     be started again.
@@ -178,6 +184,8 @@ def run(command: list[str], environment: dict[str, str]) -> int:
             signal.signal(number, hand_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         code = run.wait()
+        if code and say_full and (found := was_full(folder)):
+            say_full(found)
         if has_refused(folder):  # torchrun has asked the other processes to leave
             return 1
         return EXIT_CODE if left.exists() else code

@@ -2,6 +2,7 @@
 
 import datetime
 import fcntl
+import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TextIO
 import yaml
 
 from dpo.core import files
+from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
 from dpo.recipe.arguments import RunArguments
 from dpo.recipe.hub_names import looks_local
@@ -33,6 +35,7 @@ WANDB_ID = "wandb-run"
 WANDB_PLACE = "wandb-project"  # entity/project, the entity empty where it is the login's own
 WANDB_PATH = "wandb-path"  # entity/project/id, of a run that was online
 HELD_OUT = "held_out.json"  # log-probabilities of the held-out pairs when training had ended
+MEASURED = "measured.json"  # memory and speed of training, beside what its plan says
 DRIFT = "drift.json"  # answers of the reference that the policy is held against
 
 
@@ -45,6 +48,35 @@ def known_runs() -> str:
     """The runs that there are, for a message."""
     runs = sorted(str(path.parent) for path in RUNS.glob(f"**/{SETTINGS}"))
     return f"the runs here: {', '.join(runs) or 'none yet'}"
+
+
+def measurements(folder: Path) -> dict[str, Any] | None:
+    """What the run in `folder` has measured of itself; None where it has not, or the file is
+    damaged."""
+    try:
+        found = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
+        return found if {"how", "terms", "peak", "speed", "plan"} <= found.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def measured(name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run, by its path or by its name under outputs/, and what it has measured.
+
+    Raises:
+        Refusal: there is none, it is no run, or it has measured nothing.
+    """
+    folder = run_folder(name)
+    if folder is None:
+        if Path(name).is_dir():
+            raise Refusal(f"RUN={name} holds no run of this repository: it has no {SETTINGS}")
+        raise Refusal(f"no run at RUN={name}; {known_runs()}")
+    if (found := measurements(folder)) is None:
+        raise Refusal(
+            f"RUN={name} has measured nothing: it ended before its second step, or is of a time "
+            f"when runs did not. make plan RECIPE={settings_of(folder).get('recipe')} plans anew"
+        )
+    return folder, found
 
 
 def check_there(name: str) -> None:
@@ -133,8 +165,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe of the run in `folder`, as it was stated there.
+def recipe_of(folder: Path, launch: Launch | None = None) -> Recipe:
+    """The recipe of the run in `folder`, as it was stated there; parsed for this process, or for
+    one that was launched otherwise.
 
     Raises:
         Refusal: the folder holds no run.
@@ -143,7 +176,7 @@ def recipe_of(folder: Path) -> Recipe:
     if not path.is_file():
         raise Refusal(f"{folder} holds no run of this repository: it has no {SETTINGS}")
     keys = with_split_seed(read_yaml(path), before=True)
-    return resolve(make_parser(), path, keys.pop("recipe"), keys, [])
+    return resolve(make_parser(), path, keys.pop("recipe"), keys, [], launch)
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

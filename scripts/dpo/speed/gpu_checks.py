@@ -4,13 +4,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
-
 from dpo.core.files import write_json, write_whole
 
 JSON, TABLE = "check-gpu.json", "check-gpu.md"
-MEMORY = 2  # factor between a peak and its prediction; small models leave much to libraries
+WITHIN = 0.1  # of what a plan says, a peak
 
 
 @dataclass
@@ -61,27 +58,17 @@ def skipped(name: str, reason: str, bound: str = "", **figures) -> Row:
     return Row(name, "skipped", reason, bound, figures=figures)
 
 
-def parameters(config: PreTrainedConfig) -> int:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
-
-
-def activations(config: PreTrainedConfig, tokens: float) -> float:
-    """Bytes without checkpointing, by the arithmetic of docs/scaling.md."""
-    return 34.0 * tokens * config.num_hidden_layers * config.hidden_size
-
-
-def memory(
-    name: str, job: Job, found: float, predicted: float, low: bool = True, factor: float = MEMORY
-) -> Row:
-    """A peak beside its prediction, both in GB; without `low` it may be as far below as it likes.
+def memory(name: str, job: Job, found: float, planned: float, low: bool = True) -> Row:
+    """A peak as PyTorch's allocator counts what it has given out, beside what make plan says of it,
+    both in GB; without `low` it may be as far below as it likes.
 
     On a CPU the peak is that of the process, libraries and all, and is not judged.
     """
-    says = f"{found:.2f} GB at peak"
-    bound = f"predicted {predicted:.2f} GB, × {factor} {'either way' if low else 'at most'}"
-    good = found <= factor * predicted and (not low or found >= predicted / factor)
-    row = judged(name, good, says, bound, peak_gb=found, predicted_gb=predicted)
+    off = found / planned - 1
+    says, bound = f"{found:.2f} GB at peak, {off:+.0%}", f"planned {planned:.2f} GB, "
+    bound += f"{'±' if low else 'at most +'} {WITHIN:.0%}"
+    good = off <= WITHIN and (not low or off >= -WITHIN)
+    row = judged(name, good, says, bound, peak_gb=found, planned_gb=planned)
     if job.device == "cpu":
         row.outcome, row.measured = "skipped", f"{says}: judged on a GPU only"
     return row

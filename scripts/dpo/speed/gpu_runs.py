@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import itertools
 import json
 import math
 import shutil
@@ -11,18 +10,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 import torch.utils.cpp_extension
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from dpo.core.refusal import Refusal
 from dpo.runs import checkpoints, metrics
+from dpo.runs.launch import ONE_PROCESS
 from dpo.runs.output_folder import REPORT
-from dpo.speed.gpu_checks import MEMORY, Job, Row, activations, judged, memory, parameters, skipped
+from dpo.speed.gpu_checks import Job, Row, judged, memory, skipped
 
 LN2 = math.log(2)
 START = {"float32": 1e-4, "bfloat16": 0.01}  # loss of step 1 from ln 2
@@ -31,7 +30,6 @@ START = {"float32": 1e-4, "bfloat16": 0.01}  # loss of step 1 from ln 2
 ALIKE = {"float32": 1e-4, "bfloat16": 0.06}
 # Of the way that the weights went in training. Sums on a GPU are not added up in one order.
 RESUMED = {"cuda": 0.02, "cpu": 0.0}
-BUCKETS = 2e9  # ZeRO-2 sums gradients in up to two buckets of 5e8 numbers of 2 bytes
 STEPS, SAVED = 6, 3
 
 
@@ -48,7 +46,7 @@ def command(job: Job, config: str, folder: Path, *flags: str) -> list[str]:
 def launched(*given) -> dict:
     """Launch a run of `command`'s arguments to its end.
 
-    Returns its report, with the `losses` of its steps, and in `tokens` the most of a step.
+    Returns its report, with the `losses` of its steps.
 
     Raises:
         Refusal: it ended otherwise. What it said is above, in the log.
@@ -57,9 +55,7 @@ def launched(*given) -> dict:
         raise SystemExit(code)
     folder = given[2]
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    tokens = [line["num_tokens"] for line in metrics.read(folder) if "loss" in line]
-    most = max(b - a for a, b in itertools.pairwise([0, *tokens]))
-    return report | {"losses": losses_of(folder), "tokens": most}
+    return report | {"losses": losses_of(folder)}
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -78,12 +74,14 @@ def start(name: str, losses: list[float], kind: str) -> Row:
     )
 
 
-def peak(name: str, job: Job, report: dict, inside: int = 16, more: float = 0, **how: Any) -> Row:
-    """The peak memory of a run beside its prediction: `inside` bytes a parameter, activations of
-    the step with the most tokens, and `more` bytes; `how` it is judged as `memory` takes it."""
-    shape = AutoConfig.from_pretrained(job.model)
-    predicted = inside * parameters(shape) + activations(shape, report["tokens"]) + more
-    return memory(name, job, report["peak_memory_gb"], predicted / 1e9, **how)
+def peak(name: str, job: Job, report: dict, low: bool = True) -> Row:
+    """The peak memory of a run beside its plan's, as its report has both; `low` as `memory` takes
+    it."""
+    found = (report.get("measured") or {}).get("peak_gb")
+    if found is None or found["planned"] is None:
+        on_cpu, why = job.device == "cpu", "the run has not measured it, or has no plan"
+        return skipped(name, "judged on a GPU only") if on_cpu else judged(name, False, why)
+    return memory(name, job, found["measured"], found["planned"], low)
 
 
 def default_run(job: Job) -> Iterator[Row]:
@@ -186,16 +184,16 @@ def sharded(job: Job, config: str) -> Iterator[Row]:
         yield judged(name, off <= bound, f"{off:.1e} apart at most", f"{bound:g}", apart=off)
     else:
         yield skipped(name, f"there is no run of {job.single}")
-    # Offloaded, the weights come for a forward, and are all that comes.
-    inside, factor = (2, 3) if config == "zero3_offload" else (18, MEMORY)
-    how = {"more": BUCKETS * (config == "zero2"), "low": config == "zero3", "factor": factor}
-    yield peak(f"{config}: memory", job, report, inside, **how)
+    # Offloaded, as many as 1e9 numbers may be there at once, and not all of them need be.
+    low = config != "zero3_offload"
+    yield peak(f"{config}: memory", job, report, low)
 
 
 def missing(job: Job, config: str) -> str | None:
-    """What a config needs and the machine does not have."""
-    if importlib.util.find_spec("deepspeed") is None:
-        return "deepspeed is not installed"
+    """What a launch config, or qlora, needs and the machine does not have."""
+    package = {"qlora": "bitsandbytes"}.get(config, "deepspeed")
+    if config not in ONE_PROCESS and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
     if config == "zero3_offload":
         if not shutil.which("c++"):
             return "DeepSpeed builds its optimizer for CPUs with a C++ compiler: there is no c++"
@@ -206,12 +204,12 @@ def missing(job: Job, config: str) -> str | None:
 
 def qlora(job: Job) -> Iterator[Row]:
     """An adapter on four bits, and the model that it makes of its base."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        yield skipped("QLoRA", "bitsandbytes is not installed")
+    if reason := missing(job, "qlora"):
+        yield skipped("QLoRA", reason)
         return
     adapter = ("--use_peft", "--load_in_4bit", "--dtype=bfloat16", "--learning_rate=1e-4")
     report = short_run(job, job.single, "qlora", *adapter, "--lora_target_modules=all-linear")
     yield start("QLoRA, 4 bits, bfloat16", report["losses"], "bfloat16")
     made = [*(job.folder / "qlora/merged").glob("*.safetensors")]
     yield judged("QLoRA: merged", bool(made), "written" if made else "nothing there")
-    yield peak("QLoRA: memory, beside full fine-tuning's", job, report, low=False, factor=1)
+    yield peak("QLoRA: memory", job, report)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from dpo.core import files
+from dpo.core import files, machine
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.recipe.parse import Recipe
@@ -221,4 +221,5 @@ def to_the_end(
 def make_room() -> None:
     """Give back what training held, for the models that are loaded next."""
     clear_device_cache(garbage_collection=True)
+    machine.give_back()
     unset_hf_deepspeed_config()  # or ZeRO-3 would shard them

@@ -222,6 +222,8 @@ def with_reference(trainer: ReferenceCanWait) -> Iterator[None]:
             needed = entry and len(entry.missing(trainer.rows))
             trainer.loaded = trainer.ref_model if needed else None
             trainer.ref_model = None
+            if not needed:  # a backbone that shares prefixes has a cycle
+                clear_device_cache(garbage_collection=True)
 
 
 def load(trainer: ReferenceCanWait) -> PreTrainedModel:

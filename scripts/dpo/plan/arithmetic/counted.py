@@ -17,11 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import moe
+from trl.trainer.utils import disable_dropout_in_model
 
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.plan import SharedPrefixes
+from dpo.training.stock import no_dropout
 
 DEEP = 3  # layers that tell what one more needs: the first two may attend in two ways
+BOUND = 100  # Llama in float32 keeps 98; 34 are published for half precision (arXiv 2205.05198)
 Pairs = tuple[tuple[int, int, int], ...]  # prompt, chosen and rejected tokens of each
 
 
@@ -37,6 +40,8 @@ class How:
         on_gpu: by a GPU's kernels, and not by a CPU's.
         attention: where it is not the model's own choice, as transformers names it.
         adapter: a LoRA configuration; the base is frozen.
+        quantized: the base is in 4 bits: TRL casts the adapter on it to bfloat16.
+        dropout: layers have theirs, which disable_dropout turns off.
     """
 
     dtype: torch.dtype
@@ -46,6 +51,8 @@ class How:
     on_gpu: bool
     attention: str | None = None
     adapter: Any = field(default=None, compare=False)  # of the recipe, and the same in all
+    quantized: bool = False
+    dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,12 @@ def made(config: PreTrainedConfig, how: How) -> PreTrainedModel:
             from peft import get_peft_model
 
             get_peft_model(model, copy.deepcopy(how.adapter))
+    for parameter in model.parameters() if how.quantized else ():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if not how.dropout:
+        disable_dropout_in_model(model)
+        no_dropout(model)
     model.train()
     if how.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -216,3 +229,13 @@ def kept(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
         a + (deep - DEEP + 1) * (b - a) for a, b in zip(less[:2], more[:2], strict=True)
     )
     return Kept(saved, forward, more[2] - more[0])
+
+
+def bound(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
+    """The most that `kept` may be, at BOUND bytes a token, layer and hidden unit: for a model that
+    cannot be counted."""
+    text = config.get_text_config()
+    tokens = sum(map(sum, pairs)) if how.shared else 2 * len(pairs) * max(map(sum, pairs))
+    each = BOUND * tokens * text.hidden_size
+    saved = 2 * tokens * text.hidden_size if how.checkpointing else each
+    return Kept(saved * text.num_hidden_layers, 0, 2 * each)

@@ -13,6 +13,7 @@ from datasets import disable_progress_bars, enable_progress_bars
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.data.dataset import prepare
+from dpo.data.quarantine import Linted
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
 from dpo.plan.arithmetic.counted import Pairs
@@ -33,12 +34,14 @@ class Lengths:
         rows: that are trained on; more than there are in `pairs` where those are not the recipe's.
         held_out: rows that are evaluated.
         source: whose they are, in words.
+        answers: that are drawn when training has ended, under the policy and its reference.
     """
 
     pairs: np.ndarray
     rows: int
     held_out: int
     source: str
+    answers: int = 0
 
 
 def of(recipe: Recipe) -> Lengths:
@@ -80,10 +83,19 @@ def own(recipe: Recipe) -> Lengths:
             data = prepare(recipe, load_rows(recipe), load_tokenizer(recipe))
     finally:
         enable_progress_bars()
+    return of_data(recipe, data)
+
+
+def of_data(recipe: Recipe, data: dict[str, Linted]) -> Lengths:
+    """Of data that were read, by split."""
     pairs = data["train"].pairs
-    held_out = len(data["held-out"].pairs) if "held-out" in data else 0
+    held_out, answers, run = 0, 0, recipe.run
+    if "held-out" in data:
+        held_out = len(data["held-out"].pairs)
+        known = "vader_chosen" in data["held-out"].pairs.column_names  # measure.after_training
+        answers = known * min(held_out, run.reward_prompts) * run.reward_samples
     tokens = np.stack(schema.token_counts(pairs), axis=1)
-    return Lengths(cut(tokens, recipe), len(pairs), held_out, "its own data")
+    return Lengths(cut(tokens, recipe), len(pairs), held_out, "its own data", answers)
 
 
 def cut(tokens: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -105,9 +117,18 @@ def longest(lengths: np.ndarray, micro: int, count: int, shared: bool) -> Pairs:
     need = min(count, DRAWS) * micro
     while sum(map(len, found)) < need:
         found.append(rng.permutation(len(lengths)))
-    rows = np.concatenate(found)[:need].reshape(-1, micro)
+    return longest_of(lengths[np.concatenate(found)[:need].reshape(-1, micro)], shared)
+
+
+def longest_of(batches: np.ndarray, shared: bool) -> Pairs:
+    """The micro-batch with the most tokens.
+
+    Args:
+        batches: tokens of prompt, chosen and rejected, shape (micro-batches, pairs, 3).
+        shared: prompts are computed once and nothing is padded.
+    """
     if shared:
-        tokens = lengths.sum(axis=1)[rows].sum(axis=1)
+        tokens = batches.sum(axis=(1, 2))
     else:
-        tokens = (lengths[:, 0] + lengths[:, 1:].max(axis=1))[rows].max(axis=1)
-    return tuple(tuple(map(int, pair)) for pair in lengths[rows[tokens.argmax()]])  # pyright: ignore[reportReturnType]
+        tokens = (batches[..., 0] + batches[..., 1:].max(axis=-1)).max(axis=-1)
+    return tuple(tuple(map(int, pair)) for pair in batches[tokens.argmax()])  # pyright: ignore[reportReturnType]

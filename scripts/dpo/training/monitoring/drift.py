@@ -109,6 +109,7 @@ class Drift(TrainerCallback):
                 "greedy": self.answers(prompts[: self.greedy], model, temperature=0),
                 "logps": self.logps(prompts, answers, model).tolist(),
             }
+            del model  # within: whoever has loaded it lets go of it at the end
             files.write_json(path, self.start)
 
     @contextmanager

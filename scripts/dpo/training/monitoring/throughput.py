@@ -11,17 +11,23 @@ from dpo.core.machine import peak_memory_gb
 from dpo.models import flops
 from dpo.training.stock import Declared
 
+WARM = 2  # steps of a process that are slower: kernels are chosen, memory is asked for
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # rows of a matrix that keeps the device busy
 
 
 class Throughput(TrainerCallback):
     """Takes the time of every optimizer step, from its first batch on; evaluations and checkpoints
-    are between steps and do not count. `pairs` are seen through `saw`."""
+    are between steps and do not count. `pairs` are seen through `saw`.
+
+    Attributes:
+        steady: steps, seconds and pairs of all processes, since this one was warm.
+    """
 
     def __init__(self, trainer: Declared):
         self.trainer = trainer
         self.began = 0.0
         self.seconds, self.lengths = 0.0, []
+        self.steps, self.pairs, self.steady = 0, 0, (0, 0.0, 0)
 
     def begin(self) -> None:
         """Called before a step waits for its batches."""
@@ -30,10 +36,17 @@ class Throughput(TrainerCallback):
     def saw(self, pairs: list[list[float]]) -> None:
         """Take in a micro-batch of all processes, as `probes.per_pair` has it."""
         self.lengths += [[pair[7], *pair[2:4]] for pair in pairs]
+        self.pairs += len(pairs)
 
     def on_step_end(self, args, state, control, **kwargs):
         # Monitors have waited for the device: they looked at the weights.
-        self.seconds += time.perf_counter() - self.began
+        seconds = time.perf_counter() - self.began
+        self.seconds += seconds
+        self.steps += 1
+        if self.steps > WARM:
+            steps, before, pairs = self.steady
+            self.steady = steps + 1, before + seconds, pairs + self.pairs
+        self.pairs = 0
 
     def since(self) -> dict[str, float]:
         """The mean rates since they were last asked for, of all processes together: tokens with

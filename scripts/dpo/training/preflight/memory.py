@@ -11,7 +11,9 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from trl import DPOConfig
 
+from dpo.core.machine import peak_memory_gb
 from dpo.core.refusal import Refusal
+from dpo.core.signals import tell_full
 from dpo.runs import checkpoints
 from dpo.training.stock import Declared
 
@@ -39,6 +41,9 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
         out |= any(words in str(error) for words in FULL)
         if not out and not should_reduce_batch_size(error):
             raise
+        on_gpu = trainer.accelerator.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated() if on_gpu else peak_memory_gb() * 1e9
+        tell_full(trainer.launch.told_in, allocated=most)
         if doing is None and trainer.settled.unlogged:
             clear_frames(error.__traceback__)  # they hold the activations
             trainer.save_alone()

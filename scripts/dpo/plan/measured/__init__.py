@@ -1,0 +1,1 @@
+"""What runs measured of themselves, and what their plans had said."""
