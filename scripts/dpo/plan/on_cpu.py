@@ -59,6 +59,7 @@ def check(recipe: str, config: str, gpus: str, arguments: list[str], force: bool
     config = config or "cpu"
     if config not in ("cpu", "ddp") or surely_fits(name, processes):
         return  # of what shards on a CPU there is no plan
-    plan = auto.plan_of(recipe, processes, 1, arguments, gpu="cpu")
+    on = {"gpu": cards.CPU, "memory": f"{cards.memory_here() / 1e9:f}"}
+    plan = auto.plan_of(recipe, processes, 1, arguments, **on)
     if not isinstance(plan, str):  # what is wrong with it, training says
         auto.settle(plan, config, force)

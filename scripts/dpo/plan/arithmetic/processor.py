@@ -9,6 +9,7 @@ import functools
 import psutil
 from transformers import PreTrainedConfig
 
+from dpo.core.machine import give_back
 from dpo.plan.arithmetic import memory
 from dpo.plan.arithmetic.counted import Kept, Pairs
 from dpo.plan.arithmetic.memory import Setting, Sizes
@@ -28,6 +29,7 @@ def libraries() -> float:
     import dpo.evaluation.measure
     import dpo.training.build  # noqa: F401
 
+    give_back()  # of a run that plans itself when it has ended
     return float(psutil.Process().memory_info().rss)
 
 
