@@ -37,7 +37,7 @@ def test_a_run_beside_its_plan(swept):
 
 def test_a_plan_says_what_a_process_takes():
     """Resident, as the system counts it; without any of its larger terms it would be off."""
-    told = make("plan", "GPU=cpu", "JSON=1", f"ARGS={' '.join(SHORT)}")
+    told = run(sys.executable, "scripts/plan.py", "--json", "--gpu", "cpu", "--", *SHORT)
     way = json.loads(told.stdout)["as_it_goes"]["cpu"]
     flags = ["--output_dir=outputs/short", "--reference_cache=outputs/cache", "--save_strategy=no"]
     done = run(sys.executable, "scripts/launch.py", "--", *SHORT, *flags, WANDB_MODE="disabled")

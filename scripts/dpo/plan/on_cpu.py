@@ -49,7 +49,7 @@ def check(recipe: str, config: str, gpus: str, arguments: list[str], force: bool
     """
     if force or (config != "cpu" and launch.gpus_here()):
         return
-    _, keys, flags = launch.look(["--config", f"{FOLDER}/{recipe}.yaml", *arguments])
+    keys, flags = launch.look(["--config", f"{FOLDER}/{recipe}.yaml", *arguments])[1:]
     given = [word.partition("=") for word in [*flags, ""]]
     named = [at for at, (flag, *_) in enumerate(given) if flag == f"--{MODEL}"]
     name = str(keys.get(MODEL, ""))
