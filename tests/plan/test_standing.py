@@ -9,6 +9,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
 
 from dpo.plan.arithmetic.memory import gathered, machine, sizes_of, standing, states
+from dpo.plan.measured import storages
 from support import held
 from support.tiny import ARCHITECTURES
 
@@ -27,7 +28,7 @@ def test_an_optimizer_keeps_as_many_bytes_of_a_number_as_are_taken(optim, dtype,
     optimizer = kind(layer.parameters(), **given)
     layer.weight.grad = torch.ones_like(layer.weight)
     optimizer.step()
-    kept = sum(held.storages(held.tensors_in(dict(optimizer.state))).values())
+    kept = sum(storages.storages(storages.tensors_in(dict(optimizer.state))).values())
     numbers = layer.weight.numel()
     rows_and_columns = 0.02  # bytes a number, of Adafactor and of the tables of what is in 8 bits
     assert kept / numbers == pytest.approx(states(optim, dtype.itemsize), abs=rows_and_columns)
@@ -43,7 +44,7 @@ def test_a_trained_model_s_optimizer_holds_what_is_taken(case, tmp_path):
     case = {"name": "llama", "parts": 1} | case
     held.save_models(tmp_path / "models")
     watch = held.watched(case, tmp_path / "models", tmp_path)
-    found = held.compared((watch.notes, watch.most), case, "cpu", 1)
+    found = held.compared((watch.notes, watch.most, watch.peaks), case, "cpu", 1)
     there, expected = found["optimizer"]
     rows_and_columns = 0.02 * held.predicted(case, "cpu", 1)[0].trained
     assert there == pytest.approx(expected, rel=0.01, abs=10_000 + rows_and_columns)
@@ -68,7 +69,7 @@ def test_an_adapter_and_its_base_take_the_bytes_that_are_taken(name, bits, tmp_p
         parameter.data = parameter.data.bfloat16()
     case = {"name": name, "lora": True, "dtype": "bfloat16", "bits": bits}
     sizes, setting = held.predicted(case, "cpu", 1)
-    there = sum(held.storages(held.weights(model)).values())
+    there = sum(storages.storages(storages.weights(model)).values())
     tables = 1100 * sum(isinstance(each, torch.nn.Linear) for each in model.modules())
     assert standing(sizes, setting)["policy"] == pytest.approx(there, rel=0.001, abs=tables)
     assert sizes.trained == sum(p.numel() for p in trained)
