@@ -8,7 +8,7 @@ import pytest
 from dpo.core.refusal import Refusal
 from dpo.plan import auto
 from dpo.plan.ask import Asked
-from dpo.plan.cards import CARDS, Card, machine_of
+from dpo.plan.cards import CARDS, Card, card, machine_of
 from dpo.plan.choice import SURE, best
 
 SEVEN, DEFAULT = "zephyr-7b-ultrafeedback", "smollm2-sentiment"
@@ -37,7 +37,7 @@ def test_without_a_known_speed_the_fastest_is_taken_all_the_same(recipe, gpus, g
 
 def test_a_machine_is_taken_to_have_what_one_of_the_card_has():
     assert machine_of(CARDS["RTX-4090"], 1) == machine_of(CARDS["L40S"], 4) == 128e9
-    assert machine_of(H100, 8) == 2048e9
+    assert machine_of(H100, 8) == machine_of(card("H100-80GB", "40"), 8) == 2048e9
     assert asked(gpus=1).machine == 256e9 and asked(own=64e9).machine == 64e9
 
 

@@ -20,7 +20,7 @@ SEVEN = "zephyr-7b-ultrafeedback"
 
 
 def asked(*flags: str, gpus: int = 8, memory: str = "80") -> Asked:
-    return Asked(SEVEN, flags, gpus, 1, card("H100-80GB", memory))
+    return Asked(SEVEN, flags, gpus, 1, card("H100-80GB", memory), cpu_memory=2e12)
 
 
 def told(*words: str) -> subprocess.CompletedProcess:
@@ -134,7 +134,7 @@ def test_the_plan_chooses_where_it_trains():
 def test_where_nothing_fits_no_run_starts():
     plan = plan_of("2")
     assert not any(option["taken"] for option in plan["options"])
-    with pytest.raises(Refusal, match=r"no way fits .* the least is"):
+    with pytest.raises(Refusal, match=r"no way fits .* the nearest needs"):
         auto.settle(plan, "", force=False)
     assert auto.settle(plan, "", force=True)[0] == "zero3_offload"
 

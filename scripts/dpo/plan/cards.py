@@ -142,7 +142,8 @@ def gigabytes(name: str, given: str) -> float:
 def machine_of(card: Card, gpus: int) -> float:
     """Bytes of memory that a machine with so many of a card is taken to have, if nobody says more:
     as servers of eight A100 or H100 do with 2 TB, and else as a workstation."""
-    return 256e9 * gpus if card.memory > LARGE else 128e9
+    whole = CARDS.get(card.name, card)  # of which MEMORY= may leave a part
+    return 256e9 * gpus if whole.memory > LARGE else 128e9
 
 
 def memory_here() -> float:
