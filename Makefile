@@ -65,7 +65,7 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 	$(BIN)/python scripts/embedded_model.py
 	@echo "Next: make data, then make train"
 
-plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB (or cpu) MEMORY=80 CPU_MEMORY= PRICE=2.5, or of RUN=
+plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB (or cpu) MEMORY=80, or of RUN=
 	@$(BIN)/python scripts/plan.py $(if $(findstring command,$(origin RUN)),--run "$(RUN)") \
 	  --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
 	  --gpu "$(or $(GPU),$(filter cpu,$(CONFIG)))" --memory "$(MEMORY)" --cpu_memory "$(CPU_MEMORY)" \

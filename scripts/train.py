@@ -37,6 +37,7 @@ from dpo.data.quarantine import Linted
 from dpo.data.sources.load import load_rows
 from dpo.evaluation import measure
 from dpo.models import adapters, config_check
+from dpo.plan.arithmetic import processor
 from dpo.plan.measured import beside
 from dpo.plan.measured.measure import Measure
 from dpo.recipe.validate import check_values
@@ -92,6 +93,8 @@ def main() -> None:
         return
     tokenizer, data = dataset.read(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
+    if state.device.type == "cpu":
+        processor.libraries()  # for the plan at the end: before a model is there
 
     # Policy and reference, preflight, DPOTrainer.
     held_out, trained, seconds = train(recipe, tokenizer, data, tracked, leave)
@@ -110,8 +113,7 @@ def main() -> None:
     results = run_report.about(recipe, rows, data, trained, alerts.alerts_of(trained))
     policy, device = str(policies[-1]), str(state.device)
     results |= measure.after_training(recipe, policy, held_out, device, scored)
-    beside.add_plan(folder, recipe, data)
-    results |= {"measured": beside.headline_of(folder)}
+    results |= {"measured": beside.at_the_end(folder, recipe, data)}
     results |= run_report.spent(folder, train=seconds, evaluate=time.monotonic() - started)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)

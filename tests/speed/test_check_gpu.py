@@ -1,6 +1,5 @@
 """make check-gpu without a GPU: its parts on a CPU, and what it does with one that fails."""
 
-import json
 import os
 import sys
 from dataclasses import asdict, replace
@@ -92,21 +91,18 @@ def test_memory_is_held_against_its_plan(job):
     assert outcome(99, device="cpu") == "skipped"
 
 
-def test_a_run_s_peak_is_that_of_its_training_beside_its_plan_s(job, tmp_path):
-    """As the run has measured and the launcher planned them; one without fails on a GPU alone."""
-    job.device = "cuda"
-    how = {"micro": 4, "accumulation": 2, "processes": 1}
-    plan = {"terms": {"policy": 8e9, "CUDA": 0.6e9, "slack": 0.4e9}, "stands": {}, "peak": 9e9}
-    found = {"how": how, "terms": {}, "peak": {"allocated": 8.5e9, "reserved": 9.9e9}}
-    found |= {"speed": None, "plan": plan | {"step_seconds": None}}
-    assert gpu_runs.peak("x", job, tmp_path).outcome == "failed"
-    (tmp_path / "measured.json").write_text(json.dumps(found))
-    row = gpu_runs.peak("x", job, tmp_path)
-    assert row.outcome == "passed" and row.figures == {"peak_gb": 8.5, "planned_gb": 8.0}
-    (tmp_path / "measured.json").write_text(json.dumps(found | {"plan": None}))
-    assert gpu_runs.peak("x", job, tmp_path).outcome == "failed"
-    job.device = "cpu"
-    assert gpu_runs.peak("x", job, tmp_path).outcome == "skipped"
+def test_a_run_s_peak_is_held_against_its_plan_s(job):
+    """A run without one fails on a GPU alone."""
+
+    def row(device: str, **peak: float | None) -> Row:
+        job.device = device
+        return gpu_runs.peak("x", job, {"measured": {"peak_gb": peak} if peak else None})
+
+    found = row("cuda", measured=8.5, planned=8.0)
+    assert found.outcome == "passed" and found.figures == {"peak_gb": 8.5, "planned_gb": 8.0}
+    assert row("cuda", measured=8.9, planned=8.0).outcome == "failed"
+    assert row("cuda").outcome == row("cuda", measured=8.5, planned=None).outcome == "failed"
+    assert row("cpu").outcome == row("cpu", measured=8.5, planned=8.0).outcome == "skipped"
 
 
 def test_a_loss_that_does_not_start_at_ln_2_fails():

@@ -66,6 +66,8 @@ ELSEWHERE = {
     'make sweep SWEEP="seed=42,1,2,3,4"': "likewise",
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_make_sweep.py",
     **dict.fromkeys(PLANS, "test_make_plan.py"),
+    "make plan GPU=cpu": "test_make_plan.py, of a short run, without make",
+    "make plan GPU=cpu MEMORY=16 GPUS=2": "test_on_cpu.py, without make",
     "make plan RUN=outputs/smollm2-sentiment": "test_make_plan.py, on a tiny run",
     "make pairs": "test_make_pairs.py",
     'make pairs PROMPTS=questions.txt JUDGE=vader SAMPLES=4 ARGS="--max_new_tokens 40"': ""

@@ -7,6 +7,7 @@ import os
 import runpy
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,8 +26,9 @@ from transformers import (
 from trl import DPOConfig
 
 from dpo.data.schema import IDS
-from dpo.plan.arithmetic.counted import How
-from dpo.plan.arithmetic.memory import Setting, Sizes, gathered, sizes_of, standing
+from dpo.plan.arithmetic.counted import How, Tally, kept
+from dpo.plan.arithmetic.memory import ZERO, Setting, Sizes, gathered, sizes_of, standing
+from dpo.plan.arithmetic.peak import terms
 from dpo.plan.measured import storages
 from dpo.plan.measured.measure import LOOKED_AT, Measure
 from dpo.speed.workload import any_tokenizer
@@ -36,8 +38,11 @@ from support.launched import FSDP
 
 SHAPE = {"vocab_size": 2000, "hidden_size": 512, "intermediate_size": 256}
 ADAPTER = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+PAIR = 48, 96, 80  # tokens of prompt, chosen and rejected, in every one
 Case = dict[str, Any]
-Found = tuple[list[dict[str, int]], int]  # what was held, and the most weights within the model
+# What was held; the most weights within the model; the most of all while a step computes, and while
+# its optimizer works.
+Found = tuple[list[dict[str, int]], int, dict[str, int]]
 
 
 def every_tensor() -> Iterator[Tensor]:
@@ -50,6 +55,19 @@ class Watch(Measure):
     def __init__(self, trainer, before: Iterable[int]):
         super().__init__(trainer)
         self.before, self.most = before, 0  # the most weights within the model
+        self.tally, self.peaks = Tally(), {"computes": 0, "updates": 0}
+        for each in every_tensor():
+            if storages.storages([each]).keys() - before:
+                self.tally.add(getattr(each, "_local_tensor", each).untyped_storage())
+
+    def since(self, what: str) -> None:
+        """Take the most that there has been since this was last called for a part of the step."""
+        self.peaks[what] = max(self.peaks[what], self.tally.most)
+        self.tally.most = self.tally.now
+
+    def on_step_begin(self, *args, **kwargs):
+        super().on_step_begin(*args, **kwargs)
+        self.tally.most = self.tally.now
 
     def note(self, *args, **kwargs) -> None:
         super().note()
@@ -63,12 +81,22 @@ class Watch(Measure):
         for _ in range(20):
             rest = storages.storages(every_tensor())
             found = sum(size for key, size in rest.items() if key not in known)
-            if found < 1e6:
+            if found < 1e5:
                 break
             time.sleep(0.1)
         self.notes[-1]["rest"] = found
+        self.since("computes")
 
-    on_substep_end = on_pre_optimizer_step = note
+    on_substep_end = note
+
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        if self.begun == LOOKED_AT and self.trainer.is_deepspeed_enabled:
+            self.since("updates")  # DeepSpeed's own step has gone before, and its beginning noted
+        self.note()
+
+    def on_optimizer_step(self, *args, **kwargs):
+        if self.begun == LOOKED_AT:
+            self.since("updates")
 
     def layer(self, *args) -> None:
         models = (self.trainer.model, self.trainer.ref_model)
@@ -91,7 +119,9 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
             bnb_4bit_compute_dtype=case["dtype"],
             bnb_4bit_use_double_quant=bits == "nested",
         )
-    rows = [dict(zip(IDS, pair, strict=True)) for pair in tiny.EDGE_PAIRS]
+    prompt, chosen, rejected = PAIR  # which share no more than the prompt
+    ids = ([[at] * prompt, [2] * chosen, [3] * rejected] for at in range(4, 12))
+    rows = [dict(zip(IDS, each, strict=True)) for each in ids]
     args = DPOConfig(
         output_dir=str(folder / "run"),
         optim=case.get("optim", "adamw_torch_fused"),
@@ -101,7 +131,7 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
         max_steps=2,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=case["parts"],
-        max_length=tiny.MAX_LENGTH,
+        max_length=sum(PAIR),
         gradient_checkpointing=False,
         model_init_kwargs={"attn_implementation": "sdpa", "dtype": case["dtype"]},
         report_to="none",
@@ -123,7 +153,10 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
             layer.register_forward_pre_hook(watch.layer)
             layer.register_full_backward_hook(watch.layer)
 
-    trainer.train()
+    # DDP and FSDP send what no operation here has made.
+    seen = trainer.is_deepspeed_enabled or trainer.accelerator.num_processes == 1
+    with watch.tally if seen else nullcontext():
+        trainer.train()
     return watch
 
 
@@ -141,14 +174,16 @@ def predicted(case: Case, config: str, gpus: int) -> tuple[Sizes, Setting]:
     adapter = adapter_of(case)
     sizes = sizes_of(model, adapter, bool(bits), bits == "nested")
     loaded = getattr(torch, case.get("dtype", "float32"))
-    how = How(loaded, bf16, False, True, False, adapter)
+    rounded = bf16 and (config in ZERO or config == "fsdp2")  # weights, instead of products alone
+    computed = torch.bfloat16 if rounded else loaded
+    how = How(computed, bf16 and not rounded, False, True, False, adapter=adapter)
     several, optim = case.get("parts", 2) > 1, case.get("optim", "adamw_torch_fused")
     return sizes, Setting(config, gpus, case.get("live", False), several, optim, how, bf16, loaded)
 
 
 def compared(found: Found, case: Case, config: str, gpus: int) -> dict[str, tuple[float, float]]:
     """Bytes that were held and those that are predicted, by what they are."""
-    notes, most = found
+    notes, most, _ = found
     sizes, setting = predicted(case, config, gpus)
     expected = standing(sizes, setting) | {"rest": 0.0}
     # Of weights that are sharded the least: when none is gathered beside its shard.
@@ -157,6 +192,13 @@ def compared(found: Found, case: Case, config: str, gpus: int) -> dict[str, tupl
     bound = expected["policy"] + expected["reference"] + gathered(sizes, setting)
     pairs = {name: (float(there[name]), expected[name]) for name in expected}
     return pairs | {"gathered": (float(most), bound)}
+
+
+def planned(case: Case, config: str, gpus: int) -> dict[str, float]:
+    """What the plan says of a case's micro-batch, by what it is."""
+    sizes, setting = predicted(case, config, gpus)
+    found = kept(model_of(case["name"]).config, (PAIR,), setting.how)
+    return terms(sizes, setting, found, (PAIR,))
 
 
 def model_of(name: str) -> PreTrainedModel:
@@ -190,5 +232,5 @@ def be(environment: dict[str, str], cases: list[Case], models: Path, out: Path):
     for number, case in enumerate(cases):
         own = "" if case.get("saves") else f"-{rank}"  # all write one checkpoint
         watch = watched(case, models, out / f"{number}{own}")
-        found.append((watch.notes, watch.most))
+        found.append((watch.notes, watch.most, watch.peaks))
         (out / f"held-{rank}.json").write_text(json.dumps(found))

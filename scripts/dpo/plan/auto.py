@@ -12,6 +12,7 @@ from dpo.core.environment import PLAN, finding_us
 from dpo.core.refusal import Refusal, last_line
 
 AUTO = "auto"
+HANDED = ("terms", "stands", "peak", "step_seconds")  # of a way, that a run is told
 Way = dict[str, Any]  # an option of a plan in JSON
 
 
@@ -94,5 +95,4 @@ def settle(
 
 def handed(way: Way | None) -> dict[str, str]:
     """An environment by which a run knows what its plan says, to hold what it measures against."""
-    told = ("terms", "stands", "peak", "step_seconds")
-    return {PLAN: json.dumps({name: way[name] for name in told})} if way else {}
+    return {PLAN: json.dumps({name: way[name] for name in HANDED})} if way else {}

@@ -49,7 +49,7 @@ def check(recipe: str, config: str, gpus: str, arguments: list[str], force: bool
     """
     if force or (config != "cpu" and launch.gpus_here()):
         return
-    _, keys, flags = launch.look(["--config", f"{FOLDER}/{recipe}.yaml", *arguments])
+    keys, flags = launch.look(["--config", f"{FOLDER}/{recipe}.yaml", *arguments])[1:]
     given = [word.partition("=") for word in [*flags, ""]]
     named = [at for at, (flag, *_) in enumerate(given) if flag == f"--{MODEL}"]
     name = str(keys.get(MODEL, ""))
@@ -59,6 +59,7 @@ def check(recipe: str, config: str, gpus: str, arguments: list[str], force: bool
     config = config or "cpu"
     if config not in ("cpu", "ddp") or surely_fits(name, processes):
         return  # of what shards on a CPU there is no plan
-    plan = auto.plan_of(recipe, processes, 1, arguments, gpu="cpu")
+    on = {"gpu": cards.CPU, "memory": f"{cards.memory_here() / 1e9:f}"}
+    plan = auto.plan_of(recipe, processes, 1, arguments, **on)
     if not isinstance(plan, str):  # what is wrong with it, training says
         auto.settle(plan, config, force)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from dpo.core.refusal import one_line
 from dpo.evaluation.measure import AT_ONCE, MAX_NEW_TOKENS
 from dpo.models import adapters
-from dpo.plan.arithmetic import disk, lengths, memory, processor
+from dpo.plan.arithmetic import disk, lengths, memory, peak, processor
 from dpo.plan.arithmetic import reference as of_its_own
 from dpo.plan.arithmetic.counted import BOUND, How, Kept, Pairs, bound, kept
 from dpo.plan.arithmetic.hours import Cost, Run, cost
@@ -131,7 +131,7 @@ class Planned:
         if self.card.on_cpu:
             terms = processor.terms(self.sizes, alone, found, pairs, self.drawn())
         else:
-            terms = memory.terms(self.sizes, alone, found, pairs)
+            terms = peak.terms(self.sizes, alone, found, pairs)
         machine, stands = memory.machine(self.sizes, alone), memory.standing(self.sizes, alone)
         if self.reference is not None:
             stands["reference"] = setting.live * of_its_own.stands(self.reference, setting)
@@ -153,7 +153,7 @@ class Planned:
             size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
             batches = math.ceil(self.lengths.rows / size)
             pairs = lengths.longest(self.lengths.pairs, size, batches, setting.how.shared)
-        return of_its_own.peak(own, self.sizes, setting, terms, pairs)
+        return of_its_own.at_peak(own, self.sizes, setting, terms, pairs)
 
     def beside(self, live: bool, processes: int) -> bool:
         """Whether on a CPU a reference is ever there beside the policy (training/waiting.py)."""

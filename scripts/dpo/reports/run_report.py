@@ -78,7 +78,8 @@ def tiles(report: dict) -> list[tuple[str, str, str]]:
     rows.append(("Time", f"{(train + evaluate) / 60:.1f} min", note))
     found = report.get("measured") or {}  # reports of older runs have none
     if peak := found.get("peak_gb"):
-        note = f"{peak['of']}, until training had ended; {planned(peak, '.2f', ' GB')}"
+        when = "" if peak["of"] == "resident" else ", until training had ended"
+        note = f"{peak['of']}{when}; {planned(peak, '.2f', ' GB')}"
         rows.append(("Peak memory", f"{peak['measured']:.2f} GB", note))
     if speed := found.get("pairs_per_second"):
         note = f"{speed['of']}, the first two left out; {planned(speed, '.3g', ' pairs/s')}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from dpo.core.environment import Launch, finding_us
 from dpo.plan import cards
-from dpo.plan.arithmetic import lengths, memory
+from dpo.plan.arithmetic import lengths, memory, peak
 from dpo.plan.arithmetic.counted import kept
 from dpo.plan.arithmetic.hours import UTILISATION, Run, cost
 from dpo.plan.arithmetic.lengths import Lengths
@@ -82,7 +82,7 @@ def predicted(plan: Planned, case: Case, batches: Tokens, on_gpu: bool) -> dict[
     setting = plan.setting(case.config, live, again, 1, case.parts > 1)
     setting = replace(setting, how=replace(setting.how, on_gpu=on_gpu))
     longest = lengths.longest_of(batches, plan.shared)
-    terms = memory.terms(plan.sizes, setting, kept(plan.config, longest, setting.how), longest)
+    terms = peak.terms(plan.sizes, setting, kept(plan.config, longest, setting.how), longest)
     stands = memory.standing(plan.sizes, setting)
     loaded = stands["policy"] + stands["reference"]
     timed = batches[UNTIMED * case.parts :].reshape(-1, 3)

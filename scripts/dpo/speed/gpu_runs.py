@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dpo.core.refusal import Refusal
-from dpo.plan.measured import beside
 from dpo.runs import checkpoints, metrics
 from dpo.runs.launch import ONE_PROCESS
 from dpo.runs.output_folder import REPORT
@@ -75,10 +74,10 @@ def start(name: str, losses: list[float], kind: str) -> Row:
     )
 
 
-def peak(name: str, job: Job, folder: Path, low: bool = True) -> Row:
-    """The peak memory of a run beside its plan's, as the run itself has measured and planned it;
-    `low` as `memory` takes it."""
-    found = beside.headline_of(folder).get("peak_gb")
+def peak(name: str, job: Job, report: dict, low: bool = True) -> Row:
+    """The peak memory of a run beside its plan's, as its report has both; `low` as `memory` takes
+    it."""
+    found = (report.get("measured") or {}).get("peak_gb")
     if found is None or found["planned"] is None:
         on_cpu, why = job.device == "cpu", "the run has not measured it, or has no plan"
         return skipped(name, "judged on a GPU only") if on_cpu else judged(name, False, why)
@@ -103,7 +102,7 @@ def default_run(job: Job) -> Iterator[Row]:
         f"{before:+.2f} → {after:+.2f}",
         "there, and a report",
     )
-    yield peak("default run: memory", job, whole)
+    yield peak("default run: memory", job, report)
 
     kill_after(command(job, job.single, killed, *settings), killed / f"checkpoint-{SAVED}")
     from_step = checkpoints.last_whole(killed)
@@ -169,7 +168,7 @@ def unsharded(job: Job) -> Iterator[Row]:
     """One process that shards nothing: what the sharded runs are held against."""
     report = short_run(job, job.single, "single")
     yield start(f"{job.single} in {job.half}", report["losses"], job.half)
-    yield peak(f"{job.single}: memory", job, job.folder / "single")
+    yield peak(f"{job.single}: memory", job, report)
 
 
 def sharded(job: Job, config: str) -> Iterator[Row]:
@@ -187,7 +186,7 @@ def sharded(job: Job, config: str) -> Iterator[Row]:
         yield skipped(name, f"there is no run of {job.single}")
     # Offloaded, as many as 1e9 numbers may be there at once, and not all of them need be.
     low = config != "zero3_offload"
-    yield peak(f"{config}: memory", job, job.folder / config, low)
+    yield peak(f"{config}: memory", job, report, low)
 
 
 def missing(job: Job, config: str) -> str | None:
@@ -213,4 +212,4 @@ def qlora(job: Job) -> Iterator[Row]:
     yield start("QLoRA, 4 bits, bfloat16", report["losses"], "bfloat16")
     made = [*(job.folder / "qlora/merged").glob("*.safetensors")]
     yield judged("QLoRA: merged", bool(made), "written" if made else "nothing there")
-    yield peak("QLoRA: memory", job, job.folder / "qlora")
+    yield peak("QLoRA: memory", job, report)

@@ -107,7 +107,9 @@ def of_data(recipe: Recipe, data: dict[str, Linted]) -> Lengths:
     held_out, answers, run = 0, 0, recipe.run
     if "held-out" in data:
         held_out = len(data["held-out"].pairs)
-        known = "vader_chosen" in data["held-out"].pairs.column_names  # measure.after_training
+        known = "vader_chosen" in (
+            data["held-out"].pairs.column_names or ()
+        )  # measure.after_training
         answers = known * min(held_out, run.reward_prompts) * run.reward_samples
     tokens = np.stack(schema.token_counts(pairs), axis=1)
     return Lengths(cut(tokens, recipe), len(pairs), held_out, "its own data", answers)

@@ -1,5 +1,4 @@
-"""Bytes of a training step on one GPU, term by term: what stands there all the while, by the
-arithmetic of each launch config, and what a micro-batch adds, counted (counted.py)."""
+"""Bytes that stand on a GPU from micro-batch to micro-batch, by the arithmetic of each config."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from dpo.plan.arithmetic.counted import How, Kept, Pairs
+from dpo.plan.arithmetic.counted import How
 
 SHARDED = ("fsdp2", "zero3", "zero3_offload")  # the weights too
 ZERO = ("zero1", "zero2", "zero3", "zero3_offload")
@@ -21,11 +20,9 @@ ADAMW = 2
 # are sent from (reduce_bucket_size, overlap_comm), weights that ZeRO-3 keeps gathered
 # (stage3_max_live_parameters, stage3_max_reuse_distance), and the largest tensor of which every GPU
 # keeps a copy (stage3_param_persistence_threshold; "auto" is ten times the hidden size, but the
-# engine that scores a reference has the default, and what it has marked stays marked).
-BUCKET, LIVE, PERSISTENT = 5e8, 1e9, 1e5
-CONTEXT = 0.6e9  # CUDA's, and NCCL's buffers; no allocator counts it
-SLACK = 0.05  # of the rest, that the allocator holds and nobody uses
-TILE = 4096 * 32768, 512 * 2048  # numbers of the head's tile, on a GPU and on a CPU
+# engine that scores a reference has the default, and what it has marked stays marked), weights that
+# ZeRO-3 updates at once (sub_group_size).
+BUCKET, LIVE, PERSISTENT, SUB_GROUP = 5e8, 1e9, 1e5, 1e9
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Sizes:
         head_trained: whether the output layer is trained.
         layer: of the largest layer.
         vocabulary, hidden: of the output layer.
+        tied: the embeddings are the output layer.
         persistent: of the tensors that ZeRO-3 leaves whole on every GPU.
         quantized: of the frozen ones, those kept in 4 bits.
         nested: whether the scales of these are quantized too.
@@ -50,6 +48,7 @@ class Sizes:
     layer: int
     vocabulary: int
     hidden: int
+    tied: bool
     persistent: int
     quantized: int = 0
     nested: bool = False
@@ -89,6 +88,7 @@ def sizes_of(
         head_trained,
         largest,
         *head.weight.shape,
+        tied=head.weight is model.get_input_embeddings().weight,
         persistent=sum(size for size in whole.values() if size <= least),
         quantized=sum(weight.numel() for weight in packed),
         nested=nested,
@@ -247,51 +247,3 @@ def gathered(sizes: Sizes, setting: Setting) -> float:
     whole = min(every, LIVE + max(sizes.head, sizes.layer))
     each = ((every - sizes.quantized) * item + bits) / every
     return max(whole * each - sizes.persistent * item, 0.0) * (1 + own)
-
-
-def gradients_stand(setting: Setting) -> bool:
-    """Whether there are gradients before a micro-batch goes backward: those of the one before, or
-    what DeepSpeed keeps for them and zeroes."""
-    zeroed = setting.config in SHARDED and setting.config in ZERO
-    return setting.accumulates or zeroed or (setting.config == "zero1" and setting.half)
-
-
-def peaks(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str, float]:
-    """Bytes beside what stands there at the moments of a step that may be its peak: the end of the
-    forward pass, the output layer's and the last layer's backward pass, and the embeddings'.
-
-    Gradients are among them: from the second micro-batch of a step on they are there all the while,
-    and before that they come as activations go.
-    """
-    how, hidden = setting.how, sizes.hidden
-    answers = sum(chosen + rejected for _, chosen, rejected in pairs) * hidden
-    item, computed = how.dtype.itemsize, 2 if how.autocast else how.dtype.itemsize
-    tile = computed * min(TILE[not how.on_gpu], answers // hidden * sizes.vocabulary)
-    before = standing(sizes, setting)["gradients"] * gradients_stand(setting)
-    summed = 4 if item == 4 else 4 + item  # in float32, and then as the weights are
-    head, scored = sizes.head * sizes.head_trained, answers * item + tile
-    return {
-        "forward": before + kept.forward + scored,
-        "head": before + kept.saved + scored + (answers + head) * summed,
-        "layers": before + kept.saved + kept.backward + (0 if before else head * item),
-        "embeddings": standing(sizes, setting)["gradients"] + head * item,
-    }
-
-
-def terms(sizes: Sizes, setting: Setting, kept: Kept, pairs: Pairs) -> dict[str, float]:
-    """Bytes on a GPU at the peak of a step, by what they are; their sum is the peak."""
-    found = standing(sizes, setting)
-    moments = peaks(sizes, setting, kept, pairs)
-    rest = max(moments.values())
-    if max(moments, key=moments.__getitem__) == "embeddings":
-        activations = 0.0
-    else:
-        found["gradients"] *= gradients_stand(setting)
-        activations = kept.saved
-    found["gathered"] = gathered(sizes, setting)
-    found["activations"] = activations
-    found["at work"] = rest - found["gradients"] - activations
-    if setting.how.on_gpu:
-        found["CUDA"] = CONTEXT
-        found["slack"] = SLACK * sum(found.values())
-    return found

@@ -9,7 +9,8 @@ import functools
 import psutil
 from transformers import PreTrainedConfig
 
-from dpo.plan.arithmetic import memory
+from dpo.core.machine import give_back
+from dpo.plan.arithmetic import peak
 from dpo.plan.arithmetic.counted import Kept, Pairs
 from dpo.plan.arithmetic.memory import Setting, Sizes
 
@@ -28,6 +29,7 @@ def libraries() -> float:
     import dpo.evaluation.measure
     import dpo.training.build  # noqa: F401
 
+    give_back()  # of a run that plans itself when it has ended
     return float(psutil.Process().memory_info().rss)
 
 
@@ -55,7 +57,7 @@ def terms(
         answers: as `drawn` has them; 0 where there are none.
     """
     share = HELD_BY_ADAPTERS if sizes.frozen else HELD
-    step = memory.terms(sizes, setting, kept, pairs)
+    step = peak.terms(sizes, setting, kept, pairs)
     step["slack"] = share * sum(step[name] for name in ("gradients", "activations", "at work"))
     after = dict.fromkeys(step, 0.0)
     after["policy"] = (sizes.frozen or sizes.trained) * setting.loaded.itemsize

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from dpo.plan.arithmetic import memory
 from dpo.plan.arithmetic.counted import How, Pairs, bound, kept
-from dpo.plan.arithmetic.memory import CONTEXT, SLACK, TILE, ZERO, Setting, Sizes
+from dpo.plan.arithmetic.memory import ZERO, Setting, Sizes
+from dpo.plan.arithmetic.peak import CONTEXT, SLACK, tile_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ def work(reference: Reference, pairs: Pairs, how: How) -> float:
     sizes, item = reference.sizes, how.dtype.itemsize
     tokens = sum(map(sum, pairs)) * sizes.hidden * item
     answers = sum(chosen + rejected for _, chosen, rejected in pairs)
-    tile = min(TILE[not how.on_gpu], answers * sizes.vocabulary) * (2 if how.autocast else item)
+    tile, _ = tile_of(how, answers, sizes.hidden)
     return tokens + max(found.forward - found.saved, answers * sizes.hidden * item + tile)
 
 
@@ -113,7 +114,7 @@ def beforehand(
     return on_gpu(found)
 
 
-def peak(
+def at_peak(
     reference: Reference, sizes: Sizes, setting: Setting, terms: dict[str, float], pairs: Pairs
 ) -> dict[str, float]:
     """Terms of a run's peak beside it.

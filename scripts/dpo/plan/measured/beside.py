@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from dpo.core.environment import Launch
+from dpo.core.machine import peak_memory_gb
 from dpo.core.refusal import Refusal, one_line
 from dpo.data.quarantine import Linted
 from dpo.plan import cards
@@ -17,6 +18,7 @@ from dpo.plan.arithmetic import lengths
 from dpo.plan.arithmetic.hours import UTILISATION, cost
 from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.ask import model_of, reference_of
+from dpo.plan.auto import HANDED
 from dpo.plan.choice import Option
 from dpo.plan.measured import measure
 from dpo.plan.options import SPEED, Planned
@@ -25,7 +27,7 @@ from dpo.runs import output_folder
 
 STANDS = ("policy", "gradients", "optimizer", "reference", "communication")
 STEP = "seconds of a step"
-REST = "activations and work"  # activations, the output layer, gathered layers: all but what stands
+REST = "all else at the peak"  # activations, the output layer, gathered layers; on a CPU libraries
 
 
 def again(
@@ -63,20 +65,27 @@ def told(planned: Planned, option: Option, how: dict[str, Any]) -> dict[str, Any
     return asdict(option) | {"peak": option.peak, "step_seconds": seconds}
 
 
-def add_plan(folder: Path, recipe: Recipe, data: dict[str, Linted]) -> None:
-    """Plan a run that has ended, where launch.py has not: on a CPU, in a second. A plan that cannot
-    be made is none."""
+def at_the_end(folder: Path, recipe: Recipe, data: dict[str, Linted]) -> dict[str, dict[str, Any]]:
+    """Take in the peak of the evaluation, where it is of the same memory, and plan the run where
+    launch.py has not: on a CPU, in a second. A plan that cannot be made is none.
+
+    Returns what the report says of it (`headline`); empty where nothing was measured.
+    """
     found = output_folder.measurements(folder)
-    if found is None or found["plan"]:
-        return
-    streams = not isinstance(data["train"].pairs, Dataset)
-    try:
-        known = None if streams else lengths.of_data(recipe, data)
-        plan = told(*again(recipe, found["how"], known), found["how"])
-        kept = ("terms", "stands", "peak", "step_seconds")
-        measure.keep(folder, found | {"plan": {name: plan[name] for name in kept}})
-    except (Exception, Refusal) as error:
-        print(f"No plan beside what the run measured: {one_line(error)}", flush=True)
+    if found is None:
+        return {}
+    if "resident" in found["peak"]:
+        found["peak"]["resident"] = max(found["peak"]["resident"], 1e9 * peak_memory_gb())
+    if not found["plan"]:
+        streams = not isinstance(data["train"].pairs, Dataset)
+        try:
+            known = None if streams else lengths.of_data(recipe, data)
+            plan = told(*again(recipe, found["how"], known), found["how"])
+            found["plan"] = {name: plan[name] for name in HANDED}
+        except (Exception, Refusal) as error:
+            print(f"No plan beside what the run measured: {one_line(error)}", flush=True)
+    measure.keep(folder, found)
+    return headline(found)
 
 
 def peaks(plan: dict[str, Any], measured: dict[str, float]) -> dict[str, float]:
@@ -128,12 +137,6 @@ def headline(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for each in found.values():
         each["error"] = error_of(each["planned"], each["measured"])
     return found
-
-
-def headline_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """`headline` of the run in a folder; empty where it has measured nothing."""
-    found = output_folder.measurements(folder)
-    return headline(found) if found else {}
 
 
 def reached(planned: Planned, option: Option, how: dict[str, Any], took: float) -> float | None:

@@ -12,11 +12,9 @@ from dpo.plan import table
 from dpo.plan.arithmetic.hours import Cost
 from dpo.plan.ask import Asked
 from dpo.plan.auto import Way, gb, plan_of
-from dpo.plan.cards import Card
+from dpo.plan.cards import CPU, Card
 from dpo.plan.choice import Option, best
 from dpo.runs import launch
-
-CPU = "cpu"  # as plan.py calls a machine without a GPU
 
 
 def say(
