@@ -265,6 +265,7 @@ class Planned:
         own &= not args.precompute_ref_log_probs
         size = micro_batches(self.recipe, processes)[0]
         configs = {config for config, *_ in self.ways(processes, offload=True)}
+        configs |= {*(() if self.card.on_cpu else SEVERAL)}  # of one process too
         found = {}
         for config in sorted(configs):
             way = config, own or self.scores_as_it_goes(config), args.gradient_checkpointing
