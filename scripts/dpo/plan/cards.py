@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -89,6 +90,26 @@ def named(name: str) -> list[str]:
     return [card for card in found if len(words(card)) == most]
 
 
+def number(name: str, given: str, what: str, example: str, most: float = math.inf) -> float:
+    """A figure that is asked for, as `name`=`given`.
+
+    Args:
+        what: it is, in words.
+        most: that it may be.
+
+    Raises:
+        Refusal: it is no number, not above 0, not finite, or too large.
+    """
+    try:
+        found = float(given)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf or found > most:
+        above = "above 0" if most == math.inf else f"above 0 and at most {most:g}"
+        raise Refusal(f"{name}={given} is no {what}: give a number {above}, as {name}={example}")
+    return found
+
+
 def card(GPU: str = "", MEMORY: str = "") -> Card:
     """The card that is asked for.
 
@@ -115,9 +136,7 @@ def card(GPU: str = "", MEMORY: str = "") -> Card:
         if found is None:
             raise Refusal("no card is named: give GPU=H100-80GB, or MEMORY=80, its GB")
         return found
-    if not re.fullmatch(r"\d+(\.\d+)?", MEMORY) or not float(MEMORY):
-        raise Refusal(f"MEMORY={MEMORY} is no number of GB: give MEMORY=80")
-    memory = float(MEMORY) * 1e9
+    memory = number("MEMORY", MEMORY, "number of GB", "80") * 1e9
     return dataclasses.replace(found or Card(f"{MEMORY} GB", memory), memory=memory)
 
 
