@@ -32,21 +32,31 @@ def arguments() -> argparse.Namespace:
     add("--nodes", default="1", help="machines (1)")
     add("--gpu", default="", help="which: H100-80GB, RTX-4090, …, or cpu (this machine's)")
     add("--memory", default="", help="GB of each, instead of a name")
-    add(
-        "--cpu_memory",
-        default="",
-        help="GB of each machine's own memory (this one's, else assumed)",
-    )
-    add("--price", type=float, help="of one GPU for an hour")
-    add("--utilisation", type=float, help="of the GPU's peak, that training reaches")
+    add("--cpu_memory", default="", help="GB of each machine's own memory")
+    add("--price", default="", help="of one GPU for an hour")
+    add("--utilisation", default="", help="of the GPU's peak, that training reaches")
     add("--json", action="store_true", help="print the plan as JSON, and nothing else")
     add("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
     return parser.parse_args()
 
 
+def figures(args: argparse.Namespace) -> tuple[float | None, float | None]:
+    """The price of a GPU and the utilisation that are asked for.
+
+    Raises:
+        Refusal: one is no such number.
+    """
+    price, reached = args.price, args.utilisation
+    return (
+        cards.number("PRICE", price, "price of a GPU for an hour", "2.5") if price else None,
+        cards.number("UTILISATION", reached, "share of the peak", "0.25", 1) if reached else None,
+    )
+
+
 def answer() -> None:
     """What can be seen to be wrong before anything heavy is imported."""
     args = arguments()
+    figures(args)
     if args.run:
         output_folder.measured(args.run)
         return
@@ -77,12 +87,13 @@ from dpo.plan.ask import THIS, Asked, card_of
 from dpo.plan.auto import gb
 from dpo.plan.choice import Option, best
 from dpo.plan.measured import beside, words
+from dpo.plan.options import micro_batches
 
 
 def beside_the_run(args: argparse.Namespace) -> None:
     """The plan of a run that was made, as it was trained, beside what it measured."""
     folder, measured = output_folder.measured(args.run)
-    utilisation = args.utilisation or UTILISATION
+    utilisation = figures(args)[1] or UTILISATION
     planned, option = beside.of_folder(folder, measured["how"], utilisation)
     plan = beside.told(planned, option, measured["how"])
     rows = beside.rows(plan, measured)
@@ -106,11 +117,12 @@ def main() -> None:
     if card.on_cpu:  # whose memory the processes share
         card = replace(card, memory=card.memory / gpus)
     nodes, _ = launch.across(args.nodes, "0", "the-first:29500")
-    utilisation = args.utilisation or UTILISATION
+    price, reached = figures(args)
     own = cards.memory_here() if why == THIS else None
     own = cards.gigabytes("CPU_MEMORY", args.cpu_memory) if args.cpu_memory else own
-    how = card, args.price, utilisation, own
+    how = card, price, reached or UTILISATION, own
     asked = Asked(args.recipe, tuple(args.arguments), gpus, nodes, *how)
+    micro_batches(asked.parsed(), gpus * nodes)  # refuses GPUs that cannot share the batch
     planned = asked.planned()
     options = planned.options(gpus, nodes)
     taken, change, then = best(options, card.memory, asked.machine), None, asked

@@ -47,6 +47,20 @@ def test_the_default_is_planned_from_its_own_files():
         (("--gpus", "some"), "GPUS=some is not a number"),
         (("--", "--bta", "1"), "bta"),
         (("--", "--model_name_or_path", "outputs/none"), "outputs/none"),
+        (("--gpus", "0"), "GPUS=0 is not a number of GPUs: give 1 or more"),
+        (("--price", "-1"), "PRICE=-1 is no price of a GPU for an hour: give a number above 0"),
+        (("--price", "nan"), "PRICE=nan is no price"),
+        (("--price", "cheap"), "PRICE=cheap is no price"),
+        (("--price", "inf", "--run", "outputs/none"), "PRICE=inf is no price"),
+        (
+            ("--utilisation", "2"),
+            "UTILISATION=2 is no share of the peak: give a number above 0 and",
+        ),
+        (("--utilisation", "0"), "UTILISATION=0 is no share"),
+        (("--memory", "inf"), "MEMORY=inf is no number of GB"),
+        (("--memory", "-80", "--gpu", "H200"), "MEMORY=-80 is no number of GB"),
+        # Before anything of the model is looked at.
+        (("--gpus", "3", "--", "--model_name_or_path", "outputs/none"), "3 processes cannot share"),
         (("--gpus", "5"), "5 processes cannot share a global batch of 8 pairs"),
     ],
 )

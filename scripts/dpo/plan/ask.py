@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
-from dpo.models import adapters
+from dpo.models import adapters, model_files
 from dpo.plan import cards, shapes
 from dpo.plan.arithmetic import lengths
 from dpo.plan.arithmetic.hours import UTILISATION
@@ -162,13 +162,18 @@ def model_of(recipe: Recipe) -> tuple[PreTrainedConfig, str | None]:
     the model's own.
 
     Raises:
-        Refusal: it is not known and not to be reached.
+        Refusal: none is named, it is not known and not to be reached, or it is no causal language
+            model.
     """
     name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
+    if not name:
+        raise Refusal(f"{recipe.path}: no model is named: give its model_name_or_path")
     if is_asked(name) and (adapter := adapters.config_of(name, revision)):
         name, revision = adapter.base_model_name_or_path, adapter.revision
     trusted = recipe.training.trust_remote_code
-    return shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+    config, note = shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+    model_files.check_kind(name, config, trusted)
+    return config, note
 
 
 def reference_of(recipe: Recipe) -> PreTrainedConfig | None:

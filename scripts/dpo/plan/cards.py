@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -98,6 +99,26 @@ def named(name: str) -> list[str]:
     return [card for card in found if len(words(card)) == most]
 
 
+def number(name: str, given: str, what: str, example: str, most: float = math.inf) -> float:
+    """A figure that is asked for, as `name`=`given`.
+
+    Args:
+        what: it is, in words.
+        most: that it may be.
+
+    Raises:
+        Refusal: it is no number, not above 0, not finite, or too large.
+    """
+    try:
+        found = float(given)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf or found > most:
+        above = "above 0" if most == math.inf else f"above 0 and at most {most:g}"
+        raise Refusal(f"{name}={given} is no {what}: give a number {above}, as {name}={example}")
+    return found
+
+
 def card(GPU: str = "", MEMORY: str = "") -> Card:
     """The card that is asked for.
 
@@ -134,9 +155,7 @@ def gigabytes(name: str, given: str) -> float:
     Raises:
         Refusal: it is no number above 0.
     """
-    if not re.fullmatch(r"\d+(\.\d+)?", given) or not float(given):
-        raise Refusal(f"{name}={given} is no number of GB: give {name}=80")
-    return float(given) * 1e9
+    return number(name, given, "number of GB", "80") * 1e9
 
 
 def machine_of(card: Card, gpus: int) -> float:

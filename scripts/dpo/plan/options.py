@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from dpo.core.refusal import one_line
-from dpo.evaluation.measure import AT_ONCE, MAX_NEW_TOKENS
 from dpo.models import adapters
+from dpo.models.flops import windows
 from dpo.plan.arithmetic import disk, lengths, memory, peak, processor
 from dpo.plan.arithmetic import reference as of_its_own
-from dpo.plan.arithmetic.counted import BOUND, How, Kept, Pairs, bound, kept
+from dpo.plan.arithmetic.bounds import BOUNDED, STATEFUL, bound, each_token
+from dpo.plan.arithmetic.counted import How, Kept, Pairs, kept, without_weights
 from dpo.plan.arithmetic.hours import Cost, Run, cost
 from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.arithmetic.memory import ZERO, Setting
@@ -62,6 +62,7 @@ class Planned:
         reference: PreTrainedConfig | None = None,
     ):
         self.note = note
+        self.each: float | None = None  # bytes of a token where a micro-batch cannot be counted
         self.recipe, self.config, self.lengths = recipe, config, found
         self.card, self.price, self.utilisation = card, price, utilisation
         args, own = recipe.training, recipe.model
@@ -70,9 +71,9 @@ class Planned:
         self.loaded = getattr(torch, str(own.dtype).removeprefix("torch."), torch.float32)
         # Others keep as much as SDPA, and cannot be looked at where they are not installed.
         self.attention = "eager" if own.attn_implementation == "eager" else None
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, attn_implementation=self.attention)
-        self.model: Any = made
+        self.model: Any = without_weights(config, attention=self.attention)
+        if len(windows(self.model)) < config.get_text_config().num_hidden_layers:
+            self.add(STATEFUL)
         self.shared = recipe.run.share_prefix and backbone.obstacle(self.model) is None
         self.sizes = memory.sizes_of(
             self.model, self.adapter, own.load_in_4bit, own.use_bnb_nested_quant
@@ -84,6 +85,9 @@ class Planned:
             processor.libraries()  # before anything is counted in this process
         self.counted, self.priced = functools.cache(self.count), functools.cache(self.price_of)
 
+    def add(self, said: str) -> None:
+        self.note = f"{self.note}; {said}" if self.note else said
+
     def steps(self) -> int:
         args = self.recipe.training
         if args.max_steps > 0:
@@ -94,12 +98,13 @@ class Planned:
         """The longest micro-batch, and what it needs."""
         several = self.steps() * self.recipe.global_batch // micro
         pairs = lengths.longest(self.lengths.pairs, micro, several, how.shared)
-        try:
-            return pairs, kept(self.config, pairs, how)
-        except Exception as error:  # of an architecture that does what no tensor without data can
-            said = f"a bound, {BOUND} bytes a token, layer and hidden unit, since they cannot be "
-            self.note = f"activations are {said}counted: {one_line(error)}"
-            return pairs, bound(self.config, pairs, how)
+        if self.each is None:
+            try:
+                return pairs, kept(self.config, pairs, how)
+            except Exception:  # of an architecture that does what no tensor without data can
+                self.each = each_token(self.config, how)
+                self.add(BOUNDED.format(self.each))
+        return pairs, bound(self.config, pairs, how, self.each)
 
     def setting(
         self, config: str, live: bool, checkpointing: bool, gpus: int, accumulates: bool
@@ -129,7 +134,8 @@ class Planned:
             setting = replace(setting, live=self.beside(live, gpus))
         alone = replace(setting, live=setting.live and self.reference is None)
         if self.card.on_cpu:
-            terms = processor.terms(self.sizes, alone, found, pairs, self.drawn())
+            drawn = processor.after(self.config, self.lengths, self.loaded.itemsize)
+            terms = processor.terms(self.sizes, alone, found, pairs, drawn)
         else:
             terms = peak.terms(self.sizes, alone, found, pairs)
         machine, stands = memory.machine(self.sizes, alone), memory.standing(self.sizes, alone)
@@ -162,13 +168,6 @@ class Planned:
         waits = exact and self.shared and args.precompute_ref_batch_size is None
         own = self.adapter is None or self.reference is not None
         return own and bool(live or waits or self.lengths.held_out)
-
-    def drawn(self) -> tuple[float, float]:
-        """What the answers take that are drawn when training has ended."""
-        prompt, *_ = self.lengths.pairs.max(axis=0)
-        tokens = int(prompt) + MAX_NEW_TOKENS
-        answers = min(self.lengths.answers, AT_ONCE)
-        return processor.drawn(self.config, answers, tokens, self.loaded.itemsize)
 
     def price_of(
         self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
@@ -247,11 +246,13 @@ class Planned:
         return config == "fsdp2" and self.adapter is not None and self.reference is None
 
     def options(self, gpus: int, nodes: int, offload: bool = True) -> list[Option]:
-        """All ways on so many GPUs of so many machines, each with the most pairs at a time that
-        fit, as many as the recipe has at most."""
+        """All ways on so many GPUs of so many machines, with the most pairs at a time that fit."""
         found, processes = [], gpus * nodes
         for way in self.ways(processes, offload):
-            for size in micro_batches(self.recipe, processes):
+            sizes = micro_batches(self.recipe, processes)
+            stand = memory.standing(self.sizes, self.setting(*way, processes, False)).values()
+            full = sum(stand) > SURE * self.card.memory  # however few pairs
+            for size in sizes[-1:] if full else sizes:
                 option = self.option(*way, processes, *size)
                 if option.peak <= SURE * self.card.memory:
                     break

@@ -7,11 +7,11 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from dpo.plan.arithmetic import memory
-from dpo.plan.arithmetic.counted import How, Pairs, bound, kept
+from dpo.plan.arithmetic.bounds import bound, each_token
+from dpo.plan.arithmetic.counted import How, Pairs, kept, without_weights
 from dpo.plan.arithmetic.memory import ZERO, Setting, Sizes
 from dpo.plan.arithmetic.peak import CONTEXT, SLACK, tile_of
 
@@ -33,8 +33,7 @@ class Reference:
 def made(
     config: PreTrainedConfig, attention: str | None, four_bits: bool, nested: bool
 ) -> Reference:
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model: Any = without_weights(config, attention=attention)
     sizes = memory.sizes_of(model, None, four_bits, nested)
     sizes = replace(sizes, frozen=sizes.trained, trained=0, head_trained=False)
     return Reference(config, model, sizes)
@@ -48,7 +47,7 @@ def work(reference: Reference, pairs: Pairs, how: How) -> float:
     try:
         found = kept(reference.config, pairs, how)
     except Exception:  # of an architecture that cannot be counted, as options.count says
-        found = bound(reference.config, pairs, how)
+        found = bound(reference.config, pairs, how, each_token(reference.config, how))
     sizes, item = reference.sizes, how.dtype.itemsize
     tokens = sum(map(sum, pairs)) * sizes.hidden * item
     answers = sum(chosen + rejected for _, chosen, rejected in pairs)
