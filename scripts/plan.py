@@ -32,16 +32,31 @@ def arguments() -> argparse.Namespace:
     add("--nodes", default="1", help="machines (1)")
     add("--gpu", default="", help="which: H100-80GB, RTX-4090, …, or cpu (this machine's)")
     add("--memory", default="", help="GB of each, instead of a name")
-    add("--price", type=float, help="of one GPU for an hour")
-    add("--utilisation", type=float, help="of the GPU's peak, that training reaches")
+    add("--cpu_memory", default="", help="GB of each machine's own memory")
+    add("--price", default="", help="of one GPU for an hour")
+    add("--utilisation", default="", help="of the GPU's peak, that training reaches")
     add("--json", action="store_true", help="print the plan as JSON, and nothing else")
     add("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
     return parser.parse_args()
 
 
+def figures(args: argparse.Namespace) -> tuple[float | None, float | None]:
+    """The price of a GPU and the utilisation that are asked for.
+
+    Raises:
+        Refusal: one is no such number.
+    """
+    price, reached = args.price, args.utilisation
+    return (
+        cards.number("PRICE", price, "price of a GPU for an hour", "2.5") if price else None,
+        cards.number("UTILISATION", reached, "share of the peak", "0.25", 1) if reached else None,
+    )
+
+
 def answer() -> None:
     """What can be seen to be wrong before anything heavy is imported."""
     args = arguments()
+    figures(args)
     if args.run:
         output_folder.measured(args.run)
         return
@@ -51,13 +66,14 @@ def answer() -> None:
     launch.look(["--config", f"{launch.RECIPES}/{args.recipe}.yaml", *args.arguments])
     if args.gpu or args.memory:
         cards.card(args.gpu, args.memory)
+    if args.cpu_memory:
+        cards.gigabytes("CPU_MEMORY", args.cpu_memory)
 
 
 if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
     at_once(answer)
 
 import json
-import math
 import sys
 from dataclasses import asdict, replace
 from typing import Any
@@ -69,14 +85,15 @@ from dpo.plan import table
 from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.ask import THIS, Asked, card_of
 from dpo.plan.auto import gb
+from dpo.plan.choice import Option, best
 from dpo.plan.measured import beside, words
-from dpo.plan.options import Option, best
+from dpo.plan.options import micro_batches
 
 
 def beside_the_run(args: argparse.Namespace) -> None:
     """The plan of a run that was made, as it was trained, beside what it measured."""
     folder, measured = output_folder.measured(args.run)
-    utilisation = args.utilisation or UTILISATION
+    utilisation = figures(args)[1] or UTILISATION
     planned, option = beside.of_folder(folder, measured["how"], utilisation)
     plan = beside.told(planned, option, measured["how"])
     rows = beside.rows(plan, measured)
@@ -100,12 +117,15 @@ def main() -> None:
     if card.on_cpu:  # whose memory the processes share
         card = replace(card, memory=card.memory / gpus)
     nodes, _ = launch.across(args.nodes, "0", "the-first:29500")
-    utilisation = args.utilisation or UTILISATION
-    asked = Asked(args.recipe, tuple(args.arguments), gpus, nodes, card, args.price, utilisation)
+    price, reached = figures(args)
+    own = cards.memory_here() if why == THIS else None
+    own = cards.gigabytes("CPU_MEMORY", args.cpu_memory) if args.cpu_memory else own
+    how = card, price, reached or UTILISATION, own
+    asked = Asked(args.recipe, tuple(args.arguments), gpus, nodes, *how)
+    micro_batches(asked.parsed(), gpus * nodes)  # refuses GPUs that cannot share the batch
     planned = asked.planned()
     options = planned.options(gpus, nodes)
-    here = cards.memory_here() if why == THIS else math.inf
-    taken, change, then = best(options, card.memory, here), None, asked
+    taken, change, then = best(options, card.memory, asked.machine), None, asked
     of = planned
     if taken is None and (found := asked.made_to_fit()):
         change, then, of, taken = found
@@ -113,7 +133,8 @@ def main() -> None:
     more = then.flags_of(taken, processes) if taken else []
     if args.json:
         results = {"recipe": args.recipe, "flags": args.arguments, "card": asdict(card)}
-        results |= {"gpus": gpus, "nodes": nodes, "lengths": planned.lengths.source}
+        results |= {"gpus": gpus, "nodes": nodes, "machine": asked.machine}
+        results |= {"lengths": planned.lengths.source}
         results |= {"sizes": asdict(planned.sizes), "change": change}
         results["command"] = then.command(taken, more) if taken else None
         processes = gpus * nodes
@@ -131,16 +152,19 @@ def main() -> None:
         print(json.dumps(results, indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(*table.heading(planned, gpus, nodes, why), sep="\n", soft_wrap=True)
-    console.print(table.table(options, card, taken))
+    console.print(*table.heading(asked, why), sep="\n", soft_wrap=True)
+    console.print(table.table(options, card, taken, asked.machine))
     console.print(f"{table.CPU_LEGEND if card.on_cpu else table.LEGEND}\n", style="dim")
     if taken is None:
         raise Refusal(f"no way fits {gpus * nodes} × {card.name}, nor does any one change")
     if change:
         each = "of each process" if card.on_cpu else "on each GPU"
         console.print(f"None fits. With {change} it is {gb(taken.peak)} GB {each}.\n")
-    console.print(*table.spent(of, taken), sep="\n", soft_wrap=True)
+    console.print(*table.spent(of, taken, processes), sep="\n", soft_wrap=True)
     console.print(f"\nNext: {then.command(taken, more)}", soft_wrap=True)
+    if then.nodes > 1:
+        last = f"NODE_RANK={then.nodes - 1} on the last"
+        console.print(f"      on every machine, {last}; MAIN is an address of the first")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dpo.core.files import write_whole
 from dpo.core.refusal import Refusal
 from dpo.plan import cards
 from dpo.plan.ask import Asked
-from dpo.plan.options import best
+from dpo.plan.choice import best
 from dpo.recipe.parse import FOLDER, make_parser, read_yaml
 
 TABLE = FOLDER / "README.md"

@@ -22,6 +22,12 @@ DRIVERS = {
     "NVIDIA A100-SXM4-80GB": "A100-80GB",
     "NVIDIA A100 80GB PCIe": "A100-80GB",
     "NVIDIA L40S": "L40S",
+    "NVIDIA L40": "L40",
+    "NVIDIA A30": "A30",
+    "NVIDIA GH200 480GB": "GH200-96GB",
+    "NVIDIA GeForce RTX 4080": "RTX-4080",
+    "NVIDIA GeForce RTX 3090": "RTX-3090",
+    "NVIDIA GeForce RTX 3090 Ti": "RTX-3090-Ti",
     "NVIDIA L4": "L4",
     "NVIDIA A10": "A10",
     "NVIDIA A10G": "A10G",
@@ -45,7 +51,7 @@ def test_a_drivers_name_is_known(name):
     "name",
     [
         *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D"),
-        *("NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "Tesla P100"),
+        *("NVIDIA GeForce RTX 4080 SUPER", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "Tesla P100"),
     ],
 )
 def test_a_relative_or_a_part_of_a_card_is_not_taken_for_it(name):
@@ -56,6 +62,7 @@ def test_a_few_words_are_enough_if_they_tell():
     assert card(GPU="4090").name == "RTX-4090"
     assert card(GPU="h100 pcie").name == card(GPU="H100-PCIe").name == "H100-PCIe"
     assert card(GPU="L4").name == "L4"  # and not the L40S
+    assert card(GPU="3090").name == "RTX-3090" and card(GPU="3090 ti").name == "RTX-3090-Ti"
     with pytest.raises(Refusal, match=r"GPU=A100 may be several.*: A100-80GB, A100-40GB"):
         card(GPU="A100")
     with pytest.raises(Refusal, match=r"GPU=RTX-4900 is not known.*RTX-4090"):
@@ -82,6 +89,11 @@ def test_every_card_has_a_speed_that_a_card_can_have():
     assert {one.name for one in CARDS.values() if one.half == "float16"} == {
         *("T4", "V100-16GB", "V100-32GB")
     }
+
+
+def test_of_a_part_of_a_card_memory_is_what_torch_says_and_no_speed_is_known():
+    part = cards.of_driver("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 42e9)
+    assert (part.memory, part.flops) == (42e9, None)
 
 
 def test_this_machines_card_has_its_own_memory(monkeypatch):

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from peft import LoraConfig
+from transformers import AutoConfig
 
-from dpo.plan.arithmetic.counted import How, batch_of, kept, run
-from dpo.prefix_sharing import backbone
-from dpo.prefix_sharing.plan import SharedPrefixes
+from dpo.plan.arithmetic.counted import How, kept, run
+from support.autograd import saved
 
 SIZES = {"vocab_size": 97, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 5}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
@@ -24,39 +23,6 @@ SHORT = ((100, 90, 66), (40, 20, 88))
 
 def config_of(family: str, **changes):
     return AutoConfig.for_model(family, **(SIZES | FAMILIES[family] | changes))
-
-
-def saved(config, pairs, how: How) -> int:
-    """Bytes that autograd keeps of a forward pass with data, weights left out."""
-    model = AutoModelForCausalLM.from_config(config, dtype=how.dtype)
-    if how.adapter:
-        get_peft_model(model, how.adapter)
-    model.train()
-    if how.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        if how.adapter:
-            model.enable_input_require_grads()
-    ids, mask = batch_of(pairs)
-    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    if how.shared:
-        backbone.share_prefixes(model)
-        given["shared_prefixes"] = SharedPrefixes.of(ids, mask)
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    found = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            found[storage._cdata] = storage
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=how.autocast):
-        hidden = model.base_model(**given).last_hidden_state
-    keep(hidden)
-    for mask in given["shared_prefixes"].masks.values() if how.shared else ():
-        keep(mask)  # which the batch holds, whatever autograd does
-    return sum(storage.nbytes() for storage in found.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

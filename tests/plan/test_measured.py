@@ -273,7 +273,7 @@ def test_where_no_way_of_the_plan_fits_another_change_is_named(plan, capsys, mon
     assert "these ways need less" not in said
     assert said.endswith("Next: make train RECIPE=x GPUS=2 (it fits with 2 GPUs)")
     memory = f"{peak_of(plan) / 1e9:.1f}"
-    assert given == [((SEVEN, 1, 1, []), {"memory": memory})]
+    assert given == [((SEVEN, 1, 1, []), {"memory": memory, "cpu_memory": "256.0"})]
 
 
 def test_the_plan_is_handed_on_to_the_run(plan):

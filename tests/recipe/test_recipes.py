@@ -147,6 +147,14 @@ def test_its_machine_is_the_one_that_its_plan_finds(recipe):
     assert said is None or shelf.header(recipe)["Machine"].startswith(said), "make shelf"
 
 
+def test_its_run_line_takes_no_other_config_than_its_machine_is_for(recipe):
+    """On that machine the plan takes its config; another might not fit there."""
+    said = shelf.header(recipe)
+    named = re.findall(r"CONFIG=(\w+)", said["Run"])
+    if "make rounds" not in said["Run"]:  # for which no plan is made
+        assert all(f"CONFIG={config}," in said["Machine"] for config in named), said
+
+
 def test_what_stands_beside_its_machine_stays_as_it_is(recipe, tmp_path):
     said = "one GPU of 24 GB, 11 GB on each by its plan; some 7.2 GPU-hours on 8 × H100."
     (tmp_path / recipe.name).write_text(once := shelf.with_machine(recipe, said))

@@ -112,7 +112,7 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     before = storages.storages(every_tensor()).keys()  # what a trainer before has left
     bits = case.get("bits")
     objects: dict[str, Any] = {"model": str(models / case["name"])}
-    objects["peft_config"] = copy.deepcopy(ADAPTER) if case["lora"] else None
+    objects["peft_config"] = adapter_of(case)
     if bits:
         objects["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -135,7 +135,8 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
         gradient_checkpointing=False,
         model_init_kwargs={"attn_implementation": "sdpa", "dtype": case["dtype"]},
         report_to="none",
-        save_strategy="no",
+        save_strategy="steps" if case.get("saves") else "no",
+        save_steps=2,
         disable_tqdm=True,
     )
     trainer = FastDPOTrainer(
@@ -159,12 +160,18 @@ def watched(case: Case, models: Path, folder: Path) -> Watch:
     return watch
 
 
+def adapter_of(case: Case) -> LoraConfig | None:
+    found = copy.deepcopy(ADAPTER)
+    found.r = case.get("rank", found.r)
+    return found if case.get("lora") else None
+
+
 def predicted(case: Case, config: str, gpus: int) -> tuple[Sizes, Setting]:
     """What `dpo.plan.arithmetic.memory` takes for a case."""
     with torch.device("meta"):
         model = model_of(case["name"])
     bits, bf16 = case.get("bits"), case.get("bf16", False)
-    adapter = ADAPTER if case.get("lora") else None
+    adapter = adapter_of(case)
     sizes = sizes_of(model, adapter, bool(bits), bits == "nested")
     loaded = getattr(torch, case.get("dtype", "float32"))
     rounded = bf16 and (config in ZERO or config == "fsdp2")  # weights, instead of products alone
@@ -202,8 +209,8 @@ def model_of(name: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
-def save_models(folder: Path) -> None:
-    for name in tiny.ARCHITECTURES:
+def save_models(folder: Path, names: Iterable[str] = tiny.ARCHITECTURES) -> None:
+    for name in names:
         model_of(name).save_pretrained(folder / name)
         any_tokenizer().save_pretrained(folder / name)
 
@@ -223,6 +230,7 @@ def be(environment: dict[str, str], cases: list[Case], models: Path, out: Path):
         runpy.run_path(f"{FSDP}/sitecustomize.py")
     found = []
     for number, case in enumerate(cases):
-        watch = watched(case, models, out / f"{number}-{rank}")
+        own = "" if case.get("saves") else f"-{rank}"  # all write one checkpoint
+        watch = watched(case, models, out / f"{number}{own}")
         found.append((watch.notes, watch.most, watch.peaks))
         (out / f"held-{rank}.json").write_text(json.dumps(found))

@@ -17,6 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 ATTENTION = {"full_attention", "sliding_attention"}  # layer_types that are counted
 
+# Kinds of layers that carry a state from token to token: each meets so many numbers, and no keys.
+STATES = {"linear_attention", "mamba", "mamba2", "recurrent", "conv", "moe", "mlp"}
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -81,13 +84,33 @@ def last_products(model: PreTrainedModel) -> set[nn.Module]:
     return found
 
 
-def windows(model: PreTrainedModel) -> list[float]:
-    """How many tokens back each layer attends."""
+def windows(model: PreTrainedModel) -> dict[int, float]:
+    """How many tokens back each layer attends, of those that do, by its number."""
     config: Any = model.config.get_text_config()
+    if not getattr(config, "num_attention_heads", None):
+        return {}  # a state-space model
     window = getattr(config, "sliding_window", None) or math.inf
-    kinds = getattr(config, "layer_types", None)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     kinds = kinds or ["sliding_attention"] * config.num_hidden_layers
-    return [window if kind == "sliding_attention" else math.inf for kind in kinds]
+    return {
+        layer: window if kind == "sliding_attention" else math.inf
+        for layer, kind in enumerate(kinds)
+        if kind not in STATES
+    }
+
+
+def attentions(model: PreTrainedModel) -> list[tuple[float, int]]:
+    """How many tokens back each layer attends, of those that do, and how many numbers a query and a
+    value of all its heads have together."""
+    config: Any = model.config.get_text_config()
+    found = []
+    for layer, window in windows(model).items():
+        own = config.per_layer_config[layer] if config.is_heterogeneous else config
+        query = value = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+        if latent := getattr(own, "qk_nope_head_dim", None):  # multi-head latent attention
+            query, value = latent + own.qk_rope_head_dim, own.v_head_dim
+        found.append((window, own.num_attention_heads * (query + value)))
+    return found
 
 
 def causal(length: np.ndarray, window: float) -> np.ndarray:
@@ -106,7 +129,6 @@ def pass_over(
         tokens, completion: how many the backbone sees, and the output layer.
         keys: how many keys all queries meet, of the window of a layer.
     """
-    config: Any = model.config.get_text_config()
     head = model.get_output_embeddings()
     flops, own, last, once = {True: 0.0, False: 0.0}, 0.0, last_products(model), 0.0
     for part, numbers, trained in products(model):
@@ -114,12 +136,10 @@ def pass_over(
         flops[part is head] += spent
         own += spent * trained
         once += spent * (part in last)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    query = value = width
-    if latent := getattr(config, "qk_nope_head_dim", None):  # multi-head latent attention
-        query, value = latent + config.qk_rope_head_dim, config.v_head_dim
-    met = sum(keys(window) * count for window, count in Counter(windows(model)).items())
-    attention = 2 * config.num_attention_heads * (query + value) * met
+    attention = sum(
+        2 * operands * keys(window) * count
+        for (window, operands), count in Counter(attentions(model)).items()
+    )
     backbone = flops[False] + attention
     return Pass(backbone, flops[True], own + attention, backbone - once)
 

@@ -2,6 +2,7 @@
 configuration and a tokenizer that these versions of the libraries know."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from dpo.core.refusal import Refusal, one_line
@@ -111,6 +113,8 @@ def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedC
                 f"is unknown to transformers {transformers.__version__}{wrote}: choose another "
                 "model, or a newer transformers in requirements.txt"
             ) from error
+        if "trust_remote_code" in str(error):
+            raise needs_code(name, code_in(stated)) from error
         if isinstance(error, OSError) and not stated:
             raise Refusal(
                 f"the configuration of model {name} is not to be had from {constants.ENDPOINT}: "
@@ -123,6 +127,24 @@ def config_of(name: str, revision: str | None = None, **how: Any) -> PreTrainedC
         ) from error
 
 
+def code_in(stated: dict[str, Any]) -> set[str]:
+    """The files of code that a configuration names."""
+    found = set()
+    for entry in (stated.get("auto_map") or {}).values():
+        classes = entry if isinstance(entry, list) else [entry]  # a slow tokenizer, a fast one
+        found |= {f"{target.rsplit('.', 1)[0]}.py" for target in classes if target}
+    return found
+
+
+def needs_code(name: str, code: Iterable[str]) -> Refusal:
+    """What is said of a model that needs its own code, where the recipe does not trust it."""
+    files = f" ({', '.join(sorted(code))})" if code else ""
+    return Refusal(
+        f"model {name} runs only with code of its own{files}: read it, and state "
+        "trust_remote_code: true if you trust who wrote it, or choose another model"
+    )
+
+
 def check_config(name: str, revision: str | None = None, trusted: bool = False, **how: Any) -> None:
     """Refuse what is no causal language model, as TRL would load it: by its `architectures`.
 
@@ -131,15 +153,12 @@ def check_config(name: str, revision: str | None = None, trusted: bool = False, 
             architecture; its pad token is none of its vocabulary; or as `config_of`.
     """
     config = config_of(name, revision, trust_remote_code=trusted, **how)
-    kind = (getattr(config, "architectures", None) or [None])[0]
-    needed = "a causal language model is trained here, such as a LlamaForCausalLM: choose one"
-    if kind is None:
+    if not getattr(config, "architectures", None):
         raise Refusal(
             f"the config.json of model {name} names no `architectures`: give it those of the model "
             f'that it was made from, such as "{CAUSAL.get(config.model_type, "LlamaForCausalLM")}"'
         )
-    if config.is_encoder_decoder:
-        raise Refusal(f"model {name} is a {kind}, an encoder-decoder: {needed}")
+    check_kind(name, config, trusted)
     text = config.get_text_config()
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if pad is not None and rows and not -rows <= pad < rows:
@@ -147,12 +166,38 @@ def check_config(name: str, revision: str | None = None, trusted: bool = False, 
             f"the config.json of model {name} has pad_token_id {pad}, and vocab_size {rows}: "
             "take pad_token_id out of it"
         )
+
+
+def check_kind(name: str, config: PreTrainedConfig, trusted: bool) -> None:
+    """See that a model predicts the next word of a text, by its `architectures`, or by the kind of
+    its configuration where that names none.
+
+    Raises:
+        Refusal: it is an encoder, an encoder-decoder, a classifier, a model without a head or of
+            more than text.
+    """
     own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if own or kind in CAUSAL.values():
-        return
+    named = (getattr(config, "architectures", None) or [CAUSAL.get(config.model_type)])[0]
+    kind = named or config.model_type
+    decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     what = next((words for end, words in OTHERS.items() if kind.endswith(end)), None)
-    if what or config.model_type not in CAUSAL:
-        raise Refusal(f"model {name} is a {kind}, {what or 'of another kind'}: {needed}")
+    if config.is_encoder_decoder:
+        what = "an encoder-decoder"
+    elif own:
+        return
+    elif kind in CAUSAL.values():
+        what = "an encoder, which sees the words to predict"
+        if config.model_type not in MASKED or decoder:
+            return
+    elif not what and (named is None or config.model_type not in CAUSAL):
+        what = "of another kind"
+        if config.get_text_config() is not config or hasattr(config, "vision_config"):
+            what = "a model of more than text"
+    if what:
+        raise Refusal(
+            f"model {name} is a {kind}, {what}: a causal language model is trained here, such as a "
+            "LlamaForCausalLM: choose one"
+        )
 
 
 def check_trainable(name: str, revision: str | None, trusted: bool, adapter: bool) -> None:

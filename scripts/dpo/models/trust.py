@@ -12,7 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from dpo.core.refusal import Refusal
-from dpo.models.model_files import read_json
+from dpo.models.model_files import code_in, needs_code, read_json
 
 WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")  # pickles
 NAMES = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, ADAPTER_SAFE_WEIGHTS_NAME}
@@ -78,9 +78,7 @@ def code_of(name: str, revision: str | None) -> list[str]:
     """The files of code that a model or its tokenizer brings, as its configuration names them."""
     found = set()
     for file in ("config.json", "tokenizer_config.json"):
-        for entry in _json(name, file, revision).get("auto_map", {}).values():
-            classes = entry if isinstance(entry, list) else [entry]  # a slow tokenizer, a fast one
-            found |= {f"{target.rsplit('.', 1)[0]}.py" for target in classes if target}
+        found |= code_in(_json(name, file, revision))
     return sorted(found)
 
 
@@ -108,7 +106,4 @@ def check_code(name: str, revision: str | None, trusted: bool) -> None:
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise Refusal(
-            f"model {name} runs only with code of its own ({', '.join(code)}): read it, and state "
-            "trust_remote_code: true if you trust who wrote it, or choose another model"
-        ) from error
+        raise needs_code(name, code) from error

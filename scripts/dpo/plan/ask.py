@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +14,14 @@ from transformers import PreTrainedConfig
 
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
-from dpo.models import adapters
+from dpo.models import adapters, model_files
 from dpo.plan import cards, shapes
 from dpo.plan.arithmetic import lengths
 from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.auto import without
 from dpo.plan.cards import Card
-from dpo.plan.options import SURE, Option, Planned, best, micro_batches
+from dpo.plan.choice import SURE, Option, best
+from dpo.plan.options import Planned, micro_batches
 from dpo.recipe.hub_names import check_reachable, looks_local
 from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.recipe.validate import check_values
@@ -29,6 +32,7 @@ MACHINES = [(1, 1, name) for name in ("RTX-4090", "L40S", "H100-80GB")]
 MACHINES += [(gpus, nodes, "H100-80GB") for gpus, nodes in ((2, 1), (4, 1), (8, 1), (8, 2))]
 MACHINES += [(8, nodes, "H100-80GB") for nodes in (4, 8, 16)]
 THIS = "this machine's"
+MAIN = "10.0.0.1:29500"  # stands for an address of the first machine
 ELSEWHERE = "H100-80GB"  # what is planned for where there is no GPU and none is named
 
 
@@ -40,6 +44,8 @@ class Asked:
         recipe, flags: a name, and flags as for train.py.
         gpus, nodes: GPUs of each machine, and machines.
         card, price, utilisation: of a GPU.
+        cpu_memory: bytes of each machine's own memory; None takes what one like it is likely to
+            have.
     """
 
     recipe: str
@@ -49,6 +55,12 @@ class Asked:
     card: Card
     price: float | None = None
     utilisation: float = UTILISATION
+    cpu_memory: float | None = None
+
+    @property
+    def machine(self) -> float:
+        """Bytes of each machine's own memory."""
+        return self.cpu_memory or cards.machine_of(self.card, self.gpus)
 
     @functools.cache  # noqa: B019  a plan asks a few times, and is made once
     def parsed(self) -> Recipe:
@@ -68,7 +80,9 @@ class Asked:
         recipe = self.parsed()
         config, note = model_of(recipe)
         found = lengths.of(recipe)
-        return Planned(recipe, config, found, self.card, self.price, self.utilisation, note)
+        own = reference_of(recipe)
+        how = self.card, self.price, self.utilisation, note, own
+        return Planned(recipe, config, found, *how)
 
     def flags_of(self, option: Option, processes: int) -> list[str]:
         """What to add to the flags for this way; [] where the recipe goes so by itself."""
@@ -85,11 +99,14 @@ class Asked:
         return words
 
     def command(self, option: Option, more: list[str]) -> str:
-        """The make line that trains so."""
-        line = f"make train RECIPE={self.recipe} CONFIG={option.config} GPUS={self.gpus}"
-        line += f" NODES={self.nodes}" * (self.nodes > 1)
-        words = " ".join([*without(self.flags, more[::2]), *more])
-        return line + (f' ARGS="{words}"' if words else "")
+        """The make line that trains so, on the first machine of several."""
+        line = f"make train RECIPE={shlex.quote(self.recipe)} CONFIG={option.config}"
+        line += f" GPUS={self.gpus}"
+        if self.nodes > 1:
+            line += f" NODES={self.nodes} NODE_RANK=0 MAIN={MAIN}"
+        words = shlex.join([*without(self.flags, more[::2]), *more]).replace("$", "$$")  # make's
+        quoted = shlex.quote(words) if re.search(r'["$`\\!]', words) else f'"{words}"'
+        return line + (f" ARGS={quoted}" if words else "")
 
     def changed(self) -> Iterator[tuple[str, Asked]]:
         """What may make it fit, one change after the other, in words and as it is asked for then.
@@ -121,7 +138,7 @@ class Asked:
             if planned.recipe.global_batch % (gpus * nodes):
                 continue
             there = planned.on(cards.CARDS[name])
-            if there.least(gpus, nodes, offload=False) <= SURE * there.card.memory:
+            if there.least(gpus, nodes, machine=0) <= SURE * there.card.memory:
                 options = there.options(gpus, nodes, offload=False)
                 if found := best(options, there.card.memory):
                     return there, gpus, nodes, found
@@ -133,8 +150,8 @@ class Asked:
             # With more GPUs it is the same plan, and what it has counted stays.
             planned = self.planned() if asked.flags == self.flags else asked.planned()
             where = asked.gpus, asked.nodes
-            if planned.least(*where) <= SURE * self.card.memory:
-                found = best(planned.options(*where), self.card.memory)
+            if planned.least(*where, asked.machine) <= SURE * self.card.memory:
+                found = best(planned.options(*where), self.card.memory, asked.machine)
                 if found:
                     return words, asked, planned, found
         return None
@@ -145,13 +162,30 @@ def model_of(recipe: Recipe) -> tuple[PreTrainedConfig, str | None]:
     the model's own.
 
     Raises:
-        Refusal: it is not known and not to be reached.
+        Refusal: none is named, it is not known and not to be reached, or it is no causal language
+            model.
     """
     name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
+    if not name:
+        raise Refusal(f"{recipe.path}: no model is named: give its model_name_or_path")
     if is_asked(name) and (adapter := adapters.config_of(name, revision)):
         name, revision = adapter.base_model_name_or_path, adapter.revision
     trusted = recipe.training.trust_remote_code
-    return shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+    config, note = shapes.config_of(name, revision, trust_remote_code=trusted, **recipe.init)
+    model_files.check_kind(name, config, trusted)
+    return config, note
+
+
+def reference_of(recipe: Recipe) -> PreTrainedConfig | None:
+    """The configuration of a recipe's reference, where it is a model of its own.
+
+    Raises:
+        Refusal: it is not known and not to be reached.
+    """
+    if recipe.run.ref_model_name_or_path is None:
+        return None
+    trusted = recipe.training.trust_remote_code
+    return shapes.config_of(*recipe.reference, trust_remote_code=trusted, **recipe.init)[0]
 
 
 def is_asked(name: str) -> bool:

@@ -59,28 +59,38 @@ def settle(
     Raises:
         Refusal: what is asked for does not fit, or nothing does.
     """
-    memory, options = plan["card"]["memory"], plan["options"]
+    memory, machine, options = plan["card"]["memory"], plan["machine"], plan["options"]
     card = f"{plan['card']['name']} of {gb(memory)} GB"
+
+    def needs(way: Way) -> str:
+        said = f"{gb(way['peak'])} GB of a {card}"
+        beside = f" and {gb(way['machine'])} GB of the machine's {gb(machine)} GB"
+        return said + beside * bool(way["machine"])
+
+    def filled(way: Way) -> float:
+        return max(way["peak"] / memory, way["machine"] / machine)
+
     other = plan["command"] or "no one change makes it fit"
     advice = f"{other}. FORCE=1 tries it all the same"
     if not config:
         taken = next((option for option in options if option["taken"]), None)
         if taken is None and not force:
-            least = min(option["peak"] for option in options)
+            least = min(options, key=filled)
             change = f", with {plan['change']}" if plan["change"] else ""
-            raise Refusal(f"no way fits a {card}, the least is {gb(least)} GB: {advice}{change}")
-        taken = taken or min(options, key=lambda option: option["peak"])
-        said = f"CONFIG={taken['config']} by the plan: {gb(taken['peak'])} GB of a {card}"
-        said += "; make plan shows the other ways"
-        return taken["config"], taken["flags"], said, taken
+            said = f"no way fits a {card}, the nearest needs {needs(least)}"
+            raise Refusal(f"{said}: {advice}{change}")
+        said = "CONFIG={} by the plan: {}; make plan shows the other ways"
+        if taken is None:
+            taken = min(options, key=filled)
+            said = "FORCE=1: nothing fits by the plan, and CONFIG={} is tried, which needs {}"
+        return taken["config"], taken["flags"], said.format(taken["config"], needs(taken)), taken
     way = plan["as_it_goes"].get(config)
-    peak = way["peak"] if way else 0
-    if peak <= memory:
+    if way is None or filled(way) <= 1:
         return config, [], "", way
-    needs = f"CONFIG={config} needs {gb(peak)} GB of a {card} as the recipe goes"
+    said = f"CONFIG={config} needs {needs(way)} as the recipe goes"
     if not force:
-        raise Refusal(f"{needs}: {advice}")
-    return config, [], f"{needs}: forced", way
+        raise Refusal(f"{said}: {advice}")
+    return config, [], f"FORCE=1: {said}, and is tried all the same", way
 
 
 def handed(way: Way | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -51,8 +52,10 @@ CARDS = {
         ("A100-80GB", 79.14, 312),
         ("A100-40GB", 39.38, 312),
         ("L40S", 44.39, 362),
+        ("L40", 44.39, 181.05),
         ("A40", 44.34, 149.7),
         ("L4", 22.03, 121),
+        ("A30", 23.5, 165),
         ("A10", 22.05, 125),
         ("A10G", 22.05, 70),
         ("RTX-PRO-6000", 94.96, 503.8),
@@ -60,6 +63,8 @@ CARDS = {
         ("RTX-A6000", 47.4, 154.8),
         ("RTX-5090", 31.36, 209.5),
         ("RTX-4090", 23.52, 165.2),
+        ("RTX-4080", 15.61, 97.5),  # GiB of an RTX A4000, of which nvidia-smi tells as many MiB
+        ("RTX-3090-Ti", 23.52, 80),  # GiB of an RTX 4090, likewise
         ("RTX-3090", 23.56, 71),
         ("MI300X", 191.69, 1307),
     )
@@ -69,12 +74,16 @@ CARDS |= {  # before Ampere: no bfloat16 on tensor cores
     "V100-16GB": Card("V100-16GB", 15.77 * 2**30, 125e12, "float16"),
     "T4": Card("T4", 14.56 * 2**30, 65e12, "float16"),
 }
+LARGE = 60e9  # bytes: cards above it are built into servers
 # In a driver's name: a slower or larger relative of the card without it, or a part of the card.
 OTHERS = {"ti", "super", "d", "laptop", "max", "mig"}
 
 
 def words(name: str) -> frozenset[str]:
-    return frozenset(re.split(r"[^a-z0-9]+", name.lower())) - {""}
+    found = frozenset(re.split(r"[^a-z0-9]+", name.lower())) - {""}
+    if {"gh200", "480gb"} <= found:  # its driver calls it by the memory of its processor
+        found = found - {"480gb"} | {"96gb"}
+    return found
 
 
 def named(name: str) -> list[str]:
@@ -82,11 +91,32 @@ def named(name: str) -> list[str]:
     given = words(name)
     if exact := [card for card in CARDS if words(card) == given]:
         return exact
-    if shortened := [card for card in CARDS if given and given <= words(card)]:
+    shortened = [card for card in CARDS if given and given <= words(card)]
+    if shortened := [card for card in shortened if not OTHERS & (words(card) - given)]:
         return shortened
-    found = [card for card in CARDS if words(card) <= given and not OTHERS & given]
+    found = [card for card in CARDS if words(card) <= given and not OTHERS & (given - words(card))]
     most = max((len(words(card)) for card in found), default=0)
     return [card for card in found if len(words(card)) == most]
+
+
+def number(name: str, given: str, what: str, example: str, most: float = math.inf) -> float:
+    """A figure that is asked for, as `name`=`given`.
+
+    Args:
+        what: it is, in words.
+        most: that it may be.
+
+    Raises:
+        Refusal: it is no number, not above 0, not finite, or too large.
+    """
+    try:
+        found = float(given)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf or found > most:
+        above = "above 0" if most == math.inf else f"above 0 and at most {most:g}"
+        raise Refusal(f"{name}={given} is no {what}: give a number {above}, as {name}={example}")
+    return found
 
 
 def card(GPU: str = "", MEMORY: str = "") -> Card:
@@ -115,10 +145,24 @@ def card(GPU: str = "", MEMORY: str = "") -> Card:
         if found is None:
             raise Refusal("no card is named: give GPU=H100-80GB, or MEMORY=80, its GB")
         return found
-    if not re.fullmatch(r"\d+(\.\d+)?", MEMORY) or not float(MEMORY):
-        raise Refusal(f"MEMORY={MEMORY} is no number of GB: give MEMORY=80")
-    memory = float(MEMORY) * 1e9
+    memory = gigabytes("MEMORY", MEMORY)
     return dataclasses.replace(found or Card(f"{MEMORY} GB", memory), memory=memory)
+
+
+def gigabytes(name: str, given: str) -> float:
+    """Bytes of so many GB (1e9 bytes).
+
+    Raises:
+        Refusal: it is no number above 0.
+    """
+    return number(name, given, "number of GB", "80") * 1e9
+
+
+def machine_of(card: Card, gpus: int) -> float:
+    """Bytes of memory that a machine with so many of a card is taken to have, if nobody says more:
+    as servers of eight A100 or H100 do with 2 TB, and else as a workstation."""
+    whole = CARDS.get(card.name, card)  # of which MEMORY= may leave a part
+    return 256e9 * gpus if whole.memory > LARGE else 128e9
 
 
 def memory_here() -> float:

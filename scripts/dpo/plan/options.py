@@ -7,62 +7,34 @@ import copy
 import functools
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from dpo.core.refusal import one_line
-from dpo.evaluation.measure import AT_ONCE, MAX_NEW_TOKENS
 from dpo.models import adapters
-from dpo.plan.arithmetic import lengths, memory, peak, processor
-from dpo.plan.arithmetic.counted import BOUND, How, Kept, Pairs, bound, kept
+from dpo.models.flops import windows
+from dpo.plan.arithmetic import disk, lengths, memory, peak, processor
+from dpo.plan.arithmetic import reference as of_its_own
+from dpo.plan.arithmetic.bounds import BOUNDED, STATEFUL, bound, each_token
+from dpo.plan.arithmetic.counted import How, Kept, Pairs, kept, without_weights
 from dpo.plan.arithmetic.hours import Cost, Run, cost
 from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.arithmetic.memory import ZERO, Setting
+from dpo.plan.arithmetic.reference import Reference
 from dpo.plan.cards import Card
+from dpo.plan.choice import SURE, Option
 from dpo.prefix_sharing import backbone
 from dpo.recipe.parse import Recipe, share_batch
 from dpo.training.batching import COMPOSITION_MATTERS
 
-SURE = 0.9  # of a GPU's memory: a plan may be off by as much as it leaves free
 ALONE, SEVERAL = ("single_gpu",), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 ALONE_ON_CPU, SEVERAL_ON_CPU = ("cpu",), ("ddp",)
 OFFLOADED = "zero3_offload"
 # Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
 # have them in the machine's memory. Assumed, not measured.
 SPEED = {"zero3": 0.9, "fsdp2": 0.9, "zero3_offload": 0.4}
-
-
-@dataclass(frozen=True)
-class Option:
-    """One way to train a recipe.
-
-    Attributes:
-        config: of accelerate_configs/.
-        live: the reference is in memory beside the policy, and not scored beforehand.
-        checkpointing: activations are computed again in the backward pass.
-        micro, accumulation: pairs at a time, and micro-batches of a step, on each GPU.
-        terms: bytes on a GPU at the peak of a step, by what they are.
-        machine: bytes of each machine's own memory.
-        cost: of the whole run.
-        stands: bytes on a GPU that stand there from micro-batch to micro-batch, by what they are.
-    """
-
-    config: str
-    live: bool
-    checkpointing: bool
-    micro: int
-    accumulation: int
-    terms: dict[str, float]
-    machine: float
-    cost: Cost
-    stands: dict[str, float]
-
-    @property
-    def peak(self) -> float:
-        return sum(self.terms.values())
 
 
 class Planned:
@@ -75,6 +47,7 @@ class Planned:
         card, price: what it runs on, and what an hour of one costs.
         utilisation: of the card's peak, the share that training reaches (hours.py).
         note: where the configuration is from, if not from the model itself.
+        reference: configuration of the reference, where it is a model of its own.
     """
 
     def __init__(
@@ -86,8 +59,10 @@ class Planned:
         price: float | None,
         utilisation: float,
         note: str | None,
+        reference: PreTrainedConfig | None = None,
     ):
         self.note = note
+        self.each: float | None = None  # bytes of a token where a micro-batch cannot be counted
         self.recipe, self.config, self.lengths = recipe, config, found
         self.card, self.price, self.utilisation = card, price, utilisation
         args, own = recipe.training, recipe.model
@@ -96,16 +71,22 @@ class Planned:
         self.loaded = getattr(torch, str(own.dtype).removeprefix("torch."), torch.float32)
         # Others keep as much as SDPA, and cannot be looked at where they are not installed.
         self.attention = "eager" if own.attn_implementation == "eager" else None
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, attn_implementation=self.attention)
-        self.model: Any = made
+        self.model: Any = without_weights(config, attention=self.attention)
+        if len(windows(self.model)) < config.get_text_config().num_hidden_layers:
+            self.add(STATEFUL)
         self.shared = recipe.run.share_prefix and backbone.obstacle(self.model) is None
         self.sizes = memory.sizes_of(
             self.model, self.adapter, own.load_in_4bit, own.use_bnb_nested_quant
         )
+        bits = own.load_in_4bit, own.use_bnb_nested_quant
+        self.reference = reference and of_its_own.made(reference, self.attention, *bits)
+        self.scores = self.reference and self.reference.model
         if card.on_cpu:
             processor.libraries()  # before anything is counted in this process
         self.counted, self.priced = functools.cache(self.count), functools.cache(self.price_of)
+
+    def add(self, said: str) -> None:
+        self.note = f"{self.note}; {said}" if self.note else said
 
     def steps(self) -> int:
         args = self.recipe.training
@@ -117,12 +98,13 @@ class Planned:
         """The longest micro-batch, and what it needs."""
         several = self.steps() * self.recipe.global_batch // micro
         pairs = lengths.longest(self.lengths.pairs, micro, several, how.shared)
-        try:
-            return pairs, kept(self.config, pairs, how)
-        except Exception as error:  # of an architecture that does what no tensor without data can
-            said = f"a bound, {BOUND} bytes a token, layer and hidden unit, since they cannot be "
-            self.note = f"activations are {said}counted: {one_line(error)}"
-            return pairs, bound(self.config, pairs, how)
+        if self.each is None:
+            try:
+                return pairs, kept(self.config, pairs, how)
+            except Exception:  # of an architecture that does what no tensor without data can
+                self.each = each_token(self.config, how)
+                self.add(BOUNDED.format(self.each))
+        return pairs, bound(self.config, pairs, how, self.each)
 
     def setting(
         self, config: str, live: bool, checkpointing: bool, gpus: int, accumulates: bool
@@ -148,37 +130,51 @@ class Planned:
     ) -> Option:
         setting = self.setting(config, live, checkpointing, gpus, accumulation > 1)
         pairs, found = self.counted(micro, setting.how)
-        terms = peak.terms(self.sizes, setting, found, pairs)
         if self.card.on_cpu:
             setting = replace(setting, live=self.beside(live, gpus))
-            terms = processor.terms(self.sizes, setting, found, pairs, self.drawn())
-        machine = memory.machine(self.sizes, setting)
+        alone = replace(setting, live=setting.live and self.reference is None)
+        if self.card.on_cpu:
+            drawn = processor.after(self.config, self.lengths, self.loaded.itemsize)
+            terms = processor.terms(self.sizes, alone, found, pairs, drawn)
+        else:
+            terms = peak.terms(self.sizes, alone, found, pairs)
+        machine, stands = memory.machine(self.sizes, alone), memory.standing(self.sizes, alone)
+        if self.reference is not None:
+            stands["reference"] = setting.live * of_its_own.stands(self.reference, setting)
+            machine += of_its_own.machine(self.reference, setting)
+            terms = self.with_reference(self.reference, setting, terms, pairs)
         spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
-        stands = memory.standing(self.sizes, setting)
-        return Option(
-            config, live, checkpointing, micro, accumulation, terms, machine, spent, stands
-        )
+        each = disk.checkpoint(self.sizes, setting, self.recipe.training.save_only_model)
+        how = config, live, checkpointing, micro, accumulation
+        return Option(*how, terms, machine, spent, stands, each)
+
+    def with_reference(
+        self, own: Reference, setting: Setting, terms: dict[str, float], pairs: Pairs
+    ) -> dict[str, float]:
+        """Terms at the peak beside a reference of its own, from those without one."""
+        if self.card.on_cpu:
+            return terms | {"reference": setting.live * of_its_own.stands(own, setting)}
+        if not setting.live:
+            args = self.recipe.training
+            size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+            batches = math.ceil(self.lengths.rows / size)
+            pairs = lengths.longest(self.lengths.pairs, size, batches, setting.how.shared)
+        return of_its_own.at_peak(own, self.sizes, setting, terms, pairs)
 
     def beside(self, live: bool, processes: int) -> bool:
         """Whether on a CPU a reference is ever there beside the policy (training/waiting.py)."""
         args = self.recipe.training
         exact = not self.half and self.loaded == torch.float32 and processes == 1
         waits = exact and self.shared and args.precompute_ref_batch_size is None
-        return self.adapter is None and bool(live or waits or self.lengths.held_out)
-
-    def drawn(self) -> tuple[float, float]:
-        """What the answers take that are drawn when training has ended."""
-        prompt, *_ = self.lengths.pairs.max(axis=0)
-        tokens = int(prompt) + MAX_NEW_TOKENS
-        answers = min(self.lengths.answers, AT_ONCE)
-        return processor.drawn(self.config, answers, tokens, self.loaded.itemsize)
+        own = self.adapter is None or self.reference is not None
+        return own and bool(live or waits or self.lengths.held_out)
 
     def price_of(
         self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
     ) -> Cost:
         """What a run comes to, at a part of the speed that the card has by itself."""
         run, utilisation = self.run(live, checkpointing, micro), self.utilisation * speed
-        return cost(self.model, run, self.card, gpus, self.price, utilisation)
+        return cost(self.model, run, self.card, gpus, self.price, utilisation, self.scores)
 
     def step_seconds(self, way: Option, gpus: int, scores: bool = False) -> float | None:
         """Seconds of a training step, without evaluations; None where the card's speed is not
@@ -187,7 +183,7 @@ class Planned:
         once = {"pairs": batch, "rows": batch * scores, "held_out": 0, "evaluations": 0}
         run = replace(self.run(way.live, way.checkpointing, way.micro), **once)
         reached = self.utilisation * SPEED.get(way.config, 1)
-        return cost(self.model, run, self.card, gpus, None, reached).seconds
+        return cost(self.model, run, self.card, gpus, None, reached, self.scores).seconds
 
     def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
         """What is computed from the first step to the last."""
@@ -228,7 +224,7 @@ class Planned:
         lives, checks = (True, False), (False, True)
         if "precompute_ref_log_probs" in given or args.sync_ref_model:
             lives = (not args.precompute_ref_log_probs,)
-        elif self.adapter is not None:
+        elif self.adapter is not None and self.reference is None:
             lives = (False,)  # the base is its own reference
         if "gradient_checkpointing" in given:
             checks = (args.gradient_checkpointing,)
@@ -236,14 +232,27 @@ class Planned:
             configs = SEVERAL_ON_CPU if processes > 1 else ALONE_ON_CPU
         else:
             configs = (SEVERAL if processes > 1 else ALONE) + (OFFLOADED,) * offload
-        return [*itertools.product(configs, lives, checks)]
+        found = []
+        for config in configs:
+            scores = lives
+            if self.scores_as_it_goes(config):
+                scores = filter(None, lives) if "precompute_ref_log_probs" in given else (True,)
+            found += itertools.product((config,), scores, checks)
+        return found
+
+    def scores_as_it_goes(self, config: str) -> bool:
+        """Whether no reference can be scored beforehand: until training begins FSDP has an
+        adapter's base on no GPU (trainer.stays_live)."""
+        return config == "fsdp2" and self.adapter is not None and self.reference is None
 
     def options(self, gpus: int, nodes: int, offload: bool = True) -> list[Option]:
-        """All ways on so many GPUs of so many machines, each with the most pairs at a time that
-        fit, as many as the recipe has at most."""
+        """All ways on so many GPUs of so many machines, with the most pairs at a time that fit."""
         found, processes = [], gpus * nodes
         for way in self.ways(processes, offload):
-            for size in micro_batches(self.recipe, processes):
+            sizes = micro_batches(self.recipe, processes)
+            stand = memory.standing(self.sizes, self.setting(*way, processes, False)).values()
+            full = sum(stand) > SURE * self.card.memory  # however few pairs
+            for size in sizes[-1:] if full else sizes:
                 option = self.option(*way, processes, *size)
                 if option.peak <= SURE * self.card.memory:
                     break
@@ -253,18 +262,25 @@ class Planned:
     def as_it_goes(self, gpus: int, nodes: int) -> dict[str, Option]:
         """What each launch config needs, with all else as the recipe has it."""
         processes, args = gpus * nodes, self.recipe.training
-        own = not args.precompute_ref_log_probs and self.adapter is None
+        own = self.adapter is None or self.reference is not None
+        own &= not args.precompute_ref_log_probs
         size = micro_batches(self.recipe, processes)[0]
         configs = {config for config, *_ in self.ways(processes, offload=True)}
-        way = own, args.gradient_checkpointing, processes
-        return {config: self.option(config, *way, *size) for config in sorted(configs)}
+        configs |= {*(() if self.card.on_cpu else SEVERAL)}  # of one process too
+        found = {}
+        for config in sorted(configs):
+            way = config, own or self.scores_as_it_goes(config), args.gradient_checkpointing
+            option = self.option(*way, processes, *size)
+            found[config] = replace(option, machine=option.machine * gpus)
+        return found
 
-    def least(self, gpus: int, nodes: int, offload: bool = True) -> float:
-        """The least bytes on a GPU that any way needs, with as few pairs at a time as can be."""
+    def least(self, gpus: int, nodes: int, machine: float) -> float:
+        """The least bytes on a GPU that any way needs that a machine of so many bytes holds, with
+        as few pairs at a time as can be."""
         processes = gpus * nodes
         size = micro_batches(self.recipe, processes)[-1]
-        ways = self.ways(processes, offload)
-        return min(self.option(*way, processes, *size).peak for way in ways)
+        found = [self.option(*way, processes, *size) for way in self.ways(processes, machine > 0)]
+        return min(each.peak for each in found if each.machine * gpus <= SURE * machine)
 
 
 def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
@@ -282,18 +298,3 @@ def micro_batches(recipe: Recipe, processes: int) -> list[tuple[int, int]]:
         return [(micro, accumulation)]
     share = micro * accumulation
     return [(n, share // n) for n in range(micro, 0, -1) if share % n == 0]
-
-
-def best(options: list[Option], memory: float, machine: float = math.inf) -> Option | None:
-    """The fastest that leaves as much of the memory free as a plan may be wrong by.
-
-    Args:
-        memory, machine: bytes of a GPU, and of the machine itself.
-    """
-    fits = [o for o in options if o.peak <= SURE * memory and o.machine <= SURE * machine]
-
-    def spent(option: Option) -> tuple[float, float]:
-        cost = option.cost  # without a known speed, what computes less is faster
-        return cost.seconds or sum(cost.flops.values()), option.peak
-
-    return min(fits, key=spent, default=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo.core.refusal import Refusal, first_line
-from dpo.recipe.hub_names import check_reachable, looks_local
+from dpo.recipe.hub_names import check_reachable, looks_local, why_not
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -59,6 +59,6 @@ def config_of(
         if name not in known():
             raise
         how.pop("trust_remote_code", None)
-        why = first_line(refused.__cause__ or refused)
+        why = why_not(cause) if (cause := refused.__cause__) else first_line(refused)
         note = f"sizes of {name} as recipes/data/{FILE.name} has them: {why}"
         return AutoConfig.for_model(**(known()[name] | how)), note

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.table import Table
 
+from dpo.plan.arithmetic import disk
+from dpo.plan.ask import Asked
 from dpo.plan.auto import gb
 from dpo.plan.cards import Card
-from dpo.plan.options import SURE, Option, Planned
+from dpo.plan.choice import SURE, Option
+from dpo.plan.options import Planned
 
+MUCH = 0.2  # of the FLOPs: evaluations that take more are told
 COLUMNS = ("CONFIG=", "reference", "checkpointing", "pairs", "policy", "grad.", "optim.", "ref.")
 COLUMNS += ("activ.", "work", "sent", "CUDA", "peak", "CPU", "hours", "")
 TERMS = ("policy", "gradients", "optimizer", "reference", "activations", "at work")
@@ -28,7 +34,7 @@ CPU_LEGEND = (
 ON_CPU = {"CUDA": "libs", "CPU": "slack"}  # columns that hold something else there
 
 
-def row(option: Option, limit: float, chosen: bool) -> list[str]:
+def row(option: Option, limits: tuple[float, float], chosen: bool) -> list[str]:
     terms, hours = option.terms, option.cost.seconds
     on_cpu = "libraries" in terms
     held = terms["libraries"] if on_cpu else terms["CUDA"] + terms["slack"]
@@ -45,62 +51,80 @@ def row(option: Option, limit: float, chosen: bool) -> list[str]:
         gb(option.peak),
         gb(last) if last else "",
         "" if hours is None else f"{hours / 3600:.1f}",
-        "← taken" if chosen else fit(option.peak, limit),
+        "← taken" if chosen else fit(option.filled(*limits)),
     ]
 
 
-def fit(peak: float, memory: float) -> str:
-    return "" if peak <= SURE * memory else "tight" if peak <= memory else "too large"
+def fit(filled: float) -> str:
+    return "" if filled <= SURE else "tight" if filled <= 1 else "too large"
 
 
-def table(options: list[Option], card: Card, chosen: Option | None) -> Table:
-    """A line a way to train, those that do not fit dim."""
-    limit = card.memory
+def table(
+    options: list[Option], card: Card, chosen: Option | None, machine: float = math.inf
+) -> Table:
+    """A line a way to train, those that do not fit dim.
+
+    Args:
+        machine: bytes of each machine's own memory.
+    """
+    limits = card.memory, machine
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(COLUMNS):
         right = 3 <= place < len(COLUMNS) - 1
         name = ON_CPU.get(name, name) if card.on_cpu else name
         found.add_column(name, justify="right" if right else "left", no_wrap=True)
     for option in options:
-        style = "bold" if option is chosen else "" if option.peak <= limit else "dim"
-        found.add_row(*row(option, limit, option is chosen), style=style)
+        style = "bold" if option is chosen else "" if option.filled(*limits) <= 1 else "dim"
+        found.add_row(*row(option, limits, option is chosen), style=style)
     return found
 
 
-def heading(planned: Planned, gpus: int, nodes: int, why: str) -> list[str]:
+def heading(asked: Asked, why: str) -> list[str]:
     """What is planned: the model, the data, the GPUs."""
+    planned, nodes = asked.planned(), asked.nodes
     recipe, sizes, found = planned.recipe, planned.sizes, planned.lengths
     total = (sizes.frozen + sizes.trained) / 1e6
     of_it = f", of which {sizes.trained / 1e6:,.1f}M are trained" if sizes.frozen else ""
     mean = found.pairs.sum(axis=1).mean()
     named = "CPU     " if planned.card.on_cpu else "GPUs    "
     machines = f" on each of {nodes} machines" if nodes > 1 else ""
+    beside = ""
+    if not planned.card.on_cpu:
+        beside = f"; {gb(asked.machine)} GB of memory in {'each' if nodes > 1 else 'the'} machine"
+        beside += "" if asked.cpu_memory else ", assumed: CPU_MEMORY= says how much"
     return [
         f"model   {recipe.model.model_name_or_path}, {total:,.1f}M parameters{of_it}"
         + (f" ({planned.note})" if planned.note else ""),
         f"data    {found.rows:,} pairs of {mean:,.0f} tokens, prompts once: {found.source}",
-        f"steps   {planned.steps():,} of {recipe.global_batch} pairs",
-        f"{named}{gpus} × {planned.card.name}{machines}, {gb(planned.card.memory)} GB each"
-        + (f" ({why})" if why else ""),
+        f"steps   {planned.steps():,} of {recipe.global_batch} pairs{for_each(planned)}",
+        f"{named}{asked.gpus} × {planned.card.name}{machines}, {gb(planned.card.memory)} GB each"
+        + (f" ({why})" if why else "")
+        + beside,
     ]
 
 
-def spent(planned: Planned, option: Option) -> list[str]:
+def spent(planned: Planned, option: Option, gpus: int) -> list[str]:
     """Time, price and disk of one way."""
     cost, args, sizes = option.cost, planned.recipe.training, planned.sizes
     flops = sum(cost.flops.values())
-    lines = [f"FLOPs   {flops:.2g}, the reference and evaluations in it"]
+    lines = [f"FLOPs   {flops:.2g}{for_each(planned)}, the reference and evaluations in it"]
+    if (share := cost.flops["evaluation"] * (1 + option.live) / flops) > MUCH:
+        run = planned.run(option.live, option.checkpointing, option.micro)
+        lines[0] += f": {share:.0%} are {run.evaluations:,} evaluations of {run.held_out:,} pairs"
+        lines[0] += f", one every {args.eval_steps:g} steps" * (args.eval_strategy == "steps")
     what = "machine" if planned.card.on_cpu else "card"
     if cost.seconds is None:
         lines.append(f"time    not known: no speed is known of this {what}")
     else:
         paid = "" if cost.price is None else f", {cost.price:,.0f} at {planned.price:g} an hour"
         lines.append(
-            f"time    about {duration(cost.seconds)}, {cost.gpu_hours:,.1f} GPU-hours{paid}: at "
+            f"time    about {duration(cost.seconds)}, {cost.gpu_hours:,.1f} GPU-hours{paid}"
+            f"{for_each(planned)}: at "
             f"{planned.utilisation:.0%} of {(planned.card.flops or 0) / 1e12:,.0f} TFLOP/s"
         )
-    policy = (sizes.frozen + sizes.trained) * planned.loaded.itemsize
-    each = sizes.trained * 12
+    setting = planned.setting(option.config, option.live, option.checkpointing, gpus, True)
+    policy = disk.policy(sizes, setting, planned.recipe.run.save_merged)
+    each = option.disk
     count = 0
     if args.save_strategy != "no":
         every = args.save_steps * planned.steps() if args.save_steps < 1 else args.save_steps
@@ -111,6 +135,11 @@ def spent(planned: Planned, option: Option) -> list[str]:
         f"policy of {gb(policy)} GB"
     )
     return lines
+
+
+def for_each(planned: Planned) -> str:
+    """That a figure is not of the whole run, where nobody knows how many pairs that has."""
+    return "" if planned.lengths.known else f" for each {planned.lengths.rows:,} pairs"
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,12 @@ def looks_local(name: str, endings: tuple[str, ...] = ()) -> bool:
     return begins or ends or name.count("/") > 1 or bool(ABROAD.search(name))
 
 
+def why_not(error: BaseException) -> str:
+    """Why the hub gives something not, in words: what a socket says is for no user."""
+    said = first_line(error)
+    return "it is not to be reached from here" if "Errno" in said else said
+
+
 def check_reachable(name: str, repo_type: str) -> list[str] | None:
     """Ask the hub for `name` once, unless it is a folder here or the hub is switched off.
 
@@ -37,7 +43,7 @@ def check_reachable(name: str, repo_type: str) -> list[str] | None:
     # load it, and the reader needs the same two facts.
     except Exception as error:
         raise Refusal(
-            f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {first_line(error)}. "
+            f"cannot get the {repo_type} {name!r} from {constants.ENDPOINT}: {why_not(error)}. "
             "If it should be there, use what an earlier run has cached with HF_HUB_OFFLINE=1, a "
             "mirror with HF_ENDPOINT, or local folders with --model_name_or_path and --dataset_name"
         ) from error

@@ -62,8 +62,8 @@ def number_of(gpus: str) -> int | None:
     Raises:
         Refusal: it is none.
     """
-    if gpus and not (gpus.isdigit() and int(gpus) > 0):
-        raise Refusal(f"GPUS={gpus} is not a number: give 1 or more")
+    if gpus and not (gpus.isdecimal() and int(gpus) > 0):
+        raise Refusal(f"GPUS={gpus} is not a number of GPUs: give 1 or more")
     return int(gpus) if gpus else None
 
 
@@ -111,7 +111,7 @@ def across(nodes: str, node_rank: str, main: str) -> tuple[int, list[str]]:
     Raises:
         Refusal: what is given does not name this machine's place among them.
     """
-    if not nodes.isdigit() or int(nodes) < 1:
+    if not nodes.isdecimal() or int(nodes) < 1:
         raise Refusal(f"NODES={nodes} is not a number of machines: give 1 or more")
     if int(nodes) == 1:
         if node_rank not in ("", "0"):  # each machine would train alone

@@ -13,18 +13,22 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.integrations import moe
+from transformers.integrations import hub_kernels, moe
 from trl.trainer.utils import disable_dropout_in_model
 
+from dpo.core.refusal import Refusal, one_line
 from dpo.prefix_sharing import attention, backbone
 from dpo.prefix_sharing.plan import SharedPrefixes
 from dpo.training.stock import no_dropout
 
 DEEP = 3  # layers that tell what one more needs: the first two may attend in two ways
-BOUND = 100  # Llama in float32 keeps 98; 34 are published for half precision (arXiv 2205.05198)
+# Operations of a run. Most models have 2,000 to 4,000, which takes 0.2 seconds; a loop over tokens
+# in Python has a hundred for each of them.
+MOST = 20_000
 Pairs = tuple[tuple[int, int, int], ...]  # prompt, chosen and rejected tokens of each
 
 
@@ -71,15 +75,20 @@ class Kept:
     backward: float
 
 
+class TooLong(Exception):
+    """A model's layers are a loop over tokens, which would take minutes to count."""
+
+
 class Tally(TorchDispatchMode):
     """Bytes of the storages that operations have made and that are still there, and the most."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = self.done = 0
         self.there: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.done += 1
         found = func(*args, **(kwargs or {}))
         for each in tree_leaves(found):
             if isinstance(each, Tensor):
@@ -99,6 +108,20 @@ class Tally(TorchDispatchMode):
         self.now -= size
 
 
+class Limit(TorchFunctionMode):
+    """Raises TooLong where code calls PyTorch after MOST operations: what is raised in one of them
+    may pass through C++, which ends the process."""
+
+    def __init__(self, tally: Tally):
+        super().__init__()
+        self.tally = tally
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.tally.done > MOST:
+            raise TooLong
+        return func(*args, **(kwargs or {}))
+
+
 def batch_of(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Input ids and attention mask as TRL's collator lays pairs out, shape (2B, L) each."""
     width = max(prompt + max(answers) for prompt, *answers in pairs)
@@ -113,7 +136,8 @@ def batch_of(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def kernels(how: How) -> Iterator[None]:
-    """Have the attention of shared prefixes take a GPU's way where there is none."""
+    """Have the attention of shared prefixes take a GPU's way where there is none, and transformers
+    not say which kernels are missing here."""
     half = how.autocast or how.dtype.itemsize < 4
     branches = attention._padded if how.on_gpu else attention._segments
     with (
@@ -121,6 +145,7 @@ def kernels(how: How) -> Iterator[None]:
         patch.object(attention, "_segments", branches),
         # Without data torch's own takes bfloat16 alone; what stands in for it keeps as much.
         patch.object(moe, "_can_use_grouped_mm", lambda *_: False),
+        patch.object(hub_kernels.logger, "disabled", True),  # says which are not installed here
     ):
         yield
 
@@ -128,21 +153,38 @@ def kernels(how: How) -> Iterator[None]:
 def of_depth(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """The configuration of a model with the first so many layers."""
     config = copy.deepcopy(config)
-    deep = config.num_hidden_layers
-    for name, value in vars(config).items():
+    text = config.get_text_config()
+    deep = text.num_hidden_layers
+    for name, value in vars(text).items():
         if isinstance(value, list) and len(value) == deep:  # of each layer, such as its attention
-            setattr(config, name, value[:layers])
-    config.num_hidden_layers = layers
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
     return config
+
+
+def without_weights(
+    config: PreTrainedConfig, dtype: torch.dtype | None = None, attention: str | None = None
+) -> PreTrainedModel:
+    """The model on the meta device.
+
+    Raises:
+        Refusal: it cannot be made so.
+    """
+    own = type(config).__module__.startswith("transformers_modules")  # trusted as that was read
+    how: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": own}
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, **how)
+    except Exception as error:  # its code asks for packages, or takes no meta device
+        name = f"{config.name_or_path} ({config.model_type})"
+        raise Refusal(f"there is no plan of model {name}: {one_line(error)}") from error
 
 
 def made(config: PreTrainedConfig, how: How) -> PreTrainedModel:
     """The model on the meta device, ready to train; embeddings are frozen, since their gradient is
     not of a layer (memory.py adds it)."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=how.dtype, attn_implementation=how.attention
-        )
+        model: Any = without_weights(config, how.dtype, how.attention)
         if how.adapter is not None:
             from peft import get_peft_model
 
@@ -200,8 +242,9 @@ def run(config: PreTrainedConfig, pairs: Pairs, how: How) -> tuple[float, float,
         tally = Tally()
         tally.there |= without_data(model)
         with tally:
-            with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast):
-                hidden = model.base_model(**given).last_hidden_state
+            with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast), Limit(tally):
+                inner = model.base_model if model.base_model is not model else model.get_decoder()
+                hidden = inner(**given).last_hidden_state
             after, forward = tally.now, tally.most
             tally.most = tally.now
             hidden.backward(torch.empty_like(hidden))
@@ -220,7 +263,7 @@ def on(fake: FakeTensorMode, value: Any) -> Any:
 
 def kept(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
     """Bytes that a micro-batch needs in the whole model beside weights and gradients."""
-    deep = config.num_hidden_layers
+    deep = config.get_text_config().num_hidden_layers
     if deep <= DEEP:
         saved, forward, peak = run(config, pairs, how)
         return Kept(saved, forward, peak - saved)
@@ -229,13 +272,3 @@ def kept(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
         a + (deep - DEEP + 1) * (b - a) for a, b in zip(less[:2], more[:2], strict=True)
     )
     return Kept(saved, forward, more[2] - more[0])
-
-
-def bound(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
-    """The most that `kept` may be, at BOUND bytes a token, layer and hidden unit: for a model that
-    cannot be counted."""
-    text = config.get_text_config()
-    tokens = sum(map(sum, pairs)) if how.shared else 2 * len(pairs) * max(map(sum, pairs))
-    each = BOUND * tokens * text.hidden_size
-    saved = 2 * tokens * text.hidden_size if how.checkpointing else each
-    return Kept(saved * text.num_hidden_layers, 0, 2 * each)

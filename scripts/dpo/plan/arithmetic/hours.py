@@ -19,6 +19,7 @@ UTILISATION = 0.25
 # tokens, 50 to 59 a second in float32: no more than 0.0045 to 0.0053. The same pairs by stock TRL
 # took 1.9 times what this says.
 LAYER = 0.0045
+MIDDLING = 165.2e12  # FLOPs a second, an RTX 4090's: a card of which no speed is known
 FORWARD = 1 / 3  # of that, without a backward pass: as FLOPs are, not measured
 
 
@@ -59,12 +60,15 @@ class Cost:
         flops: by what they are of, on all GPUs together.
         seconds: from the first batch to the last; None where the card's speed is not known.
         gpu_hours, price: of all GPUs; None likewise, or without a price.
+        compared: seconds, of a middling card where the card's speed is not known: by these ways to
+            train are told apart.
     """
 
     flops: dict[str, float]
     seconds: float | None
     gpu_hours: float | None
     price: float | None
+    compared: float
 
 
 def per_pair(model: PreTrainedModel, run: Run, batch: int) -> Pass:
@@ -83,24 +87,33 @@ def per_pair(model: PreTrainedModel, run: Run, batch: int) -> Pass:
     return Pass(*(part / count for part in astuple(whole)))
 
 
-def flops(model: PreTrainedModel, run: Run) -> dict[str, float]:
+def flops(
+    model: PreTrainedModel, run: Run, reference: PreTrainedModel | None = None
+) -> dict[str, float]:
     """FLOPs of a run by what they are of. What evaluations sample is not among them.
 
     Args:
         model: the policy on the meta device, an adapter on it where one is trained.
+        reference: on the meta device, where it is a model of its own.
     """
     training = per_pair(model, run, run.micro_batch)
     same = run.shared or run.eval_batch == run.micro_batch
     scoring = training if same else per_pair(model, run, run.eval_batch)
     again = training.head + training.again * run.checkpointing  # TRL never keeps logits
-    score = scoring.backbone + scoring.head
+    evaluated = scoring.backbone + scoring.head
     passes = run.held_out * run.evaluations
-    live = (training.backbone + training.head) * run.pairs + score * passes
+    if reference is not None:
+        training_of_it = per_pair(reference, run, run.micro_batch)
+        scoring = training_of_it if same else per_pair(reference, run, run.eval_batch)
+    else:
+        training_of_it = training
+    score = scoring.backbone + scoring.head
+    live = (training_of_it.backbone + training_of_it.head) * run.pairs + score * passes
     return {
         "policy": training.training * run.pairs,
         "recomputed": again * run.pairs,
         "reference": score * (min(run.rows, run.pairs) + run.held_out) if run.cached else live,
-        "evaluation": score * passes,
+        "evaluation": evaluated * passes,
     }
 
 
@@ -120,6 +133,7 @@ def cost(
     gpus: int,
     price: float | None = None,
     utilisation: float = UTILISATION,
+    reference: PreTrainedModel | None = None,
 ) -> Cost:
     """What a run comes to on so many GPUs, in half precision.
 
@@ -128,12 +142,14 @@ def cost(
 
     Args:
         price: of a GPU for an hour.
+        reference: as `flops` has it.
     """
-    found = flops(model, run)
-    if card.flops is None:
-        return Cost(found, None, None, None)
+    found = flops(model, run, reference)
     layers = model.config.get_text_config().num_hidden_layers
-    computed = sum(found.values()) / card.flops / utilisation
+    computed = sum(found.values()) / (card.flops or MIDDLING) / utilisation
     busy = computed + started(run) * layers * LAYER  # of all GPUs together
+    if card.flops is None:
+        return Cost(found, None, None, None, busy / gpus)
     hours = busy / 3600
-    return Cost(found, busy / gpus, hours, None if price is None else hours * price)
+    paid = None if price is None else hours * price
+    return Cost(found, busy / gpus, hours, paid, busy / gpus)

@@ -14,13 +14,15 @@ from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.data.dataset import prepare
 from dpo.data.quarantine import Linted
+from dpo.data.sources.files import COMPRESSED, FILES
 from dpo.data.sources.load import load_rows
 from dpo.models.chat_template import load_tokenizer
+from dpo.plan.arithmetic import rows
 from dpo.plan.arithmetic.counted import Pairs
+from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe
 
 ULTRAFEEDBACK = Path("recipes/data/ultrafeedback-lengths.csv")
-ROWS = 61_135  # of UltraFeedback, for a recipe whose own number is not at hand
 SMALL = 20e6  # bytes of files that are read whole in seconds
 DRAWS = 20_000  # micro-batches that are tried for the longest
 
@@ -35,6 +37,7 @@ class Lengths:
         held_out: rows that are evaluated.
         source: whose they are, in words.
         answers: that are drawn when training has ended, under the policy and its reference.
+        known: whether so many rows are the recipe's, and not only what figures are told for.
     """
 
     pairs: np.ndarray
@@ -42,6 +45,7 @@ class Lengths:
     held_out: int
     source: str
     answers: int = 0
+    known: bool = True
 
 
 def of(recipe: Recipe) -> Lengths:
@@ -55,17 +59,28 @@ def of(recipe: Recipe) -> Lengths:
     known = np.loadtxt(ULTRAFEEDBACK, int, delimiter=",", skiprows=1)
     length = recipe.training.max_length or known.sum()
     kept = cut(known[known[:, 0] < length], recipe)
-    return Lengths(kept, ROWS, 2000, f"UltraFeedback's lengths and number of pairs, since {why}")
+    found = rows.stated(recipe)
+    source = f"UltraFeedback's lengths, since {why}"
+    if found.train is None:
+        source += "; how many pairs there are is not known, and it is told for so many"
+    train = rows.TOLD if found.train is None else found.train
+    return Lengths(kept, train, found.held_out, source, known=found.train is not None)
 
 
 def not_read(recipe: Recipe) -> str | None:
     """Why the recipe's own data are not looked at; None if they are."""
-    if recipe.mixture.datasets:
-        return "its data are a mixture"
-    path = Path(recipe.script.dataset_name or "")
-    if not path.exists():
-        return "its data are not on this machine"
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    files: list[Path] = []
+    names = [part.path for part in recipe.mixture.datasets] or [recipe.script.dataset_name or ""]
+    if any(part.data_files for part in recipe.mixture.datasets):
+        return "its data are named file by file"
+    for name in names:
+        path = Path(name)
+        if not path.exists():
+            made = name.startswith("outputs/")  # by make pairs, before it trains
+            if looks_local(name, (*FILES, *COMPRESSED)) and not made:
+                raise Refusal(f"no data at {name}: name others with --dataset_name")
+            return "its data are not on this machine"
+        files += [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     if sum(file.stat().st_size for file in files) > SMALL:
         return "its data would take long to read"
     return None

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from dpo.core.machine import give_back
 from dpo.plan.arithmetic import peak
 from dpo.plan.arithmetic.counted import Kept, Pairs
+from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.arithmetic.memory import Setting, Sizes
 
 # Of what comes and goes in a step, what glibc holds beside it, in holes between blocks that stay:
@@ -39,10 +40,19 @@ def drawn(
     """Bytes of keys and values of so many answers drawn together, at so many tokens with their
     prompts, and of what the next token of each is drawn from."""
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    asked = getattr(text, "num_attention_heads", None) or 1  # a state-space model has none
+    heads = getattr(text, "num_key_value_heads", None) or asked
+    width = getattr(text, "head_dim", None) or text.hidden_size // asked
     kept = 2 * text.num_hidden_layers * heads * width * itemsize * answers * tokens
     return float(kept), float(DRAWN * answers * text.vocab_size * 4)
+
+
+def after(config: PreTrainedConfig, found: Lengths, itemsize: int) -> tuple[float, float]:
+    """What the answers take that are drawn when training has ended, as `drawn` has it."""
+    from dpo.evaluation.measure import AT_ONCE, MAX_NEW_TOKENS  # seconds, for a CPU alone
+
+    tokens = int(found.pairs[:, 0].max()) + MAX_NEW_TOKENS
+    return drawn(config, min(found.answers, AT_ONCE), tokens, itemsize)
 
 
 def terms(

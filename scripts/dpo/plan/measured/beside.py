@@ -17,10 +17,11 @@ from dpo.plan import cards
 from dpo.plan.arithmetic import lengths
 from dpo.plan.arithmetic.hours import UTILISATION, cost
 from dpo.plan.arithmetic.lengths import Lengths
-from dpo.plan.ask import model_of
+from dpo.plan.ask import model_of, reference_of
 from dpo.plan.auto import HANDED
+from dpo.plan.choice import Option
 from dpo.plan.measured import measure
-from dpo.plan.options import SPEED, Option, Planned
+from dpo.plan.options import SPEED, Planned
 from dpo.recipe.parse import Recipe
 from dpo.runs import output_folder
 
@@ -46,7 +47,8 @@ def again(
     """
     card = cards.of_driver(how["card"]["name"], how["card"]["memory"])
     config, note = model_of(recipe)
-    planned = Planned(recipe, config, found or lengths.of(recipe), card, None, utilisation, note)
+    of_it = card, None, utilisation, note, reference_of(recipe)
+    planned = Planned(recipe, config, found or lengths.of(recipe), *of_it)
     way = how["config"], how["live"], how["checkpointing"], how["processes"]
     return planned, planned.option(*way, how["micro"], how["accumulation"])
 

@@ -13,7 +13,7 @@ from dpo.plan.arithmetic.hours import Cost
 from dpo.plan.ask import Asked
 from dpo.plan.auto import Way, gb, plan_of
 from dpo.plan.cards import CPU, Card
-from dpo.plan.options import Option, best
+from dpo.plan.choice import Option, best
 from dpo.runs import launch
 
 
@@ -53,15 +53,17 @@ def say(
     short = max(card.memory / used.peak, 1)  # it needed more than there is
     less = [option for option in map(option_of, plan["options"]) if option.peak < used.peak]
     given = Asked(plan["recipe"], tuple(plan["flags"]), plan["gpus"], plan["nodes"], card)
-    taken = best(less, card.memory / short)
+    taken = best(less, card.memory / short, plan["machine"])
     if less:
         line("By the plan these ways need less:")
-        console.print(table.table(less, replace(card, memory=card.memory / short), taken))
+        shown = replace(card, memory=card.memory / short)
+        console.print(table.table(less, shown, taken, plan["machine"]))
     if taken is not None:
         more = given.flags_of(taken, plan["gpus"] * plan["nodes"])
         return line(f"Next: {given.command(taken, more)}")
     where = plan["recipe"], plan["gpus"], plan["nodes"], plan["flags"]
     on = {"gpu": plan["card"]["name"]} if config == CPU else {}
+    on |= {"cpu_memory": f"{plan['machine'] / 1e9:.1f}"}
     other = plan_of(*where, memory=f"{card.memory / short / 1e9:.1f}", **on)
     if isinstance(other, str):
         return line(f"No change of the plan makes it fit: {other}")

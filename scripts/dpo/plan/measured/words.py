@@ -10,8 +10,9 @@ from rich.table import Table
 
 from dpo.core.terminal import visible
 from dpo.plan.auto import gb
+from dpo.plan.choice import Option
 from dpo.plan.measured import beside
-from dpo.plan.options import Option, Planned
+from dpo.plan.options import Planned
 from dpo.plan.table import duration
 
 FAR = 0.1  # a plan that is further off is said to be
