@@ -56,7 +56,8 @@ def say(
     taken = best(less, card.memory / short)
     if less:
         line("By the plan these ways need less:")
-        console.print(table.table(less, replace(card, memory=card.memory / short), taken))
+        smaller = replace(card, memory=card.memory / short)
+        console.print(*table.tables(less, smaller, taken, console), sep="\n", crop=False)
     if taken is not None:
         more = given.flags_of(taken, plan["gpus"] * plan["nodes"])
         return line(f"Next: {given.command(taken, more)}")
