@@ -153,7 +153,7 @@ def main() -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(*table.heading(asked, why), sep="\n", soft_wrap=True)
-    console.print(table.table(options, card, taken, asked.machine))
+    console.print(*table.tables(options, card, taken, console, asked.machine), sep="\n", crop=False)
     console.print(f"{table.CPU_LEGEND if card.on_cpu else table.LEGEND}\n", style="dim")
     if taken is None:
         raise Refusal(f"no way fits {gpus * nodes} × {card.name}, nor does any one change")

@@ -27,6 +27,7 @@ from typing import Any
 import pairs
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import at_once, guarded, parser_of, visible
+from dpo.plan.auto import AUTO
 from dpo.recipe.arguments import positive
 from dpo.recipe.parse import FOLDER, look
 from dpo.runs.launch import check_there, choose, number_of
@@ -59,7 +60,7 @@ def arguments() -> tuple[argparse.Namespace, argparse.Namespace, list[str]]:
     add("--eval_limit", type=positive, default=128, help="at most so many of them (128)")
     add("--eval_samples", type=positive, default=2, help="answers to each (2)")
     add("--output", default="", help="folder (outputs/<recipe>-rounds)")
-    where: Any = {"dest": "config", "default": "", "help": "a file in accelerate_configs/"}
+    where: Any = {"dest": "config", "default": "", "help": "a file in accelerate_configs/, or auto"}
     add("--accelerate_config", **where)
     add("--gpus", default="", help="processes (all GPUs)")
     given = sys.argv[1:]
@@ -77,6 +78,7 @@ def arguments() -> tuple[argparse.Namespace, argparse.Namespace, list[str]]:
         )
     asked.model = [args.recipe]  # who answers, every round says
     pairs.check(asked)
+    args.config = "" if args.config == AUTO else args.config  # as a run takes it by itself
     check_there(args.recipe, args.config)
     number_of(args.gpus)
     look(["--config", str(FOLDER / f"{args.recipe}.yaml"), *args.arguments])

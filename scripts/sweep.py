@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.core.terminal import at_once, guarded, parser_of
+from dpo.plan.auto import AUTO
 from dpo.runs import sweeps
 from dpo.runs.launch import check_there, choose, number_of, visible_gpus
 
@@ -28,13 +29,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", required=True, help="a file in recipes/")
     parser.add_argument("--sweep", nargs="+", required=True, help="key=value,value ...")
     parser.add_argument("--output", default="", help="folder (outputs/<recipe>-sweep)")
-    where = {"dest": "config", "default": "", "help": "a file in accelerate_configs/"}
+    where = {"dest": "config", "default": "", "help": "a file in accelerate_configs/, or auto"}
     parser.add_argument("--accelerate_config", **where)
     parser.add_argument("--gpus", default="", help="GPUs of each run (1)")
     wandb = {"nargs": "?", "const": "grid", "choices": ["grid", "random", "bayes"]}
     parser.add_argument("--wandb", **wandb, help="write a W&B sweep file, run nothing (grid)")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
     args = parser.parse_args()
+    args.config = "" if args.config == AUTO else args.config  # as a run takes it by itself
     check_there(args.recipe, args.config)
     sweeps.points(" ".join(args.sweep))
     return args

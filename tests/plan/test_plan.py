@@ -1,19 +1,24 @@
 """A plan as a user asks for it, the way that is taken, and what is said where none fits."""
 
+import io
 import json
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dpo.core.refusal import Refusal
-from dpo.plan import auto
+from dpo.plan import auto, table
 from dpo.plan.arithmetic import lengths
 from dpo.plan.ask import Asked, card_of
+from dpo.plan.auto import gb
 from dpo.plan.cards import card
 from dpo.plan.choice import SURE, best
 from dpo.plan.options import micro_batches
+from dpo.plan.table import row
 from support.place import ROOT
 
 SEVEN = "zephyr-7b-ultrafeedback"
@@ -169,3 +174,23 @@ def test_without_a_gpu_the_plan_is_for_a_known_one(monkeypatch):
     found, why = card_of("", "")
     assert found.name == "H100-80GB" and "no GPU is here" in why
     assert card_of("4090", "")[0].name == "RTX-4090"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_no_figure_is_cut_however_narrow_the_terminal(width):
+    planned = asked().planned()
+    options = planned.options(8, 1)
+    taken = best(options, planned.card.memory)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(*table.tables(options, planned.card, taken, console), sep="\n", crop=False)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= max(width, 80)
+    for option in options:
+        figures = row(option, (planned.card.memory, math.inf), option is taken)
+        lines = [line.split() for line in text.splitlines() if option.config in line]
+        needed = {figures[12], figures[14], figures[1]}
+        assert any(needed <= {*line} for line in lines), option
+    last = next(line for line in text.splitlines() if "← taken" in line)
+    assert (gb(taken.terms["policy"]) in last) == (width >= 140)  # else in the second table
+    assert gb(taken.terms["policy"]) in text and gb(taken.terms["activations"]) in text

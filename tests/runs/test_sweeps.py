@@ -135,7 +135,7 @@ def test_how_runs_are_launched_is_checked_though_all_have_finished(on_cpu, tmp_p
             "CONFIG=single_gpu runs one process: for GPUS=2",
         ),
         (["--accelerate_config=cpu", "--gpus=2"], "CONFIG=cpu runs one process: for GPUS=2"),
-        (["--gpus=3"], "3 processes cannot share a global batch of 8"),
+        (["--accelerate_config=auto", "--gpus=3"], "3 processes cannot share a global batch of 8"),
     ):
         where = ["sweep.py", f"--recipe={RECIPE}", f"--output={tmp_path}"]
         monkeypatch.setattr(sys, "argv", [*where, "--sweep=beta=0.1", *how, "--", "--bf16=false"])

@@ -2,7 +2,9 @@
 
 import torch
 from peft import get_peft_model
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo.plan.arithmetic.counted import How, batch_of
 from dpo.prefix_sharing import backbone
@@ -33,6 +35,14 @@ def saved(config, pairs, how: How) -> int:
             found[storage._cdata] = storage
         return tensor
 
+    def held(layer, args, kwargs):  # for the backward pass, whatever autograd does
+        for each in tree_leaves(kwargs):
+            if isinstance(each, torch.Tensor):
+                keep(each)
+
+    for layer in model.modules():
+        if how.checkpointing and isinstance(layer, GradientCheckpointingLayer):
+            layer.register_forward_pre_hook(held, with_kwargs=True)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=how.autocast):
         hidden = model.base_model(**given).last_hidden_state

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from dpo.plan.arithmetic import disk
@@ -17,6 +20,9 @@ from dpo.plan.options import Planned
 MUCH = 0.2  # of the FLOPs: evaluations that take more are told
 COLUMNS = ("CONFIG=", "reference", "checkpointing", "pairs", "policy", "grad.", "optim.", "ref.")
 COLUMNS += ("activ.", "work", "sent", "CUDA", "peak", "CPU", "hours", "")
+WIDE = 1000  # characters, as no table is
+EVERY, OF_TERMS = range(len(COLUMNS)), range(4, 12)
+OF_WAYS = sorted({*EVERY} - {*OF_TERMS})
 TERMS = ("policy", "gradients", "optimizer", "reference", "activations", "at work")
 LEGEND = (
     "GB on each GPU at the peak of a step. pairs: at a time × micro-batches of a step. activ.: "
@@ -60,23 +66,49 @@ def fit(filled: float) -> str:
 
 
 def table(
-    options: list[Option], card: Card, chosen: Option | None, machine: float = math.inf
+    options: list[Option],
+    card: Card,
+    chosen: Option | None,
+    machine: float,
+    places: Sequence[int],
 ) -> Table:
     """A line a way to train, those that do not fit dim.
 
     Args:
         machine: bytes of each machine's own memory.
+        places: of the columns that are shown.
     """
     limits = card.memory, machine
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for place, name in enumerate(COLUMNS):
-        right = 3 <= place < len(COLUMNS) - 1
+    for place in places:
+        name, number = COLUMNS[place], 3 <= place < len(COLUMNS) - 1
         name = ON_CPU.get(name, name) if card.on_cpu else name
-        found.add_column(name, justify="right" if right else "left", no_wrap=True)
+        found.add_column(name, justify="right" if number else "left", no_wrap=True)
     for option in options:
         style = "bold" if option is chosen else "" if option.filled(*limits) <= 1 else "dim"
-        found.add_row(*row(option, limits, option is chosen), style=style)
+        cells = row(option, limits, option is chosen)
+        found.add_row(*(cells[place] for place in places), style=style)
+    anywhere = Console(width=WIDE)
+    found.width = Measurement.get(anywhere, anywhere.options, found).maximum  # no figure is cut
     return found
+
+
+def tables(
+    options: list[Option],
+    card: Card,
+    chosen: Option | None,
+    console: Console,
+    machine: float = math.inf,
+) -> list[Table | str]:
+    """The ways to train with all their terms, or, where the terminal has no room for these, without
+    them, and then the terms of the way that is taken, or needs least."""
+    whole = table(options, card, chosen, machine, EVERY)
+    if (whole.width or 0) <= console.width:
+        return [whole]
+    one = chosen or min(options, key=lambda option: option.peak)
+    said = f"Of the way that {'is taken' if chosen else 'needs least'}:"
+    terms = table([one], card, chosen, machine, OF_TERMS)
+    return [table(options, card, chosen, machine, OF_WAYS), said, terms]
 
 
 def heading(asked: Asked, why: str) -> list[str]:

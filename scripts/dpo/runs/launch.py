@@ -209,7 +209,8 @@ def check_there(recipe: str, config: str) -> None:
     """Raises Refusal if there is no recipe of that name, or no launch config."""
     for what, given, folder in (("RECIPE", recipe, RECIPES), ("CONFIG", config, CONFIGS)):
         if given not in names(folder) and (given or what == "RECIPE"):
-            near = choices(Path(given).stem, names(folder))
+            more = ["auto"] if what == "CONFIG" else []  # by the plan (plan/auto.py)
+            near = choices(Path(given).stem, [*names(folder), *more])
             raise Refusal(f"no {what} {given!r}: {near}; see make list")
 
 

@@ -56,8 +56,9 @@ def say(
     taken = best(less, card.memory / short, plan["machine"])
     if less:
         line("By the plan these ways need less:")
-        shown = replace(card, memory=card.memory / short)
-        console.print(table.table(less, shown, taken, plan["machine"]))
+        smaller, machine = replace(card, memory=card.memory / short), plan["machine"]
+        shown = table.tables(less, smaller, taken, console, machine)
+        console.print(*shown, sep="\n", crop=False)
     if taken is not None:
         more = given.flags_of(taken, plan["gpus"] * plan["nodes"])
         return line(f"Next: {given.command(taken, more)}")
