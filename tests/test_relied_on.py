@@ -19,6 +19,7 @@ import trl
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from accelerate.state import GradientState
 from peft import PeftModel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import WandbCallback, moe
@@ -93,6 +94,7 @@ PRIVATE = {
     "_indices": (datasets.Dataset, "self._indices: Optional[Table]"),
     "_initialized": (WandbCallback, "self._initialized = False"),
     "_foreach_norm": (torch, None),
+    "_get_ddp_logging_data": (DistributedDataParallel, "def _get_ddp_logging_data(self"),
     "_buffers": (torch.nn.Module, "_buffers: dict["),
     "_parameters": (torch.nn.Module, "_parameters: dict["),
     "_cdata": (torch.UntypedStorage, None),

@@ -7,19 +7,16 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, TrainerCallback
 from trl import get_quantization_config
-from trl.kernels import chunked_logprob
 
 from dpo.core.environment import Launch, launched
 from dpo.core.refusal import Refusal, first_line
@@ -34,7 +31,6 @@ from dpo.speed.workload import Stopwatch
 from dpo.training.trainer import FastDPOTrainer
 
 FOUND = "measured of a case: "  # before what a process says of one
-FOLDS = ("_forward_tile", "_backward_tile", "_addmm_fp32")
 UNTIMED = 2  # steps, in which a GPU chooses its kernels
 MICRO = 4  # pairs at a time
 SMALLER = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768}
@@ -155,24 +151,14 @@ def made(config: PreTrainedConfig, recipe: Recipe, device: str) -> Any:
 
 @contextmanager
 def counting(device: str) -> Iterator[OnGPU | OnCPU]:
-    """What counts bytes within; on a CPU as a GPU does: where Triton has one kernel for a tile of
-    the head, what torch makes in its place is left out."""
+    """What counts bytes within, on the model's device."""
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         yield OnGPU()
         return
     head_on_completions(torch.device(device))
-
-    def uncounted(fold: Callable) -> Callable:
-        def quiet(*given, **how):
-            with _disable_current_modes():
-                fold(*given, **how)
-
-        return quiet
-
-    folds: Any = {name: uncounted(getattr(chunked_logprob, name)) for name in FOLDS}
-    with patch.multiple(chunked_logprob, **folds), OnCPU() as meter:
+    with OnCPU() as meter:
         yield meter
 
 
