@@ -70,7 +70,6 @@ def by_the_plan(asked: dict[str, Any], force: bool) -> tuple[dict[str, Any], aut
     here, config = launch.gpus_here(), asked["config"]
     if not here or config == "cpu":
         return None
-    launch.look(["--config", f"{RECIPES}/{asked['recipe']}.yaml", *asked["arguments"]])
     nodes, _ = launch.across(asked["nodes"], asked["node_rank"], asked["main"])
     gpus = launch.number_of(asked["gpus"]) or here
     gpus = 1 if config in launch.ONE_PROCESS else gpus
@@ -93,7 +92,7 @@ def main() -> None:
         return show_choices()
     if args.pop("check"):  # before a job waits for its turn
         return launch.check(**args)
-    launch.check_there(args["recipe"], args["config"])
+    launch.plan(**args)  # what is wrong is told, and a finished run is, before a plan takes seconds
     on_cpu.check(**args, force=force)
     planned = by_the_plan(args, force)
     command, environment = launch.plan(**args)

@@ -88,7 +88,7 @@ def launched(
     ran = []
     monkeypatch.setattr(launcher, "gpus_here", lambda: gpus_here)
     monkeypatch.setattr(launcher, "run", lambda *given: ran.append(given[:2]))
-    monkeypatch.setattr(script.auto, "plan_of", lambda *_: plan)
+    monkeypatch.setattr(script.auto, "plan_of", lambda *_, **__: plan)
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         script.main()
@@ -347,11 +347,11 @@ def test_what_make_data_wrote_does_not_keep_a_run_from_starting(tmp_path):
     ],
 )
 def test_on_gpus_a_run_goes_by_its_plan(monkeypatch, capsys, config, force, ends):
-    way = {"peak": 50e9, "terms": {}, "stands": {}, "step_seconds": 1.5}
+    way = {"peak": 50e9, "machine": 0, "terms": {}, "stands": {}, "step_seconds": 1.5}
     taken = way | {"config": "zero3", "taken": True, "flags": ["--max_grad_norm", "2"]}
     plan = {"card": {"name": "H100-80GB", "memory": 85e9}, "options": [taken], "change": None}
     goes = {"ddp": way | {"peak": 99e9}, "zero2": way | {"peak": 70e9}}
-    plan |= {"command": "make train CONFIG=zero3", "as_it_goes": goes}
+    plan |= {"command": "make train CONFIG=zero3", "as_it_goes": goes, "machine": 1e12}
     given = ("--accelerate_config", config, *["--force"] * force, "--", "--max_grad_norm=9")
     command, environment = launched(monkeypatch, 8, *given, plan=plan)
     peak = json.loads(environment["DPO_PLAN"])["peak"]  # the run holds its own against it
