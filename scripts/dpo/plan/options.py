@@ -130,8 +130,7 @@ class Planned:
     ) -> Option:
         setting = self.setting(config, live, checkpointing, gpus, accumulation > 1)
         pairs, found = self.counted(micro, setting.how)
-        if self.card.on_cpu:
-            setting = replace(setting, live=self.beside(live, gpus))
+        setting = replace(setting, live=self.beside(live, gpus) if self.card.on_cpu else live)
         alone = replace(setting, live=setting.live and self.reference is None)
         if self.card.on_cpu:
             drawn = processor.after(self.config, self.lengths, self.loaded.itemsize)
