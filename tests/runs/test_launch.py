@@ -308,11 +308,11 @@ def faults(environment: dict) -> int:
     return int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
 
 
-def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
+def test_on_a_cpu_freed_memory_is_kept(monkeypatch, tmp_path):
     """A launch hands on what makes the C library keep it, and does not overrule the user."""
     launched = []
     monkeypatch.setattr(launcher, "gpus_here", lambda: 0)
-    monkeypatch.setattr(sys, "argv", ["launch.py", "--recipe=qwen-ultrafeedback"])
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--", f"--output_dir={tmp_path}/run"])
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
 
     monkeypatch.setattr(launcher, "run", lambda command, env, *_: launched.append(env))
