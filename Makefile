@@ -38,6 +38,7 @@ WANDB  ?=
 SUITE  ?=
 TRL    ?=
 FROM   ?=
+WHAT   ?=
 
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
@@ -50,7 +51,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate plan compare sweep rounds frontier dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate plan compare sweep rounds frontier learn dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -118,6 +119,9 @@ rounds: $(READY) $(EMBEDDED) ## sample, make pairs, train; again: RECIPE= PROMPT
 
 frontier: $(READY) $(EMBEDDED) ## the paper's reward against KL on the embedded default, an hour
 	@$(BIN)/python scripts/frontier.py $(ARGS)
+
+learn: $(READY) $(EMBEDDED) ## experiments that show what DPO does, on the embedded default: WHAT=(all)
+	@$(BIN)/python scripts/learn.py --what "$(WHAT)" $(ARGS)
 
 dashboard: $(READY) ## runs live in a page of this machine, without an account: RUNS= PORT=
 	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"

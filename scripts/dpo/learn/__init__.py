@@ -1,0 +1,1 @@
+"""Experiments that show what DPO does, on the embedded default: `make learn`."""

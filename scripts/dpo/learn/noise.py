@@ -1,0 +1,223 @@
+"""What wrong labels cost, and whether a loss that knows of them helps.
+
+Chosen and rejected are swapped in a share of the training pairs of the embedded default; held-out
+pairs stay as they are. Each of `sigmoid` (the paper's loss), `robust` (Chowdhury et al. 2024, arXiv
+2403.00409, told the share that is swapped) and `ipo` (Azar et al. 2023, arXiv 2310.12036) trains on
+them, with several seeds. Where nothing is swapped `robust` is `sigmoid`, and is not run again.
+
+The embedded labels are themselves drawn from Bradley-Terry, so that some go against the score
+before any is swapped. That is the model that all DPO losses of this kind assume, and no noise on
+top of it: `robust` is told the share that is swapped.
+"""
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dpo.core import files
+from dpo.learn import pictures, runs
+from dpo.learn.runs import METRICS
+from dpo.recipe.flags import overridden
+from dpo.recipe.parse import FOLDER, parse
+from dpo.reports.evaluation_page import said
+from dpo.reports.frontier_page import markdown
+from dpo.reports.html import png
+
+MINUTES = 110
+LOSSES = ("sigmoid", "robust", "ipo")
+FLIP_SEED = 0
+SPLITS = ("train", "test")
+
+
+@dataclass
+class Size:
+    """Shares of training pairs that are swapped, losses, seeds, steps, and held-out prompts."""
+
+    rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)
+    losses: tuple[str, ...] = LOSSES
+    seeds: tuple[int, ...] = (1, 2, 3)
+    steps: int = 12
+    prompts: int = 128
+
+
+SMALL = Size((0.0, 0.3), ("sigmoid", "robust"), seeds=(1, 2), steps=2, prompts=4)
+
+
+def flipped(rows: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
+    """The rows, chosen and rejected and all that is said of them swapped in this share of them,
+    rounded to whole rows.
+
+    Which ones, a fixed seed draws: those of a lower rate are among those of a higher one.
+    """
+    order = random.Random(FLIP_SEED).sample(range(len(rows)), len(rows))
+    wrong = {*order[: round(rate * len(rows))]}
+    return [swapped(row) if at in wrong else row for at, row in enumerate(rows)]
+
+
+def swapped(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose columns of the chosen answer hold what those of the rejected one held."""
+    sides = {"chosen": "rejected", "rejected": "chosen"}
+    other = {f"{name[: -len(side)]}{sides[side]}": name for name in row for side in ended(name)}
+    return {name: row[other.get(name, name)] for name in row}
+
+
+def ended(name: str) -> list[str]:
+    """Which answer a column is of, by the end of its name."""
+    return [side for side in ("chosen", "rejected") if name.endswith(side)]
+
+
+def write_data(base: Path, into: Path, rates: tuple[float, ...]) -> dict[str, dict[str, Any]]:
+    """Write, for each rate, a data set whose training pairs are swapped. Returns of each rate what
+    its labels are: `pairs`, how many are `swapped`, and which share is `against_score`."""
+    labels = {}
+    rows = {split: files.read_lines(base / f"{split}.jsonl") for split in SPLITS}
+    for rate in rates:
+        train, to = flipped(rows["train"], rate), data_of(into, rate)
+        to.mkdir(parents=True, exist_ok=True)
+        files.write_lines(to / "train.jsonl", train)
+        files.write_lines(to / "test.jsonl", rows["test"])
+        against = [row["vader_chosen"] < row["vader_rejected"] for row in train]
+        labels[key(rate)] = {
+            "pairs": len(train),
+            "swapped": sum(a != b for a, b in zip(train, rows["train"], strict=True)),
+            "against_score": sum(against) / len(against),
+        }
+    return labels
+
+
+def key(rate: float) -> str:
+    return f"{100 * rate:g}%"
+
+
+def data_of(into: Path, rate: float) -> Path:
+    return into / "data" / f"swapped-{100 * rate:g}"
+
+
+def pairs_of(size: Size) -> list[tuple[float, str]]:
+    """Every rate and loss; `robust` only where something is swapped."""
+    return [(r, loss) for r in size.rates for loss in size.losses if r or loss != "robust"]
+
+
+def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
+    """Train and measure every run that is not there yet, then write the results. Seed by seed, so
+    that what a break leaves is whole for the first seeds.
+
+    Args:
+        into: of the runs, and of the pairs that they train on.
+        docs: of the results.
+        given: flags for every run.
+
+    Returns:
+        What was written.
+    """
+    size = SMALL if small else Size()
+    flags = runs.flags_of(size.steps, size.prompts, given)
+    recipe = parse(["--config", str(FOLDER / f"{runs.RECIPE}.yaml"), *flags])
+    labels = write_data(Path(recipe.script.dataset_name), into, size.rates)
+    found, report = [], {}
+    for seed in size.seeds:
+        for rate, loss in pairs_of(size):
+            own = [f"--dataset_name={data_of(into, rate)}"]
+            own += [f"--label_smoothing={rate}"] if loss == "robust" else []
+            each = overridden(flags, own)
+            point = {"loss_type": loss, "seed": seed}
+            one = runs.run_of(into / f"swapped-{100 * rate:g}", point, each)
+            report = runs.report_of(one, each)
+            found.append({"rate": rate, "loss": loss, "seed": seed, **runs.numbers(report)})
+    results = about(size, found) | {
+        "settings": {
+            "recipe": runs.RECIPE,
+            **asdict(size),
+            "batch": recipe.training.per_device_train_batch_size,
+            "beta": recipe.training.beta,
+            "answers_to_a_prompt": 1,
+            "prompts_asked": report["prompts"]["count"],
+            "held_out_pairs": report["pairs"]["count"],
+            "flip_seed": FLIP_SEED,
+            "given": given,
+        },
+        "labels": labels,
+        "ceiling": report["pairs"]["ceiling"],
+        "reference": runs.numbers(report, "against"),
+        "made": runs.made_by(),
+    }
+    return write(results, docs)
+
+
+def about(size: Size, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What runs come to over seeds: `points`, each rate and loss; `to_sigmoid`, the difference to
+    that loss at the same rate, and `to_clean`, to the same loss where nothing is swapped, both
+    paired by seed; and `claims`, what the page says of them."""
+
+    def of(rate: float, loss: str) -> list[dict[str, Any]]:
+        loss = loss if rate else loss.replace("robust", "sigmoid")  # the same there
+        here = {e["seed"]: e for e in found if (e["rate"], e["loss"]) == (rate, loss)}
+        return [here[seed] for seed in size.seeds]
+
+    parts: dict[str, list[dict[str, Any]]] = {"points": [], "to_sigmoid": [], "to_clean": []}
+    claims = {}
+    for rate, loss in pairs_of(size):
+        named, mine = {"rate": rate, "loss": loss}, of(rate, loss)
+        parts["points"].append(named | runs.over_seeds(mine))
+        if loss != "sigmoid":
+            parts["to_sigmoid"].append(named | runs.over_seeds(mine, of(rate, "sigmoid")))
+        if rate:
+            parts["to_clean"].append(named | runs.over_seeds(mine, of(0.0, loss)))
+    for part, points in parts.items():
+        for point in points:
+            for name, (_, form) in METRICS.items():
+                short = f"{part}, {point['loss']} at {key(point['rate'])}, {name}"
+                for end, value in point[name].items():
+                    claims[f"{short}, {end}"] = float(format(value, form))
+    return {"runs": found, **parts, "claims": claims}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Every rate and loss, and beneath them the differences, as Markdown."""
+    head = ["swapped", "loss", *(name for name, _ in METRICS.values())]
+
+    def rows(part: str, words: str = "") -> list[list[str]]:
+        return [
+            [key(each["rate"]), f"{each['loss']}{words}"]
+            + [
+                said(each[name], form if not words else f"+{form.lstrip('+')}")
+                for name, (_, form) in METRICS.items()
+            ]
+            for each in results[part]
+        ]
+
+    differences = [*rows("to_sigmoid", " − sigmoid"), *rows("to_clean", " − itself at 0%")]
+    return markdown([head, *rows("points")]) + "\n" + markdown([head, *differences])
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """True reward, accuracy and KL over the share that is swapped, a line for each loss."""
+    shown = ("reward", "accuracy", "kl")
+    figure, axes = pictures.panels(len(shown))
+    points = results["points"]
+    for axis, name in zip(axes, shown, strict=True):
+        for at, loss in enumerate(results["settings"]["losses"]):
+            begins = "sigmoid" if loss == "robust" else loss  # where nothing is swapped
+            mine = [p for p in points if p["loss"] == (loss if p["rate"] else begins)]
+            x = [100 * p["rate"] + 0.4 * (at - 1) for p in mine]  # beside each other
+            label = loss if loss != "robust" else "robust (at 0: sigmoid)"
+            pictures.line(axis, x, [p[name] for p in mine], at, label)
+        axis.set(xlabel="training labels swapped, %", title=METRICS[name][0])
+        axis.set_xticks([100 * rate for rate in results["settings"]["rates"]])
+    axes[1].axhline(0.5, color="#8a94a6", linewidth=0.8, linestyle=":")  # a coin's
+    axes[0].axhline(results["reference"]["reward"], color="#8a94a6", linewidth=0.8, linestyle=":")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def write(results: dict[str, Any], docs: Path) -> list[Path]:
+    """Write the results and their picture, and print them as a table."""
+    docs.mkdir(parents=True, exist_ok=True)
+    files.write_json(docs / "noise.json", results)
+    files.write_whole(docs / "noise.png", png(draw(json.loads(json.dumps(results)))))
+    print(table(results))
+    return [docs / "noise.json", docs / "noise.png"]

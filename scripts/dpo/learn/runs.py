@@ -1,0 +1,100 @@
+"""Runs of the embedded default in small: trained one after another, each measured by its own
+report, which is kept and found again; and what they come to over seeds."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo.core import machine
+from dpo.core.refusal import Refusal
+from dpo.core.signals import EXIT_CODE
+from dpo.core.stats import t_interval
+from dpo.recipe.flags import overridden
+from dpo.reports import results
+from dpo.runs import checkpoints, output_folder, sweeps
+
+RECIPE = "smollm2-sentiment"
+# Of each run, how its report has them, and how they are printed.
+METRICS = {
+    "reward": ("true reward", "+.3f"),
+    "accuracy": ("held-out accuracy", ".3f"),
+    "kl": ("KL, nats a sequence", ".2f"),
+    "tokens": ("answer, tokens", ".1f"),
+}
+
+
+def run_of(into: Path, point: dict[str, Any], flags: list[str]) -> sweeps.Run:
+    """The run of RECIPE that sets what `point` says, in a folder of `into` that is named by it."""
+    (run,) = sweeps.resolved(RECIPE, " ".join(f"{k}={v}" for k, v in point.items()), into, flags)
+    return run
+
+
+def flags_of(steps: int, prompts: int, given: list[str]) -> list[str]:
+    """Flags for short runs that measure themselves once, when they end, one answer to each prompt;
+    and those that a user gives."""
+    own = [f"--max_steps={steps}", f"--reward_prompts={prompts}", "--reward_samples=1"]
+    # Held-out pairs are there only where evaluations are; the first would come after the last step.
+    own += ["--eval_strategy=steps", f"--eval_steps={steps + 1}", "--save_strategy=no"]
+    return overridden(given, [*own, "--report_to=none"])
+
+
+def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
+    """What a run has measured. It is trained if it has not been; its weights are then removed.
+
+    Raises:
+        SystemExit: it was asked to stop; it goes on from there.
+        Refusal: it failed.
+    """
+    # Of several GPUs the first: three cannot share a batch of eight.
+    if sweeps.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == sweeps.LEFT:
+        print("Asked to stop: the same command goes on from here")
+        sys.exit(EXIT_CODE)
+    if run.state == sweeps.FAILED:
+        raise Refusal(f"{run.folder}: {run.last_line()} ({run.log})")
+    for checkpoint in checkpoints.named(run.folder):  # of a run that was asked to stop
+        checkpoints.delete(checkpoint)
+    for weights in run.folder.rglob("*.safetensors"):
+        weights.unlink()
+    return results.read(run.folder / output_folder.REPORT)
+
+
+def numbers(report: dict[str, Any], side: str = "policy") -> dict[str, float]:
+    """METRICS of a run's report, each a mean; of `against`, its reference, reward and length
+    alone."""
+    answers = report["answers"]
+    found = {
+        "reward": report["judge"]["reward"][side]["mean"],
+        "tokens": answers["mean_tokens"][side]["mean"],
+    }
+    if side == "policy":
+        found["accuracy"] = report["pairs"]["accuracy"]["mean"]
+        found["kl"] = answers["kl"]["nats_per_sequence"]["mean"]
+    return found
+
+
+def over_seeds(
+    runs: Sequence[dict[str, float]], less: Sequence[dict[str, float]] | None = None
+) -> dict[str, dict[str, float]]:
+    """METRICS over runs that differ in their seed alone: mean and Student's 95% interval. With
+    `less`, other runs of the same seeds in the same order, of the difference to them, paired."""
+    found = {}
+    for name in METRICS:
+        values = np.array([run[name] for run in runs])
+        if less is not None:
+            values = values - np.array([run[name] for run in less])
+        found[name] = asdict(t_interval(values))
+    return found
+
+
+def made_by() -> dict[str, Any]:
+    """Where and when something was measured."""
+    return {
+        "machine": machine.device_name(),
+        "versions": machine.versions(),
+        "commit": machine.commit(),
+        "date": machine.now(),
+    }

@@ -1,0 +1,37 @@
+"""make learn: an experiment whole, in small, and that a second one trains nothing anew."""
+
+import json
+import shlex
+
+from dpo.learn import noise
+from dpo.runs import output_folder
+from support.commands import make, once
+from support.launched import made
+
+
+def test_wrong_labels_through_make(tiny_model, tiny_data, tmp_path):
+    """Six runs of two steps."""
+    flags = [f"--model_name_or_path={tiny_model}", f"--dataset_name={tiny_data}"]
+    flags += ["--per_device_train_batch_size=2", f"--reference_cache={tmp_path / 'cache'}"]
+    docs, out = tmp_path / "docs", tmp_path / "out"
+    words = ["--small", f"--output={out}", f"--docs={docs}", "--", *once(flags)]
+    given = ("WHAT=noise", f"ARGS={shlex.join(words)}")
+    result = make("learn", *given)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    found = json.loads((docs / "noise.json").read_text())
+    assert noise.table(found) in result.stdout
+    assert f"Written: {docs}/noise.json, {docs}/noise.png" in result.stdout
+    assert found["labels"]["30%"]["swapped"] == 5 and found["settings"]["prompts_asked"] == 4
+    reports = {path: path.stat().st_mtime_ns for path in out.rglob(output_folder.REPORT)}
+    assert len(reports) == len(found["runs"]) == 6
+    assert not [*out.rglob("*.safetensors")]  # removed once they are measured
+    of_flipped = out / "noise-small/swapped-30/loss_type=robust,seed=2" / output_folder.REPORT
+    mine = noise.runs.numbers(json.loads(of_flipped.read_text()))
+    (run,) = [r for r in found["runs"] if (r["rate"], r["loss"], r["seed"]) == (0.3, "robust", 2)]
+    assert {name: run[name] for name in mine} == mine
+    (docs / "noise.png").unlink()
+    again = made("learn", *given)
+    assert again.returncode == 0 and "started" not in again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.rglob(output_folder.REPORT)} == reports
+    assert json.loads((docs / "noise.json").read_text())["runs"] == found["runs"]
+    assert (docs / "noise.png").is_file()
