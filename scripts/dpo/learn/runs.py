@@ -37,8 +37,8 @@ def flags_of(steps: int, prompts: int, given: list[str]) -> list[str]:
     """Flags for short runs that measure themselves once, when they end, one answer to each prompt;
     and those that a user gives."""
     own = [f"--max_steps={steps}", f"--reward_prompts={prompts}", "--reward_samples=1"]
-    # Held-out pairs are there only where evaluations are; the first would come after the last step.
-    own += ["--eval_strategy=steps", f"--eval_steps={steps + 1}", "--save_strategy=no"]
+    # Without an eval_strategy no pairs are held out; the first comes after the last step.
+    own += ["--eval_strategy=steps", f"--eval_delay={steps + 1}", "--save_strategy=no"]
     return overridden(given, [*own, "--report_to=none"])
 
 
