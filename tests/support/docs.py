@@ -79,6 +79,9 @@ ELSEWHERE = {
     'SAMPLES=4 ARGS="--max_new_tokens 40 --max_length_difference 4 --dtype bfloat16 '
     '--batch_size 256 -- --max_steps 12"': "by hand, whole",
     "make frontier": "test_make_frontier.py, on the tiny model",
+    "make learn": "test_make_learn.py, on the tiny model, in small",
+    "make learn WHAT=noise": "likewise",
+    'make learn WHAT=noise ARGS="--small"': "likewise",
     "make dashboard": "test_make_dashboard.py",
     "make sync": "test_make_sync.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",

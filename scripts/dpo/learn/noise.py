@@ -128,7 +128,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
             one = runs.run_of(into / f"swapped-{100 * rate:g}", point, each)
             report = runs.report_of(one, each)
             found.append({"rate": rate, "loss": loss, "seed": seed, **runs.numbers(report)})
-    results = about(size, found) | {
+    results = over_seeds(size, found) | {
         "settings": {
             "recipe": runs.RECIPE,
             **asdict(size),
@@ -145,13 +145,13 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         "reference": runs.numbers(report, "against"),
         "made": runs.made_by(),
     }
-    return write(results, docs)
+    return write(results | {"claims": claims(results)}, docs)
 
 
-def about(size: Size, found: list[dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(size: Size, found: list[dict[str, Any]]) -> dict[str, Any]:
     """What runs come to over seeds: `points`, each rate and loss; `to_sigmoid`, the difference to
     that loss at the same rate, and `to_clean`, to the same loss where nothing is swapped, both
-    paired by seed; and `claims`, what the page says of them."""
+    paired by seed."""
 
     def of(rate: float, loss: str) -> list[dict[str, Any]]:
         loss = loss if rate else loss.replace("robust", "sigmoid")  # the same there
@@ -159,7 +159,6 @@ def about(size: Size, found: list[dict[str, Any]]) -> dict[str, Any]:
         return [here[seed] for seed in size.seeds]
 
     parts: dict[str, list[dict[str, Any]]] = {"points": [], "to_sigmoid": [], "to_clean": []}
-    claims = {}
     for rate, loss in pairs_of(size):
         named, mine = {"rate": rate, "loss": loss}, of(rate, loss)
         parts["points"].append(named | runs.over_seeds(mine))
@@ -167,13 +166,24 @@ def about(size: Size, found: list[dict[str, Any]]) -> dict[str, Any]:
             parts["to_sigmoid"].append(named | runs.over_seeds(mine, of(rate, "sigmoid")))
         if rate:
             parts["to_clean"].append(named | runs.over_seeds(mine, of(0.0, loss)))
-    for part, points in parts.items():
-        for point in points:
+    return {"runs": found, **parts}
+
+
+def claims(results: dict[str, Any]) -> dict[str, float]:
+    """Every number that a page may print of the results, by what it is, rounded as it is printed;
+    shares of labels in percent."""
+    found = {"ceiling": round(results["ceiling"], 3)}
+    for name, value in results["reference"].items():
+        found[f"reference, {name}"] = float(format(value, METRICS[name][1]))
+    for rate, labels in results["labels"].items():
+        found[f"labels against the score at {rate}"] = round(100 * labels["against_score"], 1)
+    for part in ("points", "to_sigmoid", "to_clean"):
+        for point in results[part]:
+            of = f"{part}, {point['loss']} at {key(point['rate'])}"
             for name, (_, form) in METRICS.items():
-                short = f"{part}, {point['loss']} at {key(point['rate'])}, {name}"
                 for end, value in point[name].items():
-                    claims[f"{short}, {end}"] = float(format(value, form))
-    return {"runs": found, **parts, "claims": claims}
+                    found[f"{of}, {name}, {end}"] = float(format(value, form))
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
