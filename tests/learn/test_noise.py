@@ -132,17 +132,19 @@ def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch):
 
     def report_of(run, flags):
         if (run.folder / "report").exists():
-            return
+            return {"of": run.name}
         if len(asked) == failing["at"]:
             raise Refusal("it failed")
         run.folder.mkdir(parents=True)
         (run.folder / "report").touch()
         asked.append((run.folder, run.recipe.training.label_smoothing, run.recipe.training.seed))
+        return {"of": run.name}
 
     class Stop(Exception):
         pass
 
     def numbers(report, side="policy"):
+        assert report["of"]
         return {"reward": 0.5, "accuracy": 0.7, "kl": 3.0, "tokens": 25.0}
 
     monkeypatch.setattr(runs, "report_of", report_of)

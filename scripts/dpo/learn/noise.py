@@ -31,6 +31,7 @@ MINUTES = 110
 LOSSES = ("sigmoid", "robust", "ipo")
 FLIP_SEED = 0
 SPLITS = ("train", "test")
+SETS = ("loss_type", "label_smoothing", "seed")  # of each run, and its pairs
 
 
 @dataclass
@@ -115,10 +116,10 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size = SMALL if small else Size()
-    flags = runs.flags_of(size.steps, size.prompts, given)
+    flags = runs.flags_of(size.steps, size.prompts, given, SETS)
     recipe = parse(["--config", str(FOLDER / f"{runs.RECIPE}.yaml"), *flags])
     labels = write_data(Path(recipe.script.dataset_name), into, size.rates)
-    found, report = [], {}
+    found, reports = [], []
     for seed in size.seeds:
         for rate, loss in pairs_of(size):
             own = [f"--dataset_name={data_of(into, rate)}"]
@@ -126,8 +127,10 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
             each = overridden(flags, own)
             point = {"loss_type": loss, "seed": seed}
             one = runs.run_of(into / f"swapped-{100 * rate:g}", point, each)
-            report = runs.report_of(one, each)
-            found.append({"rate": rate, "loss": loss, "seed": seed, **runs.numbers(report)})
+            reports.append(runs.report_of(one, each))
+            named = {"rate": rate, "loss": loss, "seed": seed}
+            found.append(named | runs.numbers(reports[-1]))
+    last = reports[-1]  # all are measured on the same pairs and prompts
     results = over_seeds(size, found) | {
         "settings": {
             "recipe": runs.RECIPE,
@@ -135,15 +138,15 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
             "batch": recipe.training.per_device_train_batch_size,
             "beta": recipe.training.beta,
             "answers_to_a_prompt": 1,
-            "prompts_asked": report["prompts"]["count"],
-            "held_out_pairs": report["pairs"]["count"],
+            "prompts_asked": last["prompts"]["count"],
+            "held_out_pairs": last["pairs"]["count"],
             "flip_seed": FLIP_SEED,
             "given": given,
         },
         "labels": labels,
-        "ceiling": report["pairs"]["ceiling"],
-        "reference": runs.numbers(report, "against"),
-        "made": runs.made_by(),
+        "ceiling": last["pairs"]["ceiling"],
+        "reference": runs.numbers(last, "against"),
+        "made": runs.made_by() | {"minutes": runs.minutes(reports)},
     }
     return write(results | {"claims": claims(results)}, docs)
 
@@ -213,13 +216,13 @@ def draw(results: dict[str, Any]) -> Figure:
         for at, loss in enumerate(results["settings"]["losses"]):
             begins = "sigmoid" if loss == "robust" else loss  # where nothing is swapped
             mine = [p for p in points if p["loss"] == (loss if p["rate"] else begins)]
-            x = [100 * p["rate"] + 0.4 * (at - 1) for p in mine]  # beside each other
+            x = [100 * p["rate"] + 0.6 * (at - 1) for p in mine]  # beside each other
             label = loss if loss != "robust" else "robust (at 0: sigmoid)"
             pictures.line(axis, x, [p[name] for p in mine], at, label)
         axis.set(xlabel="training labels swapped, %", title=METRICS[name][0])
         axis.set_xticks([100 * rate for rate in results["settings"]["rates"]])
-    axes[1].axhline(0.5, color="#8a94a6", linewidth=0.8, linestyle=":")  # a coin's
-    axes[0].axhline(results["reference"]["reward"], color="#8a94a6", linewidth=0.8, linestyle=":")
+    for axis, start in zip(axes, (results["reference"]["reward"], 0.5, 0), strict=True):
+        axis.axhline(start, color="#8a94a6", linewidth=0.8, linestyle=":", label="before training")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 

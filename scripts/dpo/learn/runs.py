@@ -13,7 +13,7 @@ from dpo.core import machine
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.stats import t_interval
-from dpo.recipe.flags import overridden
+from dpo.recipe.flags import name_of
 from dpo.reports import results
 from dpo.runs import checkpoints, output_folder, sweeps
 
@@ -33,13 +33,24 @@ def run_of(into: Path, point: dict[str, Any], flags: list[str]) -> sweeps.Run:
     return run
 
 
-def flags_of(steps: int, prompts: int, given: list[str]) -> list[str]:
+def flags_of(steps: int, prompts: int, given: list[str], sets: Sequence[str]) -> list[str]:
     """Flags for short runs that measure themselves once, when they end, one answer to each prompt;
-    and those that a user gives."""
+    and those that a user gives.
+
+    Args:
+        sets: the arguments that an experiment sets of each run.
+
+    Raises:
+        Refusal: the user gives what the experiment sets.
+    """
     own = [f"--max_steps={steps}", f"--reward_prompts={prompts}", "--reward_samples=1"]
     # Without an eval_strategy no pairs are held out; the first comes after the last step.
     own += ["--eval_strategy=steps", f"--eval_delay={steps + 1}", "--save_strategy=no"]
-    return overridden(given, [*own, "--report_to=none"])
+    own += ["--report_to=none"]
+    ours = {*map(name_of, own), *sets, "output_dir"}
+    if taken := sorted({name_of(flag) for flag in given if flag.startswith("--")} & ours):
+        raise Refusal(f"ARGS: {', '.join(taken)}: the experiment sets this itself: leave it out")
+    return [*given, *own]
 
 
 def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
@@ -98,3 +109,8 @@ def made_by() -> dict[str, Any]:
         "commit": machine.commit(),
         "date": machine.now(),
     }
+
+
+def minutes(reports: Sequence[dict[str, Any]]) -> float:
+    """That runs took to train and to measure, one after another, without their start."""
+    return sum(sum(report["seconds"].values()) for report in reports) / 60
