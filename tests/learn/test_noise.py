@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,7 +138,8 @@ def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch):
             raise Refusal("it failed")
         run.folder.mkdir(parents=True)
         (run.folder / "report").touch()
-        asked.append((run.folder, run.recipe.training.label_smoothing, run.recipe.training.seed))
+        pairs = Path(run.recipe.script.dataset_name)
+        asked.append((run.folder, run.recipe.training.label_smoothing, pairs))
         return {"of": run.name}
 
     class Stop(Exception):
@@ -161,6 +163,8 @@ def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch):
     with pytest.raises(Stop):
         noise.run(tmp_path, tmp_path, True, [])
     assert asked[:3] == first and len({*asked}) == len(asked) == 6  # 3 of each of two seeds
+    assert all(pairs.name == folder.parent.name for folder, _, pairs in asked)
+    assert {pairs for *_, pairs in asked} == {noise.data_of(tmp_path, rate) for rate in (0.0, 0.3)}
     smoothed = {folder.name: e for folder, e, _ in asked if folder.parent.name == "swapped-30"}
     assert smoothed == {
         f"loss_type={loss},seed={seed}": 0.3 * (loss == "robust")
