@@ -6,8 +6,8 @@ pairs stay as they are. Each of `sigmoid` (the paper's loss), `robust` (Chowdhur
 them, with several seeds. Where nothing is swapped `robust` is `sigmoid`, and is not run again.
 
 The embedded labels are themselves drawn from Bradley-Terry, so that some go against the score
-before any is swapped. That is the model that all DPO losses of this kind assume, and no noise on
-top of it: `robust` is told the share that is swapped.
+before any is swapped. `sigmoid` and `robust` assume that right labels are drawn so; noise is what
+comes on top, and `robust` is told the share that is swapped.
 """
 
 import json
