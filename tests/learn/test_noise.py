@@ -38,10 +38,13 @@ def test_swapped_labels_are_exact_and_nested():
 
 
 def test_held_out_pairs_stay_and_the_labels_are_counted(tmp_path):
-    labels = noise.write_data(EMBEDDED, tmp_path, (0.0, 0.3))
+    labels = noise.write_data(EMBEDDED, tmp_path, SIZE)
     for rate in (0.0, 0.3):
         folder = noise.data_of(tmp_path, rate)
         assert read_lines(folder / "test.jsonl") == read_lines(EMBEDDED / "test.jsonl")
+    noise.write_data(EMBEDDED, tmp_path / "small", noise.SMALL)
+    few = read_lines(noise.data_of(tmp_path / "small", 0.3) / "test.jsonl")
+    assert few == read_lines(EMBEDDED / "test.jsonl")[:8]
     rows = read_lines(noise.data_of(tmp_path, 0.3) / "train.jsonl")
     against = np.mean([row["vader_chosen"] < row["vader_rejected"] for row in rows])
     assert labels["30%"] == {"pairs": 501, "swapped": 150, "against_score": against}

@@ -78,7 +78,7 @@ def test_the_page_lists_every_experiment_with_its_time():
 
 def test_the_labels_are_as_wrong_as_the_page_says(tmp_path):
     size = noise.Size()
-    labels = noise.write_data(ROOT / "recipes/data/sentiment", tmp_path, size.rates)
+    labels = noise.write_data(ROOT / "recipes/data/sentiment", tmp_path, size)
     shares = [f"{100 * each['against_score']:.1f}" for each in labels.values()]
     text = " ".join(PAGE.read_text().split())
     assert f"{labels['0%']['pairs'] * float(shares[0]) / 100:.0f} of the 501 go against" in text

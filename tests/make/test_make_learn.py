@@ -22,6 +22,7 @@ def test_wrong_labels_through_make(tiny_model, tiny_data, tmp_path):
     assert noise.table(found) in result.stdout
     assert f"Written: {docs}/noise.json, {docs}/noise.png" in result.stdout
     assert found["labels"]["30%"]["swapped"] == 5 and found["settings"]["prompts_asked"] == 4
+    assert found["settings"]["held_out_pairs"] == 8
     reports = {path: path.stat().st_mtime_ns for path in out.rglob(output_folder.REPORT)}
     assert len(reports) == len(found["runs"]) == 6
     assert not [*out.rglob("*.safetensors")]  # removed once they are measured

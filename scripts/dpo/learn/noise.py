@@ -36,16 +36,18 @@ SETS = ("loss_type", "label_smoothing", "seed")  # of each run, and its pairs
 
 @dataclass
 class Size:
-    """Shares of training pairs that are swapped, losses, seeds, steps, and held-out prompts."""
+    """Shares of training pairs that are swapped, losses, seeds, steps, held-out pairs (None: all),
+    and how many of their prompts are answered."""
 
     rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)
     losses: tuple[str, ...] = LOSSES
     seeds: tuple[int, ...] = (1, 2, 3)
     steps: int = 12
+    held_out: int | None = None
     prompts: int = 128
 
 
-SMALL = Size((0.0, 0.3), ("sigmoid", "robust"), seeds=(1, 2), steps=2, prompts=4)
+SMALL = Size((0.0, 0.3), ("sigmoid", "robust"), seeds=(1, 2), steps=2, held_out=8, prompts=4)
 
 
 def flipped(rows: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
@@ -71,16 +73,16 @@ def ended(name: str) -> list[str]:
     return [side for side in ("chosen", "rejected") if name.endswith(side)]
 
 
-def write_data(base: Path, into: Path, rates: tuple[float, ...]) -> dict[str, dict[str, Any]]:
+def write_data(base: Path, into: Path, size: Size) -> dict[str, dict[str, Any]]:
     """Write, for each rate, a data set whose training pairs are swapped. Returns of each rate what
     its labels are: `pairs`, how many are `swapped`, and which share is `against_score`."""
     labels = {}
     rows = {split: files.read_lines(base / f"{split}.jsonl") for split in SPLITS}
-    for rate in rates:
+    for rate in size.rates:
         train, to = flipped(rows["train"], rate), data_of(into, rate)
         to.mkdir(parents=True, exist_ok=True)
         files.write_lines(to / "train.jsonl", train)
-        files.write_lines(to / "test.jsonl", rows["test"])
+        files.write_lines(to / "test.jsonl", rows["test"][: size.held_out])
         against = [row["vader_chosen"] < row["vader_rejected"] for row in train]
         labels[key(rate)] = {
             "pairs": len(train),
@@ -118,7 +120,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     size = SMALL if small else Size()
     flags = runs.flags_of(size.steps, size.prompts, given, SETS)
     recipe = parse(["--config", str(FOLDER / f"{runs.RECIPE}.yaml"), *flags])
-    labels = write_data(Path(recipe.script.dataset_name), into, size.rates)
+    labels = write_data(Path(recipe.script.dataset_name), into, size)
     found, reports = [], []
     for seed in size.seeds:
         for rate, loss in pairs_of(size):
