@@ -10,7 +10,6 @@ before any is swapped. `sigmoid` and `robust` assume that right labels are drawn
 comes on top, and `robust` is told the share that is swapped.
 """
 
-import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ MINUTES = 110
 LOSSES = ("sigmoid", "robust", "ipo")
 FLIP_SEED = 0
 SPLITS = ("train", "test")
+SIDES = (("chosen", "rejected"), ("vader_chosen", "vader_rejected"))
 SETS = ("loss_type", "label_smoothing", "seed")  # of each run, and its pairs
 
 
@@ -63,14 +63,7 @@ def flipped(rows: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
 
 def swapped(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose columns of the chosen answer hold what those of the rejected one held."""
-    sides = {"chosen": "rejected", "rejected": "chosen"}
-    other = {f"{name[: -len(side)]}{sides[side]}": name for name in row for side in ended(name)}
-    return {name: row[other.get(name, name)] for name in row}
-
-
-def ended(name: str) -> list[str]:
-    """Which answer a column is of, by the end of its name."""
-    return [side for side in ("chosen", "rejected") if name.endswith(side)]
+    return row | {one: row[other] for pair in SIDES for one, other in (pair, pair[::-1])}
 
 
 def write_data(base: Path, into: Path, size: Size) -> dict[str, dict[str, Any]]:
@@ -233,6 +226,6 @@ def write(results: dict[str, Any], docs: Path) -> list[Path]:
     """Write the results and their picture, and print them as a table."""
     docs.mkdir(parents=True, exist_ok=True)
     files.write_json(docs / "noise.json", results)
-    files.write_whole(docs / "noise.png", png(draw(json.loads(json.dumps(results)))))
+    files.write_whole(docs / "noise.png", png(draw(results)))
     print(table(results))
     return [docs / "noise.json", docs / "noise.png"]
