@@ -5,23 +5,22 @@ import shlex
 
 from dpo.learn import noise
 from dpo.runs import output_folder
-from support.commands import make, once
+from support.commands import make
 from support.launched import made
 
 
-def test_wrong_labels_through_make(tiny_model, tiny_data, tmp_path):
+def test_wrong_labels_through_make(tiny_model, tmp_path):
     """Six runs of two steps."""
-    flags = [f"--model_name_or_path={tiny_model}", f"--dataset_name={tiny_data}"]
-    flags += ["--per_device_train_batch_size=2", f"--reference_cache={tmp_path / 'cache'}"]
+    flags = [f"--model_name_or_path={tiny_model}", f"--reference_cache={tmp_path / 'cache'}"]
     docs, out = tmp_path / "docs", tmp_path / "out"
-    words = ["--small", f"--output={out}", f"--docs={docs}", "--", *once(flags)]
+    words = ["--small", f"--output={out}", f"--docs={docs}", "--", *flags]
     given = ("WHAT=noise", f"ARGS={shlex.join(words)}")
     result = make("learn", *given)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     found = json.loads((docs / "noise.json").read_text())
     assert noise.table(found) in result.stdout
     assert f"Written: {docs}/noise.json, {docs}/noise.png" in result.stdout
-    assert found["labels"]["30%"]["swapped"] == 5 and found["settings"]["prompts_asked"] == 4
+    assert found["labels"]["30%"]["swapped"] == 150 and found["settings"]["prompts_asked"] == 4
     assert found["settings"]["held_out_pairs"] == 8
     reports = {path: path.stat().st_mtime_ns for path in out.rglob(output_folder.REPORT)}
     assert len(reports) == len(found["runs"]) == 6

@@ -31,7 +31,7 @@ LOSSES = ("sigmoid", "robust", "ipo")
 FLIP_SEED = 0
 SPLITS = ("train", "test")
 SIDES = (("chosen", "rejected"), ("vader_chosen", "vader_rejected"))
-SETS = ("loss_type", "label_smoothing", "seed")  # of each run, and its pairs
+SETS = ("dataset_name", "loss_type", "label_smoothing", "seed")
 
 
 @dataclass
