@@ -121,7 +121,7 @@ class Asked:
         for share in (0.75, 0.5, 0.25):
             if length := int((recipe.training.max_length or 0) * share):
                 yield f"max_length {length}", flags("--max_length", str(length))
-        half = not self.card.on_cpu and recipe.training.bf16 and "dtype" not in recipe.stated
+        half = bool(recipe.training.bf16) and not self.card.on_cpu and "dtype" not in recipe.stated
         rounded = ("--dtype", "bfloat16") * half  # nothing of the base is trained
         if not recipe.model.use_peft:
             yield "LoRA", flags(*LORA, *rounded)

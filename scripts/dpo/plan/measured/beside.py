@@ -65,7 +65,7 @@ def of_folder(folder: Path, how: dict[str, Any], utilisation: float) -> tuple[Pl
     except Refusal:
         if not (folder / "config.json").is_file():
             raise
-        recipe.model.model_name_or_path, recipe.model.model_revision = str(folder), None
+        recipe.model.model_name_or_path, recipe.model.model_revision = str(folder), "main"
     return again(recipe, how, utilisation=utilisation)
 
 
