@@ -384,7 +384,7 @@ def test_out_of_memory_in_a_step(tmp_path):
     assert words in message and "the longest row" in words
     for word in (
         "per_device_train_batch_size to 1 and gradient_accumulation_steps to 4, the same 4 pairs",
-        f"to true, and the same command goes on from {tmp_path}/run/checkpoint-2. Or change use_peft",
+        f"to true, and the same command goes on from {tmp_path}/run/checkpoint-2. Or change use_",
         *("gradient_checkpointing to true", "use_peft", "max_length to less"),
         " GB",
     ):
