@@ -26,6 +26,8 @@ from dpo.plan.auto import AUTO, gb
 from dpo.runs import launch, output_folder
 
 DEFAULT = "smollm2-sentiment"
+# What a run says itself, where its plan is asked for.
+OF_A_RUN = ("config", "gpus", "nodes", "gpu", "memory", "cpu_memory", "price")
 
 
 def arguments() -> argparse.Namespace:
@@ -46,6 +48,7 @@ def arguments() -> argparse.Namespace:
     add("--json", action="store_true", help="print the plan as JSON, and nothing else")
     add("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
     args = parser.parse_args()
+    args.given = [name for name in OF_A_RUN if getattr(args, name) != parser.get_default(name)]
     args.gpu = args.gpu or cards.CPU * (args.config == cards.CPU)
     return args
 
@@ -65,8 +68,7 @@ def figures(args: argparse.Namespace) -> tuple[float | None, float | None]:
 
 def own_alone(args: argparse.Namespace, folder: Path) -> None:
     """Raises Refusal if something is asked of the plan of a run that the run itself says."""
-    parser_says = {"gpus": "", "nodes": "1", "gpu": "", "memory": "", "cpu_memory": "", "price": ""}
-    given = [name.upper() for name, usual in parser_says.items() if getattr(args, name) != usual]
+    given = [name.upper() for name in args.given]
     if args.recipe not in (DEFAULT, output_folder.settings_of(folder).get("recipe")):
         given.insert(0, "RECIPE")
     given += ["ARGS"] if args.arguments else []
