@@ -19,7 +19,7 @@ from dpo.core.signals import tell_full, was_full
 from dpo.plan.ask import Asked
 from dpo.plan.auto import handed
 from dpo.plan.cards import CARDS, card
-from dpo.plan.measured import beside, full, measure
+from dpo.plan.measured import beside, full, measure, words
 from dpo.plan.measured.measure import Measure, with_earlier
 from dpo.recipe.parse import parse
 from dpo.reports.results import headline
@@ -116,6 +116,7 @@ def test_what_is_no_measured_run_is_one_line(finished, tmp_path):
         (("--recipe", "qwen-ultrafeedback"), "RECIPE="),
         (("--gpu", "cpu", "--memory", "16"), "GPU= and MEMORY="),
         (("--nodes", "2"), "NODES="),
+        (("--accelerate_config", "zero3"), "CONFIG="),
         (("--", "--beta", "0.2"), "ARGS="),
     ],
 )
@@ -141,7 +142,13 @@ def test_a_run_whose_start_is_not_here_is_planned_by_what_it_has_left(finished, 
 def test_a_reference_that_was_not_there_is_told_from_one_of_no_size(finished):
     found = output_folder.measurements(finished[0])
     found["terms"]["reference"], found["plan"]["stands"]["reference"] = 0.0, 5e8
-    rows = {row["name"]: row for row in beside.rows(found["plan"], found)}
+    told = beside.rows(found["plan"], found)
+    rows = {row["name"]: row for row in told}
+    planned, option = beside.of_folder(finished[0], found["how"], 0.25)
+    said = words.conclusions(planned, option, found, told)
+    assert sum(line.startswith("reference: there for some pairs") for line in said) == 1
+    del found["terms"]["reference"]  # it could not be counted: that is another line
+    assert not any("some pairs" in line for line in words.conclusions(planned, option, found, told))
     assert rows["reference"]["measured"] is rows[beside.REST]["measured"] is None
     assert rows["policy"]["measured"] and rows["peak, resident"]["measured"]
 
@@ -311,6 +318,12 @@ def test_a_process_that_the_system_killed_is_said_to_be(tiny_flags, tmp_path, pl
     said = launched(tiny_flags, tmp_path, "killed", plan)
     assert "was killed (exit code 137), and did not say why" in said
     assert "The plan says" in said and "Next: make train" in said and "allocated" not in said
+
+
+def test_changes_that_make_another_run_are_named_as_plans_name_them():
+    named = [words for words, _ in Asked(SEVEN, (), 8, 1, CARDS["H100-80GB"]).changed()]
+    for begins in full.ANEW:
+        assert any(each.startswith(begins) for each in named), named
 
 
 def test_by_how_much_the_plan_was_off_is_said(plan):

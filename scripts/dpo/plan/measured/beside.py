@@ -14,14 +14,14 @@ from dpo.core.machine import peak_memory_gb
 from dpo.core.refusal import Refusal, one_line
 from dpo.data.quarantine import Linted
 from dpo.plan import cards
-from dpo.plan.arithmetic import lengths, memory
-from dpo.plan.arithmetic.hours import UTILISATION, cost
+from dpo.plan.arithmetic import lengths
+from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.ask import model_of, reference_of
 from dpo.plan.auto import HANDED
 from dpo.plan.choice import Option
 from dpo.plan.measured import measure
-from dpo.plan.options import SPEED, Planned
+from dpo.plan.options import Planned
 from dpo.recipe.parse import Recipe
 from dpo.runs import output_folder
 
@@ -112,7 +112,7 @@ def rows(plan: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]
     """What was planned and what was measured, in bytes, and of a step in seconds. None where one of
     both is not known."""
     found, peak = dict(measured["terms"]), measured["peak"]
-    if gone(plan, measured):
+    if gone(plan["stands"].get("reference"), measured):
         del found["reference"]
     planned = peaks(plan, peak)
     most = next(iter(peak))  # allocated, or resident
@@ -126,10 +126,10 @@ def rows(plan: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]
     return [{"name": n, "planned": p, "measured": m, "error": error_of(p, m)} for n, p, m in pairs]
 
 
-def gone(plan: dict[str, Any], measured: dict[str, Any]) -> bool:
-    """Whether the reference was not there when the run looked at what is: it may have been at the
-    peak, before or after, for the pairs that it scored."""
-    return bool(plan["stands"].get("reference")) and measured["terms"].get("reference") == 0
+def gone(planned: float | None, measured: dict[str, Any]) -> bool:
+    """Whether the reference was not there when the run looked at what is, though so many bytes are
+    planned: it may have been at the peak, before or after, for the pairs that it scored."""
+    return bool(planned) and measured["terms"].get("reference") == 0
 
 
 def error_of(planned: float | None, measured: float | None) -> float | None:
@@ -171,7 +171,5 @@ def reached(planned: Planned, option: Option, how: dict[str, Any], took: float) 
 
 def hours(planned: Planned, option: Option, processes: int) -> float:
     """Of the whole run."""
-    run = planned.run(option.live, option.checkpointing, option.micro)
-    how = planned.utilisation * SPEED.get(option.config, 1), planned.scores
-    sent = memory.streamed(planned.sizes, option.config)
-    return (cost(planned.model, run, planned.card, processes, None, *how, sent).seconds or 0) / 3600
+    way = option.live, option.checkpointing, option.micro
+    return (planned.price_of(*planned.pace(option.config), processes, *way).seconds or 0) / 3600
