@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dpo.core.signals import tell_full, was_full
 from dpo.plan.ask import Asked
 from dpo.plan.auto import handed
 from dpo.plan.cards import CARDS, card
-from dpo.plan.measured import beside, full, measure
+from dpo.plan.measured import beside, full, measure, words
 from dpo.plan.measured.measure import Measure, with_earlier
 from dpo.recipe.parse import parse
 from dpo.reports.results import headline
@@ -115,6 +116,7 @@ def test_what_is_no_measured_run_is_one_line(finished, tmp_path):
         (("--recipe", "qwen-ultrafeedback"), "RECIPE="),
         (("--gpu", "cpu", "--memory", "16"), "GPU= and MEMORY="),
         (("--nodes", "2"), "NODES="),
+        (("--accelerate_config", "zero3"), "CONFIG="),
         (("--", "--beta", "0.2"), "ARGS="),
     ],
 )
@@ -122,6 +124,33 @@ def test_a_run_is_asked_nothing_that_it_says_itself(finished, given, named):
     result = told("--run", str(finished[0]), *given)
     assert result.returncode == 1 and not result.stdout
     assert f"{named} beside RUN=: a run's plan is of its own recipe" in result.stderr
+
+
+def test_a_run_whose_start_is_not_here_is_planned_by_what_it_has_left(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    settings = tmp_path / "run/recipe.yaml"
+    settings.write_text(
+        re.sub(r"model_name_or_path: .*", "model_name_or_path: /gone/model", settings.read_text())
+    )
+    how = output_folder.measurements(tmp_path / "run")["how"]
+    here, there = (
+        beside.of_folder(folder, how, 0.25)[1] for folder in (finished[0], tmp_path / "run")
+    )
+    assert here.stands == there.stands
+
+
+def test_a_reference_that_was_not_there_is_told_from_one_of_no_size(finished):
+    found = output_folder.measurements(finished[0])
+    found["terms"]["reference"], found["plan"]["stands"]["reference"] = 0.0, 5e8
+    told = beside.rows(found["plan"], found)
+    rows = {row["name"]: row for row in told}
+    planned, option = beside.of_folder(finished[0], found["how"], 0.25)
+    said = words.conclusions(planned, option, found, told)
+    assert sum(line.startswith("reference: there for some pairs") for line in said) == 1
+    del found["terms"]["reference"]  # it could not be counted: that is another line
+    assert not any("some pairs" in line for line in words.conclusions(planned, option, found, told))
+    assert rows["reference"]["measured"] is rows[beside.REST]["measured"] is None
+    assert rows["policy"]["measured"] and rows["peak, resident"]["measured"]
 
 
 def test_of_what_shards_on_a_cpu_there_is_no_plan(finished):
@@ -232,13 +261,14 @@ def test_a_folder_that_takes_no_file_ends_no_run(tmp_path, capsys):
 
 
 def test_a_run_that_goes_on_keeps_the_most_of_both():
-    how = {"config": "zero2", "processes": 2}
+    how = {"config": "zero2", "processes": 2, "waits": True}
     before = {"how": how, "terms": {"policy": 7}, "uncounted": {}, "plan": {"peak": 9}}
     before |= {"peak": {"allocated": 5.0}, "speed": {"steps": 40}}
     now = {"how": how, "terms": {}, "uncounted": {}, "peak": {"allocated": 3.0}}
     now |= {"speed": None, "plan": None}
     kept = with_earlier(now, before)
     assert kept == before
+    assert with_earlier(now | {"how": how | {"waits": False}}, before) == before
     other = now | {"how": how | {"processes": 4}}
     assert with_earlier(other, before) == other
 
@@ -288,6 +318,12 @@ def test_a_process_that_the_system_killed_is_said_to_be(tiny_flags, tmp_path, pl
     said = launched(tiny_flags, tmp_path, "killed", plan)
     assert "was killed (exit code 137), and did not say why" in said
     assert "The plan says" in said and "Next: make train" in said and "allocated" not in said
+
+
+def test_changes_that_make_another_run_are_named_as_plans_name_them():
+    named = [words for words, _ in Asked(SEVEN, (), 8, 1, CARDS["H100-80GB"]).changed()]
+    for begins in full.ANEW:
+        assert any(each.startswith(begins) for each in named), named
 
 
 def test_by_how_much_the_plan_was_off_is_said(plan):

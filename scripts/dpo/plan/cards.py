@@ -180,12 +180,15 @@ def limits(root: Path = Path("/")) -> Iterator[float]:
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            groups = ("", "unified"), "memory.max"
-            if controllers:
-                groups = ("memory",) * ("memory" in controllers.split(",")), "memory.limit_in_bytes"
-            own = PurePosixPath("x" + path)  # within a container it may be the machine's, unseen
-            for folder, part in itertools.product(groups[0], (own, *own.parents)):
-                file = Path(root, "sys/fs/cgroup", folder, *part.parts[1:], groups[1])
+            if not controllers:
+                folders, name = ("", "unified"), "memory.max"
+            elif "memory" in controllers.split(","):
+                folders, name = ("memory",), "memory.limit_in_bytes"
+            else:
+                continue
+            own = PurePosixPath(path.lstrip("/"))  # a container may see the machine's path
+            for folder, group in itertools.product(folders, (own, *own.parents)):
+                file = Path(root, "sys/fs/cgroup", folder, group, name)
                 with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
                     yield float(file.read_text())
 

@@ -142,7 +142,7 @@ class Planned:
             stands["reference"] = setting.live * of_its_own.stands(self.reference, setting)
             machine += of_its_own.machine(self.reference, setting)
             terms = self.with_reference(self.reference, setting, terms, pairs)
-        spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
+        spent = self.priced(*self.pace(config), gpus, live, checkpointing, micro)
         each = disk.checkpoint(self.sizes, setting, self.recipe.training.save_only_model)
         how = config, live, checkpointing, micro, accumulation
         return Option(*how, terms, machine, spent, stands, each)
@@ -168,12 +168,14 @@ class Planned:
         own = self.adapter is None or self.reference is not None
         return own and bool(live or waits or self.lengths.held_out)
 
-    def price_of(
-        self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
-    ) -> Cost:
-        """What a run comes to, at a part of the speed that the card has by itself."""
-        run, utilisation = self.run(live, checkpointing, micro), self.utilisation * speed
-        return cost(self.model, run, self.card, gpus, self.price, utilisation, self.scores)
+    def price_of(self, speed: float, sent: float, gpus: int, *way: Any) -> Cost:
+        """What a run comes to, at a config's pace; `way` as `run` has it."""
+        how = self.price, self.utilisation * speed, self.scores, sent
+        return cost(self.model, self.run(*way), self.card, gpus, *how)
+
+    def pace(self, config: str) -> tuple[float, float]:
+        """The part of the card's speed that a config has, and bytes sent for a micro-batch."""
+        return SPEED.get(config, 1), memory.streamed(self.sizes, config)
 
     def step_seconds(self, way: Option, gpus: int, scores: bool = False) -> float | None:
         """Seconds of a training step, without evaluations; None where the card's speed is not
@@ -181,8 +183,9 @@ class Planned:
         batch = self.recipe.global_batch
         once = {"pairs": batch, "rows": batch * scores, "held_out": 0, "evaluations": 0}
         run = replace(self.run(way.live, way.checkpointing, way.micro), **once)
-        reached = self.utilisation * SPEED.get(way.config, 1)
-        return cost(self.model, run, self.card, gpus, None, reached, self.scores).seconds
+        speed, sent = self.pace(way.config)
+        reached = self.utilisation * speed
+        return cost(self.model, run, self.card, gpus, None, reached, self.scores, sent).seconds
 
     def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
         """What is computed from the first step to the last."""

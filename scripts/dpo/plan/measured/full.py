@@ -54,7 +54,6 @@ def say(
     card, used, machine = Card(**plan["card"]), option_of(way), plan["machine"]
     of_machine = "killed" in found and not card.on_cpu
     line(needed_beside(used, machine) if of_machine else needed(found, used, card))
-    given = Asked(plan["recipe"], tuple(plan["flags"]), plan["gpus"], plan["nodes"], card)
     room = card.memory - others(found, used)
     if fits(found, used, room, machine):
         line(
@@ -62,6 +61,7 @@ def say(
             "container's, a job's). Once that is mended, the same command goes on from the last "
             "checkpoint"
         )
+        given = Asked(plan["recipe"], tuple(plan["flags"]), plan["gpus"], plan["nodes"], card)
         return line("Next: " + given.command(used, way.get("flags", [])))
     if of_machine:
         machine = min(machine, used.machine)
