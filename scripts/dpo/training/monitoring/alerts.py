@@ -22,6 +22,8 @@ from dpo.runs import checkpoints, metrics, tracking
 from dpo.training.monitoring.probes import sampled, trainable
 from dpo.training.stock import Declared
 
+GUIDE = "docs/when-a-run-goes-wrong.md"  # what to do about each
+
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
 # margins below 1, 0.17 nats a token between policy and reference, and over its first 72 pairs a
 # correlation of -0.05 between margin and length and chosen answers 0.05 nats a token down.
@@ -109,7 +111,7 @@ class Monitors(TrainerCallback):
         if self.trainer.is_world_process_zero():
             metrics.keep_alerts(self.trainer.args.output_dir, self.kept["alerts"])
             if write:
-                tqdm.write(f"   alert  step {step}  {kind}: {says} (docs/monitors.md)")
+                tqdm.write(f"   alert  step {step}  {kind}: {says} ({GUIDE})")
             tracking.alert(kind, f"step {step}: {says}")
 
     def stop(self, kind: str, says: str) -> NoReturn:
@@ -126,7 +128,7 @@ class Monitors(TrainerCallback):
         raise Refusal(
             f"{kind}: {says}. Stopped, and nothing of this step was saved (last whole checkpoint: "
             f"{last}). {way}, or look at the data with make data, and start anew "
-            "with --restart (docs/monitors.md)"
+            f"with --restart ({GUIDE})"
         )
 
     # ---- not finite
