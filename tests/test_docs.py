@@ -148,7 +148,7 @@ def test_what_published_recipes_took_is_what_the_recipes_state():
     defaults = vars(make_parser().parse_known_args([])[0])
     shapes = json.loads((ROOT / "recipes/data/shapes.json").read_text())
     sizes = {name: shape["parameters"] for shape in shapes for name in shape["names"]}
-    taken, losses_taken = [], Counter()
+    taken, losses_taken, warm, falling = [], Counter(), 0, 0
     for path in (ROOT / "recipes").rglob("*.yaml"):
         keys = defaults | read_yaml(path)
         if path.stem == "smollm2-sentiment":  # published by nobody
@@ -156,6 +156,8 @@ def test_what_published_recipes_took_is_what_the_recipes_state():
         size, few = sizes[keys["model_name_or_path"]], keys["max_steps"] > 0
         kind = ", QLoRA" if keys["load_in_4bit"] else ", LoRA" if keys["use_peft"] else ""
         losses_taken += Counter(keys["loss_type"])
+        warm += keys["warmup_steps"] == 0.1
+        falling += str(keys["lr_scheduler_type"]).startswith(("linear", "cosine"))
         row = [
             f"[{path.stem}](../{path.relative_to(ROOT)})",
             (f"{size / 1e9:.2g}B" if size >= 1e9 else f"{size / 1e6:.0f}M") + kind,
@@ -172,6 +174,7 @@ def test_what_published_recipes_took_is_what_the_recipes_state():
     said = "Of the {} published recipes below {} took `sigmoid`, {} `sigmoid_norm`, {} `apo_zero`."
     counts = [losses_taken.pop(name) for name in ("sigmoid", "sigmoid_norm", "apo_zero")]
     assert not losses_taken and said.format(len(taken), *counts) in text
+    assert f"as {warm} of the {len(taken)} did" in text and f"cosine, as {falling} did" in text
     betas = [row[3] for *_, row in taken if row[2] == "sigmoid"]
     assert f"from {min(betas)} to {max(betas)} for one loss" in text
 
