@@ -12,10 +12,12 @@ from dpo.core.refusal import Refusal
 from dpo.data.lint import REASONS
 from dpo.data.starting import data_of
 from dpo.recipe.arguments import LAYOUTS
-from dpo.recipe.parse import make_parser, read_yaml
+from dpo.recipe.parse import make_parser, parse, read_yaml
+from dpo.runs.output_folder import claim
 from support.commands import make
 from support.docs import DEVELOPMENT, DOCS, ELSEWHERE, PAGES, README, blocks, page
 from support.place import ROOT
+from support.rows import GOOD, RECIPE, changed, lint, said, write
 
 GUIDES = ("your-own-data.md", "choosing.md", "when-a-run-goes-wrong.md", "comparing.md")
 
@@ -171,9 +173,11 @@ def test_what_published_recipes_took_is_what_the_recipes_state():
         taken.append((size, path.stem, row))
     text = page("choosing.md")
     assert rows(text, "recipe |") == [row for *_, row in sorted(taken)]
-    said = "Of the {} published recipes below {} took `sigmoid`, {} `sigmoid_norm`, {} `apo_zero`."
+    counted = (
+        "Of the {} published recipes below {} took `sigmoid`, {} `sigmoid_norm`, {} `apo_zero`."
+    )
     counts = [losses_taken.pop(name) for name in ("sigmoid", "sigmoid_norm", "apo_zero")]
-    assert not losses_taken and said.format(len(taken), *counts) in text
+    assert not losses_taken and counted.format(len(taken), *counts) in text
     assert f"as {warm} of the {len(taken)} did" in text and f"cosine, as {falling} did" in text
     betas = [row[3] for *_, row in taken if row[2] == "sigmoid"]
     assert f"from {min(betas)} to {max(betas)} for one loss" in text
@@ -222,6 +226,30 @@ def test_a_file_that_is_wrong_is_answered_as_the_guide_says(says, tmp_path):
         data_of(str(tmp_path / name), {}, True)
 
 
+@pytest.mark.parametrize(
+    "says, row, flag",
+    [
+        ("rows are set aside", {"chosen": said("")}, "--max_length=128"),
+        ("are left out for length", {}, "--max_length=12"),
+    ],
+)
+def test_rows_that_are_wrong_are_answered_as_the_guide_says(says, row, flag, tiny_model, tmp_path):
+    assert f"| *{says}* |" in page("your-own-data.md")
+    write(tmp_path, [*GOOD, changed(**row)])
+    with pytest.raises(Refusal, match=says):
+        lint(tiny_model, tmp_path, tmp_path, flag)
+
+
+def test_a_folder_of_another_run_is_answered_as_the_guide_says(tmp_path, tiny_model):
+    assert "| *holds a run with other settings* |" in page("your-own-data.md")
+    flags = [f"--output_dir={tmp_path}", f"--model_name_or_path={tiny_model}", "--use_cpu"]
+    recipe = [parse(["--config", str(RECIPE), *flags, f"--beta={beta}"]) for beta in (0.1, 0.2)]
+    claim(recipe[0]).close()
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(Refusal, match="holds a run with other settings: beta"):
+        claim(recipe[1])
+
+
 def test_the_commonest_layouts_are_read_as_they_are(tmp_path):
     for number, row in enumerate(AS_IT_IS):
         path = tmp_path / f"{number}.jsonl"
@@ -252,5 +280,5 @@ def test_what_the_page_on_dpo_says_of_beta_is_what_the_frontier_measured():
         for row in rows(page("frontier.md"), "loss | β | step")
         if row[0] == "sigmoid" and row[2] == "24"
     }
-    said = rows(page("dpo.md"), "β | true reward")
-    assert {beta: numbers for beta, *numbers in said} == measured
+    shown = rows(page("dpo.md"), "β | true reward")
+    assert {beta: numbers for beta, *numbers in shown} == measured

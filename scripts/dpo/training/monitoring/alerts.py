@@ -22,8 +22,6 @@ from dpo.runs import checkpoints, metrics, tracking
 from dpo.training.monitoring.probes import sampled, trainable
 from dpo.training.stock import Declared
 
-GUIDE = "docs/when-a-run-goes-wrong.md"  # what to do about each
-
 # To hold the thresholds against: the embedded default, which goes well, has held-out accuracy 0.73,
 # margins below 1, 0.17 nats a token between policy and reference, and over its first 72 pairs a
 # correlation of -0.05 between margin and length and chosen answers 0.05 nats a token down.
@@ -69,6 +67,7 @@ def alerts_of(state: TrainerState) -> list[dict[str, Any]]:
 
 
 NAME = "monitors"  # in the state that checkpoints keep: a run that is resumed has seen as much
+GUIDE = "docs/when-a-run-goes-wrong.md"  # what to do about each
 
 
 def nothing_yet() -> dict[str, Any]:
