@@ -282,3 +282,13 @@ def test_what_the_page_on_dpo_says_of_beta_is_what_the_frontier_measured():
     }
     shown = rows(page("dpo.md"), "β | true reward")
     assert {beta: numbers for beta, *numbers in shown} == measured
+
+
+def test_what_the_guide_on_comparing_says_of_seeds_was_measured():
+    for number in (
+        "0.11 to 0.26",
+        "± 0.048",
+        "0.093",
+        "about 4 seeds of each recipe, of 0.1 about 14",
+    ):
+        assert number in page("comparing.md") and number in page("seeds.md"), number
