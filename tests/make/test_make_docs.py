@@ -62,7 +62,9 @@ def test_ones_own_data_from_a_file_to_a_comparison(tiny_model, request):
     recipe = written[0].read_text()
     assert "\ntest_split_size: 32\n" in recipe and "\nnum_train_epochs: 1\n" in recipe
     results = json.loads((ROOT / "outputs/comparison/comparison.json").read_text())
-    assert [run["settings"]["learning_rate"] for run in results["runs"]] == [1e-6, 1e-5]
+    assert [run["differs"] for run in results["runs"]] == [
+        {"learning_rate": rate} for rate in ("1e-06", "1e-05")
+    ]
 
 
 def test_the_recipe_of_the_docs_trains(tmp_path, tiny_model, tiny_data, request):
