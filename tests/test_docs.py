@@ -267,6 +267,15 @@ def test_every_alert_is_in_the_monitors_and_in_the_guide():
         assert f"\n## {kind.capitalize()}\n" in monitors and f"*{kind}*" in guide, kind
 
 
+def test_what_the_guide_by_symptom_quotes_is_what_is_said():
+    sources = [*ROOT.glob("scripts/**/*.py"), *ROOT.glob("scripts/**/*.html")]
+    code = " ".join(path.read_text() for path in sources).lower()
+    quoted = re.findall(r"(?<![*\w])\*([^*\n]+)\*(?!\*)", page("when-a-run-goes-wrong.md"))
+    assert len({*quoted}) > 12
+    for phrase in quoted:
+        assert phrase.lower() in code, phrase
+
+
 def test_the_equations_stand_beside_functions_that_are_there():
     named = re.findall(r"(?m)^```\n\n`(\w+)`", page("dpo.md"))
     assert len(named) == 6
