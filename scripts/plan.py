@@ -17,16 +17,20 @@ import dpo  # noqa: F401  first, that no library speaks
 
 # isort: split
 import argparse
+from pathlib import Path
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.plan import cards
 from dpo.runs import launch, output_folder
+
+DEFAULT = "smollm2-sentiment"
 
 
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--recipe", default="smollm2-sentiment", help="a file in recipes/")
+    add("--recipe", default=DEFAULT, help="a file in recipes/")
     add("--run", default="", help="a run: its plan beside what it measured")
     add("--gpus", default="", help="on each machine (this machine's, else 1)")
     add("--nodes", default="1", help="machines (1)")
@@ -53,13 +57,24 @@ def figures(args: argparse.Namespace) -> tuple[float | None, float | None]:
     )
 
 
+def own_alone(args: argparse.Namespace, folder: Path) -> None:
+    """Raises Refusal if something is asked of the plan of a run that the run itself says."""
+    parser_says = {"gpus": "", "nodes": "1", "gpu": "", "memory": "", "cpu_memory": "", "price": ""}
+    given = [name.upper() for name, usual in parser_says.items() if getattr(args, name) != usual]
+    if args.recipe not in (DEFAULT, output_folder.settings_of(folder).get("recipe")):
+        given.insert(0, "RECIPE")
+    given += ["ARGS"] if args.arguments else []
+    if given:
+        named = " and ".join(f"{name}=" for name in given)
+        raise Refusal(f"{named} beside RUN=: a run's plan is of its own recipe, on what it ran on")
+
+
 def answer() -> None:
     """What can be seen to be wrong before anything heavy is imported."""
     args = arguments()
     figures(args)
     if args.run:
-        output_folder.measured(args.run)
-        return
+        return own_alone(args, output_folder.measured(args.run)[0])
     launch.check_there(args.recipe, "")
     launch.number_of(args.gpus)
     launch.across(args.nodes, "0", "the-first:29500")
@@ -80,7 +95,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dpo.core.refusal import Refusal
 from dpo.plan import table
 from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.ask import THIS, Asked, card_of
@@ -93,16 +107,17 @@ from dpo.plan.options import micro_batches
 def beside_the_run(args: argparse.Namespace) -> None:
     """The plan of a run that was made, as it was trained, beside what it measured."""
     folder, measured = output_folder.measured(args.run)
-    utilisation = figures(args)[1] or UTILISATION
-    planned, option = beside.of_folder(folder, measured["how"], utilisation)
-    plan = beside.told(planned, option, measured["how"])
+    utilisation = figures(args)[1]
+    planned, option = beside.of_folder(folder, measured["how"], utilisation or UTILISATION)
+    anew = beside.told(planned, option, measured["how"])
+    plan = anew if utilisation else measured["plan"] or anew
     rows = beside.rows(plan, measured)
     if args.json:
         found = {"run": str(folder), "lengths": planned.lengths.source, "rows": rows}
         return print(json.dumps(found | measured | {"plan": plan}, indent=1))
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(*words.heading(folder, planned, measured), sep="\n", soft_wrap=True)
-    console.print(words.table(rows))
+    console.print(words.table(rows), width=max(console.width, words.WIDTH), crop=False)
     for line in words.conclusions(planned, option, measured, rows):
         console.print(line, soft_wrap=True)
 

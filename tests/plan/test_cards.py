@@ -1,6 +1,7 @@
 """A card is named in any usual way, and what is not known of it is not made up."""
 
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,37 @@ def test_a_few_words_are_enough_if_they_tell():
         card(GPU="A100")
     with pytest.raises(Refusal, match=r"GPU=RTX-4900 is not known.*RTX-4090"):
         card(GPU="RTX-4900")
+
+
+def grouped(root: Path, at: str, limits: dict[str, str]) -> Path:
+    """A machine's files, as a process in the group `at` sees them."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"9:cpuset:/other\n{at}\n")
+    for name, limit in limits.items():
+        (root / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / name).write_text(f"{limit}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("at", "files", "least"),
+    [
+        ("0::/", {"memory.max": "8000"}, 8000),  # a container's root
+        ("0::/", {"memory.max": "max"}, None),
+        ("0::/job/step", {"job/memory.max": "7000", "job/step/memory.max": "max"}, 7000),
+        ("0::/job/step", {"memory.max": "9000", "job/step/memory.max": "6000"}, 6000),
+        ("0::/job", {"unified/job/memory.max": "5000"}, 5000),
+        (
+            "4:cpu,memory:/slurm/job",
+            {"memory/slurm/job/memory.limit_in_bytes": "4000", "memory.max": "1"},
+            4000,
+        ),
+        ("4:memory:/of/the/host", {"memory/memory.limit_in_bytes": "3000"}, 3000),
+        ("4:cpu:/", {"memory.max": "1"}, None),
+    ],
+)
+def test_a_limit_on_any_group_of_the_process_counts(tmp_path, at, files, least):
+    assert min(cards.limits(grouped(tmp_path, at, files)), default=None) == least
 
 
 def test_memory_alone_is_a_card_without_a_speed():

@@ -58,6 +58,26 @@ def test_what_the_machine_cannot_hold_is_not_offloaded_to_it():
     assert here.planned().least(1, 1, here.machine) > 100e9
 
 
+def test_what_fits_a_gpu_is_not_offloaded():
+    """However few pairs at a time that takes: a compiler and a bus are not in a plan's hours."""
+    planned = Asked(DEFAULT, (), 1, 1, Card("RTX-4080", 3.9e9, 97.5e12)).planned()
+    options = planned.options(1, 1)
+    offloaded = min((o for o in options if o.machine), key=lambda option: option.cost.compared)
+    found = best(options, 3.9e9, 128e9)
+    assert found and found.config == "single_gpu" and found.micro < offloaded.micro
+    assert found.cost.compared > offloaded.cost.compared and offloaded.peak < SURE * 3.9e9
+
+
+def test_of_ways_that_do_not_fit_the_one_with_the_least_is_shown():
+    """On a CPU gradients are not there beside the activations of the only micro-batch."""
+    planned = Asked(DEFAULT, (), 1, 1, Card("cpu", 4.2e9)).planned()
+    for option in planned.options(1, 1):
+        pairs = [(n, 8 // n) for n in (8, 4, 2, 1)]
+        how = option.config, option.live, option.checkpointing, 1
+        peaks = [planned.option(*how, *each).peak for each in pairs]
+        assert option.peak == min(peaks) or option.peak <= SURE * 4.2e9, pairs
+
+
 def way(config: str, peak: float, machine: float = 0, taken: bool = False) -> dict:
     return {"config": config, "peak": peak, "machine": machine, "taken": taken, "flags": []}
 
@@ -73,8 +93,9 @@ def test_a_run_starts_by_both_memories_and_says_so():
     config, _, said, _ = auto.settle(plan_of(taken), "", force=False)
     assert config == "zero3_offload"
     assert "17.0 GB of a RTX-4090 of 25.0 GB and 100 GB of the machine's 128 GB" in said
-    large = plan_of(way("single_gpu", 144e9), way("zero3_offload", 17e9, 159e9))
-    with pytest.raises(Refusal, match=r"no way fits .* and 159 GB of the machine's 128 GB: .*LoRA"):
+    larger = way("zero3_offload", 40e9, 159e9)  # and as much of the machine
+    large = plan_of(way("single_gpu", 144e9), larger, way("zero3_offload", 17e9, 159e9))
+    with pytest.raises(Refusal, match=r"no way fits .* 17.0 GB .*128 GB: .*, with LoRA. FORCE=1"):
         auto.settle(large, "", force=False)
     with pytest.raises(Refusal, match=r"CONFIG=zero3_offload needs .* and 159 GB .*FORCE=1"):
         auto.settle(large, "zero3_offload", force=False)

@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 import torch
 
+from dpo.core.refusal import Refusal
 from dpo.core.signals import tell_full, was_full
 from dpo.plan.ask import Asked
 from dpo.plan.auto import handed
@@ -77,6 +80,24 @@ def test_what_is_no_measured_run_is_one_line(finished, tmp_path):
     (tmp_path / "none").mkdir()
     shutil.copytree(tmp_path / "old", tmp_path / "half")
     (tmp_path / "half/measured.json").write_text("{")
+    sound = json.loads((finished[0] / "measured.json").read_text())
+    (tmp_path / "run").mkdir()
+    for at, value in (
+        (("terms", "policy"), "a"),
+        (("terms",), None),
+        (("peak",), {}),
+        (("peak", "resident"), 0),
+        (("how", "processes"), 0),
+        (("how", "card"), None),
+        (("speed", "step_seconds"), "fast"),
+        (("plan",), [1]),
+    ):
+        damaged = copy.deepcopy(sound)
+        reduce(getitem, at[:-1], damaged)[at[-1]] = value
+        (tmp_path / "run/measured.json").write_text(json.dumps(damaged))
+        assert output_folder.measurements(tmp_path / "run") is None, at
+    (tmp_path / "run/measured.json").write_text(json.dumps(sound))
+    assert output_folder.measurements(tmp_path / "run") == sound
     for name, said in {
         "nowhere": "no run at RUN=",
         "none": "holds no run of this repository",
@@ -86,6 +107,27 @@ def test_what_is_no_measured_run_is_one_line(finished, tmp_path):
         result = told("--run", str(tmp_path / name))
         assert result.returncode == 1 and said in result.stderr, result.stderr
         assert len(result.stderr.strip().splitlines()) == 1 and not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (("--recipe", "qwen-ultrafeedback"), "RECIPE="),
+        (("--gpu", "cpu", "--memory", "16"), "GPU= and MEMORY="),
+        (("--nodes", "2"), "NODES="),
+        (("--", "--beta", "0.2"), "ARGS="),
+    ],
+)
+def test_a_run_is_asked_nothing_that_it_says_itself(finished, given, named):
+    result = told("--run", str(finished[0]), *given)
+    assert result.returncode == 1 and not result.stdout
+    assert f"{named} beside RUN=: a run's plan is of its own recipe" in result.stderr
+
+
+def test_of_what_shards_on_a_cpu_there_is_no_plan(finished):
+    how = json.loads((finished[0] / "measured.json").read_text())["how"]
+    with pytest.raises(Refusal, match="of CONFIG=zero2 there is no plan on a CPU"):
+        beside.of_folder(finished[0], how | {"config": "zero2"}, 0.25)
 
 
 def of_eight(folder: Path, peak: float, step: float) -> Path:
@@ -236,7 +278,8 @@ def test_out_of_memory_ends_with_the_plan_and_the_change(tiny_flags, tmp_path, p
     assert "out of memory, step 1, with 4 pairs" in said
     refused, _, rest = said.partition("The plan says 80.0 GB for CONFIG=single_gpu, of the 84.0 GB")
     assert "out of memory" in refused and "GB were allocated" in rest
-    assert "By the plan these ways need less" in rest and rest.count("← taken") == 1
+    assert "with as much less memory as this run needed more" in rest
+    assert rest.count("← taken") == 1
     assert f"Next: make train RECIPE={SEVEN} CONFIG=" in rest
     assert (tmp_path / "run/recipe.yaml").exists()
 
@@ -253,27 +296,63 @@ def test_by_how_much_the_plan_was_off_is_said(plan):
     counted = used.peak - used.terms["CUDA"] - used.terms["slack"]
     said = full.needed({"allocated": 1.2 * counted}, used, there)
     assert "20% more than it says" in said
-    said = full.needed({"allocated": 0.5 * counted}, used, there)
-    assert "look whether something else is on it" in said
+    said = full.needed({"allocated": 0.5 * counted, "asked": 2e9}, used, there)
+    assert said.endswith(" GB were allocated, of its 137, when 2.0 GB more were asked for")
+    said = full.needed({"allocated": 0.5 * counted, "elsewhere": 21e9}, used, there)
+    assert "of the 84.0 GB that H100-80GB has, and 20.4 GB of that are of other processes" in said
+
+
+@pytest.mark.parametrize(
+    ("found", "room", "does"),
+    [
+        ({"killed": True}, 20, True),
+        ({"killed": True, "machine": 2e12}, 20, False),
+        ({"killed": True, "on": "libraries"}, 20, True),
+        ({"killed": True, "on": "libraries"}, 9, False),  # forced
+        ({"allocated": 5e9, "asked": 1e9}, 20, True),
+        ({"allocated": 5e9, "asked": 1e9}, 9, False),  # by its plan it never fitted
+        ({"allocated": 5e9, "asked": 18e9}, 20, False),  # it needs more than its plan says
+        ({"allocated": 5e9, "asked": 1e9, "elsewhere": 12e9}, 20, False),
+    ],
+)
+def test_a_run_that_fits_is_told_from_one_that_does_not(
+    plan, found, room, does, capsys, monkeypatch
+):
+    """Where it fits, what to change is not the run."""
+    monkeypatch.setattr(full, "plan_of", lambda *_, **__: "it is not looked at here")
+    way = plan["as_it_goes"]["single_gpu"] | {"machine": found.get("machine", 0.0)}
+    way |= {"terms": {"policy": 8e9, found.get("on", "CUDA"): 1e9, "slack": 1e9}, "peak": 10e9}
+    there = plan | {"card": plan["card"] | {"memory": room * 1e9}}
+    full.say(
+        found, {}, "single_gpu", (there, way | {"flags": ["--gradient_checkpointing", "true"]})
+    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("That fits: something else had the memory" in said) == does
+    if does:
+        same = 'CONFIG=single_gpu GPUS=1 ARGS="--gradient_checkpointing true"'
+        assert said.endswith(f"Next: make train RECIPE={SEVEN} {same}")
 
 
 def test_where_no_way_of_the_plan_fits_another_change_is_named(plan, capsys, monkeypatch):
     """It needed more than the card has: the plan is made again with as much less memory."""
     way = plan["as_it_goes"]["single_gpu"]
-    small = plan | {"options": [way], "card": plan["card"] | {"memory": 2 * peak_of(plan)}}
+    small = plan | {"card": plan["card"] | {"memory": 2 * peak_of(plan)}}
     given = []
 
     def plan_of(*where, **on):
         given.append((where, on))
-        return {"command": "make train RECIPE=x GPUS=2", "change": "2 GPUs"}
+        return {"command": "make train RECIPE=x", "change": "LoRA", "options": [way]}
 
     monkeypatch.setattr(full, "plan_of", plan_of)
-    full.say({"killed": True}, {}, "single_gpu", (small, way))
+    full.say({"allocated": 3 * peak_of(plan)}, {}, "single_gpu", (small, way))
     said = " ".join(capsys.readouterr().err.split())
-    assert "these ways need less" not in said
-    assert said.endswith("Next: make train RECIPE=x GPUS=2 (it fits with 2 GPUs)")
-    memory = f"{peak_of(plan) / 1e9:.1f}"
-    assert given == [((SEVEN, 1, 1, []), {"memory": memory, "cpu_memory": "256.0"})]
+    assert "← taken" not in said
+    anew = "another run, which needs another --output_dir, or --restart"
+    assert said.endswith(f"Next: make train RECIPE=x (it fits with LoRA: {anew})")
+    memory = f"{peak_of(plan) / 1e9:.3f}"
+    assert given == [
+        ((SEVEN, 1, 1, []), {"gpu": "H100-80GB"} | {"memory": memory, "cpu_memory": "256.000"})
+    ]
 
 
 def test_the_plan_is_handed_on_to_the_run(plan):

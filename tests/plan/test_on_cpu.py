@@ -55,12 +55,13 @@ def test_the_numbers_of_a_model_are_read_off_its_files(tiny_model, tmp_path):
     assert on_cpu.numbers_in(tiny_model) == numbers and on_cpu.numbers_in(tmp_path) is None
 
 
-def test_a_run_that_a_machine_cannot_hold_does_not_start_on_it(monkeypatch):
+def test_a_run_that_a_machine_cannot_hold_does_not_start_on_it(monkeypatch, capsys):
     asked = {"recipe": DEFAULT, "config": "cpu", "gpus": "", "arguments": []}
     monkeypatch.setattr(cards, "memory_here", lambda: 3e9)
     with pytest.raises(Refusal, match=r"CONFIG=cpu needs 4\.\d GB of a cpu of 3\.0 GB"):
         on_cpu.check(**asked, force=False)
     on_cpu.check(**asked, force=True)
+    assert "FORCE=1: CONFIG=cpu needs" in capsys.readouterr().out
 
 
 def test_what_fits_by_far_is_not_planned(tiny_model, monkeypatch):

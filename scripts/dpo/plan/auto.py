@@ -44,6 +44,8 @@ def plan_of(
     command += [word for name, value in on.items() for word in (f"--{name}", value)]
     command += ["--", *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=finding_us(os.environ))
+    if done.returncode < 0:
+        return f"the process that makes one was ended by signal {-done.returncode}"
     return json.loads(done.stdout) if done.returncode == 0 else last_line(done.stderr)
 
 
@@ -70,18 +72,19 @@ def settle(
     def filled(way: Way) -> float:
         return max(way["peak"] / memory, way["machine"] / machine)
 
-    other = plan["command"] or "no one change makes it fit"
+    def nearest() -> Way:
+        return min(options, key=lambda way: (filled(way), way["peak"]))
+
+    with_change = f", with {plan['change']}" if plan["change"] else ""
+    other = plan["command"] + with_change if plan["command"] else "no one change makes it fit"
     advice = f"{other}. FORCE=1 tries it all the same"
     if not config:
         taken = next((option for option in options if option["taken"]), None)
         if taken is None and not force:
-            least = min(options, key=filled)
-            change = f", with {plan['change']}" if plan["change"] else ""
-            said = f"no way fits a {card}, the nearest needs {needs(least)}"
-            raise Refusal(f"{said}: {advice}{change}")
+            raise Refusal(f"no way fits a {card}, the nearest needs {needs(nearest())}: {advice}")
         said = "CONFIG={} by the plan: {}; make plan shows the other ways"
         if taken is None:
-            taken = min(options, key=filled)
+            taken = nearest()
             said = "FORCE=1: nothing fits by the plan, and CONFIG={} is tried, which needs {}"
         return taken["config"], taken["flags"], said.format(taken["config"], needs(taken)), taken
     way = plan["as_it_goes"].get(config)

@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import psutil
 
 from dpo.core.refusal import Refusal
 
 CPU = "cpu"
+ON_CPU = ("cpu", "ddp")  # configs that a CPU is planned for: of what shards there is no plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +169,25 @@ def machine_of(card: Card, gpus: int) -> float:
 
 
 def memory_here() -> float:
-    """Bytes of this machine's memory, or as many of it as a container leaves."""
-    limits = [float(psutil.virtual_memory().total)]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, v2 and v1
-        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-            limits.append(float(Path("/sys/fs/cgroup", name).read_text()))
-    return min(limits)
+    """Bytes of this machine's memory, or as many of it as the control groups leave that this
+    process is in: a container's, or a job's of SLURM."""
+    return min([float(psutil.virtual_memory().total), *limits()])
+
+
+def limits(root: Path = Path("/")) -> Iterator[float]:
+    """Bytes that each group of this process may have, from its own to the outermost that is seen,
+    in either version of control groups; none where there is no limit."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            groups = ("", "unified"), "memory.max"
+            if controllers:
+                groups = ("memory",) * ("memory" in controllers.split(",")), "memory.limit_in_bytes"
+            own = PurePosixPath("x" + path)  # within a container it may be the machine's, unseen
+            for folder, part in itertools.product(groups[0], (own, *own.parents)):
+                file = Path(root, "sys/fs/cgroup", folder, *part.parts[1:], groups[1])
+                with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+                    yield float(file.read_text())
 
 
 def here() -> Card | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpo.plan.arithmetic.hours import Cost
@@ -41,16 +42,34 @@ class Option:
     def peak(self) -> float:
         return sum(self.terms.values())
 
+    @property
+    def order(self) -> tuple[bool, float, float]:
+        """By which the one to take comes first: offloading needs a compiler and a fast bus, of
+        which a plan knows nothing."""
+        return self.machine > 0, self.cost.compared, self.peak
+
     def filled(self, memory: float, machine: float = math.inf) -> float:
         """The share that it takes of a GPU's memory or of the machine's, whichever is larger."""
         return max(self.peak / memory, self.machine / machine)
 
 
+def first_of(options: Iterable[Option], memory: float) -> Option:
+    """The first that needs no more bytes, or the one with the least where none does: not always the
+    one with the fewest pairs at a time."""
+    tried = []
+    for option in options:
+        if option.peak <= memory:
+            return option
+        tried.append(option)
+    return min(tried, key=lambda option: option.peak)
+
+
 def best(options: list[Option], memory: float, machine: float = math.inf) -> Option | None:
-    """The fastest that leaves as much of the memory free as a plan may be wrong by.
+    """The fastest that leaves as much of the memory free as a plan may be wrong by; one that
+    offloads only where no other does.
 
     Args:
         memory, machine: bytes of a GPU, and of the machine itself.
     """
     fits = [option for option in options if option.filled(memory, machine) <= SURE]
-    return min(fits, key=lambda option: (option.cost.compared, option.peak), default=None)
+    return min(fits, key=lambda option: option.order, default=None)

@@ -42,12 +42,12 @@ def check(recipe: str, config: str, gpus: str, arguments: list[str], force: bool
 
     Args:
         recipe, config, gpus, arguments: as `launch.plan` takes them.
-        force: try it all the same.
+        force: try it all the same, and say what it needs.
 
     Raises:
         Refusal: its plan says that it does not fit.
     """
-    if force or (config != "cpu" and launch.gpus_here()):
+    if config != "cpu" and launch.gpus_here():
         return
     keys, flags = launch.look(["--config", f"{FOLDER}/{recipe}.yaml", *arguments])[1:]
     given = [word.partition("=") for word in [*flags, ""]]
@@ -57,9 +57,10 @@ def check(recipe: str, config: str, gpus: str, arguments: list[str], force: bool
         name = given[named[-1]][2] or flags[named[-1] + 1]
     processes = 1 if config in ("", *launch.ONE_PROCESS) else launch.number_of(gpus) or 1
     config = config or "cpu"
-    if config not in ("cpu", "ddp") or surely_fits(name, processes):
-        return  # of what shards on a CPU there is no plan
+    if config not in cards.ON_CPU or surely_fits(name, processes):
+        return
     on = {"gpu": cards.CPU, "memory": f"{cards.memory_here() / 1e9:f}"}
     plan = auto.plan_of(recipe, processes, 1, arguments, **on)
     if not isinstance(plan, str):  # what is wrong with it, training says
-        auto.settle(plan, config, force)
+        said = auto.settle(plan, config, force)[2]
+        print(said, end="\n" * bool(said), flush=True)

@@ -24,7 +24,7 @@ from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.arithmetic.memory import ZERO, Setting
 from dpo.plan.arithmetic.reference import Reference
 from dpo.plan.cards import Card
-from dpo.plan.choice import SURE, Option
+from dpo.plan.choice import SURE, Option, first_of
 from dpo.prefix_sharing import backbone
 from dpo.recipe.parse import Recipe, share_batch
 from dpo.training.batching import COMPOSITION_MATTERS
@@ -251,11 +251,9 @@ class Planned:
             sizes = micro_batches(self.recipe, processes)
             stand = memory.standing(self.sizes, self.setting(*way, processes, False)).values()
             full = sum(stand) > SURE * self.card.memory  # however few pairs
-            for size in sizes[-1:] if full else sizes:
-                option = self.option(*way, processes, *size)
-                if option.peak <= SURE * self.card.memory:
-                    break
-            found.append(replace(option, machine=option.machine * gpus))
+            tried = (self.option(*way, processes, *s) for s in (sizes[-1:] if full else sizes))
+            least = first_of(tried, SURE * self.card.memory)
+            found.append(replace(least, machine=least.machine * gpus))
         return found
 
     def as_it_goes(self, gpus: int, nodes: int) -> dict[str, Option]:

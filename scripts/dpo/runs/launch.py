@@ -168,6 +168,8 @@ def run(
             return processes
 
         def hand_on(number: int, frame) -> None:
+            if run.poll() is not None:  # and a plan is made, to say what it needed
+                raise SystemExit(EXIT_CODE if left.exists() else run.returncode)
             if number == signal.SIGINT and interrupted:
                 killed = send(signal.SIGKILL)
                 run.kill()

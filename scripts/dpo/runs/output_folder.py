@@ -55,8 +55,14 @@ def measurements(folder: Path) -> dict[str, Any] | None:
     damaged."""
     try:
         found = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
-        return found if {"how", "terms", "peak", "speed", "plan"} <= found.keys() else None
-    except (OSError, ValueError, AttributeError):
+        how, speed, plan = found["how"], found["speed"] or {}, found["plan"] or {"terms": {}}
+        found["uncounted"].items()
+        some = [how["card"]["memory"], found["steps"], *found["peak"].values(), *speed.values()]
+        some += [how[name] for name in ("processes", "micro", "accumulation")]
+        terms = [*found["terms"].values(), *plan["terms"].values()]
+        sound = found["peak"] and min(some) > 0 and min(terms, default=0) >= 0
+        return found if sound else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
 
 
@@ -73,8 +79,9 @@ def measured(name: str) -> tuple[Path, dict[str, Any]]:
         raise Refusal(f"no run at RUN={name}; {known_runs()}")
     if (found := measurements(folder)) is None:
         raise Refusal(
-            f"RUN={name} has measured nothing: it ended before its second step, or is of a time "
-            f"when runs did not. make plan RECIPE={settings_of(folder).get('recipe')} plans anew"
+            f"RUN={name} has measured nothing: it ended before its second step, is of a time when "
+            f"runs did not, or {MEASURED} is damaged. "
+            f"make plan RECIPE={settings_of(folder).get('recipe')} plans anew"
         )
     return folder, found
 

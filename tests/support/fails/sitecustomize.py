@@ -16,6 +16,6 @@ if sys.orig_argv[1:2] and sys.orig_argv[1].endswith("train.py"):
         from trl import DPOTrainer
 
         def ask(*arguments):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.")
 
         DPOTrainer.compute_ref_log_probs = ask

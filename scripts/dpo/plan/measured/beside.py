@@ -43,9 +43,11 @@ def again(
         found: how long its pairs are, where that is known.
 
     Raises:
-        Refusal: its model is not known and not to be reached.
+        Refusal: its model is not known and not to be reached, or it was sharded on a CPU.
     """
     card = cards.of_driver(how["card"]["name"], how["card"]["memory"])
+    if card.on_cpu and how["config"] not in cards.ON_CPU:
+        raise Refusal(f"of CONFIG={how['config']} there is no plan on a CPU")
     config, note = model_of(recipe)
     of_it = card, None, utilisation, note, reference_of(recipe)
     planned = Planned(recipe, config, found or lengths.of(recipe), *of_it)

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import TrainerCallback
 
 from dpo.core.files import write_json
 from dpo.core.machine import peak_memory_gb
 from dpo.core.refusal import one_line
+from dpo.plan.cards import memory_here
 from dpo.plan.measured import storages
 from dpo.runs.output_folder import MEASURED, measurements
 from dpo.training.stock import Declared
@@ -66,7 +66,10 @@ class Measure(TrainerCallback):
         when none is gathered beside its shard."""
         names = {name for note in self.notes for name in note} - self.uncounted.keys()
         how = {name: min if name in SHARDED else max for name in sorted(names)}
-        return {name: pick(note.get(name, 0) for note in self.notes) for name, pick in how.items()}
+        found = {name: pick(note.get(name, 0) for note in self.notes) for name, pick in how.items()}
+        if not found.get("reference", 1):  # loaded at the first pair that no earlier run has scored
+            found["reference"] = storages.held(self.trainer)[0].get("reference", 0)
+        return found
 
     def write(self) -> None:
         """Called by all processes. What is written is of the one with the most."""
@@ -138,7 +141,7 @@ def config_of(trainer: Declared) -> str:
 def how_of(trainer: Declared) -> dict[str, Any]:
     """What it takes to plan the run again as it was trained, beside its recipe."""
     args, device = trainer.args, trainer.accelerator.device
-    card: dict[str, Any] = {"name": "cpu", "memory": psutil.virtual_memory().total}
+    card: dict[str, Any] = {"name": "cpu", "memory": memory_here()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         card = {"name": torch.cuda.get_device_name(device), "memory": properties.total_memory}

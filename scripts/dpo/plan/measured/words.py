@@ -15,7 +15,9 @@ from dpo.plan.measured import beside
 from dpo.plan.options import Planned
 from dpo.plan.table import duration
 
+WIDTH = 72  # characters of the table; a narrower terminal wraps its lines
 FAR = 0.1  # a plan that is further off is said to be
+FULL = 0.5  # of a card's memory: what takes more of it goes by the memory that a plan is given
 
 
 def heading(folder: Path, planned: Planned, measured: dict[str, Any]) -> list[str]:
@@ -69,13 +71,13 @@ def conclusions(
         if row["measured"] is not None and off > FAR * most:
             lines.append(f"{name}: the plan is off by {gb(off)} GB, more than a tenth of the peak")
     if (off := errors[peak]) is not None and abs(off) > FAR:
-        given = how["card"]["memory"] / 1e9
-        way = "less" if off < 0 else "more"
-        lines.append(
-            f"{peak}: the plan is {abs(off):.0%} {'below' if off < 0 else 'above'} what was "
-            f"measured; plan runs like this one with {way} memory than there is: "
-            f"MEMORY={given * (1 + off):.0f} in place of {given:.0f}"
-        )
+        given = how["card"]["memory"]
+        line = f"{peak}: the plan is {abs(off):.0%} {'below' if off < 0 else 'above'} what was "
+        line += "measured"
+        if most > FULL * given:  # of a run that is small beside its card, a share says nothing
+            line += f"; plan runs like this one with {'less' if off < 0 else 'more'} memory than "
+            line += f"there is: MEMORY={given * (1 + off) / 1e9:.0f} in place of {given / 1e9:.0f}"
+        lines.append(line)
     if (off := errors[beside.STEP]) is not None and abs(off) > FAR:
         took = measured["speed"]["step_seconds"]
         line = f"{beside.STEP}: it takes {1 / (1 + off):.2g} times what the plan says"

@@ -1,5 +1,6 @@
 """Out of memory: which batch did it, and what to change."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from dpo.training.stock import Declared
 
 # What cuBLAS, the driver and NCCL say, beside torch's own allocator, where a GPU is full.
 FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "Cuda failure 2 'out of memory'")
+
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
 @contextmanager
@@ -43,7 +46,12 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
             raise
         on_gpu = trainer.accelerator.device.type == "cuda"
         most = torch.cuda.max_memory_allocated() if on_gpu else peak_memory_gb() * 1e9
-        tell_full(trainer.launch.told_in, allocated=most)
+        elsewhere = 0.0
+        if on_gpu:  # what is not PyTorch's: this process's context, and other processes
+            free, total = torch.cuda.mem_get_info()
+            elsewhere = total - free - torch.cuda.memory_reserved()
+        asked = asked_for(str(error))
+        tell_full(trainer.launch.told_in, allocated=most, asked=asked, elsewhere=elsewhere)
         if doing is None and trainer.settled.unlogged:
             clear_frames(error.__traceback__)  # they hold the activations
             trainer.save_alone()
@@ -62,6 +70,13 @@ def explained(trainer: Declared, doing: str | None = None) -> Iterator[None]:
             f"out of memory, {doing}{batch}; {had}.{same} Or change {other}, and train anew with "
             "--restart. make plan RECIPE= shows what each way needs"
         ) from None
+
+
+def asked_for(message: str) -> float:
+    """Bytes that were asked for when there were none, as PyTorch says it of a GPU and of a CPU; 0
+    where it does not."""
+    found = re.search(r"ried to allocate ([\d.]+) ?(GiB|MiB|KiB|bytes)", message)
+    return float(found[1]) * UNITS[found[2]] if found else 0.0
 
 
 def described(batch: dict[str, Any]) -> str:
