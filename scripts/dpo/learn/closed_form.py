@@ -9,9 +9,7 @@ are those over the nine; how much probability they have in all is told beside.
 """
 
 import itertools
-import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from dpo.core import files
 from dpo.learn import listed, pictures, runs
 from dpo.learn.listed import COMPLETIONS, PROMPTS
 from dpo.losses import implicit_reward, optimal_logps
@@ -101,17 +98,6 @@ def numbers(found: dict[str, Any], beta: float) -> dict[str, float]:
     }
 
 
-def kept(path: Path, asked: dict[str, Any], make: Callable[[], dict]) -> dict[str, Any]:
-    """What `make` has found for what was asked, from a file if it was asked for before."""
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["asked"] == asked:
-            return found
-    found = {"asked": asked, **make()}
-    files.write_json(path, found)
-    return found
-
-
 def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     """Train every policy that is not there yet, seed by seed, then write the results.
 
@@ -136,7 +122,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
             one = listed.trained(into, beta, seed, size.labels, size.epochs, given)
             return one | {"seconds": time.monotonic() - began}
 
-        one = kept(into / f"beta={beta:g},seed={seed}.json", asked, make)
+        one = runs.kept(into / f"beta={beta:g},seed={seed}.json", asked, make)
         seconds += one["seconds"]
         largest = max(largest, distances(one, beta, "π").max().item())
         found.append({"beta": beta, "seed": seed, **numbers(one, beta)})

@@ -1,15 +1,16 @@
 """Runs of the embedded default in small: trained one after another, each measured by its own
 report, which is kept and found again; and what they come to over seeds."""
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpo.core import machine
+from dpo.core import files, machine
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.stats import t_interval
@@ -83,11 +84,27 @@ def train(run: sweeps.Run, flags: list[str]) -> None:
 def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
     """What a run has measured, after `train`; its weights are then removed."""
     train(run, flags)
+    return measured(run)
+
+
+def measured(run: sweeps.Run) -> dict[str, Any]:
+    """What a run that was carried out has measured; its weights are removed."""
     for checkpoint in checkpoints.named(run.folder):  # of a run that was asked to stop
         checkpoints.delete(checkpoint)
     for weights in run.folder.rglob("*.safetensors"):
         weights.unlink()
     return results.read(run.folder / output_folder.REPORT)
+
+
+def kept(path: Path, asked: dict[str, Any], make: Callable[[], dict]) -> dict[str, Any]:
+    """What `make` has found for what was asked, from a file if it was asked for before."""
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["asked"] == asked:
+            return found
+    found = {"asked": asked, **make()}
+    files.write_json(path, found)
+    return found
 
 
 def numbers(report: dict[str, Any], side: str = "policy") -> dict[str, float]:
