@@ -1,4 +1,4 @@
-"""That DPO finds the optimum which can be written down where every completion can be listed.
+"""That DPO finds the optimum, where all completions can be listed so that it is known.
 
 A random model of a few words, three prompts, and nine completions of each. Every completion has a
 reward, drawn from a standard normal; of every two completions of a prompt one is preferred as

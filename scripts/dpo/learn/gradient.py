@@ -1,4 +1,4 @@
-"""What a single pair's gradient comes to along a run, and what its weight makes of it.
+"""How large the gradient of single pairs is along a run, and how much of that is their weight.
 
 The gradient of a pair's loss is −β σ(r̂_l − r̂_w) (∇ log π(y_w | x) − ∇ log π(y_l | x)) (section 4
 of the DPO paper, arXiv 2305.18290, "What does the DPO update do?"; derived in its appendix A.4).
