@@ -91,7 +91,7 @@ def sample_of(rows: list[dict[str, Any]], count: int) -> dict[str, list[int]]:
 def rows_of(recipe: Recipe, sample: dict[str, list[int]], tokenizer: Any) -> list[list]:
     """(prompt ids, completion ids) of chosen and of rejected, of each pair of the sample, as the
     run is trained on them."""
-    pairs = dataset.prepare(recipe, load_rows(recipe), tokenizer)["train"].pairs
+    pairs: Any = dataset.prepare(recipe, load_rows(recipe), tokenizer)["train"].pairs
     some = pairs.select([at for side in SIDES for at in sample[side]])
     args = recipe.training
     rows = schema.pair_rows(some, args.max_length, args.truncation_mode)
