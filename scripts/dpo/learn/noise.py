@@ -24,7 +24,6 @@ from dpo.recipe.flags import overridden
 from dpo.recipe.parse import FOLDER, parse
 from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
-from dpo.reports.html import png
 
 MINUTES = 110
 LOSSES = ("sigmoid", "robust", "ipo")
@@ -224,8 +223,4 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def write(results: dict[str, Any], docs: Path) -> list[Path]:
     """Write the results and their picture, and print them as a table."""
-    docs.mkdir(parents=True, exist_ok=True)
-    files.write_json(docs / "noise.json", results)
-    files.write_whole(docs / "noise.png", png(draw(results)))
-    print(table(results))
-    return [docs / "noise.json", docs / "noise.png"]
+    return pictures.write("noise", results, table(results), draw(results), docs)

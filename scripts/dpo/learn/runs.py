@@ -1,15 +1,16 @@
 """Runs of the embedded default in small: trained one after another, each measured by its own
 report, which is kept and found again; and what they come to over seeds."""
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpo.core import machine
+from dpo.core import files, machine
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.stats import t_interval
@@ -47,14 +48,26 @@ def flags_of(steps: int, prompts: int, given: list[str], sets: Sequence[str]) ->
     # Without an eval_strategy no pairs are held out; the first comes after the last step.
     own += ["--eval_strategy=steps", f"--eval_delay={steps + 1}", "--save_strategy=no"]
     own += ["--report_to=none"]
+    return [*given_without(given, own, sets), *own]
+
+
+def given_without(given: list[str], own: Sequence[str], sets: Sequence[str]) -> list[str]:
+    """The flags that a user gives.
+
+    Args:
+        own: flags that an experiment gives every run; `sets`: arguments that it sets of each.
+
+    Raises:
+        Refusal: one of them is among those that the user gives.
+    """
     ours = {*map(name_of, own), *sets, "output_dir"}
     if taken := sorted({name_of(flag) for flag in given if flag.startswith("--")} & ours):
         raise Refusal(f"ARGS: {', '.join(taken)}: the experiment sets this itself: leave it out")
-    return [*given, *own]
+    return given
 
 
-def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
-    """What a run has measured. It is trained if it has not been; its weights are then removed.
+def train(run: sweeps.Run, flags: list[str]) -> None:
+    """Carry out a run, if it has not been.
 
     Raises:
         SystemExit: it was asked to stop; it goes on from there.
@@ -66,11 +79,32 @@ def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
         sys.exit(EXIT_CODE)
     if run.state == sweeps.FAILED:
         raise Refusal(f"{run.folder}: {run.last_line()} ({run.log})")
+
+
+def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
+    """What a run has measured, after `train`; its weights are then removed."""
+    train(run, flags)
+    return measured(run)
+
+
+def measured(run: sweeps.Run) -> dict[str, Any]:
+    """What a run that was carried out has measured; its weights are removed."""
     for checkpoint in checkpoints.named(run.folder):  # of a run that was asked to stop
         checkpoints.delete(checkpoint)
     for weights in run.folder.rglob("*.safetensors"):
         weights.unlink()
     return results.read(run.folder / output_folder.REPORT)
+
+
+def kept(path: Path, asked: dict[str, Any], make: Callable[[], dict]) -> dict[str, Any]:
+    """What `make` has found for what was asked, from a file if it was asked for before."""
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["asked"] == asked:
+            return found
+    found = {"asked": asked, **make()}
+    files.write_json(path, found)
+    return found
 
 
 def numbers(report: dict[str, Any], side: str = "policy") -> dict[str, float]:
@@ -88,12 +122,14 @@ def numbers(report: dict[str, Any], side: str = "policy") -> dict[str, float]:
 
 
 def over_seeds(
-    runs: Sequence[dict[str, float]], less: Sequence[dict[str, float]] | None = None
+    runs: Sequence[dict[str, float]],
+    less: Sequence[dict[str, float]] | None = None,
+    metrics: Iterable[str] = METRICS,
 ) -> dict[str, dict[str, float]]:
-    """METRICS over runs that differ in their seed alone: mean and Student's 95% interval. With
+    """Metrics over runs that differ in their seed alone: mean and Student's 95% interval. With
     `less`, other runs of the same seeds in the same order, of the difference to them, paired."""
     found = {}
-    for name in METRICS:
+    for name in metrics:
         values = np.array([run[name] for run in runs])
         if less is not None:
             values = values - np.array([run[name] for run in less])

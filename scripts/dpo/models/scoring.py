@@ -60,16 +60,23 @@ def score(
     parts = batches(lengths[together].max(axis=1), longest_first, each)
     for some in tqdm(parts, desc=desc, unit="batch", disable=not desc):
         part = together[some].T.flatten()
-        texts = [rows[i] for i in part]
-        input_ids = padded([prompt + completion for prompt, completion in texts], pad)
-        attention_mask = padded([[1] * len(prompt + completion) for prompt, completion in texts])
-        completion_mask = padded([[0] * len(p) + [1] * len(c) for p, c in texts])
-        batch = [tensor.to(model.device) for tensor in (input_ids, attention_mask, completion_mask)]
-        plan = SharedPrefixes.of(input_ids, attention_mask) if shared else None
+        ids, attention, completions = tensors([rows[i] for i in part], pad)
+        batch = [tensor.to(model.device) for tensor in (ids, attention, completions)]
+        plan = SharedPrefixes.of(ids, attention) if shared else None
         given = {"shared_prefixes": plan.to(model.device)} if shared else {}
         found = completion_logps(model, *batch, temperature=temperature, **given)
         logps[part] = found.cpu().numpy()
     return logps
+
+
+def tensors(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, ...]:
+    """Rows of (prompt ids, completion ids) as `completion_logps` takes them: input ids, attention
+    mask and completion mask, each of shape (rows, longest)."""
+    return (
+        padded([prompt + completion for prompt, completion in rows], pad),
+        padded([[1] * len(prompt + completion) for prompt, completion in rows]),
+        padded([[0] * len(prompt) + [1] * len(completion) for prompt, completion in rows]),
+    )
 
 
 def padded(rows: list[list[int]], value: int = 0) -> torch.Tensor:

@@ -1,0 +1,194 @@
+"""That DPO finds the optimum, where all completions can be listed so that it is known.
+
+A random model of a few words, three prompts, and nine completions of each. Every completion has a
+reward, drawn from a standard normal; of every two completions of a prompt one is preferred as
+often as Bradley and Terry's model says (equation 1 of the DPO paper, arXiv 2305.18290). What is
+trained on these labels is held against π*(y | x) ∝ π_ref(y | x) exp(r(x, y) / β) (equation 4). The
+labels say nothing of what lies outside the completions that were compared, so that distributions
+are those over the nine; how much probability they have in all is told beside.
+"""
+
+import itertools
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from dpo.learn import listed, pictures, runs
+from dpo.learn.listed import COMPLETIONS, PROMPTS
+from dpo.losses import implicit_reward, optimal_logps
+from dpo.reports.evaluation_page import said
+from dpo.reports.frontier_page import markdown
+
+MINUTES = 3
+SIDES = ("π_ref", "π*", "π")
+# Of each run, and how they are printed. Means over prompts.
+METRICS = {
+    "before": ("from π_ref to π*", ".3f"),
+    "after": ("from π to π*", ".3f"),
+    "kl_optimal": ("KL of π*, nats", ".2f"),
+    "kl": ("KL of π, nats", ".2f"),
+    "error": ("r̂ less r", ".3f"),
+    "inside_before": ("π_ref on the nine", ".3f"),
+    "inside": ("π on the nine", ".3f"),
+}
+SETS = ("model_name_or_path", "beta", "seed", "num_train_epochs", "reference_cache")
+
+
+@dataclass
+class Size:
+    """β, seeds (each draws rewards and the model that it starts from), labels of each two
+    completions of a prompt, and epochs on them."""
+
+    betas: tuple[float, ...] = (0.5, 1.0, 2.0)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    labels: int = 40
+    epochs: int = 5
+
+
+SMALL = Size((0.5, 2.0), seeds=(1, 2), labels=8, epochs=2)
+
+
+def tables(found: dict[str, Any]) -> list[torch.Tensor]:
+    """Log-probabilities of reference and policy, and rewards, each of shape (3, 9)."""
+    names = ("reference", "policy", "rewards")
+    return [torch.tensor(found[name], dtype=torch.float64) for name in names]
+
+
+def over_the_nine(found: dict[str, Any], beta: float) -> dict[str, torch.Tensor]:
+    """Log-probabilities of π_ref, π* and π over the nine completions of each prompt, shape (3, 9);
+    those of each prompt sum to 1."""
+    reference, policy, rewards = tables(found)
+    optimal = optimal_logps(reference, rewards, beta)
+    sides = (reference.log_softmax(-1), optimal, policy.log_softmax(-1))
+    return dict(zip(SIDES, sides, strict=True))
+
+
+def distances(found: dict[str, Any], beta: float, side: str) -> torch.Tensor:
+    """Total variation between a side and π*, of each prompt: the most by which the probability of
+    any set of completions differs, shape (3,)."""
+    sides = over_the_nine(found, beta)
+    return (sides[side].exp() - sides["π*"].exp()).abs().sum(-1) / 2
+
+
+def numbers(found: dict[str, Any], beta: float) -> dict[str, float]:
+    """METRICS of a policy. `error` is the root mean square of what the implicit reward is off by,
+    both rewards less their mean over a prompt's completions, which labels say nothing of."""
+    sides = over_the_nine(found, beta)
+    reference, policy, rewards = tables(found)
+    off = implicit_reward(policy, reference, beta) - rewards
+
+    def kl(side: str) -> float:
+        nats = sides[side] - sides["π_ref"]
+        return (sides[side].exp() * nats).sum(-1).mean().item()
+
+    return {
+        "before": distances(found, beta, "π_ref").mean().item(),
+        "after": distances(found, beta, "π").mean().item(),
+        "kl_optimal": kl("π*"),
+        "kl": kl("π"),
+        "error": (off - off.mean(-1, keepdim=True)).square().mean().sqrt().item(),
+        "inside_before": reference.exp().sum(-1).mean().item(),
+        "inside": policy.exp().sum(-1).mean().item(),
+    }
+
+
+def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
+    """Train every policy that is not there yet, seed by seed, then write the results.
+
+    Args:
+        into: of what was trained.
+        docs: of the results.
+        given: flags for every run.
+
+    Returns:
+        What was written.
+    """
+    size = SMALL if small else Size()
+    runs.given_without(given, (), SETS)
+    found, shown, seconds, largest = [], [], 0.0, 0.0
+    points = [*itertools.product(size.seeds, size.betas)]
+    for seed, beta in tqdm(points, desc="Closed form", unit="run"):
+        asked = {"beta": beta, "seed": seed, "labels": size.labels, "epochs": size.epochs}
+        asked |= {"given": given}
+
+        def make(beta: float = beta, seed: int = seed) -> dict[str, Any]:
+            began = time.monotonic()
+            one = listed.trained(into, beta, seed, size.labels, size.epochs, given)
+            return one | {"seconds": time.monotonic() - began}
+
+        one = runs.kept(into / f"beta={beta:g},seed={seed}.json", asked, make)
+        seconds += one["seconds"]
+        largest = max(largest, distances(one, beta, "π").max().item())
+        found.append({"beta": beta, "seed": seed, **numbers(one, beta)})
+        if seed == size.seeds[0]:
+            sides = over_the_nine(one, beta)
+            shown.append(
+                {"beta": beta, "seed": seed, "prompt": PROMPTS[0], "completions": COMPLETIONS}
+                | {"rewards": one["rewards"][0], "distance": distances(one, beta, "π")[0].item()}
+                | {"before": distances(one, beta, "π_ref")[0].item()}
+                | {side: logps[0].exp().tolist() for side, logps in sides.items()}
+            )
+    results = {
+        "settings": {**asdict(size), "prompts": PROMPTS, "given": given},
+        "points": [
+            {"beta": b, **runs.over_seeds([e for e in found if e["beta"] == b], metrics=METRICS)}
+            for b in size.betas
+        ],
+        "largest": largest,
+        "shown": shown,
+        "runs": found,
+        "made": runs.made_by() | {"minutes": seconds / 60},
+    }
+    results |= {"claims": claims(results)}
+    return pictures.write("closed_form", results, table(results), draw(results), docs)
+
+
+def claims(results: dict[str, Any]) -> dict[str, float]:
+    """Every number that a page may print of the results, by what it is, as it is printed."""
+    found = {"the largest distance of any prompt": round(results["largest"], 3)}
+    for point in results["points"]:
+        for name, (_, form) in METRICS.items():
+            for end, value in point[name].items():
+                found[f"β {point['beta']:g}, {name}, {end}"] = float(format(value, form))
+    for each in results["shown"]:
+        for name in ("before", "distance"):
+            found[f"picture, β {each['beta']:g}, {name}"] = round(each[name], 3)
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """Each β as Markdown: mean over seeds with Student's interval."""
+    rows = [["β", *(name for name, _ in METRICS.values())]]
+    for point in results["points"]:
+        cells = (said(point[name], form) for name, (_, form) in METRICS.items())
+        rows.append([f"{point['beta']:g}", *cells])
+    return markdown(rows)
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """The nine completions of one prompt, by their reward: π_ref and π* as bars, π as dots, a panel
+    for each β."""
+    shown = results["shown"]
+    figure, axes = pictures.panels(len(shown), sharey=True)
+    for axis, each in zip(axes, shown, strict=True):
+        order = np.argsort(each["rewards"])
+        x, sides = np.arange(len(order)), {s: np.array(each[s])[order] for s in SIDES}
+        axis.bar(x - 0.2, sides["π_ref"], 0.4, color="#c9d1d9", label="π_ref, before")
+        axis.bar(x + 0.2, sides["π*"], 0.4, color="#9cc2ff", label="π*, closed form")
+        axis.plot(x + 0.2, sides["π"], "o", color=pictures.COLORS[2], ms=4, label="π, trained")
+        named = [f"{each['completions'][at]}\n{each['rewards'][at]:+.1f}" for at in order]
+        axis.set_xticks(x, named, fontsize=6.5)
+        axis.set_title(
+            f"β = {each['beta']:g}: distance {each['before']:.3f} → {each['distance']:.3f}"
+        )
+        axis.title.set_fontsize(9)
+        axis.set_xlabel("completion, and its reward r")
+    axes[0].set_ylabel("probability among the nine")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
