@@ -2,7 +2,7 @@
 report, which is kept and found again; and what they come to over seeds."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,23 @@ def flags_of(steps: int, prompts: int, given: list[str], sets: Sequence[str]) ->
     """Flags for short runs that measure themselves once, when they end, one answer to each prompt;
     and those that a user gives.
 
-    Args:
-        sets: the arguments that an experiment sets of each run.
-
-    Raises:
-        Refusal: the user gives what the experiment sets.
+    `sets` and Refusal: as `with_own` has them.
     """
     own = [f"--max_steps={steps}", f"--reward_prompts={prompts}", "--reward_samples=1"]
     # Without an eval_strategy no pairs are held out; the first comes after the last step.
     own += ["--eval_strategy=steps", f"--eval_delay={steps + 1}", "--save_strategy=no"]
-    own += ["--report_to=none"]
+    return with_own(given, [*own, "--report_to=none"], sets)
+
+
+def with_own(given: list[str], own: list[str], sets: Sequence[str]) -> list[str]:
+    """Flags that a user gives, and those that an experiment gives all its runs.
+
+    Args:
+        sets: the arguments that it sets of each run.
+
+    Raises:
+        Refusal: the user gives what the experiment sets.
+    """
     ours = {*map(name_of, own), *sets, "output_dir"}
     if taken := sorted({name_of(flag) for flag in given if flag.startswith("--")} & ours):
         raise Refusal(f"ARGS: {', '.join(taken)}: the experiment sets this itself: leave it out")
@@ -54,7 +61,22 @@ def flags_of(steps: int, prompts: int, given: list[str], sets: Sequence[str]) ->
 
 
 def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
-    """What a run has measured. It is trained if it has not been; its weights are then removed.
+    """What a run has measured. It is trained if it has not been; its weights are then removed."""
+    carry_out(run, flags)
+    remove_weights(run.folder)
+    return results.read(run.folder / output_folder.REPORT)
+
+
+def remove_weights(folder: Path) -> None:
+    """Those of a run, and those of its checkpoints, which one that was asked to stop has too."""
+    for checkpoint in checkpoints.named(folder):
+        checkpoints.delete(checkpoint)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+
+
+def carry_out(run: sweeps.Run, flags: list[str]) -> None:
+    """Train a run to its end, if it has not been.
 
     Raises:
         SystemExit: it was asked to stop; it goes on from there.
@@ -66,11 +88,6 @@ def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
         sys.exit(EXIT_CODE)
     if run.state == sweeps.FAILED:
         raise Refusal(f"{run.folder}: {run.last_line()} ({run.log})")
-    for checkpoint in checkpoints.named(run.folder):  # of a run that was asked to stop
-        checkpoints.delete(checkpoint)
-    for weights in run.folder.rglob("*.safetensors"):
-        weights.unlink()
-    return results.read(run.folder / output_folder.REPORT)
 
 
 def numbers(report: dict[str, Any], side: str = "policy") -> dict[str, float]:
@@ -88,12 +105,14 @@ def numbers(report: dict[str, Any], side: str = "policy") -> dict[str, float]:
 
 
 def over_seeds(
-    runs: Sequence[dict[str, float]], less: Sequence[dict[str, float]] | None = None
+    runs: Sequence[dict[str, float]],
+    less: Sequence[dict[str, float]] | None = None,
+    metrics: Iterable[str] = METRICS,
 ) -> dict[str, dict[str, float]]:
-    """METRICS over runs that differ in their seed alone: mean and Student's 95% interval. With
+    """Metrics over runs that differ in their seed alone: mean and Student's 95% interval. With
     `less`, other runs of the same seeds in the same order, of the difference to them, paired."""
     found = {}
-    for name in METRICS:
+    for name in metrics:
         values = np.array([run[name] for run in runs])
         if less is not None:
             values = values - np.array([run[name] for run in less])
