@@ -65,3 +65,14 @@ def measured(
 def kept(run: sweeps.Run) -> Path:
     """The file beside a run's folder that holds what was measured of it."""
     return run.folder.with_name(f"{run.name}.json")
+
+
+def once(path: Path, how: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` finds, kept in a file; found there if it was measured in the same way before."""
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["how"] == how:
+            return found["found"]
+    found = find()
+    files.write_json(path, {"how": how, "found": found})
+    return found
