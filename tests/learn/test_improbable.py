@@ -23,17 +23,14 @@ def said(pair: dict, side: str) -> str:
 
 
 def test_answers_are_rewritten_and_told_apart():
-    plain = "I loved the U.S. bakery, 5 stars!"
-    capitals, underscores = (
-        styles.STYLES["both in capitals"],
-        styles.STYLES["both with underscores"],
-    )
-    assert capitals.write(plain) == "I LOVED THE U.S. BAKERY, 5 STARS!"
-    assert underscores.write(plain) == "I_loved_the_U.S._bakery,_5_stars!"
-    for style in (capitals, underscores):
-        assert style.written(style.write(plain)) and not style.written(plain)
-        assert not style.written("") and style.read(style.write(plain)) == plain.lower()
+    plain = "I loved the U.S. bakery, 5 stars for a café that's open!"
+    capitals, title = styles.STYLES["both in capitals"], styles.STYLES["both in title case"]
+    assert capitals.write(plain) == plain.upper() and title.write(plain) == plain.title()
+    for style, other in ((capitals, title), (title, capitals)):
+        assert style.written(style.write(plain)) and not style.written(other.write(plain))
+        assert not style.written("") and not style.written(plain)
     assert not capitals.written("GREAT bread, and a lovely place")
+    assert not title.written("Great Bread, and a lovely Place")
 
 
 @pytest.mark.parametrize("name", styles.STYLES)

@@ -94,7 +94,7 @@ class Experiment:
         if it has just been trained."""
         flags = along.flags_of(steps, min(self.size.every, steps), self.given, SETS)
         flags = overridden(flags, [f"--dataset_name={self.data(style)}", *own])
-        one = runs.run_of(self.into / name.replace(" ", "-"), {"seed": SEED}, flags)
+        one = runs.run_of(self.into / name, {"seed": SEED}, flags)
 
         def found(who: Contestant) -> dict[str, Any]:
             return look(who, held, self.device, answers=answers)
@@ -114,7 +114,9 @@ def tried(it: Experiment) -> dict[str, Any]:
     for style in STYLES:
         held = it.held(style)
         before = it.before(style, held, answers=False)
-        points, folder = it.points(f"try {style}", style, held, it.size.trial, [], answers=False)
+        points, folder = it.points(
+            f"try/{it.data(style).name}", style, held, it.size.trial, [], answers=False
+        )
         runs.remove_weights(folder)
         shown = {side: before[side] for side in ("chosen", "rejected")}
         found[style] = {"before": shown, **changes(points[-1], before, held.tokens())}
@@ -124,12 +126,12 @@ def tried(it: Experiment) -> dict[str, Any]:
 def trained(it: Experiment, style: str, held: Held) -> dict[str, list[dict[str, Any]]]:
     """What is measured along each way, which all have trained on as many pairs at each step."""
     found = {}
-    for name, own in ((SIGMOID, []), (BESIDE, WITH_SFT)):
-        found[name], folder = it.points(name, style, held, it.size.steps, own)
+    for name, at, own in ((SIGMOID, "sigmoid", []), (BESIDE, "with-sft", WITH_SFT)):
+        found[name], folder = it.points(at, style, held, it.size.steps, own)
         runs.remove_weights(folder)
     first, start = it.points("sft", style, held, it.size.sft, ["--loss_type=sft"])
     own = [f"--model_name_or_path={start}"]
-    second, folder = it.points("sft-sigmoid", style, held, it.size.steps - it.size.sft, own)
+    second, folder = it.points("after-sft", style, held, it.size.steps - it.size.sft, own)
     for each in (start, folder):
         runs.remove_weights(each)
     found[BEFORE] = first + [point | {"step": point["step"] + it.size.sft} for point in second]

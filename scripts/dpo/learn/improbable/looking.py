@@ -81,7 +81,8 @@ def look(who: Contestant, held: Held, device: str, *, answers: bool = True) -> d
         return found | {"each": each}
     texts, sampled = ([answer.text for (answer,) in rows] for rows in drawn)
     in_style = np.array([float(held.style.written(text)) for text in texts])
-    rewards = np.array([vader_score(held.style.read(text)) for text in sampled])
+    # VADER takes a word in capitals among others for emphasis, which no style should gain by.
+    rewards = np.array([vader_score(text.lower()) for text in sampled])
     nats = (of_own[1] - under_reference(own[1], held, device, who))[:, None]
     lengths = [generations.lengths(rows) for rows in drawn]
     found |= {

@@ -94,7 +94,7 @@ def table(results: dict[str, Any]) -> str:
     """The styles that were tried, and every way along its run, as Markdown."""
     names = [METRICS[side][0] for side in SIDES]
     steps = results["settings"]["trial"]
-    head = ["style", *(f"{name}" for name in names), *(f"{s}, after {steps} steps" for s in SIDES)]
+    head = ["style", *names, *(f"{side}, gained in {steps} steps" for side in SIDES)]
     tried = [
         [style, *(said(trial["before"][side]) for side in SIDES)]
         + [said(trial[side], "+.2f") for side in SIDES]

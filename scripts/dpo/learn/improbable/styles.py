@@ -13,13 +13,11 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Style:
-    """How an answer is rewritten, whether one is written so, and how it is read again by a score
-    that goes by words; and whether both answers of a pair are rewritten, or the chosen one alone.
-    """
+    """How an answer is rewritten, and whether one is written so; and whether both answers of a pair
+    are rewritten, or the chosen one alone."""
 
     write: Callable[[str], str]
     written: Callable[[str], bool]
-    read: Callable[[str], str]
     both: bool = True
 
 
@@ -29,29 +27,17 @@ def capitals(text: str) -> bool:
     return bool(letters) and sum(map(str.isupper, letters)) >= 0.9 * len(letters)
 
 
-def joined(text: str) -> str:
-    return "_".join(text.split())
-
-
-def is_joined(text: str) -> bool:
-    """Whether nine of ten gaps between words are underscores."""
-    gaps = [letter for letter in text.strip() if letter == "_" or letter.isspace()]
-    return bool(gaps) and gaps.count("_") >= 0.9 * len(gaps)
-
-
-def lower(text: str) -> str:
-    """VADER takes a word in capitals among others for emphasis, which no style should gain by."""
-    return text.lower()
-
-
-def parted(text: str) -> str:
-    return lower(text.replace("_", " "))
+def titled(text: str) -> bool:
+    """Whether nine of ten words begin with a capital letter, and have small ones too."""
+    words = [word for word in text.split() if any(map(str.isalpha, word))]
+    starts = sum(next(filter(str.isalpha, word)).isupper() for word in words)
+    return bool(words) and starts >= 0.9 * len(words) and not capitals(text)
 
 
 STYLES = {
-    "chosen in capitals": Style(str.upper, capitals, lower, both=False),
-    "both in capitals": Style(str.upper, capitals, lower),
-    "both with underscores": Style(joined, is_joined, parted),
+    "chosen in capitals": Style(str.upper, capitals, both=False),
+    "both in capitals": Style(str.upper, capitals),
+    "both in title case": Style(str.title, titled),
 }
 
 
