@@ -1,15 +1,4 @@
-"""What DPO does with answers that the model hardly ever writes, and what mends it.
-
-Pairs are made of the answers that the embedded default's own pairs were made of: of each prompt the
-best against the worst, rewritten by a rule in a style that the reference finds improbable. DPO asks
-for a difference alone, so that the log-probability of the chosen answer may fall with that of the
-rejected one (likelihood displacement: Pal et al. 2024, arXiv 2402.13228; Razin et al. 2024, arXiv
-2410.08847). Two mends: an SFT term beside the loss (Pang et al. 2024, arXiv 2404.19733), and SFT on
-the chosen answers before, whose policy is then the reference too (Rafailov et al. 2023, section 4).
-
-Several styles are tried first, for a few steps each, and the one whose chosen answers lose most is
-gone on with: what is shown is what can happen, and not how often it does.
-"""
+"""What DPO does with answers that the model hardly ever writes, and what mends it."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -140,6 +129,17 @@ def trained(it: Experiment, style: str, held: Held) -> dict[str, list[dict[str, 
 
 def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     """Train and measure every run that is not there yet, then write the results.
+
+    Pairs are made of the answers that the embedded default's own pairs were made of: of each prompt
+    the best against the worst, rewritten by a rule in a style that the reference finds improbable.
+    DPO asks for a difference alone, so that the log-probability of the chosen answer may fall with
+    that of the rejected one (likelihood displacement: Pal et al. 2024, arXiv 2402.13228; Razin et
+    al. 2024, arXiv 2410.08847). Two mends: an SFT term beside the loss (Pang et al. 2024, arXiv
+    2404.19733), and SFT on the chosen answers before, whose policy is then the reference too
+    (Rafailov et al. 2023, section 4).
+
+    Several styles are tried first, for a few steps each, and the one whose chosen answers lose most
+    is gone on with: what is shown is what can happen, and not how often it does.
 
     Args:
         into: of the runs, and of the pairs that they train on.
