@@ -12,9 +12,9 @@ import torch
 from dpo.core.files import read_lines
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import reference_of
-from dpo.learn import gradient, runs
+from dpo.learn import along, gradient, runs
 from dpo.recipe.parse import FOLDER, parse
-from dpo.runs import output_folder
+from dpo.runs import output_folder, sweeps
 from support.place import ROOT
 from support.tiny import random_ids, random_model
 
@@ -164,9 +164,10 @@ def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch, tiny_model):
         return {"pairs": [start | {"at": at} for at in range(len(rows))], "seconds": 6}
 
     monkeypatch.setattr(runs, "train", train)
-    monkeypatch.setattr(runs, "measured", lambda run: {"seconds": {"train": 60}})
+    monkeypatch.setattr(runs, "report_of", lambda folder: {"seconds": {"train": 60}})
+    monkeypatch.setattr(sweeps, "begun", lambda run: (run.folder / output_folder.TRAINED).exists())
     monkeypatch.setattr(gradient, "of_sample", of_sample)
-    monkeypatch.setattr(gradient, "policy_of", lambda checkpoint, run: checkpoint.name)
+    monkeypatch.setattr(along, "policy_of", lambda checkpoint, run: checkpoint.name)
     flags = [f"--model_name_or_path={tiny_model}"]
     out, docs = tmp_path / "out", tmp_path / "docs"
     with pytest.raises(Refusal):

@@ -46,7 +46,9 @@ def run_in(folder, ends: str, monkeypatch) -> sweeps.Run:
 def test_weights_go_when_they_are_measured(tmp_path, monkeypatch):
     run = run_in(tmp_path, sweeps.DONE, monkeypatch)
     assert run.name == "loss_type=ipo,seed=3"
-    assert runs.report_of(run, [])["steps"] == 2
+    runs.train(run, [])
+    runs.remove_weights(run.folder)
+    assert runs.report_of(run.folder)["steps"] == 2
     left = {path.name for path in run.folder.rglob("*")}
     assert left == {output_folder.REPORT}
 
@@ -54,12 +56,12 @@ def test_weights_go_when_they_are_measured(tmp_path, monkeypatch):
 def test_weights_stay_where_a_run_has_not_ended(tmp_path, monkeypatch):
     run = run_in(tmp_path, sweeps.LEFT, monkeypatch)
     with pytest.raises(SystemExit) as left:
-        runs.report_of(run, [])
+        runs.train(run, [])
     assert left.value.code == EXIT_CODE
     run.state = sweeps.FAILED
     monkeypatch.setattr(sweeps, "carry_out", lambda *how: False)
     with pytest.raises(Refusal, match=r"loss_type=ipo,seed=3: what went wrong: do this \(.*log\)"):
-        runs.report_of(run, [])
+        runs.train(run, [])
     assert (run.folder / "checkpoint-1/optimizer.pt").exists()
 
 
@@ -77,3 +79,9 @@ def test_figures_are_those_of_the_report():
     assert runs.numbers(report, "against") == {"reward": 0.3, "tokens": 27.0}
     spent = [{"seconds": {"train": 60, "evaluate": 30}}, {"seconds": {"train": 30}}]
     assert runs.minutes(spent) == 2
+
+
+def test_what_was_asked_otherwise_is_found_anew(tmp_path):
+    path, found = tmp_path / "one.json", iter([{"a": 1}, {"a": 2}])
+    for prompts, expected in ((1, 1), (1, 1), (2, 2), (2, 2)):
+        assert runs.kept(path, {"prompts": prompts}, lambda: next(found)) == {"a": expected}

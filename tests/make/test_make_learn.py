@@ -3,10 +3,14 @@
 import json
 import shlex
 
-from dpo.learn import closed_form, gradient, noise
+import pytest
+
+from dpo.learn import closed_form, gradient, improbable, length, noise
 from dpo.runs import output_folder
 from support.commands import make
 from support.launched import made
+
+RUNS = {"length": 6, "improbable": 7}  # two seeds of three losses; three trials and four runs
 
 
 def test_wrong_labels_through_make(tiny_model, tmp_path):
@@ -75,3 +79,34 @@ def test_the_gradient_through_make(tiny_model, tmp_path):
     again = made("learn", *given)
     assert again.returncode == 0 and "started" not in again.stdout + again.stderr
     assert json.loads((docs / "gradient.json").read_text())["pairs"] == found["pairs"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_policies_measured_along_their_runs_through_make(name, tiny_model, tmp_path):
+    """A few runs of two or four steps; again, and where one has to be measured anew."""
+    flags = [f"--model_name_or_path={tiny_model}", f"--reference_cache={tmp_path / 'cache'}"]
+    docs, out = tmp_path / "docs", tmp_path / "out"
+    words = ["--small", f"--output={out}", f"--docs={docs}", "--", *flags]
+    given = (f"WHAT={name}", f"ARGS={shlex.join(words)}")
+    result = made("learn", *given)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    found = json.loads((docs / f"{name}.json").read_text())
+    assert {"length": length, "improbable": improbable}[name].table(found) in result.stdout
+    assert f"Written: {docs}/{name}.json, {docs}/{name}.png" in result.stdout
+    reports = {path: path.stat().st_mtime_ns for path in out.rglob(output_folder.REPORT)}
+    assert len(reports) == RUNS[name]
+    assert not [*out.rglob("*.safetensors")]  # removed once they are measured
+    again = made("learn", *given)
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-3000:]
+    assert "started" not in again.stdout + again.stderr and "Answers of" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.rglob(output_folder.REPORT)} == reports
+    same = json.loads((docs / f"{name}.json").read_text())
+    assert all(same[part] == found[part] for part in found if part != "made")
+    if name == "improbable":
+        steps = [(point["way"], point["step"]) for point in found["points"]]
+        ways = (improbable.SIGMOID, improbable.BESIDE, improbable.BEFORE)
+        assert steps == [(way, step) for way in ways for step in (2, 4)]
+        assert found["styles"].keys() == improbable.STYLES.keys() and len(found["answers"]) == 4
+    else:
+        assert [run["seed"] for run in found["runs"]] == [1, 1, 1, 2, 2, 2]
+        assert found["settings"]["prompts_asked"] == 4

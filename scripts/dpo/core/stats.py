@@ -201,6 +201,37 @@ def length_controlled(
     return _if_unanimous(found, np.nanmean(preferred[rows], axis=1))
 
 
+def mean_at_equal_length(
+    rewards: np.ndarray, tokens: np.ndarray, resamples: int = 2000
+) -> Interval:
+    """How much more reward one model's answers have than another's of the same length: the model's
+    coefficient in the least squares of reward on which of the two answered and on length.
+
+    Args:
+        rewards: of the answers of the one and of the other, shape (2, prompts, samples).
+        tokens: of the same answers.
+
+    Returns:
+        With a 95% bootstrap interval over prompts. Where lengths do not differ, the plain
+        difference.
+    """
+    first = np.zeros_like(rewards)
+    first[0] = 1
+    design = np.stack([first, np.ones_like(first), tokens], axis=-1)
+    # Sums over a prompt's answers: a resample of prompts sums these.
+    left = np.einsum("mpsi,mpsj->pij", design, design)
+    right = np.einsum("mpsi,mps->pi", design, rewards)
+
+    def gain(picks: np.ndarray) -> np.ndarray:
+        sums = left[picks].sum(axis=1), right[picks].sum(axis=1)
+        return (np.linalg.pinv(sums[0], hermitian=True) @ sums[1][..., None])[:, 0, 0]
+
+    count = rewards.shape[1]
+    draws = np.random.default_rng(0).integers(0, count, size=(resamples, count))
+    low, high = np.quantile(gain(draws), [0.025, 0.975])
+    return Interval(float(gain(np.arange(count)[None])[0]), float(low), float(high))
+
+
 def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     """σ(θ) of the logistic regressions σ(θ + φ input), one for each first index, by Newton's
     method. A ridge of one observation's weight keeps separated samples finite."""

@@ -11,6 +11,7 @@ gives them, and half were swapped and now go against the score.
 import random
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,13 @@ from dpo.core.machine import measuring_device
 from dpo.core.stats import bootstrap, t_difference
 from dpo.data import dataset, schema
 from dpo.data.sources.load import load_rows
-from dpo.evaluation.contestants import Contestant, policy_of, reference_of
-from dpo.learn import noise, pictures, runs
+from dpo.evaluation.contestants import Contestant, reference_of
+from dpo.learn import along, noise, pictures, runs
 from dpo.losses import completion_logps, dpo_loss, gradient_weight, implicit_reward
 from dpo.models.scoring import tensors
-from dpo.recipe.parse import FOLDER, Recipe, parse
+from dpo.recipe.parse import Recipe
 from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
-from dpo.runs import checkpoints, output_folder
 
 MINUTES = 12
 SIDES = ("right", "wrong")
@@ -143,8 +143,7 @@ def of_sample(
 
 
 def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
-    """Train the run if it has not been, measure the sample at every checkpoint that is not measured
-    yet, each removed thereafter, then write the results.
+    """Measure the sample at the start and along a run, then write the results.
 
     Args:
         into: of the run, and of the pairs that it trains on.
@@ -155,36 +154,25 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size, data = SMALL if small else Size(), into / "data"
-    own = [f"--max_steps={size.steps}", "--save_strategy=steps", f"--save_steps={size.every}"]
-    own += ["--save_total_limit=99", "--save_only_model=true", "--eval_strategy=no"]
-    own += ["--report_to=none"]
-    flags = [*runs.given_without(given, own, SETS), *own, f"--dataset_name={data}"]
-    base = parse(["--config", str(FOLDER / f"{runs.RECIPE}.yaml"), *given])
-    write_data(Path(base.script.dataset_name), data, size.rate)
+    flags = [*along.flags_of(size.steps, size.every, given, SETS), f"--dataset_name={data}"]
+    write_data(Path(runs.recipe_of(given).script.dataset_name), data, size.rate)
     sample = sample_of(files.read_lines(data / "train.jsonl"), size.pairs)
     run = runs.run_of(into, {"seed": size.seed}, flags)
-    if not (run.folder / output_folder.TRAINED).is_file():
-        for checkpoint in checkpoints.named(run.folder):
-            checkpoints.delete(checkpoint)  # weights alone are nothing to go on from
-    runs.train(run, flags)
+    start, beta = reference_of(run.recipe), run.recipe.training.beta
+    rows = rows_of(run.recipe, sample, start.tokenizer())
 
-    recipe = run.recipe
-    start, found = reference_of(recipe), []
-    rows = rows_of(recipe, sample, start.tokenizer())
-    for step in range(0, size.steps + 1, size.every):
-        checkpoint = run.folder / f"checkpoint-{step}"
+    asked = {"sample": sample, "given": given}
+    find = partial(of_sample, start, rows, beta, None)
+    first = {"step": 0, **runs.kept(into / "reference.json", asked, find)}
+    reference = [pair["logps"] for pair in first["pairs"]]
 
-        def measured(step: int = step, checkpoint: Path = checkpoint) -> dict[str, Any]:
-            reference = [each["logps"] for each in found[0]["pairs"]] if step else None
-            who = policy_of(checkpoint, run.folder) if step else start
-            return of_sample(who, rows, recipe.training.beta, reference)
+    def look(who: Contestant) -> dict[str, Any]:
+        return of_sample(who, rows, beta, reference)
 
-        one = runs.kept(run.folder / f"gradients-{step}.json", {"sample": sample}, measured)
-        found.append({"step": step, **one})
-        if checkpoint.is_dir():
-            checkpoints.delete(checkpoint)
-    report = runs.measured(run)
-    minutes = runs.minutes([report]) + sum(each["seconds"] for each in found) / 60
+    found = [first, *along.measured(run, flags, {"sample": sample}, look)]
+    runs.remove_weights(run.folder)
+    minutes = runs.minutes([runs.report_of(run.folder)])
+    minutes += sum(each["seconds"] for each in found) / 60
     sides = [side for side in SIDES for _ in sample[side]]
     numbers = [number for side in SIDES for number in sample[side]]
     kinds = ("logps", *METRICS)
@@ -193,10 +181,10 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         for each in found
         for number, side, pair in zip(numbers, sides, each["pairs"], strict=True)
     ]
-    settings = {"recipe": runs.RECIPE, **asdict(size), "beta": recipe.training.beta}
-    settings |= {"batch": recipe.training.per_device_train_batch_size, "given": given}
+    settings = {"recipe": runs.RECIPE, **asdict(size), "beta": beta}
+    settings |= {"batch": run.recipe.training.per_device_train_batch_size, "given": given}
     settings |= {"sample_seed": SAMPLE_SEED, "flip_seed": noise.FLIP_SEED}
-    results = come_to(points, recipe.training.beta) | {"settings": settings, "pairs": points}
+    results = come_to(points, beta) | {"settings": settings, "pairs": points}
     results |= {"made": runs.made_by() | {"minutes": minutes}}
     results |= {"claims": claims(results)}
     return pictures.write("gradient", results, table(results), draw(results), docs)

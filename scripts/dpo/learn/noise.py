@@ -21,7 +21,6 @@ from dpo.core import files
 from dpo.learn import pictures, runs
 from dpo.learn.runs import METRICS
 from dpo.recipe.flags import overridden
-from dpo.recipe.parse import FOLDER, parse
 from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
@@ -111,7 +110,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     """
     size = SMALL if small else Size()
     flags = runs.flags_of(size.steps, size.prompts, given, SETS)
-    recipe = parse(["--config", str(FOLDER / f"{runs.RECIPE}.yaml"), *flags])
+    recipe = runs.recipe_of(flags)
     labels = write_data(Path(recipe.script.dataset_name), into, size)
     found, reports = [], []
     for seed in size.seeds:
@@ -121,7 +120,9 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
             each = overridden(flags, own)
             point = {"loss_type": loss, "seed": seed}
             one = runs.run_of(into / f"swapped-{100 * rate:g}", point, each)
-            reports.append(runs.report_of(one, each))
+            runs.train(one, each)
+            runs.remove_weights(one.folder)
+            reports.append(runs.report_of(one.folder))
             named = {"rate": rate, "loss": loss, "seed": seed}
             found.append(named | runs.numbers(reports[-1]))
     last = reports[-1]  # all are measured on the same pairs and prompts

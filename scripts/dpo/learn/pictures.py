@@ -24,12 +24,15 @@ def panels(count: int, **given: Any) -> tuple[Figure, list[Axes]]:
     return figure, [*axes.flat]
 
 
-def line(axis: Axes, x: Sequence[float], y: Sequence[dict], at: int, label: str) -> None:
-    """A line through means, with their intervals (`mean`, `low`, `high`); `at` is its number among
-    the lines of the panel."""
+def line(
+    axis: Axes, x: Sequence[float], y: Sequence[dict], at: int, label: str, *, joined: bool = True
+) -> None:
+    """A line through means, with their intervals (`mean`, `low`, `high`), or the means alone; `at`
+    is its number among the lines of the panel."""
     means = [each["mean"] for each in y]
     ends = [[abs(each[end] - each["mean"]) for each in y] for end in ("low", "high")]
     style = {"color": COLORS[at], "marker": MARKERS[at], "markersize": 4, "linewidth": 1.3}
+    style["linestyle"] = "-" if joined else "none"
     axis.errorbar(x, means, ends, elinewidth=0.8, capsize=2, label=label, **style)
 
 

@@ -15,6 +15,7 @@ from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.stats import t_interval
 from dpo.recipe.flags import name_of
+from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.reports import results
 from dpo.runs import checkpoints, output_folder, sweeps
 
@@ -28,6 +29,11 @@ METRICS = {
 }
 
 
+def recipe_of(flags: Sequence[str]) -> Recipe:
+    """RECIPE as these flags have it."""
+    return parse(["--config", str(FOLDER / f"{RECIPE}.yaml"), *flags])
+
+
 def run_of(into: Path, point: dict[str, Any], flags: list[str]) -> sweeps.Run:
     """The run of RECIPE that sets what `point` says, in a folder of `into` that is named by it."""
     (run,) = sweeps.resolved(RECIPE, " ".join(f"{k}={v}" for k, v in point.items()), into, flags)
@@ -38,36 +44,31 @@ def flags_of(steps: int, prompts: int, given: list[str], sets: Sequence[str]) ->
     """Flags for short runs that measure themselves once, when they end, one answer to each prompt;
     and those that a user gives.
 
-    Args:
-        sets: the arguments that an experiment sets of each run.
-
-    Raises:
-        Refusal: the user gives what the experiment sets.
+    `sets` and Refusal: as `with_own` has them.
     """
     own = [f"--max_steps={steps}", f"--reward_prompts={prompts}", "--reward_samples=1"]
     # Without an eval_strategy no pairs are held out; the first comes after the last step.
     own += ["--eval_strategy=steps", f"--eval_delay={steps + 1}", "--save_strategy=no"]
-    own += ["--report_to=none"]
-    return [*given_without(given, own, sets), *own]
+    return with_own(given, [*own, "--report_to=none"], sets)
 
 
-def given_without(given: list[str], own: Sequence[str], sets: Sequence[str]) -> list[str]:
-    """The flags that a user gives.
+def with_own(given: list[str], own: list[str], sets: Sequence[str]) -> list[str]:
+    """Flags that a user gives, and those that an experiment gives all its runs.
 
     Args:
-        own: flags that an experiment gives every run; `sets`: arguments that it sets of each.
+        sets: the arguments that it sets of each run.
 
     Raises:
-        Refusal: one of them is among those that the user gives.
+        Refusal: the user gives what the experiment sets.
     """
     ours = {*map(name_of, own), *sets, "output_dir"}
     if taken := sorted({name_of(flag) for flag in given if flag.startswith("--")} & ours):
         raise Refusal(f"ARGS: {', '.join(taken)}: the experiment sets this itself: leave it out")
-    return given
+    return [*given, *own]
 
 
 def train(run: sweeps.Run, flags: list[str]) -> None:
-    """Carry out a run, if it has not been.
+    """Train a run to its end, if it has not been.
 
     Raises:
         SystemExit: it was asked to stop; it goes on from there.
@@ -81,29 +82,31 @@ def train(run: sweeps.Run, flags: list[str]) -> None:
         raise Refusal(f"{run.folder}: {run.last_line()} ({run.log})")
 
 
-def report_of(run: sweeps.Run, flags: list[str]) -> dict[str, Any]:
-    """What a run has measured, after `train`; its weights are then removed."""
-    train(run, flags)
-    return measured(run)
-
-
-def measured(run: sweeps.Run) -> dict[str, Any]:
-    """What a run that was carried out has measured; its weights are removed."""
-    for checkpoint in checkpoints.named(run.folder):  # of a run that was asked to stop
+def remove_weights(folder: Path) -> None:
+    """Those of a run, and those of its checkpoints, which one that was asked to stop has too."""
+    for checkpoint in checkpoints.named(folder):
         checkpoints.delete(checkpoint)
-    for weights in run.folder.rglob("*.safetensors"):
+    for weights in folder.rglob("*.safetensors"):
         weights.unlink()
-    return results.read(run.folder / output_folder.REPORT)
 
 
-def kept(path: Path, asked: dict[str, Any], make: Callable[[], dict]) -> dict[str, Any]:
-    """What `make` has found for what was asked, from a file if it was asked for before."""
+def report_of(folder: Path) -> dict[str, Any]:
+    """What a run that has been trained has written of itself."""
+    return results.read(folder / output_folder.REPORT)
+
+
+def kept(path: Path, asked: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` finds, kept in a file; from there if the same was asked before.
+
+    Args:
+        asked: what decides what is found, as JSON has it.
+    """
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["asked"] == asked:
+        if found.pop("asked") == asked:
             return found
-    found = {"asked": asked, **make()}
-    files.write_json(path, found)
+    found = find()
+    files.write_json(path, {"asked": asked, **found})
     return found
 
 

@@ -1,0 +1,67 @@
+"""Short runs whose policies are measured here, at their checkpoints. What was measured is kept,
+point by point; a checkpoint is removed once it is measured."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpo.core import files
+from dpo.core.refusal import Refusal
+from dpo.evaluation.contestants import Contestant, policy_of
+from dpo.learn import runs
+from dpo.runs import checkpoints, output_folder, sweeps
+
+
+def flags_of(steps: int, every: int, given: list[str], sets: Sequence[str]) -> list[str]:
+    """Flags for runs that keep their weights at every so many steps and measure nothing, and those
+    that a user gives. `sets` and Refusal: as `runs.with_own` has them."""
+    own = [f"--max_steps={steps}", f"--save_steps={every}", "--save_strategy=steps"]
+    own += ["--save_total_limit=99", "--save_only_model=true"]
+    return runs.with_own(given, [*own, "--eval_strategy=no", "--report_to=none"], sets)
+
+
+def measured(
+    run: sweeps.Run,
+    flags: list[str],
+    asked: dict[str, Any],
+    look: Callable[[Contestant], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What `look` finds of a run's policy at each of its checkpoints, in their order, each with its
+    `step`. The run is trained if it has not been; the policy that it ends with stays.
+
+    Args:
+        asked: what decides what `look` finds, as JSON has it.
+
+    Raises:
+        SystemExit: the run was asked to stop; it goes on from there.
+        Refusal: it failed, or was measured in another way before.
+    """
+    path = path_of(run)
+    found: dict[str, Any] = {"asked": asked, "points": []}
+    if path.is_file() and sweeps.begun(run):  # and not of a folder that has been removed
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if found["asked"] != asked:
+        why = f"points that were measured otherwise ({found['asked']}, now {asked})"
+        raise Refusal(f"{path} holds {why}: give another --output, or remove it and {run.folder}")
+    if not (run.folder / output_folder.TRAINED).is_file():
+        for checkpoint in checkpoints.named(run.folder):
+            checkpoints.delete(checkpoint)  # weights alone are nothing to go on from
+    runs.train(run, flags)
+    there = {point["step"] for point in found["points"]}
+    for checkpoint in sorted(checkpoints.named(run.folder), key=checkpoints.step_of):
+        step = checkpoints.step_of(checkpoint)
+        if step not in there:
+            found["points"].append({"step": step, **look(policy_of(checkpoint, run.folder))})
+            files.write_json(path, found)
+        checkpoints.delete(checkpoint)
+    if not found["points"]:
+        raise Refusal(
+            f"{run.folder} holds no weights to measure: remove it, and give the same again"
+        )
+    return found["points"]
+
+
+def path_of(run: sweeps.Run) -> Path:
+    """The file beside a run's folder that holds what was measured of it."""
+    return run.folder.with_name(f"{run.name}.json")
