@@ -4,12 +4,18 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from dpo.losses import bradley_terry, completion_logps, implicit_reward
+from dpo.losses import (
+    bradley_terry,
+    completion_logps,
+    dpo_loss,
+    gradient_weight,
+    implicit_reward,
+    optimal_logps,
+)
 
 BETA = 0.3
 
@@ -52,11 +58,11 @@ def logps(model, batch):
     return completion_logps(model, *(batch[key] for key in keys)).chunk(2)
 
 
-def dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta):
-    """Mean over pairs of -log σ(r̂(x, y_w) - r̂(x, y_l)) in nats (equation 7)."""
+def mean_loss(chosen, rejected, reference_chosen, reference_rejected, beta):
+    """Equation 7: the mean over pairs, by log-probabilities."""
     better = implicit_reward(chosen, reference_chosen, beta)
     worse = implicit_reward(rejected, reference_rejected, beta)
-    return -F.logsigmoid(better - worse).mean()
+    return dpo_loss(better, worse).mean()
 
 
 def gradients(model, loss):
@@ -73,7 +79,7 @@ def test_loss_and_gradient_are_those_of_trl(trainer, batch, reference):
     stock = trainer.compute_loss(model, batch)
     with torch.no_grad():
         reference_logps = logps(reference, batch)
-    ours = dpo_loss(*logps(model, batch), *reference_logps, beta=BETA)
+    ours = mean_loss(*logps(model, batch), *reference_logps, beta=BETA)
     assert abs(stock.item() - math.log(2)) > 1e-3  # the policy has left its reference
     # The log-probabilities are 138 nats at most, which float32 tells apart in steps of 1.5e-5.
     assert ours.item() == pytest.approx(stock.item(), abs=BETA * 1.5e-5)
@@ -89,14 +95,14 @@ def test_gradient_is_the_analytic_one(trainer, batch, reference):
     chosen, rejected = logps(model, batch)
     r_chosen = implicit_reward(chosen, reference_chosen, BETA).detach()
     r_rejected = implicit_reward(rejected, reference_rejected, BETA).detach()
-    weight = BETA * torch.sigmoid(r_rejected - r_chosen) / len(chosen)
+    weight = BETA * gradient_weight(r_chosen, r_rejected) / len(chosen)
     expected = [torch.zeros_like(parameter) for parameter in model.parameters()]
     for i in range(len(chosen)):
         chosen, rejected = logps(model, batch)
         for total, part in zip(expected, gradients(model, chosen[i] - rejected[i]), strict=True):
             total -= weight[i] * part
     chosen, rejected = logps(model, batch)
-    loss = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=BETA)
+    loss = mean_loss(chosen, rejected, reference_chosen, reference_rejected, beta=BETA)
     assert relative_error(gradients(model, loss), expected) < 1e-6
 
 
@@ -126,7 +132,55 @@ def test_completion_logps_sum_the_completion_tokens_and_no_others(reference, tem
 def test_bradley_terry_and_the_loss_in_closed_form():
     assert bradley_terry(torch.tensor(math.log(3.0)), 0.0).item() == pytest.approx(0.75)
     zero = torch.zeros(2)
-    assert dpo_loss(zero, zero, zero, zero, beta=0.1).item() == pytest.approx(math.log(2))
+    assert mean_loss(zero, zero, zero, zero, beta=0.1).item() == pytest.approx(math.log(2))
     # One pair, margin β (2 − (−1)) = 0.3.
-    loss = dpo_loss(*(torch.tensor([x]) for x in (2.0, -1.0, 0.0, 0.0)), beta=0.1)
+    loss = mean_loss(*(torch.tensor([x]) for x in (2.0, -1.0, 0.0, 0.0)), beta=0.1)
     assert loss.item() == pytest.approx(math.log1p(math.exp(-0.3)))
+
+
+def test_the_weight_of_a_pair_is_the_slope_of_its_loss():
+    """By autograd, on pairs that the policy has in the right order, the wrong one, and none."""
+    chosen = torch.tensor([2.0, -1.0, 0.0, 9.0], dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor([-1.0, 3.0, 0.0, -9.0], dtype=torch.float64, requires_grad=True)
+    dpo_loss(chosen, rejected).sum().backward()
+    weight = gradient_weight(chosen, rejected)
+    assert torch.allclose(-chosen.grad, weight, rtol=1e-12, atol=0)
+    assert torch.allclose(rejected.grad, weight, rtol=1e-12, atol=0)
+    assert weight[2] == 0.5 and weight[1] > 0.98 > 0.05 > weight[0] > weight[3] > 0
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.3, 5.0])
+def test_no_policy_has_more_reward_less_kl_than_the_closed_form(beta):
+    """Its value is β log Z(x) (the paper's appendix A.1), gradient ascent by autograd finds no more
+    and arrives at it, and its implicit reward is the reward but for that constant."""
+    generator = torch.Generator().manual_seed(3)
+    reference, rewards = torch.randn(2, 4, 7, generator=generator, dtype=torch.float64)
+    reference = reference.log_softmax(-1)
+
+    def value(logps):
+        return (logps.exp() * (rewards - beta * (logps - reference))).sum(-1)
+
+    optimal = optimal_logps(reference, rewards, beta)
+    constant = beta * (reference + rewards / beta).logsumexp(-1)
+    assert torch.allclose(optimal.exp().sum(-1), torch.ones(4, dtype=torch.float64))
+    assert torch.allclose(value(optimal), constant)
+    implied = implicit_reward(optimal, reference, beta)
+    assert torch.allclose(implied, rewards - constant[:, None])
+    assert torch.allclose(
+        bradley_terry(implied[:, 0], implied[:, 1]), bradley_terry(rewards[:, 0], rewards[:, 1])
+    )
+
+    scores = reference.clone().requires_grad_()
+    search = torch.optim.LBFGS([scores], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():
+        search.zero_grad()
+        lost = -value(scores.log_softmax(-1)).sum() / beta
+        lost.backward()
+        return lost
+
+    search.step(loss)
+    found = scores.detach().log_softmax(-1)
+    assert (value(found) <= value(optimal) + 1e-9).all()
+    assert torch.allclose(value(found), value(optimal), atol=1e-4)
+    assert (value(reference) < value(optimal) - 1e-3).all()

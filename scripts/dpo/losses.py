@@ -70,6 +70,36 @@ def bradley_terry(reward_a: Tensor, reward_b: Tensor | float) -> Tensor:
     return torch.sigmoid(reward_a - reward_b)
 
 
+def optimal_logps(reference_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """log π*(y | x) of the policy with the highest mean reward less β KL(π ‖ π_ref) (equation 4).
+
+    π* is π_ref exp(r / β), divided by the sum Z(x) of that over all completions. So it can be
+    written down only where these can be listed.
+
+    Args:
+        reference_logps: log π_ref(y | x) of every completion there is, shape (..., completions).
+        rewards: r(x, y) of each, same shape.
+        beta: the weight of the KL; both are in the units of the reward.
+
+    Returns:
+        Same shape; the probabilities of a row sum to 1.
+    """
+    return (reference_logps + rewards / beta).log_softmax(-1)
+
+
+def dpo_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+    """-log σ(r̂(x, y_w) - r̂(x, y_l)) of each pair, in nats (equation 7 before its mean)."""
+    return -torch.nn.functional.logsigmoid(chosen_rewards - rejected_rewards)
+
+
+def gradient_weight(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+    """σ(r̂(x, y_l) - r̂(x, y_w)) of each pair: the probability that the policy's own reward gives to
+    the wrong order, and what β (∇ log π(y_w) - ∇ log π(y_l)) is weighed by in a step of DPO
+    (section 4 of the paper, "What does the DPO update do?"); 0.5 where policy and reference agree.
+    """
+    return bradley_terry(rejected_rewards, chosen_rewards)
+
+
 LN2 = math.log(2)
 # Policy = reference, so that every log-ratio is 0: the loss of each type, and no less than its
 # slope there in nats of one log-ratio; b is β and e the label smoothing. The score of each

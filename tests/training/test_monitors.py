@@ -100,6 +100,17 @@ def test_a_learning_rate_that_is_far_too_high_ends_the_run(rate, tiny_model, tmp
     assert trainer.state.global_step < 24
 
 
+def test_easy_pairs_at_a_ruinous_rate_have_no_loss_and_are_told_all_the_same(tiny_model, tmp_path):
+    """The loss comes back to 0 while the policy says nothing that its reference would."""
+    flags = ("--learning_rate=3", "--max_steps=8", "--lr_scheduler_type=constant")
+    trainer = trainer_on(tmp_path, tiny_model, easy(96, 0), easy(16, 1), *flags)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 1e-6 < losses[0] and {"likelihood displacement", "drift"} <= {
+        *kinds(trainer)
+    }
+
+
 # ---- told, and trained on
 
 
@@ -125,6 +136,17 @@ ILL = {
         "--max_steps=10",
     ),
 }
+
+
+def test_a_rate_that_is_too_low_leaves_every_loss_where_it_began(tiny_model, tmp_path):
+    """In float32 too: margins are rounding, and count as ties."""
+    flags = ("--learning_rate=1e-9", "--max_steps=10", "--lr_scheduler_type=constant")
+    trainer = trainer_on(tmp_path, tiny_model, easy(96, 0), easy(16, 1), *flags)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["loss"] == pytest.approx(math.log(2), abs=1e-4) for entry in logs)
+    assert {entry["rewards/accuracies"] for entry in logs} == {0.5}
+    assert kinds(trainer) == ["empty learning"]
 
 
 @pytest.mark.parametrize("kind", ILL)

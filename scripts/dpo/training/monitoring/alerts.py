@@ -67,6 +67,7 @@ def alerts_of(state: TrainerState) -> list[dict[str, Any]]:
 
 
 NAME = "monitors"  # in the state that checkpoints keep: a run that is resumed has seen as much
+GUIDE = "docs/when-a-run-goes-wrong.md"  # what to do about each
 
 
 def nothing_yet() -> dict[str, Any]:
@@ -109,7 +110,7 @@ class Monitors(TrainerCallback):
         if self.trainer.is_world_process_zero():
             metrics.keep_alerts(self.trainer.args.output_dir, self.kept["alerts"])
             if write:
-                tqdm.write(f"   alert  step {step}  {kind}: {says} (docs/monitors.md)")
+                tqdm.write(f"   alert  step {step}  {kind}: {says} ({GUIDE})")
             tracking.alert(kind, f"step {step}: {says}")
 
     def stop(self, kind: str, says: str) -> NoReturn:
@@ -126,7 +127,7 @@ class Monitors(TrainerCallback):
         raise Refusal(
             f"{kind}: {says}. Stopped, and nothing of this step was saved (last whole checkpoint: "
             f"{last}). {way}, or look at the data with make data, and start anew "
-            "with --restart (docs/monitors.md)"
+            f"with --restart ({GUIDE})"
         )
 
     # ---- not finite
