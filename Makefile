@@ -69,7 +69,7 @@ install: $(READY) ## set up .venv and the embedded model, and check the model's 
 plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB (or cpu) MEMORY=80, or of RUN=
 	@$(BIN)/python scripts/plan.py $(if $(findstring command,$(origin RUN)),--run "$(RUN)") \
 	  --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
-	  --gpu "$(or $(GPU),$(filter cpu,$(CONFIG)))" --memory "$(MEMORY)" --cpu_memory "$(CPU_MEMORY)" \
+	  --gpu "$(GPU)" --accelerate_config "$(CONFIG)" --memory "$(MEMORY)" --cpu_memory "$(CPU_MEMORY)" \
 	  $(if $(UTILISATION),--utilisation "$(UTILISATION)") $(if $(PRICE),--price "$(PRICE)") \
 	  $(if $(JSON),--json) -- $(ARGS)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.plan import cards
+from dpo.plan.auto import AUTO, gb
 from dpo.runs import launch, output_folder
 
 DEFAULT = "smollm2-sentiment"
@@ -35,13 +36,18 @@ def arguments() -> argparse.Namespace:
     add("--gpus", default="", help="on each machine (this machine's, else 1)")
     add("--nodes", default="1", help="machines (1)")
     add("--gpu", default="", help="which: H100-80GB, RTX-4090, …, or cpu (this machine's)")
+    add(
+        "--accelerate_config", dest="config", default="", help="cpu, as --gpu: others are all shown"
+    )
     add("--memory", default="", help="GB of each, instead of a name")
     add("--cpu_memory", default="", help="GB of each machine's own memory")
     add("--price", default="", help="of one GPU for an hour")
     add("--utilisation", default="", help="of the GPU's peak, that training reaches")
     add("--json", action="store_true", help="print the plan as JSON, and nothing else")
     add("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.gpu = args.gpu or cards.CPU * (args.config == cards.CPU)
+    return args
 
 
 def figures(args: argparse.Namespace) -> tuple[float | None, float | None]:
@@ -75,7 +81,12 @@ def answer() -> None:
     figures(args)
     if args.run:
         return own_alone(args, output_folder.measured(args.run)[0])
-    launch.check_there(args.recipe, "")
+    launch.check_there(args.recipe, "" if args.config == AUTO else args.config)
+    if args.config not in ("", AUTO, cards.CPU):
+        raise Refusal(
+            f"CONFIG={args.config}: a plan shows every config beside the others: leave it "
+            "out here, and give it to make train"
+        )
     launch.number_of(args.gpus)
     launch.across(args.nodes, "0", "the-first:29500")
     launch.look(["--config", f"{launch.RECIPES}/{args.recipe}.yaml", *args.arguments])
@@ -98,7 +109,6 @@ from rich.console import Console
 from dpo.plan import table
 from dpo.plan.arithmetic.hours import UTILISATION
 from dpo.plan.ask import THIS, Asked, card_of
-from dpo.plan.auto import gb
 from dpo.plan.choice import Option, best
 from dpo.plan.measured import beside, words
 from dpo.plan.options import micro_batches

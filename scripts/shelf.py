@@ -28,7 +28,6 @@ from dpo.recipe.parse import FOLDER, make_parser, read_yaml
 TABLE = FOLDER / "README.md"
 COLUMNS = ("recipe", "model", "data", "loss", "β", "learning rate", "batch", "smallest machine")
 COLUMNS += ("GPU-hours on 8 × H100", "published", "reached")
-LONG = 4096  # tokens: UltraFeedback's rows are no longer
 INTRODUCTION = """\
 # The shelf
 
@@ -55,14 +54,14 @@ def header(path: Path) -> dict[str, str]:
 
 
 def machine(name: str) -> str | None:
-    """What a header says of the machine, by the recipe's plan; None for one that trains on a CPU,
-    and for one with rows longer than those that plans go by where data are not at hand."""
+    """What a header says of the machine, by the recipe's plan; None for one that trains on a
+    CPU."""
     card = cards.CARDS["H100-80GB"]
     found = Asked(name, (), 8, 1, card).smallest()
     if found is None:
         raise Refusal(f"{name}: no machine holds it by its plan")
     planned, gpus, nodes, option = found
-    if not planned.half or (planned.recipe.training.max_length or 0) > LONG:
+    if not planned.half:
         return None
     memory = round(planned.card.memory / 2**30 / 8) * 8
     count = "one GPU" if gpus * nodes == 1 else f"{gpus * nodes} GPUs"

@@ -94,6 +94,7 @@ PRIVATE = {
     "_indices": (datasets.Dataset, "self._indices: Optional[Table]"),
     "_initialized": (WandbCallback, "self._initialized = False"),
     "_foreach_norm": (torch, None),
+    "_get_default_store": (torch.distributed.distributed_c10d, "def _get_default_store()"),
     "_get_ddp_logging_data": (DistributedDataParallel, "def _get_ddp_logging_data(self"),
     "_buffers": (torch.nn.Module, "_buffers: dict["),
     "_parameters": (torch.nn.Module, "_parameters: dict["),

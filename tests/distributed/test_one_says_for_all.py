@@ -1,6 +1,7 @@
 """What one process sees holds for all of them: gates, refusals, monitors."""
 
 import hashlib
+import re
 import sys
 
 import pytest
@@ -39,6 +40,39 @@ def test_two_processes_refuse_in_one_line(tiny_model, tiny_data, tmp_path):
     assert result.returncode == 1
     assert result.stderr.strip().startswith("ARGS: beta is -1.0: give a number above 0")
     assert result.stderr.strip().count("\n") == 0
+
+
+REFUSING = """
+import datetime
+import sys
+import time
+
+sys.path[:0] = ["scripts"]
+from accelerate import PartialState
+from dpo.core import terminal
+from dpo.core.environment import launched
+
+rank, stay = PartialState(cpu=True).process_index, float(sys.argv[1])
+terminal.STAY = datetime.timedelta(seconds=stay)
+time.sleep(2 * rank)
+print(f"rank {rank} comes {time.time()}", flush=True)
+if not rank or stay > 2:
+    terminal.once("no", launched())
+    print(f"rank {rank} goes {time.time()}", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("stay", "together"), [(60, True), (0.1, False)])
+def test_processes_that_end_for_one_reason_end_together(stay, together, tmp_path):
+    """To one that is still connecting, a process that has gone is an error of its own, told in
+    lines of PyTorch's."""
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    given = ("--nproc_per_node=2", tmp_path / "refusing.py", stay)
+    result = run(*torchrun, *given, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    at = {who: float(when) for who, when in re.findall(r"(rank \d \w+) ([\d.]+)", result.stdout)}
+    assert (at["rank 0 goes"] > at["rank 1 comes"]) == together, result.stderr[-2000:]
+    assert not together or at["rank 1 goes"] - at["rank 0 comes"] < stay
 
 
 ONE_RANK_ALONE = """

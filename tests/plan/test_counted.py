@@ -57,6 +57,15 @@ def test_they_are_so_at_any_length(length, pairs):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+def test_of_many_pairs_some_are_counted_and_all_told(checkpointing):
+    """As many as a CPU attends to in more operations than are gone through, unlike ones in it."""
+    config = config_of("llama", hidden_size=32, intermediate_size=64, head_dim=8, **FEW)
+    batch = tuple((20 + n % 7, 10 + n % 5, 12 + n % 3) for n in range(100))
+    how = How(torch.float32, False, checkpointing, True, False)
+    assert kept(config, batch, how).saved == pytest.approx(saved(config, batch, how), rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_adapter_keeps_less(checkpointing):
     config = config_of("llama")
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,27 @@ def test_a_run_is_asked_nothing_that_it_says_itself(finished, given, named):
     assert f"{named} beside RUN=: a run's plan is of its own recipe" in result.stderr
 
 
+def test_a_run_whose_start_is_not_here_is_planned_by_what_it_has_left(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    settings = tmp_path / "run/recipe.yaml"
+    settings.write_text(
+        re.sub(r"model_name_or_path: .*", "model_name_or_path: /gone/model", settings.read_text())
+    )
+    how = output_folder.measurements(tmp_path / "run")["how"]
+    here, there = (
+        beside.of_folder(folder, how, 0.25)[1] for folder in (finished[0], tmp_path / "run")
+    )
+    assert here.stands == there.stands
+
+
+def test_a_reference_that_was_not_there_is_told_from_one_of_no_size(finished):
+    found = output_folder.measurements(finished[0])
+    found["terms"]["reference"], found["plan"]["stands"]["reference"] = 0.0, 5e8
+    rows = {row["name"]: row for row in beside.rows(found["plan"], found)}
+    assert rows["reference"]["measured"] is rows[beside.REST]["measured"] is None
+    assert rows["policy"]["measured"] and rows["peak, resident"]["measured"]
+
+
 def test_of_what_shards_on_a_cpu_there_is_no_plan(finished):
     how = json.loads((finished[0] / "measured.json").read_text())["how"]
     with pytest.raises(Refusal, match="of CONFIG=zero2 there is no plan on a CPU"):
@@ -232,13 +254,14 @@ def test_a_folder_that_takes_no_file_ends_no_run(tmp_path, capsys):
 
 
 def test_a_run_that_goes_on_keeps_the_most_of_both():
-    how = {"config": "zero2", "processes": 2}
+    how = {"config": "zero2", "processes": 2, "waits": True}
     before = {"how": how, "terms": {"policy": 7}, "uncounted": {}, "plan": {"peak": 9}}
     before |= {"peak": {"allocated": 5.0}, "speed": {"steps": 40}}
     now = {"how": how, "terms": {}, "uncounted": {}, "peak": {"allocated": 3.0}}
     now |= {"speed": None, "plan": None}
     kept = with_earlier(now, before)
     assert kept == before
+    assert with_earlier(now | {"how": how | {"waits": False}}, before) == before
     other = now | {"how": how | {"processes": 4}}
     assert with_earlier(other, before) == other
 

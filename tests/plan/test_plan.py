@@ -48,6 +48,8 @@ def test_the_default_is_planned_from_its_own_files():
     [
         (("--recipe", "zephyr"), "no RECIPE 'zephyr'"),
         (("--gpu", "H1000"), "GPU=H1000 is not known"),
+        (("--accelerate_config", "zero3"), "CONFIG=zero3: a plan shows every config beside the"),
+        (("--accelerate_config", "zero4"), "no CONFIG 'zero4'"),
         (("--memory", "much"), "MEMORY=much is no number of GB"),
         (("--gpus", "some"), "GPUS=some is not a number"),
         (("--", "--bta", "1"), "bta"),
@@ -167,6 +169,19 @@ def test_the_longest_micro_batch_is_one_of_the_run():
     assert lengths.longest(pairs, 1, 100, shared=True) == ((4, 30, 2),)
     assert sorted(lengths.longest(pairs, 4, 1, shared=True)) == sorted(map(tuple, pairs.tolist()))
     assert (4, 30, 2) in lengths.longest(pairs, 2, 100, shared=False)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [(1024, 1024), (4096, 4096), (24576, 24576), (None, 2216)]
+)
+def test_of_data_that_are_not_here_the_longest_pair_is_as_long_as_may_be(limit, most):
+    flags = ("--max_length", str(limit)) if limit else ("--max_length", "none")
+    kept = asked(*flags).planned().lengths
+    assert (kept.pairs[:, 0] + kept.pairs[:, 1:].max(axis=1)).max() == most
+    taken = limit in (4096, 24576)
+    assert ("taken to be of max_length" in kept.source) == taken
+    (longest,) = lengths.longest(kept.pairs, 1, 10_000, shared=True)
+    assert longest[0] + longest[1] == most or not taken
 
 
 def test_without_a_gpu_the_plan_is_for_a_known_one(monkeypatch):

@@ -15,7 +15,7 @@ from dpo.recipe.parse import parse
 from dpo.runs import launch as launcher
 from dpo.runs import output_folder
 from dpo.runs.output_folder import claim
-from support.commands import at_once, launch
+from support.commands import at_once, launch, run
 from support.place import ROOT
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
@@ -291,6 +291,22 @@ def test_list_shows_every_recipe_and_config():
     for folder in ("recipes", "accelerate_configs"):
         for path in (ROOT / folder).glob("*.yaml"):
             assert f"  {path.stem} " in said
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_launch_that_says_why_its_run_has_ended_can_be_ended(tmp_path, signal):
+    code = (
+        "import os, signal, sys\n"
+        "from dpo.core.signals import tell_full\n"
+        "from dpo.runs.launch import run\n"
+        "tell_full(sys.argv[1], killed=True)\n"
+        "here = os.environ | {'DPO_TOLD_IN': sys.argv[1]}\n"
+        f"ask = lambda found: (os.kill(os.getpid(), signal.{signal}), print('went on'))\n"
+        "run(['accelerate', 'launch', '--no_such_flag'], here, ask)"
+    )
+    done = run(sys.executable, "-c", code, str(tmp_path), PYTHONPATH=str(ROOT / "scripts"))
+    assert done.returncode not in (0, 75) and "went on" not in done.stdout, done.stdout
+    assert "NoSuchProcess" not in done.stderr and "saves and ends" not in done.stdout
 
 
 def faults(environment: dict) -> int:

@@ -350,6 +350,29 @@ def test_a_full_gpu_is_told_from_a_broken_one(said, full, tmp_path):
     assert ("out of memory, trying" in str(stop.value)) == full
 
 
+@pytest.mark.parametrize(
+    ("device", "processes", "shards"), [("cpu", 1, 0), ("cpu", 2, 1), ("cuda", 1, 1)]
+)
+def test_sharding_is_named_where_it_needs_less(device, processes, shards):
+    """Of one process on a CPU there is nothing to shard."""
+    args = SimpleNamespace(device=torch.device(device), world_size=processes, max_length=24)
+    ways = "; ".join(memory.another_run(args, torch.nn.Linear(1, 1)))
+    assert ("CONFIG to zero2" in ways) == shards and "max_length to less than 24" in ways
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total", 9 * 2**30),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB.", 20 * 2**20),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes.", 4000),
+        ("CUDA error: out of memory", 0),
+    ],
+)
+def test_what_was_asked_for_is_read_off_what_pytorch_says(said, asked):
+    assert memory.asked_for(said) == asked
+
+
 def test_out_of_memory_in_a_step(tmp_path):
     trainer = gated(tmp_path, max_steps=5, save_strategy="steps", save_steps=2)
     fails_at(trainer, 6)  # the trial; two micro-batches a step; the first of step 3
@@ -361,8 +384,8 @@ def test_out_of_memory_in_a_step(tmp_path):
     assert words in message and "the longest row" in words
     for word in (
         "per_device_train_batch_size to 1 and gradient_accumulation_steps to 4, the same 4 pairs",
-        f"to true, and the same command goes on from {tmp_path}/run/checkpoint-2. Or change CONFIG",
-        *("gradient_checkpointing to true", "CONFIG to zero2", "use_peft", "max_length to less"),
+        f"to true, and the same command goes on from {tmp_path}/run/checkpoint-2. Or change use_",
+        *("gradient_checkpointing to true", "use_peft", "max_length to less"),
         " GB",
     ):
         assert word in message

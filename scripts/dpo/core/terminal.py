@@ -2,6 +2,8 @@
 error one line."""
 
 import argparse
+import contextlib
+import datetime
 import functools
 import gc
 import io
@@ -24,6 +26,7 @@ from dpo.core.refusal import Refusal, unbroken
 # Control characters but tab and newline, and those that turn the direction of writing.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 SCRIPTS = Path(__file__).resolve().parents[2]
+STAY = datetime.timedelta(seconds=1)
 LONGEST = 600  # characters of what a library says
 BUGS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError)
 
@@ -164,8 +167,22 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def stay_for_others() -> None:
+    """Let the processes of a run that end for one reason end together: where one has gone, another
+    that is still connecting to it says an error of its own. One that ends alone goes after STAY.
+    """
+    group = sys.modules.get("torch.distributed")
+    if group and group.is_available() and group.is_initialized():
+        with contextlib.suppress(RuntimeError):  # not all have come, or the store has gone
+            store = group.distributed_c10d._get_default_store()
+            store.set(f"ends/{group.get_rank()}", "")
+            ends = [f"ends/{rank}" for rank in range(group.get_world_size())]
+            store.wait(ends, STAY)
+
+
 def once(error: Exception | str, launch: Launch) -> str | int:
     """The line to end with, if no other process of the run has said one, else the exit code."""
+    stay_for_others()
     if not signals.first_to_end(launch.told_in):
         return 1
     line = error if isinstance(error, str) else line_of(error, launch.debug)

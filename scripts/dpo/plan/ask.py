@@ -121,8 +121,10 @@ class Asked:
         for share in (0.75, 0.5, 0.25):
             if length := int((recipe.training.max_length or 0) * share):
                 yield f"max_length {length}", flags("--max_length", str(length))
+        half = bool(recipe.training.bf16) and not self.card.on_cpu and "dtype" not in recipe.stated
+        rounded = ("--dtype", "bfloat16") * half  # nothing of the base is trained
         if not recipe.model.use_peft:
-            yield "LoRA", flags(*LORA)
+            yield "LoRA", flags(*LORA, *rounded)
         if not recipe.model.load_in_4bit:
             yield "an adapter on 4 bits (QLoRA)", flags(*FOUR_BITS)
         for times in () if self.card.on_cpu else (2, 4, 8, 16, 32, 64):

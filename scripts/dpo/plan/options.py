@@ -142,7 +142,8 @@ class Planned:
             stands["reference"] = setting.live * of_its_own.stands(self.reference, setting)
             machine += of_its_own.machine(self.reference, setting)
             terms = self.with_reference(self.reference, setting, terms, pairs)
-        spent = self.priced(SPEED.get(config, 1), gpus, live, checkpointing, micro)
+        pace = SPEED.get(config, 1), memory.streamed(self.sizes, config)
+        spent = self.priced(*pace, gpus, live, checkpointing, micro)
         each = disk.checkpoint(self.sizes, setting, self.recipe.training.save_only_model)
         how = config, live, checkpointing, micro, accumulation
         return Option(*how, terms, machine, spent, stands, each)
@@ -169,11 +170,11 @@ class Planned:
         return own and bool(live or waits or self.lengths.held_out)
 
     def price_of(
-        self, speed: float, gpus: int, live: bool, checkpointing: bool, micro: int
+        self, speed: float, sent: float, gpus: int, live: bool, checkpointing: bool, micro: int
     ) -> Cost:
         """What a run comes to, at a part of the speed that the card has by itself."""
         run, utilisation = self.run(live, checkpointing, micro), self.utilisation * speed
-        return cost(self.model, run, self.card, gpus, self.price, utilisation, self.scores)
+        return cost(self.model, run, self.card, gpus, self.price, utilisation, self.scores, sent)
 
     def step_seconds(self, way: Option, gpus: int, scores: bool = False) -> float | None:
         """Seconds of a training step, without evaluations; None where the card's speed is not
@@ -182,7 +183,8 @@ class Planned:
         once = {"pairs": batch, "rows": batch * scores, "held_out": 0, "evaluations": 0}
         run = replace(self.run(way.live, way.checkpointing, way.micro), **once)
         reached = self.utilisation * SPEED.get(way.config, 1)
-        return cost(self.model, run, self.card, gpus, None, reached, self.scores).seconds
+        more = reached, self.scores, memory.streamed(self.sizes, way.config)
+        return cost(self.model, run, self.card, gpus, None, *more).seconds
 
     def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
         """What is computed from the first step to the last."""

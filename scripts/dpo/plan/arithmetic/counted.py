@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -29,6 +29,7 @@ DEEP = 3  # layers that tell what one more needs: the first two may attend in tw
 # Operations of a run. Most models have 2,000 to 4,000, which takes 0.2 seconds; a loop over tokens
 # in Python has a hundred for each of them.
 MOST = 20_000
+MANY = 32  # pairs of a micro-batch
 Pairs = tuple[tuple[int, int, int], ...]  # prompt, chosen and rejected tokens of each
 
 
@@ -262,7 +263,13 @@ def on(fake: FakeTensorMode, value: Any) -> Any:
 
 
 def kept(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
-    """Bytes that a micro-batch needs in the whole model beside weights and gradients."""
+    """Bytes that a micro-batch needs in the whole model beside weights and gradients. Of more than
+    MANY pairs with their prompts once the first are counted, and the others by their tokens: a CPU
+    attends pair by pair, in more operations than MOST."""
+    if how.shared and len(pairs) > MANY:
+        tokens, some = (sum(map(sum, each)) for each in (pairs, pairs[:MANY]))
+        found = kept(config, pairs[:MANY], how)
+        return Kept(*(part * tokens / some for part in astuple(found)))
     deep = config.get_text_config().num_hidden_layers
     if deep <= DEEP:
         saved, forward, peak = run(config, pairs, how)

@@ -19,6 +19,7 @@ UTILISATION = 0.25
 # tokens, 50 to 59 a second in float32: no more than 0.0045 to 0.0053. The same pairs by stock TRL
 # took 1.9 times what this says.
 LAYER = 0.0045
+BUS = 25e9  # bytes a second to a GPU, PCIe 4 × 16 at four fifths of what it is named for: assumed
 MIDDLING = 165.2e12  # FLOPs a second, an RTX 4090's: a card of which no speed is known
 FORWARD = 1 / 3  # of that, without a backward pass: as FLOPs are, not measured
 
@@ -134,6 +135,7 @@ def cost(
     price: float | None = None,
     utilisation: float = UTILISATION,
     reference: PreTrainedModel | None = None,
+    sent: float = 0,
 ) -> Cost:
     """What a run comes to on so many GPUs, in half precision.
 
@@ -143,11 +145,13 @@ def cost(
     Args:
         price: of a GPU for an hour.
         reference: as `flops` has it.
+        sent: bytes of weights that a GPU gets from the machine's memory in every micro-batch.
     """
     found = flops(model, run, reference)
     layers = model.config.get_text_config().num_hidden_layers
     computed = sum(found.values()) / (card.flops or MIDDLING) / utilisation
-    busy = computed + started(run) * layers * LAYER  # of all GPUs together
+    each = layers * LAYER + sent / BUS
+    busy = computed + started(run) * each  # of all GPUs together
     if card.flops is None:
         return Cost(found, None, None, None, busy / gpus)
     hours = busy / 3600

@@ -61,6 +61,10 @@ def of(recipe: Recipe) -> Lengths:
     kept = cut(known[known[:, 0] < length], recipe)
     found = rows.stated(recipe)
     source = f"UltraFeedback's lengths, since {why}"
+    if recipe.training.max_length and length > (kept[:, 0] + kept[:, 1:].max(axis=1)).max():
+        prompt = int(np.median(kept[:, 0]))
+        kept = np.vstack([kept, (prompt, length - prompt, length - prompt)])
+        source += f", and the longest pair is taken to be of max_length, {length:,}"
     if found.train is None:
         source += "; how many pairs there are is not known, and it is told for so many"
     train = rows.TOLD if found.train is None else found.train

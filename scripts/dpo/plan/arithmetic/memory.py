@@ -216,6 +216,12 @@ def standing(sizes: Sizes, setting: Setting) -> dict[str, float]:
     return found
 
 
+def streamed(sizes: Sizes, config: str) -> float:
+    """Bytes of weights that each GPU gets in a micro-batch where they are offloaded: all of them
+    in half precision, forward and backward."""
+    return 4 * (sizes.frozen + sizes.trained) if config == "zero3_offload" else 0
+
+
 def machine(sizes: Sizes, setting: Setting) -> float:
     """Bytes of the machine's own memory in which a process keeps what is offloaded."""
     if setting.config != "zero3_offload":

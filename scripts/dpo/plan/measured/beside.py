@@ -14,7 +14,7 @@ from dpo.core.machine import peak_memory_gb
 from dpo.core.refusal import Refusal, one_line
 from dpo.data.quarantine import Linted
 from dpo.plan import cards
-from dpo.plan.arithmetic import lengths
+from dpo.plan.arithmetic import lengths, memory
 from dpo.plan.arithmetic.hours import UTILISATION, cost
 from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.ask import model_of, reference_of
@@ -56,8 +56,16 @@ def again(
 
 
 def of_folder(folder: Path, how: dict[str, Any], utilisation: float) -> tuple[Planned, Option]:
-    """`again` of a run in a folder, whatever machine this is."""
+    """`again` of a run in a folder, whatever machine this is: where its start is not to be had,
+    by the configuration that it has left.
+    """
     recipe = output_folder.recipe_of(folder, Launch(processes=1, on_cpu=True))
+    try:
+        model_of(recipe)
+    except Refusal:
+        if not (folder / "config.json").is_file():
+            raise
+        recipe.model.model_name_or_path, recipe.model.model_revision = str(folder), "main"
     return again(recipe, how, utilisation=utilisation)
 
 
@@ -103,7 +111,9 @@ def peaks(plan: dict[str, Any], measured: dict[str, float]) -> dict[str, float]:
 def rows(plan: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
     """What was planned and what was measured, in bytes, and of a step in seconds. None where one of
     both is not known."""
-    found, peak = measured["terms"], measured["peak"]
+    found, peak = dict(measured["terms"]), measured["peak"]
+    if gone(plan, measured):
+        del found["reference"]
     planned = peaks(plan, peak)
     most = next(iter(peak))  # allocated, or resident
     pairs = [(name, plan["stands"].get(name), found.get(name)) for name in STANDS]
@@ -114,6 +124,12 @@ def rows(plan: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]
     seconds = (measured["speed"] or {}).get("step_seconds")
     pairs.append((STEP, plan["step_seconds"], seconds))
     return [{"name": n, "planned": p, "measured": m, "error": error_of(p, m)} for n, p, m in pairs]
+
+
+def gone(plan: dict[str, Any], measured: dict[str, Any]) -> bool:
+    """Whether the reference was not there when the run looked at what is: it may have been at the
+    peak, before or after, for the pairs that it scored."""
+    return bool(plan["stands"].get("reference")) and measured["terms"].get("reference") == 0
 
 
 def error_of(planned: float | None, measured: float | None) -> float | None:
@@ -156,5 +172,6 @@ def reached(planned: Planned, option: Option, how: dict[str, Any], took: float) 
 def hours(planned: Planned, option: Option, processes: int) -> float:
     """Of the whole run."""
     run = planned.run(option.live, option.checkpointing, option.micro)
-    at = planned.utilisation * SPEED.get(option.config, 1)
-    return (cost(planned.model, run, planned.card, processes, None, at).seconds or 0) / 3600
+    how = planned.utilisation * SPEED.get(option.config, 1), planned.scores
+    sent = memory.streamed(planned.sizes, option.config)
+    return (cost(planned.model, run, planned.card, processes, None, *how, sent).seconds or 0) / 3600

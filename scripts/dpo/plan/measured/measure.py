@@ -66,10 +66,7 @@ class Measure(TrainerCallback):
         when none is gathered beside its shard."""
         names = {name for note in self.notes for name in note} - self.uncounted.keys()
         how = {name: min if name in SHARDED else max for name in sorted(names)}
-        found = {name: pick(note.get(name, 0) for note in self.notes) for name, pick in how.items()}
-        if not found.get("reference", 1):  # loaded at the first pair that no earlier run has scored
-            found["reference"] = storages.held(self.trainer)[0].get("reference", 0)
-        return found
+        return {name: pick(note.get(name, 0) for note in self.notes) for name, pick in how.items()}
 
     def write(self) -> None:
         """Called by all processes. What is written is of the one with the most."""
@@ -159,11 +156,13 @@ def how_of(trainer: Declared) -> dict[str, Any]:
 
 def with_earlier(found: dict[str, Any], earlier: dict[str, Any] | None) -> dict[str, Any]:
     """What was measured, with what the run's process before a kill had, if it ran the same way."""
-    if not earlier or earlier["how"] != found["how"]:
+    waits = found["how"]["waits"]  # no more where all has its score
+    if not earlier or earlier["how"] | {"waits": waits} != found["how"]:
         return found
     kept = {name: found[name] or earlier[name] for name in ("terms", "uncounted", "speed", "plan")}
     most = {name: max(size, earlier["peak"][name]) for name, size in found["peak"].items()}
-    return found | kept | {"peak": most}
+    how = found["how"] | {"waits": waits or earlier["how"]["waits"]}
+    return found | kept | {"peak": most, "how": how}
 
 
 def keep(folder: Path, found: dict[str, Any]) -> None:

@@ -62,6 +62,10 @@ def conclusions(
     lines, how = [], measured["how"]
     for name, why in measured["uncounted"].items():
         lines.append(visible(f"{name} could not be counted: {why}"))
+    if any(
+        row["name"] == "reference" and row["planned"] and row["measured"] is None for row in rows
+    ):
+        lines.append("reference: there for some pairs, and not in the step that was looked at")
     errors = {row["name"]: row["error"] for row in rows}
     peak = next(name for name in errors if name.startswith("peak"))
     most = max(row["measured"] or 0 for row in rows if row["name"].startswith("peak"))

@@ -117,7 +117,8 @@ def same_run(args: DPOConfig) -> Iterator[str]:
 
 def another_run(args: DPOConfig, model: torch.nn.Module) -> Iterator[str]:
     """What needs less memory and does not fit the checkpoints that there are."""
-    yield "CONFIG to zero2, zero3 or zero3_offload"
+    if args.device.type == "cuda" or args.world_size > 1:
+        yield "CONFIG to zero2, zero3 or zero3_offload"
     if not hasattr(model, "peft_config"):
         yield "use_peft to true"
     yield f"max_length to less than {args.max_length or 'the longest row'}"
