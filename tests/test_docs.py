@@ -16,6 +16,7 @@ from dpo.recipe.parse import make_parser, parse, read_yaml
 from dpo.runs.output_folder import claim
 from support.commands import make
 from support.docs import DEVELOPMENT, DOCS, ELSEWHERE, PAGES, README, blocks, page
+from support.notebook import PATH as NOTEBOOK
 from support.place import ROOT
 from support.rows import GOOD, RECIPE, changed, lint, said, write
 
@@ -72,7 +73,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("of", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("of", [*PAGES, ROOT / NOTEBOOK], ids=lambda path: path.name)
 def test_every_link_leads_somewhere(of):
     for target in re.findall(r"\]\(([^)\s]+)\)", of.read_text()):
         path, _, anchor = target.partition("#")

@@ -11,6 +11,7 @@ from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from trl import DPOConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
@@ -177,7 +178,7 @@ def make_trainer(
         raise Refusal("DeepSpeed was asked for and --use_cpu turns it off: leave --use_cpu out")
     if launch.fsdp and not trainer.is_fsdp_enabled:
         raise Refusal("FSDP was asked for and shards nothing on a CPU: choose a zero config")
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook another one
     if not args.disable_tqdm:
         trainer.add_callback(StepLines)
     trainer.add_callback(WriteMetrics())
