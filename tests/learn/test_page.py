@@ -1,57 +1,76 @@
-"""What docs/learn.md says was measured is what docs/learn/*.json holds."""
+"""What pages say was measured by `make learn` is what docs/learn/*.json holds."""
 
 import importlib
 import json
 import re
 from pathlib import Path
 
+import pytest
+
 import learn as command
 from dpo.learn import noise
-from support.docs import blocks
+from support.docs import PAGES, blocks
 from support.place import ROOT
 
+LEARN = ROOT / "docs/learn"
 PAGE = ROOT / "docs/learn.md"
-CITED = re.compile(r"\]\(learn/(\w+)\.json\)")
+SIGNS = {"": abs, "+": float, "-": float.__neg__, "−": float.__neg__}
 
 
-def wrong(page: str, folder: Path) -> list[str]:
-    """The tables, in sections of a page that name a JSON file of `folder`, that are not those which
-    its experiment makes of it; and the numbers with a decimal point, in paragraphs that name one,
-    that are not claimed in it, rounded as they are printed."""
+def cited(text: str, page: Path, folder: Path) -> list[str]:
+    """The names of the JSON files of a folder that a text links, which stands on this page."""
+    targets = [page.parent / target for target in re.findall(r"\]\(([^)#\s]+\.json)\)", text)]
+    return [path.stem for path in targets if path.resolve().parent == folder.resolve()]
+
+
+def unclaimed(text: str, claims: list[float]) -> list[str]:
+    """The numbers of a text with a decimal point that are no claim, rounded as they are printed. A
+    number that has a sign is held to it."""
     found = []
-    for section in re.split(r"^## ", page, flags=re.MULTILINE):
-        held = {
-            name: json.loads((folder / f"{name}.json").read_text())
-            for name in CITED.findall(section)
-        }
-        tables = [importlib.import_module(f"dpo.learn.{n}").table(r) for n, r in held.items()]
-        parts = [part.strip() for part in section.split("\n\n") if part.strip()]
-        if held:
-            found += [p for p in parts if p[0] == "|" and not any(p in t for t in tables)]
-        for part in parts:
-            claimed = [v for name in CITED.findall(part) for v in held[name]["claims"].values()]
-            text = re.sub(r"\]\([^)]*\)", "]", part)  # where links lead says nothing
-            for number in re.findall(r"\d+\.\d+", text) if CITED.search(part) else ():
-                places = len(number.partition(".")[2])
-                if f"{float(number):.{places}f}" not in {f"{abs(v):.{places}f}" for v in claimed}:
-                    found.append(number)
+    text = re.sub(r"\]\([^)]*\)", "]", text)  # where links lead says nothing
+    for sign, number in re.findall(r"(?<![\w.])([+−-]?)(\d+\.\d+)", text):
+        form = f".{len(number.partition('.')[2])}f"
+        if format(float(number), form) not in {format(SIGNS[sign](v), form) for v in claims}:
+            found.append(sign + number)
     return found
 
 
-def test_what_the_page_says_is_what_was_measured():
-    page = PAGE.read_text()
-    assert wrong(page, ROOT / "docs/learn") == []
-    written = {path.stem for path in (ROOT / "docs/learn").glob("*.json")}
-    assert written == {*CITED.findall(page)}, (
-        "what was measured and is said nowhere, or is not there"
-    )
+def wrong(text: str, page: Path, folder: Path) -> list[str]:
+    """What is said on a page in the name of a JSON file of a folder, and is not in it: in sections
+    that link one, of any level, tables that its experiment does not make so and that have a number
+    which is not claimed; in paragraphs that link one, such numbers."""
+    found = []
+    for section in re.split(r"^#+ ", text, flags=re.MULTILINE):
+        held = {
+            name: json.loads((folder / f"{name}.json").read_text())
+            for name in cited(section, page, folder)
+        }
+        made = [importlib.import_module(f"dpo.learn.{n}").table(r) for n, r in held.items()]
+        for part in (part.strip() for part in section.split("\n\n") if part.strip()):
+            table = part[0] == "|"
+            of = [*held] if table else cited(part, page, folder)
+            claims = [float(v) for name in of for v in held[name]["claims"].values()]
+            if of and not (table and any(part in each for each in made)):
+                found += unclaimed(part, claims)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_a_page_says_is_what_was_measured(page):
+    assert wrong(page.read_text(), page, LEARN) == []
+
+
+def test_what_was_measured_is_said_and_shown():
+    written = {path.stem for path in LEARN.glob("*.json")}
+    assert written == {*cited(PAGE.read_text(), PAGE, LEARN)}, "said nowhere, or not there"
     for name in written:
-        assert (ROOT / f"docs/learn/{name}.png").stat().st_size < 120_000
-        assert f"](learn/{name}.png)" in page
+        assert (LEARN / f"{name}.png").stat().st_size < 120_000
+        assert f"](learn/{name}.png)" in PAGE.read_text()
 
 
-def test_a_page_that_says_otherwise_is_found_out(tmp_path):
-    point = {"mean": 0.5123, "low": 0.4, "high": 0.6}
+@pytest.mark.parametrize("at, to", [("a.md", "learn/"), ("guides/a.md", "../learn/")])
+def test_a_page_that_says_otherwise_is_found_out(at, to, tmp_path):
+    point = {"mean": 0.5123, "low": -0.4, "high": 0.6}
     metrics = dict.fromkeys(noise.METRICS, point)
     results = {
         "points": [{"rate": 0.3, "loss": "ipo", **metrics}],
@@ -59,14 +78,26 @@ def test_a_page_that_says_otherwise_is_found_out(tmp_path):
         "to_clean": [],
     }
     results |= {"ceiling": 0.9, "reference": {}, "labels": {}}
-    (tmp_path / "noise.json").write_text(json.dumps(results | {"claims": noise.claims(results)}))
+    folder = tmp_path / "learn"
+    folder.mkdir()
+    (tmp_path / "guides").mkdir()
+    (folder / "noise.json").write_text(json.dumps(results | {"claims": noise.claims(results)}))
     first = noise.table(results).split("\n\n")[0]
-    said = "With `ipo` it is 0.51, from 0.400 ([all](learn/noise.json))."
-    right = f"# A\n\n9.99 stands elsewhere.\n\n## B\n\n{said}\n\n{first}\n\n## C\n\n| a |\n"
-    assert wrong(right, tmp_path) == []
-    assert wrong(right.replace("0.51,", "0.52,"), tmp_path) == ["0.52"]
-    (table,) = wrong(right.replace("| 30% | ipo | +0.512", "| 30% | ipo | +0.513"), tmp_path)
-    assert table.startswith("| swapped |")
+    said = f"With `ipo` it is 0.51, from −0.400 ([all]({to}noise.json))."
+    mine = "| loss | reward |\n|---|---|\n| ipo | +0.51 (-0.4 to +0.6) |"
+    parts = ("# A", "9.99 stands elsewhere.", "### B", said, first, mine, "## C", "| 9.99 |")
+    right = "\n\n".join(parts)
+
+    def found(text: str) -> list[str]:
+        return wrong(text, tmp_path / at, folder)
+
+    assert found(right) == []
+    assert found(right.replace("0.51,", "0.52,")) == ["0.52"]
+    assert found(right.replace("−0.400 (", "+0.400 (")) == ["+0.400"]
+    assert found(right.replace("| 30% | ipo | +0.512", "| 30% | ipo | +0.513")) == ["+0.513"]
+    assert found(right.replace("+0.51 (", "+0.57 (")) == ["+0.57"]
+    assert found(right.replace("## C", "C")) == ["9.99"]  # it is of the section then
+    assert found(right.replace(f"{to}noise.json", "other/noise.json")) == []
 
 
 def test_the_page_lists_every_experiment_with_its_time():
