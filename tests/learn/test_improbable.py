@@ -8,7 +8,7 @@ import pytest
 
 from dpo.core.files import read_lines
 from dpo.evaluation.contestants import Contestant
-from dpo.learn import improbable, runs
+from dpo.learn import improbable, pictures, runs
 from dpo.learn.improbable import looking, results, styles
 from dpo.models.scoring import score
 from support.place import ROOT
@@ -143,7 +143,7 @@ def test_what_is_printed_is_what_is_claimed():
 
 def test_the_picture_is_drawn_from_the_json(tmp_path):
     found = made()
-    results.write(found, tmp_path)
+    pictures.write("improbable", found, results.table(found), results.draw(found), tmp_path)
     first = (tmp_path / "improbable.png").read_bytes()
     assert len(first) < 120_000
     figure = results.draw(json.loads((tmp_path / "improbable.json").read_text()))

@@ -8,7 +8,7 @@ import pytest
 
 from dpo.core.files import read_lines
 from dpo.core.stats import mean_at_equal_length
-from dpo.learn import length
+from dpo.learn import length, pictures
 from support.place import ROOT
 
 CANDIDATES = ROOT / "recipes/data/sentiment/candidates.jsonl"
@@ -115,10 +115,10 @@ def test_what_is_printed_is_what_is_claimed():
 
 def test_the_picture_is_drawn_from_the_json(tmp_path):
     made = results()
-    length.write(made, tmp_path)
+    pictures.write("length", made, length.table(made), length.draw(made), tmp_path)
     first = (tmp_path / "length.png").read_bytes()
     made["points"][2]["tokens"]["mean"] += 5
-    length.write(made, tmp_path)
+    pictures.write("length", made, length.table(made), length.draw(made), tmp_path)
     assert (tmp_path / "length.png").read_bytes() != first and len(first) < 120_000
     figure = length.draw(json.loads((tmp_path / "length.json").read_text()))
     (line,) = [each for each in figure.axes[0].containers if each.get_label()]

@@ -12,7 +12,7 @@ import pytest
 import learn as command
 from dpo.core.files import read_lines
 from dpo.core.refusal import Refusal
-from dpo.learn import noise, runs
+from dpo.learn import noise, pictures, runs
 from support.commands import at_once
 from support.place import ROOT
 
@@ -114,10 +114,10 @@ def test_what_is_printed_is_what_is_claimed():
 
 def test_the_picture_is_drawn_from_the_json(tmp_path):
     drawn, other = tmp_path / "a", tmp_path / "b"
-    noise.write(results(), drawn)
-    noise.write(results(reference={"reward": 0.4}), other)
-    pictures = [(folder / "noise.png").read_bytes() for folder in (drawn, other)]
-    assert pictures[0] != pictures[1] and len(pictures[0]) < 120_000
+    for found, folder in ((results(), drawn), (results(reference={"reward": 0.4}), other)):
+        pictures.write("noise", found, noise.table(found), noise.draw(found), folder)
+    first, second = ((folder / "noise.png").read_bytes() for folder in (drawn, other))
+    assert first != second and len(first) < 120_000
     again = json.loads((drawn / "noise.json").read_text())
     figure = noise.draw(again)
     shown = {axis.get_title(): axis for axis in figure.axes}

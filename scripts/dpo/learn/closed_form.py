@@ -19,10 +19,9 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from dpo.learn import listed, pictures, runs
+from dpo.learn import listed, pictures, printed, runs
 from dpo.learn.listed import COMPLETIONS, PROMPTS
 from dpo.losses import implicit_reward, optimal_logps
-from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
 MINUTES = 3
@@ -153,9 +152,7 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
     """Every number that a page may print of the results, by what it is, as it is printed."""
     found = {"the largest distance of any prompt": round(results["largest"], 3)}
     for point in results["points"]:
-        for name, (_, form) in METRICS.items():
-            for end, value in point[name].items():
-                found[f"β {point['beta']:g}, {name}, {end}"] = float(format(value, form))
+        found |= printed.claims(f"β {point['beta']:g}", point, METRICS)
     for each in results["shown"]:
         for name in ("before", "distance"):
             found[f"picture, β {each['beta']:g}, {name}"] = round(each[name], 3)
@@ -166,8 +163,7 @@ def table(results: dict[str, Any]) -> str:
     """Each β as Markdown: mean over seeds with Student's interval."""
     rows = [["β", *(name for name, _ in METRICS.values())]]
     for point in results["points"]:
-        cells = (said(point[name], form) for name, (_, form) in METRICS.items())
-        rows.append([f"{point['beta']:g}", *cells])
+        rows.append([f"{point['beta']:g}", *printed.cells(point, METRICS)])
     return markdown(rows)
 
 

@@ -28,7 +28,7 @@ from dpo.core.stats import bootstrap, t_difference
 from dpo.data import dataset, schema
 from dpo.data.sources.load import load_rows
 from dpo.evaluation.contestants import Contestant, reference_of
-from dpo.learn import along, noise, pictures, runs
+from dpo.learn import along, noise, pictures, printed, runs
 from dpo.losses import completion_logps, dpo_loss, gradient_weight, implicit_reward
 from dpo.models.scoring import tensors
 from dpo.recipe.parse import Recipe
@@ -219,13 +219,9 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
     """Every number that a page may print of the results, by what it is, as it is printed."""
     found = {"off by at most, parts in a million": round(1e6 * results["off"], 1)}
     for point in results["points"]:
-        for name, (_, form) in METRICS.items():
-            for end, value in point[name].items():
-                of = f"step {point['step']}, {point['side']}, {name}, {end}"
-                found[of] = float(format(value, form))
+        found |= printed.claims(f"step {point['step']}, {point['side']}", point, METRICS)
     for point in results["apart"]:
-        for end, value in point["weight"].items():
-            found[f"step {point['step']}, wrong − right, weight, {end}"] = round(value, 3)
+        found |= printed.claims(f"step {point['step']}, wrong − right", point, METRICS)
     return found
 
 
@@ -233,8 +229,7 @@ def table(results: dict[str, Any]) -> str:
     """Each step and side, and beneath them how far their weights are apart, as Markdown."""
     rows = [["step", "label", *(name for name, _ in METRICS.values())]]
     for point in results["points"]:
-        cells = (said(point[name], form) for name, (_, form) in METRICS.items())
-        rows.append([str(point["step"]), point["side"], *cells])
+        rows.append([str(point["step"]), point["side"], *printed.cells(point, METRICS)])
     apart = [["step", "weight, wrong − right"]]
     apart += [[str(p["step"]), said(p["weight"], "+.3f")] for p in results["apart"]]
     return markdown(rows) + "\n" + markdown(apart)

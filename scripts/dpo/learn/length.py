@@ -24,11 +24,9 @@ from dpo.core.stats import bootstrap, mean_at_equal_length
 from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, reference_of
 from dpo.evaluation.judges import judging
-from dpo.learn import along, pictures, runs
+from dpo.learn import along, pictures, printed, runs
 from dpo.recipe.flags import overridden
-from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
-from dpo.reports.html import png
 
 MINUTES = 20
 GAP = 8  # tokens
@@ -189,7 +187,8 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         "reference": found[-1]["reference"],
         "made": runs.made_by() | {"minutes_of_training": runs.minutes(spent)},
     }
-    return write(results | {"claims": claims(results)}, docs)
+    results |= {"claims": claims(results)}
+    return pictures.write("length", results, table(results), draw(results), docs)
 
 
 def over_seeds(
@@ -215,18 +214,12 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
         for kind, form in (("tokens", ".1f"), ("score", ".2f")):
             for side, value in about[kind].items():
                 found[f"{split}, {kind} of {side}"] = float(format(value, form))
-
-    def add(of: str, values: dict[str, Any]) -> None:
-        for name, (_, form) in METRICS.items():
-            for end, value in values.get(name, {}).items():
-                found[f"{of}, {name}, {end}"] = float(format(value, form))
-
-    add("reference", results["reference"])
+    found |= printed.claims("reference", results["reference"], METRICS)
     for part in ("points", "to_sigmoid"):
         for point in results[part]:
-            add(f"{part}, {point['way']}", point)
+            found |= printed.claims(f"{part}, {point['way']}", point, METRICS)
     for one in results["runs"]:
-        add(f"{one['way']}, seed {one['seed']}", one)
+        found |= printed.claims(f"{one['way']}, seed {one['seed']}", one, METRICS)
     return found
 
 
@@ -236,11 +229,7 @@ def table(results: dict[str, Any]) -> str:
 
     def rows(part: str, words: str = "") -> list[list[str]]:
         return [
-            [f"{each['way']}{words}"]
-            + [
-                said(each[name], form if not words else f"+{form.lstrip('+')}")
-                for name, (_, form) in METRICS.items()
-            ]
+            [f"{each['way']}{words}", *printed.cells(each, METRICS, difference=bool(words))]
             for each in results[part]
         ]
 
@@ -268,12 +257,3 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.set(title=title)
         axis.legend(frameon=False, fontsize=8)
     return figure
-
-
-def write(results: dict[str, Any], docs: Path) -> list[Path]:
-    """Write the results and their picture, and print them as a table."""
-    docs.mkdir(parents=True, exist_ok=True)
-    files.write_json(docs / "length.json", results)
-    files.write_whole(docs / "length.png", png(draw(results)))
-    print(table(results))
-    return [docs / "length.json", docs / "length.png"]

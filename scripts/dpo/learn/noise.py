@@ -18,10 +18,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dpo.core import files
-from dpo.learn import pictures, runs
+from dpo.learn import pictures, printed, runs
 from dpo.learn.runs import METRICS
 from dpo.recipe.flags import overridden
-from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
 MINUTES = 110
@@ -143,7 +142,8 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         "reference": runs.numbers(last, "against"),
         "made": runs.made_by() | {"minutes": runs.minutes(reports)},
     }
-    return write(results | {"claims": claims(results)}, docs)
+    results |= {"claims": claims(results)}
+    return pictures.write("noise", results, table(results), draw(results), docs)
 
 
 def over_seeds(size: Size, found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -178,9 +178,7 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
     for part in ("points", "to_sigmoid", "to_clean"):
         for point in results[part]:
             of = f"{part}, {point['loss']} at {key(point['rate'])}"
-            for name, (_, form) in METRICS.items():
-                for end, value in point[name].items():
-                    found[f"{of}, {name}, {end}"] = float(format(value, form))
+            found |= printed.claims(of, point, METRICS)
     return found
 
 
@@ -190,10 +188,10 @@ def table(results: dict[str, Any]) -> str:
 
     def rows(part: str, words: str = "") -> list[list[str]]:
         return [
-            [key(each["rate"]), f"{each['loss']}{words}"]
-            + [
-                said(each[name], form if not words else f"+{form.lstrip('+')}")
-                for name, (_, form) in METRICS.items()
+            [
+                key(each["rate"]),
+                f"{each['loss']}{words}",
+                *printed.cells(each, METRICS, difference=bool(words)),
             ]
             for each in results[part]
         ]
@@ -220,8 +218,3 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.axhline(start, color="#8a94a6", linewidth=0.8, linestyle=":", label="before training")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
-
-
-def write(results: dict[str, Any], docs: Path) -> list[Path]:
-    """Write the results and their picture, and print them as a table."""
-    return pictures.write("noise", results, table(results), draw(results), docs)

@@ -8,9 +8,9 @@ from typing import Any
 from dpo.core.machine import measuring_device
 from dpo.evaluation import measure
 from dpo.evaluation.contestants import Contestant, reference_of
-from dpo.learn import along, runs
+from dpo.learn import along, pictures, runs
 from dpo.learn.improbable.looking import MAX_NEW_TOKENS, Held, look
-from dpo.learn.improbable.results import changes, claims, given_up, side_by_side, table, write
+from dpo.learn.improbable.results import changes, claims, draw, given_up, side_by_side, table
 from dpo.learn.improbable.styles import STYLES, write_data
 from dpo.models.sampling import said
 from dpo.recipe.flags import overridden
@@ -184,4 +184,5 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         "answers": side_by_side([*map(said, held.asked)], before, last),
         "made": runs.made_by() | {"minutes_of_training": runs.minutes(it.spent)},
     }
-    return write(results | {"claims": claims(results)}, docs)
+    results |= {"claims": claims(results)}
+    return pictures.write("improbable", results, table(results), draw(results), docs)

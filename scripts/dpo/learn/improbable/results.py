@@ -1,19 +1,16 @@
 """What the runs come to: how far log-probabilities have moved, tables and the picture."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpo.core import files
 from dpo.core.stats import bootstrap
-from dpo.learn import pictures
+from dpo.learn import pictures, printed
 from dpo.learn.improbable.styles import SIDES
 from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
-from dpo.reports.html import png
 
 SHOWN = 8
 # As the results have them: how they are named and printed.
@@ -68,25 +65,16 @@ def side_by_side(
 def claims(results: dict[str, Any]) -> dict[str, float]:
     """Every number that a page may print of the results, by what it is, rounded as it is printed;
     shares in percent."""
-    found = {}
-
-    def add(of: str, values: dict[str, Any]) -> None:
-        for name, (_, form) in METRICS.items():
-            for end, value in values.get(name, {}).items():
-                percent = form.endswith("%")
-                printed = format(100 * value if percent else value, ".0f" if percent else form)
-                found[f"{of}, {name}, {end}"] = float(printed)
-
+    named = {"before": results["before"]}
     for style, trial in results["styles"].items():
-        add(f"{style}, before", trial["before"])
-        add(f"{style}, change", trial)
-    add("before", results["before"])
+        named |= {f"{style}, before": trial["before"], f"{style}, change": trial}
     for point in results["points"]:
         of = f"{point['way']}, step {point['step']}"
-        add(of, point)
-        add(f"{of}, change", point["change"])
-    for point in results["to_sigmoid"]:
-        add(f"{point['way']} less sigmoid", point)
+        named |= {of: point, f"{of}, change": point["change"]}
+    named |= {f"{point['way']} less sigmoid": point for point in results["to_sigmoid"]}
+    found = {}
+    for of, values in named.items():
+        found |= printed.claims(of, values, METRICS)
     return found
 
 
@@ -102,8 +90,7 @@ def table(results: dict[str, Any]) -> str:
     ]
     along = [["way", "step", *(name for name, _ in METRICS.values())]]
     for point in [{"way": "before", "step": 0, **results["before"]}, *results["points"]]:
-        values = [said(point[name], form) for name, (_, form) in METRICS.items()]
-        along.append([point["way"], str(point["step"]), *values])
+        along.append([point["way"], str(point["step"]), *printed.cells(point, METRICS)])
     return markdown([head, *tried]) + "\n" + markdown(along)
 
 
@@ -124,12 +111,3 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.axhline(start, color="#8a94a6", linewidth=0.8, linestyle=":")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
-
-
-def write(results: dict[str, Any], docs: Path) -> list[Path]:
-    """Write the results and their picture, and print them as a table."""
-    docs.mkdir(parents=True, exist_ok=True)
-    files.write_json(docs / "improbable.json", results)
-    files.write_whole(docs / "improbable.png", png(draw(results)))
-    print(table(results))
-    return [docs / "improbable.json", docs / "improbable.png"]
