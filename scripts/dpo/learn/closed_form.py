@@ -24,7 +24,7 @@ from dpo.learn.listed import COMPLETIONS, PROMPTS
 from dpo.losses import implicit_reward, optimal_logps
 from dpo.reports.frontier_page import markdown
 
-MINUTES = 3
+MINUTES = 2
 SIDES = ("π_ref", "π*", "π")
 # Of each run, and how they are printed. Means over prompts.
 METRICS = {
