@@ -33,6 +33,7 @@ def run_in(folder, monkeypatch) -> tuple[sweeps.Run, list[int]]:
             (run.folder / name).touch()
 
     monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "timed", lambda find: {**find(), "seconds": 6})
     monkeypatch.setattr(sweeps, "begun", lambda one: (one.folder / output_folder.REPORT).is_file())
     monkeypatch.setattr(along, "policy_of", lambda checkpoint, folder: checkpoint)
     return run, trained
@@ -43,7 +44,7 @@ def test_each_checkpoint_is_measured_once_and_removed(tmp_path, monkeypatch):
     (run.folder / "checkpoint-2").mkdir(parents=True)  # of a run that was killed
     seen, flags = [], along.flags_of(6, 2, ["--learning_rate=1e-5"], SETS)
 
-    def look(checkpoint):
+    def measure(checkpoint):
         if len(seen) == 1 and checkpoint.name == "checkpoint-4":
             seen.append("killed")
             raise Killed
@@ -51,15 +52,15 @@ def test_each_checkpoint_is_measured_once_and_removed(tmp_path, monkeypatch):
         return {"reward": {"mean": checkpoints.step_of(checkpoint) / 10}}
 
     with pytest.raises(Killed):
-        along.measured(run, flags, {"prompts": 4}, look)
+        along.measured(run, flags, {"prompts": 4}, measure)
     assert len(checkpoints.named(run.folder)) == 2  # what is measured is gone, and no more
-    expected = [{"step": step, "reward": {"mean": step / 10}} for step in (2, 4, 6)]
+    expected = [{"step": step, "reward": {"mean": step / 10}, "seconds": 6} for step in (2, 4, 6)]
     for _ in range(2):
-        assert along.measured(run, flags, {"prompts": 4}, look) == expected
+        assert along.measured(run, flags, {"prompts": 4}, measure) == expected
     assert seen == ["checkpoint-2", "killed", "checkpoint-4", "checkpoint-6"] and len(trained) == 1
     assert not checkpoints.named(run.folder) and (run.folder / "model.safetensors").is_file()
     with pytest.raises(Refusal, match=r"seed=3\.json holds points that were measured otherwise"):
-        along.measured(run, flags, {"prompts": 5}, look)
+        along.measured(run, flags, {"prompts": 5}, measure)
 
 
 def test_a_run_that_was_removed_is_measured_anew(tmp_path, monkeypatch):
@@ -69,7 +70,7 @@ def test_a_run_that_was_removed_is_measured_anew(tmp_path, monkeypatch):
     along.path_of(run).write_text(json.dumps(old))
     flags = along.flags_of(6, 2, ["--learning_rate=1e-5"], SETS)
     found = along.measured(run, flags, {"prompts": 4}, lambda checkpoint: {"new": True})
-    assert found == [{"step": step, "new": True} for step in (2, 4, 6)] and trained
+    assert found == [{"step": step, "new": True, "seconds": 6} for step in (2, 4, 6)] and trained
     along.path_of(run).unlink()
     with pytest.raises(Refusal, match="holds no weights to measure: remove it"):
         along.measured(run, flags, {"prompts": 4}, lambda checkpoint: {})

@@ -36,7 +36,7 @@ def test_norms_are_those_of_a_backward_pass(moved):
     model = random_model("llama").eval()
     reference = [logps_of(model, *row).item() for row in PAIR]
     reference[0] -= moved
-    found = gradient.of_pair(model, PAIR, 0, BETA, reference)
+    found = gradient.gradient_of(model, PAIR, 0, BETA, reference)
     chosen, rejected = (logps_of(model, *row) for row in PAIR)
     margin = BETA * ((chosen - reference[0]) - (rejected - reference[1]))
     (-torch.nn.functional.logsigmoid(margin)).backward()
@@ -49,7 +49,7 @@ def test_norms_are_those_of_a_backward_pass(moved):
 
 def test_without_a_reference_the_model_is_it():
     model = random_model("llama").eval()
-    assert gradient.of_pair(model, PAIR, 0, BETA)["weight"] == 0.5
+    assert gradient.gradient_of(model, PAIR, 0, BETA)["weight"] == 0.5
 
 
 def test_sampled_labels_are_right_and_wrong(tmp_path):
@@ -106,7 +106,7 @@ def points(weights: dict[str, list[float]]) -> list[dict]:
 
 def results() -> dict:
     some = points({"right": [0.3, 0.4, 0.5], "wrong": [0.6, 0.5, 0.7]})
-    found = gradient.come_to(some, BETA)
+    found = gradient.summary(some, BETA)
     found |= {"settings": {"beta": BETA}, "pairs": some}
     return json.loads(json.dumps(found | {"claims": gradient.claims(found)}))
 
@@ -156,17 +156,18 @@ def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch, tiny_model):
             (run.folder / f"checkpoint-{step}").mkdir(parents=True)
         (run.folder / output_folder.TRAINED).touch()
 
-    def of_sample(who, rows, beta, reference):
+    def gradients_of(who, rows, beta, reference):
         if len(asked) == failing["at"]:
             raise Refusal("it failed")
         asked.append((who, reference))
         start = {"logps": [-9.0, -8.0], "weight": 0.5, "difference": 4.0, "loss": 2 * beta}
-        return {"pairs": [start | {"at": at} for at in range(len(rows))], "seconds": 6}
+        return {"pairs": [start | {"at": at} for at in range(len(rows))]}
 
     monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "timed", lambda find: {**find(), "seconds": 6})
     monkeypatch.setattr(runs, "report_of", lambda folder: {"seconds": {"train": 60}})
     monkeypatch.setattr(sweeps, "begun", lambda run: (run.folder / output_folder.TRAINED).exists())
-    monkeypatch.setattr(gradient, "of_sample", of_sample)
+    monkeypatch.setattr(gradient, "gradients_of", gradients_of)
     monkeypatch.setattr(along, "policy_of", lambda checkpoint, run: checkpoint.name)
     flags = [f"--model_name_or_path={tiny_model}"]
     out, docs = tmp_path / "out", tmp_path / "docs"

@@ -9,7 +9,7 @@ import pytest
 from dpo.core.files import read_lines
 from dpo.evaluation.contestants import Contestant
 from dpo.learn import improbable, pictures, runs
-from dpo.learn.improbable import looking, results, styles
+from dpo.learn.improbable import measuring, results, styles
 from dpo.models.scoring import score
 from support.place import ROOT
 
@@ -55,12 +55,12 @@ def test_log_probabilities_are_those_of_the_answers(tiny_model, tmp_path):
     styles.write_data(CANDIDATES, tmp_path, style, held_out=3)
     flags = [f"--model_name_or_path={tiny_model}", f"--dataset_name={tmp_path}"]
     who = Contestant(str(tiny_model), str(tiny_model), dtype="float32")
-    held = looking.Held.of(runs.recipe_of(flags), who, style, most=2)
+    held = measuring.Held.of(runs.recipe_of(flags), who, style, most=2)
     assert len(held.asked) == len(held.ids) == 2 and held.tokens().shape == (2, 3)
     words = who.tokenizer()
     first = words.decode(held.rows[0][1])
     assert first.startswith(said(read_lines(tmp_path / "test.jsonl")[0], "chosen"))
-    found = looking.look(who, held, "cpu")
+    found = measuring.measure_policy(who, held, "cpu")
     alone = score(who.load("cpu"), held.rows, words.pad_token_id)
     for side, logps, tokens in zip(styles.SIDES, alone.reshape(2, -1), held.tokens(), strict=True):
         assert found[side]["mean"] == pytest.approx(logps.sum() / tokens.sum(), abs=1e-4)
@@ -68,7 +68,11 @@ def test_log_probabilities_are_those_of_the_answers(tiny_model, tmp_path):
     assert found["greedy"]["mean"] > found["chosen"]["mean"]  # the likeliest token each time
     assert found["kl"]["mean"] == pytest.approx(0, abs=1e-4)
     assert len(found["texts"]) == len(found["each"]["reward"]) == 2
-    assert {*looking.look(who, held, "cpu", answers=False)} == {"chosen", "rejected", "each"}
+    assert {*measuring.measure_policy(who, held, "cpu", answers=False)} == {
+        "chosen",
+        "rejected",
+        "each",
+    }
 
 
 def point(chosen: list[float], rejected: list[float], reward: list[float] | None = None) -> dict:
@@ -96,7 +100,7 @@ def trial(change: float, before: float = -3.0) -> dict:
 
 def test_the_style_that_loses_most_is_gone_on_with():
     trials = {"a": trial(0.2), "b": trial(-0.3), "c": trial(-0.1)}
-    assert results.given_up(trials) == "b"
+    assert results.most_displaced(trials) == "b"
 
 
 def test_eight_answers_stand_side_by_side():

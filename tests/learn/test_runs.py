@@ -79,9 +79,13 @@ def test_figures_are_those_of_the_report():
     assert runs.numbers(report, "against") == {"reward": 0.3, "tokens": 27.0}
     spent = [{"seconds": {"train": 60, "evaluate": 30}}, {"seconds": {"train": 30}}]
     assert runs.minutes(spent) == 2
+    assert runs.minutes(spent, [{"step": 2, "seconds": 45}, {"seconds": 15}]) == 3
 
 
 def test_what_was_asked_otherwise_is_found_anew(tmp_path):
-    path, found = tmp_path / "one.json", iter([{"a": 1}, {"a": 2}])
+    path, found, seconds = tmp_path / "one.json", iter([{"a": 1}, {"a": 2}]), []
     for prompts, expected in ((1, 1), (1, 1), (2, 2), (2, 2)):
-        assert runs.kept(path, {"prompts": prompts}, lambda: next(found)) == {"a": expected}
+        each = runs.kept(path, {"prompts": prompts}, lambda: next(found))
+        seconds.append(each.pop("seconds"))
+        assert each == {"a": expected}
+    assert seconds[0] == seconds[1] > 0 and seconds[2] == seconds[3]

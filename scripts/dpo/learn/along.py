@@ -3,6 +3,7 @@ point by point; a checkpoint is removed once it is measured."""
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ def measured(
     run: sweeps.Run,
     flags: list[str],
     asked: dict[str, Any],
-    look: Callable[[Contestant], dict[str, Any]],
+    measure: Callable[[Contestant], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What `look` finds of a run's policy at each of its checkpoints, in their order, each with its
-    `step`. The run is trained if it has not been; the policy that it ends with stays.
+    """What `measure` finds of a run's policy at each of its checkpoints, in their order, each with
+    its `step` and the `seconds` that it took. The run is trained if it has not been; the policy
+    that it ends with stays.
 
     Args:
-        asked: what decides what `look` finds, as JSON has it.
+        asked: what decides what `measure` finds, as JSON has it.
 
     Raises:
         SystemExit: the run was asked to stop; it goes on from there.
@@ -52,7 +54,8 @@ def measured(
     for checkpoint in sorted(checkpoints.named(run.folder), key=checkpoints.step_of):
         step = checkpoints.step_of(checkpoint)
         if step not in there:
-            found["points"].append({"step": step, **look(policy_of(checkpoint, run.folder))})
+            who = policy_of(checkpoint, run.folder)
+            found["points"].append({"step": step, **runs.timed(partial(measure, who))})
             files.write_json(path, found)
         checkpoints.delete(checkpoint)
     if not found["points"]:

@@ -9,8 +9,8 @@ are those over the nine; how much probability they have in all is told beside.
 """
 
 import itertools
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dpo.losses import implicit_reward, optimal_logps
 from dpo.reports.frontier_page import markdown
 
 MINUTES = 2
-SIDES = ("π_ref", "π*", "π")
+POLICIES = ("π_ref", "π*", "π")
 # Of each run, and how they are printed. Means over prompts.
 METRICS = {
     "before": ("from π_ref to π*", ".3f"),
@@ -64,27 +64,27 @@ def over_the_nine(found: dict[str, Any], beta: float) -> dict[str, torch.Tensor]
     those of each prompt sum to 1."""
     reference, policy, rewards = tables(found)
     optimal = optimal_logps(reference, rewards, beta)
-    sides = (reference.log_softmax(-1), optimal, policy.log_softmax(-1))
-    return dict(zip(SIDES, sides, strict=True))
+    policies = (reference.log_softmax(-1), optimal, policy.log_softmax(-1))
+    return dict(zip(POLICIES, policies, strict=True))
 
 
-def distances(found: dict[str, Any], beta: float, side: str) -> torch.Tensor:
-    """Total variation between a side and π*, of each prompt: the most by which the probability of
-    any set of completions differs, shape (3,)."""
-    sides = over_the_nine(found, beta)
-    return (sides[side].exp() - sides["π*"].exp()).abs().sum(-1) / 2
+def distances(found: dict[str, Any], beta: float, name: str) -> torch.Tensor:
+    """Total variation between one of POLICIES and π*, of each prompt: the most by which the
+    probability of any set of completions differs, shape (3,)."""
+    policies = over_the_nine(found, beta)
+    return (policies[name].exp() - policies["π*"].exp()).abs().sum(-1) / 2
 
 
 def numbers(found: dict[str, Any], beta: float) -> dict[str, float]:
     """METRICS of a policy. `error` is the root mean square of what the implicit reward is off by,
     both rewards less their mean over a prompt's completions, which labels say nothing of."""
-    sides = over_the_nine(found, beta)
+    policies = over_the_nine(found, beta)
     reference, policy, rewards = tables(found)
     off = implicit_reward(policy, reference, beta) - rewards
 
-    def kl(side: str) -> float:
-        nats = sides[side] - sides["π_ref"]
-        return (sides[side].exp() * nats).sum(-1).mean().item()
+    def kl(name: str) -> float:
+        nats = policies[name] - policies["π_ref"]
+        return (policies[name].exp() * nats).sum(-1).mean().item()
 
     return {
         "before": distances(found, beta, "π_ref").mean().item(),
@@ -115,23 +115,18 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     for seed, beta in tqdm(points, desc="Closed form", unit="run"):
         asked = {"beta": beta, "seed": seed, "labels": size.labels, "epochs": size.epochs}
         asked |= {"given": given}
-
-        def make(beta: float = beta, seed: int = seed) -> dict[str, Any]:
-            began = time.monotonic()
-            one = listed.trained(into, beta, seed, size.labels, size.epochs, given)
-            return one | {"seconds": time.monotonic() - began}
-
-        one = runs.kept(into / f"beta={beta:g},seed={seed}.json", asked, make)
+        train = partial(listed.trained, into, beta, seed, size.labels, size.epochs, given)
+        one = runs.kept(into / f"beta={beta:g},seed={seed}.json", asked, train)
         seconds += one["seconds"]
         largest = max(largest, distances(one, beta, "π").max().item())
         found.append({"beta": beta, "seed": seed, **numbers(one, beta)})
         if seed == size.seeds[0]:
-            sides = over_the_nine(one, beta)
+            policies = over_the_nine(one, beta)
             shown.append(
                 {"beta": beta, "seed": seed, "prompt": PROMPTS[0], "completions": COMPLETIONS}
                 | {"rewards": one["rewards"][0], "distance": distances(one, beta, "π")[0].item()}
                 | {"before": distances(one, beta, "π_ref")[0].item()}
-                | {side: logps[0].exp().tolist() for side, logps in sides.items()}
+                | {name: logps[0].exp().tolist() for name, logps in policies.items()}
             )
     results = {
         "settings": {**asdict(size), "prompts": PROMPTS, "given": given},
@@ -174,10 +169,10 @@ def draw(results: dict[str, Any]) -> Figure:
     figure, axes = pictures.panels(len(shown), sharey=True)
     for axis, each in zip(axes, shown, strict=True):
         order = np.argsort(each["rewards"])
-        x, sides = np.arange(len(order)), {s: np.array(each[s])[order] for s in SIDES}
-        axis.bar(x - 0.2, sides["π_ref"], 0.4, color="#c9d1d9", label="π_ref, before")
-        axis.bar(x + 0.2, sides["π*"], 0.4, color="#9cc2ff", label="π*, closed form")
-        axis.plot(x + 0.2, sides["π"], "o", color=pictures.COLORS[2], ms=4, label="π, trained")
+        x, policies = np.arange(len(order)), {s: np.array(each[s])[order] for s in POLICIES}
+        axis.bar(x - 0.2, policies["π_ref"], 0.4, color="#c9d1d9", label="π_ref, before")
+        axis.bar(x + 0.2, policies["π*"], 0.4, color="#9cc2ff", label="π*, closed form")
+        axis.plot(x + 0.2, policies["π"], "o", color=pictures.COLORS[2], ms=4, label="π, trained")
         named = [f"{each['completions'][at]}\n{each['rewards'][at]:+.1f}" for at in order]
         axis.set_xticks(x, named, fontsize=6.5)
         axis.set_title(

@@ -9,7 +9,6 @@ gives them, and half were swapped and now go against the score.
 """
 
 import random
-import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +97,7 @@ def rows_of(recipe: Recipe, sample: dict[str, list[int]], tokenizer: Any) -> lis
     return [[*pair] for pair in zip(rows[: len(some)], rows[len(some) :], strict=True)]
 
 
-def of_pair(
+def gradient_of(
     model: PreTrainedModel,
     rows: list[tuple[list[int], list[int]]],
     pad: int,
@@ -127,19 +126,19 @@ def of_pair(
     return {"logps": logps.tolist(), "weight": weight, **norms}
 
 
-def of_sample(
+def gradients_of(
     who: Contestant, rows: list[list], beta: float, reference: list[list[float]] | None
 ) -> dict[str, Any]:
-    """`of_pair` of each pair of a sample."""
-    began, device = time.monotonic(), measuring_device()
+    """`gradient_of` of each pair of a sample."""
+    device = measuring_device()
     pad, before = who.tokenizer().pad_token_id, reference or [None] * len(rows)
     with who.autocast(device):
         model = who.load(device)
         each = [
-            of_pair(model, pair, pad, beta, logps)
+            gradient_of(model, pair, pad, beta, logps)
             for pair, logps in zip(tqdm(rows, desc=who.name, unit="pair"), before, strict=True)
         ]
-    return {"pairs": each, "seconds": time.monotonic() - began}
+    return {"pairs": each}
 
 
 def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
@@ -162,17 +161,16 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     rows = rows_of(run.recipe, sample, start.tokenizer())
 
     asked = {"sample": sample, "given": given}
-    find = partial(of_sample, start, rows, beta, None)
+    find = partial(gradients_of, start, rows, beta, None)
     first = {"step": 0, **runs.kept(into / "reference.json", asked, find)}
     reference = [pair["logps"] for pair in first["pairs"]]
 
-    def look(who: Contestant) -> dict[str, Any]:
-        return of_sample(who, rows, beta, reference)
+    def measure(who: Contestant) -> dict[str, Any]:
+        return gradients_of(who, rows, beta, reference)
 
-    found = [first, *along.measured(run, flags, {"sample": sample}, look)]
+    found = [first, *along.measured(run, flags, {"sample": sample}, measure)]
     runs.remove_weights(run.folder)
-    minutes = runs.minutes([runs.report_of(run.folder)])
-    minutes += sum(each["seconds"] for each in found) / 60
+    minutes = runs.minutes([runs.report_of(run.folder)], found)
     sides = [side for side in SIDES for _ in sample[side]]
     numbers = [number for side in SIDES for number in sample[side]]
     kinds = ("logps", *METRICS)
@@ -184,13 +182,13 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     settings = {"recipe": runs.RECIPE, **asdict(size), "beta": beta}
     settings |= {"batch": run.recipe.training.per_device_train_batch_size, "given": given}
     settings |= {"sample_seed": SAMPLE_SEED, "flip_seed": noise.FLIP_SEED}
-    results = come_to(points, beta) | {"settings": settings, "pairs": points}
+    results = summary(points, beta) | {"settings": settings, "pairs": points}
     results |= {"made": runs.made_by() | {"minutes": minutes}}
     results |= {"claims": claims(results)}
     return pictures.write("gradient", results, table(results), draw(results), docs)
 
 
-def come_to(points: list[dict[str, Any]], beta: float) -> dict[str, Any]:
+def summary(points: list[dict[str, Any]], beta: float) -> dict[str, Any]:
     """What pairs come to: `points`, METRICS of each side at each step, means with bootstrap
     intervals over pairs; `apart`, by how much wrong ones weigh more than right ones, with Welch's
     interval; and `off`, the most by which a norm differs from β × weight × difference, as a share

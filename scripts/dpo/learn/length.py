@@ -110,7 +110,9 @@ def ways(beta: float, tokens: float) -> dict[str, list[str]]:
     }
 
 
-def look(who: Contestant, reference: Contestant, asked: list, device: str) -> dict[str, Any]:
+def measure_policy(
+    who: Contestant, reference: Contestant, asked: list, device: str
+) -> dict[str, Any]:
     """What a policy answers beside its reference, with intervals over prompts: METRICS; of the
     reference `reward` and `tokens`; and how often it wins, by length-controlled win rate too."""
     settings = generations.Settings(1, measure.TEMPERATURE, MAX_NEW_TOKENS, measure.SEED)
@@ -158,17 +160,17 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     settings = {"prompts": len(asked), "max_new_tokens": MAX_NEW_TOKENS, "gap": GAP}
     mean = float(np.mean([*about["train"]["tokens"].values()]))
     trained = ways(recipe.training.beta, mean)
-    found, spent = [], []
+    found, reports = [], []
     for seed in size.seeds:
         for name, own in trained.items():
             each = overridden(flags, [f"--dataset_name={data}", *own])
             folder = into / name.replace(", ", "-")
             one = runs.run_of(folder, {"seed": seed}, each)
             (point,) = along.measured(
-                one, each, settings, lambda who: look(who, reference, asked, device)
+                one, each, settings, lambda who: measure_policy(who, reference, asked, device)
             )
             runs.remove_weights(one.folder)
-            spent.append(runs.report_of(one.folder))
+            reports.append(runs.report_of(one.folder))
             found.append({"way": name, "seed": seed} | point)
     results = over_seeds(size.seeds, [*trained], found) | {
         "settings": {
@@ -185,7 +187,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         },
         "data": about,
         "reference": found[-1]["reference"],
-        "made": runs.made_by() | {"minutes_of_training": runs.minutes(spent)},
+        "made": runs.made_by() | {"minutes": runs.minutes(reports, found)},
     }
     results |= {"claims": claims(results)}
     return pictures.write("length", results, table(results), draw(results), docs)

@@ -27,7 +27,7 @@ MINUTES = 110
 LOSSES = ("sigmoid", "robust", "ipo")
 FLIP_SEED = 0
 SPLITS = ("train", "test")
-SIDES = (("chosen", "rejected"), ("vader_chosen", "vader_rejected"))
+COLUMNS = (("chosen", "rejected"), ("vader_chosen", "vader_rejected"))
 SETS = ("dataset_name", "loss_type", "label_smoothing", "seed")
 
 
@@ -60,7 +60,7 @@ def flipped(rows: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
 
 def swapped(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose columns of the chosen answer hold what those of the rejected one held."""
-    return row | {one: row[other] for pair in SIDES for one, other in (pair, pair[::-1])}
+    return row | {one: row[other] for pair in COLUMNS for one, other in (pair, pair[::-1])}
 
 
 def write_data(base: Path, into: Path, size: Size) -> dict[str, dict[str, Any]]:

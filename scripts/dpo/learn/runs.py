@@ -3,6 +3,7 @@ report, which is kept and found again; and what they come to over seeds."""
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -96,7 +97,8 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def kept(path: Path, asked: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `find` finds, kept in a file; from there if the same was asked before.
+    """What `find` finds, and the `seconds` that it took, kept in a file; from there if the same was
+    asked before.
 
     Args:
         asked: what decides what is found, as JSON has it.
@@ -105,9 +107,15 @@ def kept(path: Path, asked: dict[str, Any], find: Callable[[], dict[str, Any]]) 
         found = json.loads(path.read_text(encoding="utf-8"))
         if found.pop("asked") == asked:
             return found
-    found = find()
+    found = timed(find)
     files.write_json(path, {"asked": asked, **found})
     return found
+
+
+def timed(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` finds, and the `seconds` that it took."""
+    began = time.monotonic()
+    return {**find(), "seconds": time.monotonic() - began}
 
 
 def numbers(report: dict[str, Any], side: str = "policy") -> dict[str, float]:
@@ -150,6 +158,8 @@ def made_by() -> dict[str, Any]:
     }
 
 
-def minutes(reports: Sequence[dict[str, Any]]) -> float:
-    """That runs took to train and to measure, one after another, without their start."""
-    return sum(sum(report["seconds"].values()) for report in reports) / 60
+def minutes(reports: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]] = ()) -> float:
+    """That runs took to train and to measure themselves, without their start, and what was measured
+    of them here, one after another."""
+    seconds = [sum(report["seconds"].values()) for report in reports]
+    return (sum(seconds) + sum(each["seconds"] for each in measured)) / 60

@@ -1,6 +1,6 @@
 """What DPO does with answers that the model hardly ever writes, and what mends it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,17 @@ from dpo.core.machine import measuring_device
 from dpo.evaluation import measure
 from dpo.evaluation.contestants import Contestant, reference_of
 from dpo.learn import along, pictures, runs
-from dpo.learn.improbable.looking import MAX_NEW_TOKENS, Held, look
-from dpo.learn.improbable.results import changes, claims, draw, given_up, side_by_side, table
-from dpo.learn.improbable.styles import STYLES, write_data
+from dpo.learn.improbable.measuring import MAX_NEW_TOKENS, Held, measure_policy
+from dpo.learn.improbable.results import (
+    METRICS,
+    changes,
+    claims,
+    draw,
+    most_displaced,
+    side_by_side,
+    table,
+)
+from dpo.learn.improbable.styles import SIDES, STYLES, write_data
 from dpo.models.sampling import said
 from dpo.recipe.flags import overridden
 from dpo.recipe.parse import Recipe
@@ -43,14 +51,16 @@ SMALL = Size(trial=2, steps=4, sft=2, every=2, held_out=4, prompts=4)
 
 @dataclass
 class Experiment:
-    """What all runs share: where they lie, what a user gives, and what they are measured by."""
+    """What all runs share: where they lie, what a user gives, and what they are measured by; and
+    their reports, and what was measured of them and of the reference."""
 
     into: Path
     size: Size
     given: list[str]
     device: str
     base: Recipe
-    spent: list[dict[str, Any]]
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
 
     def held(self, style: str) -> Held:
         """What policies are measured on in a style, whose pairs are then written."""
@@ -72,8 +82,9 @@ class Experiment:
         """What is measured of the reference."""
         path = self.into / f"reference-{self.data(style).name}{'' if answers else '-pairs'}.json"
         asked = self.asked_of(style, answers) | {"given": self.given}
-        find = partial(look, held.reference, held, self.device, answers=answers)
-        return runs.kept(path, asked, find)
+        find = partial(measure_policy, held.reference, held, self.device, answers=answers)
+        self.measured.append(runs.kept(path, asked, find))
+        return self.measured[-1]
 
     def points(
         self, name: str, style: str, held: Held, steps: int, own: list[str], answers: bool = True
@@ -84,15 +95,16 @@ class Experiment:
         flags = overridden(flags, [f"--dataset_name={self.data(style)}", *own])
         one = runs.run_of(self.into / name, {"seed": SEED}, flags)
 
-        def found(who: Contestant) -> dict[str, Any]:
-            return look(who, held, self.device, answers=answers)
+        def measure(who: Contestant) -> dict[str, Any]:
+            return measure_policy(who, held, self.device, answers=answers)
 
-        points = along.measured(one, flags, self.asked_of(style, answers), found)
-        self.spent.append(runs.report_of(one.folder))
+        points = along.measured(one, flags, self.asked_of(style, answers), measure)
+        self.reports.append(runs.report_of(one.folder))
+        self.measured += points
         return points, one.folder
 
 
-def tried(it: Experiment) -> dict[str, Any]:
+def trials_of(it: Experiment) -> dict[str, Any]:
     """Of every style what a few steps of `sigmoid` do to the log-probabilities of both sides."""
     found = {}
     for style in STYLES:
@@ -102,7 +114,7 @@ def tried(it: Experiment) -> dict[str, Any]:
             f"try/{it.data(style).name}", style, held, it.size.trial, [], answers=False
         )
         runs.remove_weights(folder)
-        shown = {side: before[side] for side in ("chosen", "rejected")}
+        shown = {side: before[side] for side in SIDES}
         found[style] = {"before": shown, **changes(points[-1], before, held.tokens())}
     return found
 
@@ -145,9 +157,9 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size, base = SMALL if small else Size(), runs.recipe_of(given)
-    it = Experiment(into, size, given, measuring_device(), base, [])
-    trials = tried(it)
-    style = given_up(trials)
+    it = Experiment(into, size, given, measuring_device(), base)
+    trials = trials_of(it)
+    style = most_displaced(trials)
     held = it.held(style)
     before, tokens = it.before(style, held), held.tokens()
     ways = trained(it, style, held)
@@ -167,11 +179,11 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         },
         "styles": trials,
         "style": style,
-        "tokens": dict(zip(("chosen", "rejected"), tokens.mean(axis=1).tolist(), strict=True)),
-        "before": {k: v for k, v in before.items() if k not in ("each", "texts")},
+        "tokens": dict(zip(SIDES, tokens.mean(axis=1).tolist(), strict=True)),
+        "before": {k: v for k, v in before.items() if k in METRICS},
         "points": [
             {"way": name, "step": point["step"]}
-            | {k: v for k, v in point.items() if k not in ("each", "texts", "step")}
+            | {k: v for k, v in point.items() if k in METRICS}
             | {"change": changes(point, before, tokens)}
             for name, points in ways.items()
             for point in points
@@ -182,7 +194,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
             if name != SIGMOID
         ],
         "answers": side_by_side([*map(said, held.asked)], before, last),
-        "made": runs.made_by() | {"minutes_of_training": runs.minutes(it.spent)},
+        "made": runs.made_by() | {"minutes": runs.minutes(it.reports, it.measured)},
     }
     results |= {"claims": claims(results)}
     return pictures.write("improbable", results, table(results), draw(results), docs)

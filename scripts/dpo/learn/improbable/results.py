@@ -29,7 +29,7 @@ def changes(now: dict[str, Any], then: dict[str, Any], tokens: np.ndarray) -> di
     and in `reward` on the same prompts where both were measured: each with its interval.
 
     Args:
-        now, then: what `look` finds of both.
+        now, then: what `measure_policy` finds of both.
         tokens: of the answers of each pair, shape (2, pairs).
     """
     found = {
@@ -45,7 +45,7 @@ def changes(now: dict[str, Any], then: dict[str, Any], tokens: np.ndarray) -> di
     return moved
 
 
-def given_up(trials: dict[str, dict[str, Any]]) -> str:
+def most_displaced(trials: dict[str, dict[str, Any]]) -> str:
     """The style whose chosen answers have lost most, or gained least, a token."""
     return min(trials, key=lambda style: trials[style]["chosen"]["mean"])
 

@@ -46,7 +46,9 @@ class Held:
         return np.array([len(answer) for _, answer in self.rows]).reshape(2, -1)
 
 
-def look(who: Contestant, held: Held, device: str, *, answers: bool = True) -> dict[str, Any]:
+def measure_policy(
+    who: Contestant, held: Held, device: str, *, answers: bool = True
+) -> dict[str, Any]:
     """What is measured of a policy, with intervals over prompts.
 
     Returns:
