@@ -34,7 +34,7 @@ from dpo.recipe.parse import Recipe
 from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
-MINUTES = 12
+MINUTES = 9
 SIDES = ("right", "wrong")
 SAMPLE_SEED = 0
 SETS = ("dataset_name", "seed", "use_peft")
@@ -254,5 +254,6 @@ def draw(results: dict[str, Any]) -> Figure:
     weighed.set(title=f"the same, at step {last}", xlabel="weight σ(r̂_l − r̂_w)")
     along.axhline(0.5, color="#8a94a6", linewidth=0.8, linestyle=":")
     along.set(title="mean weight along the run", xlabel="step")
+    along.set_xticks([*dict.fromkeys(p["step"] for p in results["points"])])
     equation.legend(frameon=False, fontsize=8)
     return figure
