@@ -160,16 +160,15 @@ def headline(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def reached(planned: Planned, option: Option, how: dict[str, Any], took: float) -> float | None:
     """The utilisation by which a step takes as long as it took; None where what does not go by it
     takes longer."""
-
-    def at(utilisation: float) -> float | None:
-        return planned.reaching(utilisation).step_seconds(option, how["processes"], how["waits"])
-
-    least = at(math.inf)
-    if least is None or took <= least:
-        return None
     slow = 1e-6  # at which nothing but computing counts, and what comes on top
-    twice = at(slow) - at(2 * slow)  # half of it
-    return 2 * slow * twice / (took - at(slow) + 2 * twice)
+    least, one, two = (
+        planned.reaching(each).step_seconds(option, how["processes"], how["waits"])
+        for each in (math.inf, slow, 2 * slow)
+    )
+    if least is None or one is None or two is None or took <= least:
+        return None
+    computed = 2 * (one - two)  # seconds of it at `slow`
+    return slow * computed / (took - one + computed)
 
 
 def hours(planned: Planned, option: Option, processes: int) -> float:
