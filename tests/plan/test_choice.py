@@ -7,6 +7,7 @@ import pytest
 
 from dpo.core.refusal import Refusal
 from dpo.plan import auto
+from dpo.plan.arithmetic import hours
 from dpo.plan.ask import Asked
 from dpo.plan.cards import CARDS, Card, card, machine_of
 from dpo.plan.choice import SURE, best
@@ -58,8 +59,9 @@ def test_what_the_machine_cannot_hold_is_not_offloaded_to_it():
     assert here.planned().least(1, 1, here.machine) > 100e9
 
 
-def test_what_fits_a_gpu_is_not_offloaded():
-    """However few pairs at a time that takes: a compiler and a bus are not in a plan's hours."""
+def test_what_fits_a_gpu_is_not_offloaded(monkeypatch):
+    """However much faster it would be: a compiler and a slow bus are not in a plan's hours."""
+    monkeypatch.setitem(hours.SLOWER, "zero3_offload", 0.1)
     planned = Asked(DEFAULT, (), 1, 1, Card("RTX-4080", 3.9e9, 97.5e12)).planned()
     options = planned.options(1, 1)
     offloaded = min((o for o in options if o.machine), key=lambda option: option.cost.compared)

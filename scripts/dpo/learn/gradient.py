@@ -52,8 +52,8 @@ class Size:
     the sample with a right label, and as many with a wrong one."""
 
     rate: float = 0.2
-    steps: int = 12
-    every: int = 3
+    steps: int = 48
+    every: int = 12
     pairs: int = 12
     seed: int = 1
 

@@ -23,7 +23,7 @@ from dpo.learn.runs import METRICS
 from dpo.recipe.flags import overridden
 from dpo.reports.frontier_page import markdown
 
-MINUTES = 110
+MINUTES = 200
 LOSSES = ("sigmoid", "robust", "ipo")
 FLIP_SEED = 0
 SPLITS = ("train", "test")
@@ -39,7 +39,7 @@ class Size:
     rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)
     losses: tuple[str, ...] = LOSSES
     seeds: tuple[int, ...] = (1, 2, 3)
-    steps: int = 12
+    steps: int = 62
     held_out: int | None = None
     prompts: int = 128
 

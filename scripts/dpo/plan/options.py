@@ -32,9 +32,6 @@ from dpo.training.batching import COMPOSITION_MATTERS
 ALONE, SEVERAL = ("single_gpu",), ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 ALONE_ON_CPU, SEVERAL_ON_CPU = ("cpu",), ("ddp",)
 OFFLOADED = "zero3_offload"
-# Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
-# have them in the machine's memory. Assumed, not measured.
-SPEED = {"zero3": 0.9, "fsdp2": 0.9, "zero3_offload": 0.4}
 
 
 class Planned:
@@ -142,7 +139,7 @@ class Planned:
             stands["reference"] = setting.live * of_its_own.stands(self.reference, setting)
             machine += of_its_own.machine(self.reference, setting)
             terms = self.with_reference(self.reference, setting, terms, pairs)
-        spent = self.priced(*self.pace(config), gpus, live, checkpointing, micro)
+        spent = self.priced(config, gpus, live, checkpointing, micro)
         each = disk.checkpoint(self.sizes, setting, self.recipe.training.save_only_model)
         how = config, live, checkpointing, micro, accumulation
         return Option(*how, terms, machine, spent, stands, each)
@@ -168,24 +165,22 @@ class Planned:
         own = self.adapter is None or self.reference is not None
         return own and bool(live or waits or self.lengths.held_out)
 
-    def price_of(self, speed: float, sent: float, gpus: int, *way: Any) -> Cost:
-        """What a run comes to, at a config's pace; `way` as `run` has it."""
-        how = self.price, self.utilisation * speed, self.scores, sent
-        return cost(self.model, self.run(*way), self.card, gpus, *how)
+    def price_of(self, config: str, gpus: int, *way: Any) -> Cost:
+        """What a run comes to; `way` as `run` has it."""
+        return self.costs(self.run(*way), config, gpus, self.price)
 
-    def pace(self, config: str) -> tuple[float, float]:
-        """The part of the card's speed that a config has, and bytes sent for a micro-batch."""
-        return SPEED.get(config, 1), memory.streamed(self.sizes, config)
+    def costs(self, run: Run, config: str, gpus: int, price: float | None = None) -> Cost:
+        sent = memory.streamed(self.sizes, config)
+        how = config, price, self.utilisation, self.scores, sent
+        return cost(self.model, run, self.card, gpus, *how)
 
     def step_seconds(self, way: Option, gpus: int, scores: bool = False) -> float | None:
         """Seconds of a training step, without evaluations; None where the card's speed is not
         known. With `scores`, a reference that is not live scores its pairs within it."""
         batch = self.recipe.global_batch
-        once = {"pairs": batch, "rows": batch * scores, "held_out": 0, "evaluations": 0}
+        once = {"pairs": batch, "rows": batch * scores, "held_out": 0, "evaluations": 0, "steps": 1}
         run = replace(self.run(way.live, way.checkpointing, way.micro), **once)
-        speed, sent = self.pace(way.config)
-        reached = self.utilisation * speed
-        return cost(self.model, run, self.card, gpus, None, reached, self.scores, sent).seconds
+        return self.costs(run, way.config, gpus).seconds
 
     def run(self, live: bool, checkpointing: bool, micro: int) -> Run:
         """What is computed from the first step to the last."""
@@ -205,6 +200,8 @@ class Planned:
             found.held_out,
             evaluations,
             args.per_device_eval_batch_size,
+            self.steps(),
+            self.adapter is not None,
         )
 
     def on(self, card: Card) -> Planned:

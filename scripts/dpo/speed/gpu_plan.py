@@ -14,10 +14,10 @@ from dpo.core.environment import Launch, finding_us
 from dpo.plan import cards
 from dpo.plan.arithmetic import lengths, memory, peak
 from dpo.plan.arithmetic.counted import kept
-from dpo.plan.arithmetic.hours import UTILISATION, Run, cost
+from dpo.plan.arithmetic.hours import UTILISATION, Run
 from dpo.plan.arithmetic.lengths import Lengths
 from dpo.plan.cards import Card
-from dpo.plan.options import SPEED, Planned
+from dpo.plan.options import Planned
 from dpo.runs.launch import ONE_PROCESS, accelerated
 from dpo.speed import gpu_runs, planned_cases
 from dpo.speed.gpu_checks import WITHIN, Job, Row, judged, skipped
@@ -25,7 +25,6 @@ from dpo.speed.planned_cases import (
     CASES,
     FOUND,
     KEPT,
-    MICRO,
     MIDDLE,
     UNTIMED,
     Case,
@@ -37,7 +36,7 @@ from dpo.speed.workload import LENGTHS, typical_lengths
 from dpo.training.batching import deal
 
 TIME = 0.3  # of what a plan says, a step may be longer or shorter
-STEPS, FEW = 6, 3  # of each case, and where it is tried on a CPU
+STEPS, FEW = 10, 3  # of each case, and where it is tried on a CPU
 SHORTER = 8  # times, there
 NOT_OF_TENSORS = ("CUDA", "slack")  # terms of a plan that no tensor has
 
@@ -45,10 +44,11 @@ Tokens = np.ndarray  # of prompt, chosen and rejected, shape (micro-batches, pai
 
 
 def batches_of(case: Case, shared: bool, small: bool) -> Tokens:
-    """Pairs as long as UltraFeedback's in the order of training. The longest micro-batch comes
-    last, when the optimizer's states are there and the gradients of another."""
-    steps = FEW if small else STEPS
-    rows = typical_lengths(str(LENGTHS), steps * case.parts * MICRO, MICRO)
+    """Pairs as long as UltraFeedback's in the order of training. The longest micro-batch ends the
+    second step, when the optimizer's states are there and the gradients of another: what comes
+    after it finds all memory taken, and waits for none."""
+    steps, micro = FEW if small else STEPS, case.micro
+    rows = typical_lengths(str(LENGTHS), steps * case.parts * micro, micro)
     rows = np.maximum(rows // SHORTER, 1) if small else rows
     tokens = rows.sum(axis=1) if shared else rows[:, 0] + rows[:, 1:].max(axis=1)
 
@@ -57,11 +57,12 @@ def batches_of(case: Case, shared: bool, small: bool) -> Tokens:
 
     found = []
     for step in np.split(np.arange(len(rows)), steps):
-        order = deal([*step], tokens, MICRO) if shared else step  # as the trainer does
-        found.append(np.reshape(order, (-1, MICRO)))
-    found.sort(key=lambda step: max(map(size, step)))
+        order = deal([*step], tokens, micro) if shared else step  # as the trainer does
+        found.append(np.reshape(order, (-1, micro)))
+    longest = max(range(steps), key=lambda step: max(map(size, found[step])))
+    found.insert(1, found.pop(longest))
     if not shared:
-        found[-1] = np.array(sorted(found[-1], key=size))
+        found[1] = np.array(sorted(found[1], key=size))
     return rows[np.concatenate(found)]
 
 
@@ -86,13 +87,13 @@ def predicted(plan: Planned, case: Case, batches: Tokens, on_gpu: bool) -> dict[
     stands = memory.standing(plan.sizes, setting)
     loaded = stands["policy"] + stands["reference"]
     timed = batches[UNTIMED * case.parts :].reshape(-1, 3)
-    run = Run(timed, len(timed), 0, MICRO, plan.shared, again, not live)
-    speed = plan.utilisation * SPEED.get(case.config, 1)
+    way = {"steps": len(batches) // case.parts - UNTIMED, "adapter": recipe.model.use_peft}
+    run = Run(timed, len(timed), 0, case.micro, plan.shared, again, not live, **way)
     return {
         "loaded": loaded,
         "standing": loaded + stands["optimizer"],
         "peak": sum(size for name, size in terms.items() if name not in NOT_OF_TENSORS),
-        "seconds": cost(plan.model, run, plan.card, 1, utilisation=speed).seconds,
+        "seconds": plan.costs(run, case.config, 1).seconds,
         "terms": terms,
     }
 

@@ -9,19 +9,27 @@ from dpo.models.flops import Pass, over_pairs, pass_over
 from dpo.plan.cards import Card
 
 # Of what a card's data sheet says of dense products, the share that a run's own products reach
-# beside all that is no product. Published of DPO of 7B on H100s, in useful FLOPs: 22.5% (OLMo 2 7B
-# on 16, open-instruct's PR 1466) and 32% (its PR 1720, packed, another trainer than TRL's).
+# where they are what takes the time. Measured on one H200 (docs/gpu.md#plans): 0.29 of all that is
+# computed, 16 pairs of a 1.7B at a time with checkpointing. Published of DPO of 7B on many H100s,
+# in useful FLOPs: 0.225 (OLMo 2 7B on 16, open-instruct's PR 1466) and 0.32 (its PR 1720, packed).
 UTILISATION = 0.25
-# Seconds that a layer of a micro-batch takes forward and backward whatever is in it: its kernels
-# are started one by one. From one measurement on one H200 (docs/gpu.md), what UTILISATION leaves:
-# Qwen3-0.6B, 28 layers, 4 pairs of 667 tokens, 24 pairs a second, 10.2 TFLOPs a micro-batch:
-# (4 / 24 - 10.2 / 989 / 0.25) / 28 = 0.0045. There too the 135M default, 30 layers, 8 pairs of 80
-# tokens, 50 to 59 a second in float32: no more than 0.0045 to 0.0053. The same pairs by stock TRL
-# took 1.9 times what this says.
-LAYER = 0.0045
+# What else takes time. A GPU's kernels are started one by one, while it computes what was started
+# before: the longer of the two counts. In small models and micro-batches that is the starting, and
+# a 1.7B takes no longer than a 0.6B. All from the rows of the 0.6B there, on two machines, between
+# what these say: 4.3 and 5.9 ms, 2.0 and 1.8, 1.5 to 1.8 and 1.4 to 1.5, 58 and 49 ms.
+LAYER = 0.005  # seconds to start a layer of a micro-batch, forward and backward
+ADAPTED = 1.9  # times that, with an adapter on all of its products
+FORWARD = 0.5  # of that, without a backward pass
+STEP = 0.05  # seconds of an optimizer's step, with what is logged
+PADDED = 2e-6  # seconds a token and layer, where prompts are twice and rows padded: one machine
+# Of the speed of GPUs that each hold the whole model, what is left where they gather weights, or
+# have them in the machine's memory. Assumed, not measured.
+SPEED = {"zero3": 0.9, "fsdp2": 0.9, "zero3_offload": 0.4}
+# Times that starting a layer takes what it takes without sharding. ZeRO-2 and 3 of one process are
+# measured (docs/gpu.md#plans: 1.3 and 1.6, and 4.8), the others assumed to be like them.
+SLOWER = {"zero1": 1.4, "zero2": 1.4, "zero3": 4.5, "zero3_offload": 4.5, "fsdp2": 1.4}
 BUS = 25e9  # bytes a second to a GPU, PCIe 4 × 16 at four fifths of what it is named for: assumed
 MIDDLING = 165.2e12  # FLOPs a second, an RTX 4090's: a card of which no speed is known
-FORWARD = 1 / 3  # of that, without a backward pass: as FLOPs are, not measured
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Run:
         cached: the reference scores each row once, and not in each pass.
         held_out, evaluations: pairs of an evaluation, and how many of these there are.
         eval_batch: as `micro_batch`, where nothing is learned.
+        steps: of the optimizer.
+        adapter: is trained in place of the weights.
     """
 
     lengths: np.ndarray
@@ -51,6 +61,8 @@ class Run:
     held_out: float = 0
     evaluations: float = 0
     eval_batch: int = 8
+    steps: float = 0
+    adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,12 +92,19 @@ def per_pair(model: PreTrainedModel, run: Run, batch: int) -> Pass:
     if run.shared:
         whole = over_pairs(model, run.lengths)
     else:
-        prompt, *answers = np.random.default_rng(0).permutation(run.lengths).T
-        longest = np.maximum.reduceat(prompt + np.maximum(*answers), range(0, count, batch))
-        wide = np.repeat(longest, 2 * batch)[: 2 * count].astype(float)
-        seen = float(sum(map(np.sum, answers)))
+        wide = padded(run, batch)
+        seen = float(run.lengths[:, 1:].sum())
         whole = pass_over(model, float(wide.sum()), seen, lambda window: float((wide**2).sum()))
     return Pass(*(part / count for part in astuple(whole)))
+
+
+def padded(run: Run, batch: int) -> np.ndarray:
+    """Tokens of each row, two a pair, in micro-batches of so many pairs drawn at random and padded
+    to their longest row, shape (2n,)."""
+    prompt, *answers = np.random.default_rng(0).permutation(run.lengths).T
+    count = len(run.lengths)
+    longest = np.maximum.reduceat(prompt + np.maximum(*answers), range(0, count, batch))
+    return np.repeat(longest, 2 * batch)[: 2 * count].astype(float)
 
 
 def flops(
@@ -132,6 +151,7 @@ def cost(
     run: Run,
     card: Card,
     gpus: int,
+    config: str = "ddp",
     price: float | None = None,
     utilisation: float = UTILISATION,
     reference: PreTrainedModel | None = None,
@@ -143,17 +163,24 @@ def cost(
     it, nor what evaluations sample, nor loading and saving.
 
     Args:
+        config: of accelerate_configs/.
         price: of a GPU for an hour.
         reference: as `flops` has it.
         sent: bytes of weights that a GPU gets from the machine's memory in every micro-batch.
     """
     found = flops(model, run, reference)
-    layers = model.config.get_text_config().num_hidden_layers
-    computed = sum(found.values()) / (card.flops or MIDDLING) / utilisation
-    each = layers * LAYER + sent / BUS
-    busy = computed + started(run) * each  # of all GPUs together
+    layers, passes = model.config.get_text_config().num_hidden_layers, started(run)
+    reached = utilisation * SPEED.get(config, 1)
+    computed = sum(found.values()) / (card.flops or MIDDLING) / reached
+    each = LAYER * SLOWER.get(config, 1) * (ADAPTED if run.adapter else 1)
+    starting = passes * layers * each
+    busy = max(computed, starting) + passes * sent / BUS  # of all GPUs together
+    if not run.shared:
+        tokens = padded(run, run.micro_batch).sum() / len(run.lengths) * run.micro_batch
+        busy += passes * layers * tokens * PADDED
+    seconds = busy / gpus + run.steps * STEP
     if card.flops is None:
-        return Cost(found, None, None, None, busy / gpus)
-    hours = busy / 3600
+        return Cost(found, None, None, None, seconds)
+    hours = seconds * gpus / 3600
     paid = None if price is None else hours * price
-    return Cost(found, busy / gpus, hours, paid, busy / gpus)
+    return Cost(found, seconds, hours, paid, seconds)

@@ -160,16 +160,18 @@ def headline(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def reached(planned: Planned, option: Option, how: dict[str, Any], took: float) -> float | None:
     """The utilisation by which a step takes as long as it took; None where what does not go by it
     takes longer."""
-    known, least = (
-        each.step_seconds(option, how["processes"], how["waits"])
-        for each in (planned, planned.reaching(math.inf))
+    slow = 1e-6  # at which nothing but computing counts, and what comes on top
+    least, one, two = (
+        planned.reaching(each).step_seconds(option, how["processes"], how["waits"])
+        for each in (math.inf, slow, 2 * slow)
     )
-    if known is None or least is None or took <= least:
+    if least is None or one is None or two is None or took <= least:
         return None
-    return planned.utilisation * (known - least) / (took - least)
+    computed = 2 * (one - two)  # seconds of it at `slow`
+    return slow * computed / (took - one + computed)
 
 
 def hours(planned: Planned, option: Option, processes: int) -> float:
     """Of the whole run."""
     way = option.live, option.checkpointing, option.micro
-    return (planned.price_of(*planned.pace(option.config), processes, *way).seconds or 0) / 3600
+    return (planned.price_of(option.config, processes, *way).seconds or 0) / 3600
