@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from support.notebook import PATH, code, printed, read
+from support.notebook import PATH, code, printed, read, run
 from support.place import ROOT
 
 NOTEBOOK = read(ROOT / PATH)
@@ -26,6 +27,17 @@ def test_it_is_committed_as_it_ran():
         assert "execution" not in cell.metadata
         assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr|content)\b", printed(cell))
     assert (ROOT / PATH).stat().st_size < 100_000
+
+
+def test_it_has_pictures_where_reports_have_none(monkeypatch, tmp_path):
+    """What writes a report's picture says for its whole process that none is shown."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    drawn = nbformat.v4.new_code_cell(
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    )
+    found = run(nbformat.v4.new_notebook(cells=[drawn]), tmp_path)
+    assert [o.output_type for o in found.cells[0].outputs] == ["display_data"]
 
 
 def test_its_cells_are_short():

@@ -3,6 +3,7 @@
 python tests/support/notebook.py
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """
     sockets = Config({"KernelManager": {"transport": "ipc"}})
     where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, config=sockets, resources=where, timeout=3600).execute()
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    client = NotebookClient(notebook, config=sockets, resources=where, timeout=3600)
+    client.execute(env=environment)  # reports, where a test has imported them, want no pictures
     for cell in code(notebook):
         cell.metadata.pop("execution", None)
         text, rest = printed(cell), [o for o in cell.outputs if o.output_type != "stream"]
