@@ -170,6 +170,7 @@ class Planned:
         return self.costs(self.run(*way), config, gpus, self.price)
 
     def costs(self, run: Run, config: str, gpus: int, price: float | None = None) -> Cost:
+        """What a run of this recipe, or some of it, comes to under a config."""
         sent = memory.streamed(self.sizes, config)
         how = config, price, self.utilisation, self.scores, sent
         return cost(self.model, run, self.card, gpus, *how)
