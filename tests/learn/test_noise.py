@@ -178,7 +178,7 @@ def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch):
 
 def test_it_answers_at_once_and_lists_its_choices():
     said, code = at_once("learn.py", "--what=noise,nose")
-    assert code and "WHAT: no nose: choose from " in said and "noise (110 minutes)" in said
+    assert code and "WHAT: no nose: choose from " in said and "noise (200 minutes)" in said
     said, code = at_once("learn.py", "--help")
     assert not code and "What wrong" in said
 

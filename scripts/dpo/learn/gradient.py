@@ -34,7 +34,7 @@ from dpo.recipe.parse import Recipe
 from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
-MINUTES = 9
+MINUTES = 14
 SIDES = ("right", "wrong")
 SAMPLE_SEED = 0
 SETS = ("dataset_name", "seed", "use_peft")

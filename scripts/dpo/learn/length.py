@@ -31,12 +31,13 @@ from dpo.reports.frontier_page import markdown
 MINUTES = 20
 GAP = 8  # tokens
 LD_ALPHA = 0.5  # 1 is sigmoid; at 0 what is beyond that length counts for nothing
-MAX_NEW_TOKENS = 80  # twice the longest answer of the pairs: growth is not cut away
+MAX_NEW_TOKENS = 160  # four times the longest answer of the pairs, for growth to be seen
 SPLITS = ("train", "test")
 SETS = ("dataset_name", "loss_type", "ld_alpha", "seed")
 # As the results have them: how they are named and printed.
 METRICS = {
     "tokens": ("answer, tokens", ".1f"),
+    "finished": ("ended by themselves", ".0%"),
     "reward": ("true reward", "+.3f"),
     "gain": ("reward over the reference", "+.3f"),
     "gain_at_length": ("the same, at equal length", "+.3f"),
@@ -51,7 +52,7 @@ class Size:
     seeds: tuple[int, ...] = (1, 2, 3)
     steps: int = 12
     pairs: int | None = None
-    prompts: int = 96
+    prompts: int = 64
 
 
 SMALL = Size(seeds=(1, 2), steps=2, pairs=16, prompts=4)
