@@ -1,4 +1,4 @@
-"""make learn WHAT=improbable: styles, which one is gone on with, and what the runs come to."""
+"""make learn WHAT=improbable: answers in capitals, and what the runs come to."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from dpo.core.files import read_lines
 from dpo.evaluation.contestants import Contestant
 from dpo.learn import improbable, pictures, runs
-from dpo.learn.improbable import measuring, results, styles
+from dpo.learn.improbable import capitals, measuring, results
 from dpo.models.scoring import score
 from support.place import ROOT
 
@@ -22,61 +22,61 @@ def said(pair: dict, side: str) -> str:
     return message["content"]
 
 
-def test_answers_are_rewritten_and_told_apart():
+def test_answers_in_capitals_are_told_from_others():
     plain = "I loved the U.S. bakery, 5 stars for a café that's open!"
-    capitals, title = styles.STYLES["both in capitals"], styles.STYLES["both in title case"]
-    assert capitals.write(plain) == plain.upper() and title.write(plain) == plain.title()
-    for style, other in ((capitals, title), (title, capitals)):
-        assert style.written(style.write(plain)) and not style.written(other.write(plain))
-        assert not style.written("") and not style.written(plain)
-    assert not capitals.written("GREAT bread, and a lovely place")
-    assert not title.written("Great Bread, and a lovely Place")
+    assert capitals.in_capitals(plain.upper())
+    assert capitals.in_capitals("GREAT BREAD AND A LOVELY PLACE of")  # nine of ten letters
+    for other in ("", "5!", plain, plain.title(), "GREAT bread, and a lovely place"):
+        assert not capitals.in_capitals(other)
 
 
-@pytest.mark.parametrize("name", styles.STYLES)
-def test_the_best_answer_is_held_against_the_worst(name, tmp_path):
-    style = styles.STYLES[name]
-    counts = styles.write_data(CANDIDATES, tmp_path, style, held_out=7)
+def test_the_best_answer_is_held_against_the_worst_and_both_are_in_capitals(tmp_path):
+    counts = capitals.write_data(CANDIDATES, tmp_path / "data", held_out=7)
     assert counts["test"] == 7 and counts["train"] > 500
     asked = {str(row["prompt"]): row["answers"] for row in read_lines(CANDIDATES)}
-    for pair in read_lines(tmp_path / "train.jsonl")[:50]:
+    pairs = read_lines(tmp_path / "data/train.jsonl")
+    for pair in pairs[:50]:
         whole = [each for each in asked[str(pair["prompt"])] if each["why"] is None]
         scores = [each["score"] for each in whole]
         assert (pair["vader_chosen"], pair["vader_rejected"]) == (max(scores), min(scores))
-        texts = {each["text"]: each["score"] for each in whole}
-        written = {style.write(text): value for text, value in texts.items()}
+        written = {each["text"].upper(): each["score"] for each in whole}
         assert written[said(pair, "chosen")] == max(scores)
-        assert (written if style.both else texts)[said(pair, "rejected")] == min(scores)
+        assert written[said(pair, "rejected")] == min(scores)
+
+    assert capitals.write_data(CANDIDATES, tmp_path / "plain", held_out=7, write=str) == counts
+    for pair, plain in zip(pairs, read_lines(tmp_path / "plain/train.jsonl"), strict=True):
+        assert pair["prompt"] == plain["prompt"]
+        for side in capitals.SIDES:
+            assert said(pair, side) == said(plain, side).upper() != said(plain, side)
 
 
 def test_log_probabilities_are_those_of_the_answers(tiny_model, tmp_path):
     """Of the untrained model on itself: as many nats a token as its scores say, and no KL."""
-    style = styles.STYLES["chosen in capitals"]
-    styles.write_data(CANDIDATES, tmp_path, style, held_out=3)
+    capitals.write_data(CANDIDATES, tmp_path, held_out=3)
     flags = [f"--model_name_or_path={tiny_model}", f"--dataset_name={tmp_path}"]
     who = Contestant(str(tiny_model), str(tiny_model), dtype="float32")
-    held = measuring.Held.of(runs.recipe_of(flags), who, style, most=2)
+    held = measuring.Held.of(runs.recipe_of(flags), who, most=2)
     assert len(held.asked) == len(held.ids) == 2 and held.tokens().shape == (2, 3)
     words = who.tokenizer()
     first = words.decode(held.rows[0][1])
     assert first.startswith(said(read_lines(tmp_path / "test.jsonl")[0], "chosen"))
     found = measuring.measure_policy(who, held, "cpu")
     alone = score(who.load("cpu"), held.rows, words.pad_token_id)
-    for side, logps, tokens in zip(styles.SIDES, alone.reshape(2, -1), held.tokens(), strict=True):
+    for side, logps, tokens in zip(
+        capitals.SIDES, alone.reshape(2, -1), held.tokens(), strict=True
+    ):
         assert found[side]["mean"] == pytest.approx(logps.sum() / tokens.sum(), abs=1e-4)
         assert found["each"][side] == pytest.approx(logps, abs=1e-2)
     assert found["greedy"]["mean"] > found["chosen"]["mean"]  # the likeliest token each time
     assert found["kl"]["mean"] == pytest.approx(0, abs=1e-4)
     assert len(found["texts"]) == len(found["each"]["reward"]) == 2
-    assert {*measuring.measure_policy(who, held, "cpu", answers=False)} == {
-        "chosen",
-        "rejected",
-        "each",
-    }
+    pairs = measuring.measure_pairs(who, held, "cpu")
+    assert pairs.keys() == {*capitals.SIDES, "each"}
+    assert all(pairs[side] == found[side] for side in capitals.SIDES)
 
 
 def point(chosen: list[float], rejected: list[float], reward: list[float] | None = None) -> dict:
-    each = {"chosen": chosen, "rejected": rejected} | ({"reward": reward} if reward else {})
+    each = {"chosen": chosen, "rejected": rejected, "reward": reward or [0.0] * len(chosen)}
     return {"each": each, "texts": [f"{chosen[0]} at {at}" for at in range(20)]}
 
 
@@ -87,20 +87,14 @@ def test_changes_are_paired():
     now = point([-95.0, -30.0, -180.0], [-20.0, -30.0, -40.0], [0.3, 0.7, 1.1])
     found = results.changes(now, then, tokens)
     expected = {"chosen": -0.5, "rejected": -1.0, "reward": 0.2}
+    assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert [*found[name].values()] == pytest.approx([value] * 3)
-    assert "reward" not in results.changes(point([-1.0] * 3, [-1.0] * 3), then, tokens)
 
 
-def trial(change: float, before: float = -3.0) -> dict:
-    around = {"mean": change, "low": change - 0.1, "high": change + 0.1}
-    level = {"mean": before, "low": before - 0.1, "high": before + 0.1}
-    return {"before": {"chosen": level, "rejected": level}, "chosen": around, "rejected": around}
-
-
-def test_the_style_that_loses_most_is_gone_on_with():
-    trials = {"a": trial(0.2), "b": trial(-0.3), "c": trial(-0.1)}
-    assert results.most_displaced(trials) == "b"
+def moved(by: float) -> dict:
+    sides = ("chosen", "rejected", "reward")
+    return {name: {"mean": by, "low": by - 0.1, "high": by + 0.1} for name in sides}
 
 
 def test_eight_answers_stand_side_by_side():
@@ -123,25 +117,23 @@ def made() -> dict:
         }
 
     points = [
-        {"way": way, "step": step, **measured(at + step / 10), "change": trial(-step / 100)}
+        {"way": way, "step": step, **measured(at + step / 10), "change": moved(-step / 100)}
         for at, way in enumerate((improbable.SIGMOID, improbable.BESIDE, improbable.BEFORE))
         for step in (4, 8)
     ]
-    found = {"settings": {"trial": 4}, "styles": {"a": trial(-0.21), "b": trial(0.34)}}
-    found |= {"before": measured(0.0), "points": points, "to_sigmoid": [{"way": "x", **trial(1)}]}
+    found = {"plain": moved(-1.5), "before": measured(0.0), "points": points}
+    found |= {"to_sigmoid": [{"way": improbable.BESIDE, **moved(1)}]}
     return json.loads(json.dumps(found | {"claims": results.claims(found)}))
 
 
 def test_what_is_printed_is_what_is_claimed():
     found = made()
     text = improbable.table(found)
-    assert (
-        "| a | -3.00 (-3.10 to -2.90) | -3.00 (-3.10 to -2.90) | -0.21 (-0.31 to -0.11) |" in text
-    )
-    assert "| sigmoid | 8 | 0.80 (0.55 to 1.80) |" in text and "| before | 0 |" in text
+    assert "| as they were | -1.50 (-1.60 to -1.40) | -1.50 (-1.60 to -1.40) |" in text
+    assert "| in capitals | 0.00 (-0.25 to 1.00) |" in text and "| before | 0 |  |  |" in text
+    assert "| sigmoid | 8 | -0.08 (-0.18 to +0.02) | -0.08 (-0.18 to +0.02) | 0.80 (0.55" in text
     claimed = {abs(value) for value in found["claims"].values()}
-    numbers = re.sub(r"\| \d+ \|", "|", text.replace("4 steps", ""))  # which step it is
-    printed = re.findall(r"\d+(?:\.\d+)?", numbers)
+    printed = re.findall(r"\d+(?:\.\d+)?", re.sub(r"\| \d+ \|", "|", text))  # but which step it is
     assert len(printed) > 100 and {float(number) for number in printed} <= claimed
 
 
@@ -151,6 +143,8 @@ def test_the_picture_is_drawn_from_the_json(tmp_path):
     first = (tmp_path / "improbable.png").read_bytes()
     assert len(first) < 120_000
     figure = results.draw(json.loads((tmp_path / "improbable.json").read_text()))
-    lines = {each.get_label(): each[0].get_ydata() for each in figure.axes[0].containers}
-    assert [*lines] == [improbable.SIGMOID, improbable.BESIDE, improbable.BEFORE]
-    assert lines[improbable.BESIDE] == pytest.approx([0, 1.4, 1.8])  # from before training on
+    ways = [improbable.SIGMOID, improbable.BESIDE, improbable.BEFORE]
+    for axis, expected in zip(figure.axes[::3], ([0, -0.04, -0.08], [0.5, 1.9, 2.3]), strict=True):
+        lines = {each.get_label(): each[0].get_ydata() for each in axis.containers}
+        assert [*lines] == ways  # from before training on
+        assert lines[improbable.BESIDE] == pytest.approx(expected)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from dpo.core.stats import bootstrap
 from dpo.learn import pictures, printed
-from dpo.learn.improbable.styles import SIDES
+from dpo.learn.improbable.capitals import SIDES
 from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
@@ -18,36 +18,27 @@ METRICS = {
     "chosen": ("chosen, nats a token", ".2f"),
     "rejected": ("rejected, nats a token", ".2f"),
     "greedy": ("its own greedy answer, nats a token", ".2f"),
-    "in_style": ("greedy answers in the style", ".0%"),
+    "in_capitals": ("greedy answers in capitals", ".0%"),
     "reward": ("true reward", "+.3f"),
     "kl": ("KL, nats a sequence", ".1f"),
 }
+CHANGE = {side: (f"{side}, change", "+.2f") for side in SIDES}
 
 
 def changes(now: dict[str, Any], then: dict[str, Any], tokens: np.ndarray) -> dict[str, Any]:
-    """How two policies differ on the same pairs, in nats a token of `chosen` and of `rejected`,
-    and in `reward` on the same prompts where both were measured: each with its interval.
+    """How two policies differ: in nats a token of `chosen` and of `rejected` on the same pairs, and
+    in `reward` on the same prompts, each with its interval.
 
     Args:
         now, then: what `measure_policy` finds of both.
         tokens: of the answers of each pair, shape (2, pairs).
     """
     found = {
-        side: np.subtract(now["each"][side], then["each"][side]).astype(float) for side in SIDES
+        name: np.subtract(now["each"][name], then["each"][name]).astype(float)
+        for name in (*SIDES, "reward")
     }
-    moved: dict[str, Any] = {
-        side: asdict(bootstrap(found[side], weights=count.astype(float)))
-        for side, count in zip(SIDES, tokens, strict=True)
-    }
-    if "reward" in now["each"] and "reward" in then["each"]:
-        rewards = np.subtract(now["each"]["reward"], then["each"]["reward"])
-        moved["reward"] = asdict(bootstrap(rewards))
-    return moved
-
-
-def most_displaced(trials: dict[str, dict[str, Any]]) -> str:
-    """The style whose chosen answers have lost most, or gained least, a token."""
-    return min(trials, key=lambda style: trials[style]["chosen"]["mean"])
+    counts: dict[str, np.ndarray] = dict(zip(SIDES, tokens.astype(float), strict=True))
+    return {name: asdict(bootstrap(each, weights=counts.get(name))) for name, each in found.items()}
 
 
 def side_by_side(
@@ -65,9 +56,7 @@ def side_by_side(
 def claims(results: dict[str, Any]) -> dict[str, float]:
     """Every number that a page may print of the results, by what it is, rounded as it is printed;
     shares in percent."""
-    named = {"before": results["before"]}
-    for style, trial in results["styles"].items():
-        named |= {f"{style}, before": trial["before"], f"{style}, change": trial}
+    named = {"as they were": results["plain"], "before": results["before"]}
     for point in results["points"]:
         of = f"{point['way']}, step {point['step']}"
         named |= {of: point, f"{of}, change": point["change"]}
@@ -79,35 +68,36 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The styles that were tried, and every way along its run, as Markdown."""
+    """What the reference gives the answers as they were and in capitals, and what becomes of these
+    along each way, as Markdown."""
     names = [METRICS[side][0] for side in SIDES]
-    steps = results["settings"]["trial"]
-    head = ["style", *names, *(f"{side}, gained in {steps} steps" for side in SIDES)]
-    tried = [
-        [style, *(said(trial["before"][side]) for side in SIDES)]
-        + [said(trial[side], "+.2f") for side in SIDES]
-        for style, trial in results["styles"].items()
-    ]
-    along = [["way", "step", *(name for name, _ in METRICS.values())]]
-    for point in [{"way": "before", "step": 0, **results["before"]}, *results["points"]]:
-        along.append([point["way"], str(point["step"]), *printed.cells(point, METRICS)])
-    return markdown([head, *tried]) + "\n" + markdown(along)
+    rewritten = (("as they were", results["plain"]), ("in capitals", results["before"]))
+    first = [[name, *(said(of[side], ".2f") for side in SIDES)] for name, of in rewritten]
+    head = [*(name for name, _ in CHANGE.values()), *(name for name, _ in METRICS.values())]
+    along = [["way", "step", *head]]
+    along.append(["before", "0", "", "", *printed.cells(results["before"], METRICS)])
+    for point in results["points"]:
+        cells = printed.cells(point["change"], CHANGE) + printed.cells(point, METRICS)
+        along.append([point["way"], str(point["step"]), *cells])
+    return markdown([["answers", *names], *first]) + "\n" + markdown(along)
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """Log-probability of chosen and rejected, share in the style and true reward along each way."""
-    shown = ("chosen", "rejected", "in_style", "reward")
-    figure, axes = pictures.panels(len(shown))
+    """How far chosen and rejected have moved, share in capitals and true reward along each way."""
+    level = {name: METRICS[name][0] for name in ("in_capitals", "reward")}
+    moved = {side: f"{side}: change, nats a token" for side in SIDES}
+    figure, axes = pictures.panels(len(moved) + len(level))
+    nothing = {side: {"mean": 0.0, "low": 0.0, "high": 0.0} for side in SIDES}
+    start = {"step": 0, **results["before"], "change": nothing}
     ways = dict.fromkeys(point["way"] for point in results["points"])
-    for axis, name in zip(axes, shown, strict=True):
+    for axis, (name, title) in zip(axes, (moved | level).items(), strict=True):
         for at, way in enumerate(ways):
-            points = [{"step": 0, **results["before"]}]
-            points += [point for point in results["points"] if point["way"] == way]
-            x = [point["step"] + 0.12 * (at - 1) for point in points]  # beside each other
-            pictures.line(axis, x, [point[name] for point in points], at, way)
-        axis.set(xlabel="step", title=METRICS[name][0])
-    for axis in axes[:2]:
-        start = results["before"][axis.get_title().partition(",")[0]]["mean"]
-        axis.axhline(start, color="#8a94a6", linewidth=0.8, linestyle=":")
+            points = [start, *(p for p in results["points"] if p["way"] == way)]
+            x = [point["step"] + 0.5 * (at - 1) for point in points]  # beside each other
+            y = [(point["change"] if name in moved else point)[name] for point in points]
+            pictures.line(axis, x, y, at, way)
+        axis.set(xlabel="step", title=title)
+    for axis in axes[: len(moved)]:
+        axis.axhline(0, color="#8a94a6", linewidth=0.8, linestyle=":")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
