@@ -53,6 +53,30 @@ def test_held_out_pairs_stay_and_the_labels_are_counted(tmp_path):
     assert round(labels["0%"]["against_score"], 3) == 0.096
 
 
+def test_a_loss_is_told_what_it_is_there_for():
+    """robust the rate; ipo a target that is, an answer, the paper's at the recipe's β."""
+    assert noise.own_flags("sigmoid", 0.2, 0.1) == []
+    assert noise.own_flags("robust", 0.2, 0.1) == ["--label_smoothing=0.2"]
+    (flag,) = noise.own_flags("ipo", 0.2, 0.1)
+    beta = float(flag.removeprefix("--beta="))
+    assert 1 / (2 * beta) * noise.TOKENS == pytest.approx(1 / (2 * 0.1))
+
+
+def test_answers_are_as_long_as_is_said():
+    tokens = {
+        (str(row["prompt"]), answer["text"]): answer["tokens"]
+        for row in read_lines(EMBEDDED / "candidates.jsonl")
+        for answer in row["answers"]
+    }
+    pairs = read_lines(EMBEDDED / "train.jsonl")
+    lengths = [
+        tokens[str(pair["prompt"]), pair[side][0]["content"]]
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    assert round(np.mean(lengths)) == noise.TOKENS
+
+
 def run_of(rate: float, loss: str, seed: int, reward: float, accuracy: float = 0.7) -> dict:
     return {"rate": rate, "loss": loss, "seed": seed, "reward": reward} | {
         "accuracy": accuracy,
