@@ -2,10 +2,12 @@
 
     make learn                               # all of them, the shortest first
     make learn WHAT=noise                    # one, or several by comma
-    make learn WHAT=noise ARGS="--small"     # to see how it goes: two steps, a few prompts
+    make learn WHAT=noise ARGS="--small"     # to see how it goes: a few steps and prompts
+    make learn WHAT=closed_form ARGS="-- --beta 0.25"    # with another number
 
 What each has trained and measured is kept in outputs/learn/<name>/: the same command goes on from
-there. Results are written into docs/learn/: <name>.json, which holds every number, and <name>.png.
+there. Results are written into docs/learn/: <name>.json, which holds every number, and <name>.png;
+in small, or with flags, beside the runs.
 """
 
 import dpo  # noqa: F401  first, that no library speaks
@@ -52,8 +54,8 @@ def arguments() -> argparse.Namespace:
     add("--what", type=names, default="", help=f"which, by comma (all). {each}".replace("%", "%%"))
     add("--small", action="store_true", help="a few steps and prompts, and nothing into docs/")
     add("--output", type=Path, default=INTO, help=f"folder of the runs ({INTO})")
-    add("--docs", type=Path, help=f"folder of the results ({DOCS}; with --small that of the runs)")
-    add("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
+    add("--docs", type=Path, help=f"folder of the results ({DOCS}; else that of the runs)")
+    add("arguments", nargs="*", metavar="-- ARGS", help="flags for every run, as --beta 0.3")
     return parser.parse_args()
 
 
@@ -63,17 +65,23 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
 import importlib
 
 from dpo.core.machine import measuring_device
+from dpo.learn.runs import refuse
+from dpo.runs.output_folder import lock
 
 
 @guarded
 def main() -> None:
     args, written = arguments(), []
     measuring_device()
-    for name in args.what:
+    rooms = {name: importlib.import_module(f"dpo.learn.{name}") for name in args.what}
+    for name, room in rooms.items():
+        refuse(args.arguments, name, room.SETS)
+    for name, room in rooms.items():
         into = args.output / (f"{name}-small" if args.small else name)
-        docs = args.docs or (into if args.small else DOCS)
-        run = importlib.import_module(f"dpo.learn.{name}").run
-        written += run(into, docs, args.small, args.arguments)
+        into.mkdir(parents=True, exist_ok=True)
+        docs = args.docs or (into if args.small or args.arguments else DOCS)
+        with lock(into):
+            written += room.run(into, docs, args.small, args.arguments)
     print(f"Written: {', '.join(map(str, written))}")
     print("Next: docs/learn.md says how to read them")
 

@@ -1,5 +1,6 @@
 """make learn WHAT=noise: which labels are swapped, what is found again, and what runs come to."""
 
+import importlib
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ import learn as command
 from dpo.core.files import read_lines
 from dpo.core.refusal import Refusal
 from dpo.learn import noise, pictures, runs
+from dpo.runs.output_folder import lock
 from support.commands import at_once
 from support.place import ROOT
 
@@ -219,12 +221,36 @@ def test_the_shortest_comes_first(tmp_path, monkeypatch):
     assert command.names("slow, quick") == ["quick", "slow"]
 
 
-def test_small_never_writes_into_docs_unless_told(tmp_path, monkeypatch):
+def called(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["learn.py", *words])
+    command.main()
+
+
+def test_docs_are_written_by_the_whole_experiment_alone(tmp_path, monkeypatch):
+    """Unless a folder is given: not in small, and not with another setting."""
     given = []
     monkeypatch.setattr(noise, "run", lambda *how: given.append(how[:2]) or [])
-    out = f"--output={tmp_path}"
-    for words in (["--small"], ["--small", f"--docs={tmp_path / 'd'}"], []):
-        monkeypatch.setattr(sys, "argv", ["learn.py", "--what=noise", out, *words])
-        command.main()
-    small, there = tmp_path / "noise-small", tmp_path / "d"
-    assert given == [(small, small), (small, there), (tmp_path / "noise", command.DOCS)]
+    small, there, whole = tmp_path / "noise-small", tmp_path / "d", tmp_path / "noise"
+    other = ["--", "--beta=0.3"]
+    for words in (["--small"], ["--small", f"--docs={there}"], other, [f"--docs={there}", *other]):
+        called(monkeypatch, "--what=noise", f"--output={tmp_path}", *words)
+    called(monkeypatch, "--what=noise", f"--output={tmp_path}")
+    assert given[:2] == [(small, small), (small, there)]
+    assert given[2:] == [(whole, whole), (whole, there), (whole, command.DOCS)]
+
+
+def test_flags_are_refused_before_the_first_experiment(tmp_path, monkeypatch):
+    for name in ("gradient", "noise"):
+        room = importlib.import_module(f"dpo.learn.{name}")
+        monkeypatch.setattr(room, "run", lambda *how: pytest.fail("it began"))
+    words = ["--what=noise,gradient", f"--output={tmp_path}", "--", "--loss_type=ipo"]
+    with pytest.raises(SystemExit, match="ARGS: loss_type: noise sets this itself"):
+        called(monkeypatch, *words)
+
+
+def test_two_at_once_do_not_train_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(noise, "run", lambda *how: [])
+    (tmp_path / "noise").mkdir()
+    with lock(tmp_path / "noise"), pytest.raises(SystemExit, match="noise belongs to a run that"):
+        called(monkeypatch, "--what=noise", f"--output={tmp_path}")
+    called(monkeypatch, "--what=noise", f"--output={tmp_path}")

@@ -9,7 +9,7 @@ are those over the nine; how much probability they have in all is told beside.
 """
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,13 @@ METRICS = {
     "inside_before": ("π_ref on the nine", ".3f"),
     "inside": ("π on the nine", ".3f"),
 }
-SETS = ("model_name_or_path", "beta", "seed", "num_train_epochs", "reference_cache")
+SETS = ("model_name_or_path", "seed", "num_train_epochs", "reference_cache")
 
 
 @dataclass
 class Size:
-    """β, seeds (each draws rewards and the model that it starts from), labels of each two
-    completions of a prompt, and epochs on them."""
+    """β, where none is given, seeds (each draws rewards and the model that it starts from), labels
+    of each two completions of a prompt, and epochs on them."""
 
     betas: tuple[float, ...] = (0.5, 1.0, 2.0)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -109,7 +109,8 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size = SMALL if small else Size()
-    runs.with_own(given, [], SETS)
+    if "beta" in runs.names_in(given):
+        size = replace(size, betas=(runs.recipe_of(given).training.beta,))
     found, shown, seconds, largest = [], [], 0.0, 0.0
     points = [*itertools.product(size.seeds, size.betas)]
     for seed, beta in tqdm(points, desc="Closed form", unit="run"):

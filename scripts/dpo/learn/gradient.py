@@ -37,7 +37,7 @@ from dpo.reports.frontier_page import markdown
 MINUTES = 14
 SIDES = ("right", "wrong")
 SAMPLE_SEED = 0
-SETS = ("dataset_name", "seed", "use_peft")
+SETS = (*along.SETS, "dataset_name", "seed", "use_peft")
 # Of each pair at each checkpoint, and how they are printed.
 METRICS = {
     "weight": ("weight", ".3f"),
@@ -153,7 +153,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size, data = SMALL if small else Size(), into / "data"
-    flags = [*along.flags_of(size.steps, size.every, given, SETS), f"--dataset_name={data}"]
+    flags = [*given, *along.flags_of(size.steps, size.every), f"--dataset_name={data}"]
     write_data(Path(runs.recipe_of(given).script.dataset_name), data, size.rate)
     sample = sample_of(files.read_lines(data / "train.jsonl"), size.pairs)
     run = runs.run_of(into, {"seed": size.seed}, flags)

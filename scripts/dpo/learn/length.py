@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from dpo.core import files
 from dpo.core.machine import measuring_device
-from dpo.core.stats import bootstrap, mean_at_equal_length
+from dpo.core.stats import bootstrap, mean_at_equal_length, share
 from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, reference_of
 from dpo.evaluation.judges import judging
@@ -33,11 +33,12 @@ GAP = 8  # tokens
 LD_ALPHA = 0.5  # 1 is sigmoid; at 0 what is beyond that length counts for nothing
 MAX_NEW_TOKENS = 160  # four times the longest answer of the pairs, for growth to be seen
 SPLITS = ("train", "test")
-SETS = ("dataset_name", "loss_type", "ld_alpha", "seed")
+SETS = (*along.SETS, "dataset_name", "loss_type", "ld_alpha", "seed")
 # As the results have them: how they are named and printed.
 METRICS = {
     "tokens": ("answer, tokens", ".1f"),
     "finished": ("ended by themselves", ".0%"),
+    "within": ("no longer than the reference's longest", ".0%"),
     "reward": ("true reward", "+.3f"),
     "gain": ("reward over the reference", "+.3f"),
     "gain_at_length": ("the same, at equal length", "+.3f"),
@@ -130,6 +131,7 @@ def measure_policy(
         "gain_at_length": asdict(mean_at_equal_length(rewards, both.astype(float))),
         "kl": found.kl["nats_per_sequence"],
         "finished": counted["finished"]["policy"],
+        "within": asdict(share((both[0] <= both[1].max()).ravel().astype(float))),
         "longer": asdict(bootstrap((both[0] - both[1]).mean(axis=1))),
         "win_rate": judged["win_rate"],
         "length_controlled_win_rate": judged["length_controlled_win_rate"],
@@ -152,7 +154,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size, data = SMALL if small else Size(), into / "data"
-    flags = along.flags_of(size.steps, size.steps, given, SETS)
+    flags = [*given, *along.flags_of(size.steps, size.steps)]
     base = runs.recipe_of(given)
     about = write_data(Path(base.script.dataset_name) / "candidates.jsonl", data, size.pairs)
     recipe = runs.recipe_of([*given, f"--dataset_name={data}"])

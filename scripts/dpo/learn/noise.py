@@ -29,7 +29,7 @@ FLIP_SEED = 0
 TOKENS = 25  # mean length of the pairs' answers
 SPLITS = ("train", "test")
 COLUMNS = (("chosen", "rejected"), ("vader_chosen", "vader_rejected"))
-SETS = ("dataset_name", "loss_type", "label_smoothing", "seed")
+SETS = (*runs.SETS, "dataset_name", "loss_type", "label_smoothing", "seed")
 
 
 @dataclass
@@ -122,7 +122,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size = SMALL if small else Size()
-    flags = runs.flags_of(size.steps, size.prompts, given, SETS)
+    flags = [*given, *runs.flags_of(size.steps, size.prompts)]
     recipe = runs.recipe_of(flags)
     labels = write_data(Path(recipe.script.dataset_name), into, size)
     found, reports = [], []
