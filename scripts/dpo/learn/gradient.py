@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from dpo.core import files
 from dpo.core.machine import measuring_device
-from dpo.core.stats import bootstrap, t_difference
+from dpo.core.stats import t_difference, t_interval
 from dpo.data import dataset, schema
 from dpo.data.sources.load import load_rows
 from dpo.evaluation.contestants import Contestant, reference_of
@@ -189,7 +189,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
 
 
 def summary(points: list[dict[str, Any]], beta: float) -> dict[str, Any]:
-    """What pairs come to: `points`, METRICS of each side at each step, means with bootstrap
+    """What pairs come to: `points`, METRICS of each side at each step, means with Student's
     intervals over pairs; `apart`, by how much wrong ones weigh more than right ones, with Welch's
     interval; and `off`, the most by which a norm differs from β × weight × difference, as a share
     of it."""
@@ -200,7 +200,7 @@ def summary(points: list[dict[str, Any]], beta: float) -> dict[str, Any]:
             here = [p for p in points if (p["step"], p["side"]) == (step, side)]
             of = {name: np.array([each[name] for each in here]) for name in METRICS}
             weights[side] = of["weight"]
-            means = {name: asdict(bootstrap(values)) for name, values in of.items()}
+            means = {name: asdict(t_interval(values)) for name, values in of.items()}
             found["points"].append({"step": step, "side": side, **means})
         apart = t_difference(weights["wrong"], weights["right"])
         found["apart"].append({"step": step, "weight": asdict(apart)})
