@@ -65,7 +65,7 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
 import importlib
 
 from dpo.core.machine import measuring_device
-from dpo.learn.runs import refuse
+from dpo.recipe.flags import refuse
 from dpo.runs.output_folder import lock
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     measuring_device()
     rooms = {name: importlib.import_module(f"dpo.learn.{name}") for name in args.what}
     for name, room in rooms.items():
-        refuse(args.arguments, name, room.SETS)
+        refuse(args.arguments, name, (*room.SETS, "output_dir"))
     for name, room in rooms.items():
         into = args.output / (f"{name}-small" if args.small else name)
         into.mkdir(parents=True, exist_ok=True)

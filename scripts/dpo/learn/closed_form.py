@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dpo.learn import listed, pictures, printed, runs
 from dpo.learn.listed import COMPLETIONS, PROMPTS
 from dpo.losses import dpo_loss, implicit_reward, optimal_logps
+from dpo.recipe.flags import names_in
 from dpo.reports.frontier_page import markdown
 
 MINUTES = 2
@@ -141,7 +142,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size = SMALL if small else Size()
-    if "beta" in runs.names_in(given):
+    if "beta" in names_in(given):
         size = replace(size, betas=(runs.recipe_of(given).training.beta,))
     found, shown, seconds, largest = [], [], 0.0, 0.0
     points = [*itertools.product(size.seeds, size.betas)]

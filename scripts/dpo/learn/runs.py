@@ -15,7 +15,6 @@ from dpo.core import files, machine
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.stats import t_interval
-from dpo.recipe.flags import name_of
 from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.reports import results
 from dpo.runs import checkpoints, output_folder, sweeps
@@ -58,18 +57,6 @@ def flags_of(steps: int, prompts: int) -> list[str]:
     # Without an eval_strategy no pairs are held out; the first comes after the last step.
     own += ["--eval_strategy=steps", f"--eval_delay={steps + 1}", "--save_strategy=no"]
     return [*own, "--report_to=none"]
-
-
-def names_in(given: list[str]) -> set[str]:
-    """The names of flags."""
-    return {name_of(flag) for flag in given if flag.startswith("--")}
-
-
-def refuse(given: list[str], what: str, sets: Sequence[str]) -> None:
-    """Refuse flags of a user that an experiment, `what`, `sets` itself."""
-    if taken := sorted(names_in(given) & {*sets, "output_dir"}):
-        ours = f"{what} sets this itself: leave it out"
-        raise Refusal(f"ARGS: {', '.join(taken)}: {ours}")
 
 
 def train(run: sweeps.Run, flags: list[str]) -> None:
