@@ -221,6 +221,9 @@ def test_the_shortest_comes_first(tmp_path, monkeypatch):
     assert command.names("slow, quick") == ["quick", "slow"]
 
 
+OTHER = "noise-beta_0.3_model_name_or_path=a_b"
+
+
 def called(monkeypatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["learn.py", *words])
     command.main()
@@ -231,12 +234,12 @@ def test_docs_are_written_by_the_whole_experiment_alone(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(noise, "run", lambda *how: given.append(how[:2]) or [])
     small, there, whole = tmp_path / "noise-small", tmp_path / "d", tmp_path / "noise"
-    other = ["--", "--beta=0.3"]
+    other, its = ["--", "--beta", "0.3", "--model_name_or_path=a/b"], tmp_path / OTHER
     for words in (["--small"], ["--small", f"--docs={there}"], other, [f"--docs={there}", *other]):
         called(monkeypatch, "--what=noise", f"--output={tmp_path}", *words)
     called(monkeypatch, "--what=noise", f"--output={tmp_path}")
     assert given[:2] == [(small, small), (small, there)]
-    assert given[2:] == [(whole, whole), (whole, there), (whole, command.DOCS)]
+    assert given[2:] == [(its, its), (its, there), (whole, command.DOCS)]
 
 
 def test_flags_are_refused_before_the_first_experiment(tmp_path, monkeypatch):
@@ -246,6 +249,17 @@ def test_flags_are_refused_before_the_first_experiment(tmp_path, monkeypatch):
     words = ["--what=noise,gradient", f"--output={tmp_path}", "--", "--loss_type=ipo"]
     with pytest.raises(SystemExit, match="ARGS: loss_type: noise sets this itself"):
         called(monkeypatch, *words)
+
+
+def test_an_interrupt_says_that_nothing_is_lost(tmp_path, monkeypatch, capsys):
+    def interrupted(*how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(noise, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        called(monkeypatch, "--what=noise", f"--output={tmp_path}")
+    assert ended.value.code == 130
+    assert "what is finished is kept, and the same command goes on" in capsys.readouterr().out
 
 
 def test_two_at_once_do_not_train_into_one_folder(tmp_path, monkeypatch):

@@ -45,7 +45,8 @@ def test_wrong_labels_through_make(on_tiny, tmp_path):
     before, out = reports(tmp_path), tmp_path / "out"
     assert len(before) == len(found["runs"]) == 6
     assert not [*out.rglob("*.safetensors")]  # removed once they are measured
-    of_flipped = out / "noise-small/swapped-30/loss_type=robust,seed=2" / output_folder.REPORT
+    (folder,) = out.glob("noise-small-*")  # and the flags
+    of_flipped = folder / "swapped-30/loss_type=robust,seed=2" / output_folder.REPORT
     mine = noise.runs.numbers(json.loads(of_flipped.read_text()))
     (run,) = [r for r in found["runs"] if (r["rate"], r["loss"], r["seed"]) == (0.3, "robust", 2)]
     assert {name: run[name] for name in mine} == mine
