@@ -92,9 +92,7 @@ def main() -> None:
             with lock(into):
                 written += room.run(into, docs, args.small, args.arguments)
         except KeyboardInterrupt:
-            print(
-                "Asked to stop: what is finished is kept, and the same command goes on from there"
-            )
+            print("Asked to stop: what is finished is kept: the same command goes on from there")
             raise
     print(f"Written: {', '.join(map(str, written))}")
     print("Next: docs/learn.md says how to read them")

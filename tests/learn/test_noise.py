@@ -259,7 +259,7 @@ def test_an_interrupt_says_that_nothing_is_lost(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         called(monkeypatch, "--what=noise", f"--output={tmp_path}")
     assert ended.value.code == 130
-    assert "what is finished is kept, and the same command goes on" in capsys.readouterr().out
+    assert "what is finished is kept: the same command goes on" in capsys.readouterr().out
 
 
 def test_two_at_once_do_not_train_into_one_folder(tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def train(run: sweeps.Run, flags: list[str]) -> None:
     """
     # Of several GPUs the first: three cannot share a batch of eight.
     if sweeps.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == sweeps.LEFT:
-        print("Asked to stop: what is finished is kept, and the same command goes on from there")
+        print("Asked to stop: what is finished is kept: the same command goes on from there")
         sys.exit(EXIT_CODE)
     if run.state == sweeps.FAILED:
         raise Refusal(f"{run.folder}: {run.last_line()} ({run.log})")
