@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from dpo.core import files
 from dpo.core.machine import measuring_device
-from dpo.core.stats import bootstrap, mean_at_equal_length, share
+from dpo.core.stats import bootstrap, mean_at_equal_length
 from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import Contestant, reference_of
 from dpo.evaluation.judges import judging
@@ -38,7 +38,6 @@ SETS = (*along.SETS, "dataset_name", "loss_type", "ld_alpha", "seed")
 METRICS = {
     "tokens": ("answer, tokens", ".1f"),
     "finished": ("ended by themselves", ".0%"),
-    "within": ("no longer than the reference's longest", ".0%"),
     "reward": ("true reward", "+.3f"),
     "gain": ("reward over the reference", "+.3f"),
     "gain_at_length": ("the same, at equal length", "+.3f"),
@@ -131,7 +130,6 @@ def measure_policy(
         "gain_at_length": asdict(mean_at_equal_length(rewards, both.astype(float))),
         "kl": found.kl["nats_per_sequence"],
         "finished": counted["finished"]["policy"],
-        "within": asdict(share((both[0] <= both[1].max()).ravel().astype(float))),
         "longer": asdict(bootstrap((both[0] - both[1]).mean(axis=1))),
         "win_rate": judged["win_rate"],
         "length_controlled_win_rate": judged["length_controlled_win_rate"],
