@@ -18,7 +18,7 @@ from dpo.recipe.parse import Recipe
 
 __all__ = ["MINUTES", "SETS", "claims", "run", "table"]
 
-MINUTES = 35
+MINUTES = 83
 SEED = 1
 SETS = (*along.SETS, "dataset_name", "loss_type", "loss_weights", "seed")
 WITH_SFT = ["--loss_type", "sigmoid", "sft", "--loss_weights", "1", "1"]
