@@ -28,7 +28,7 @@ from dpo.learn import along, pictures, printed, runs
 from dpo.recipe.flags import overridden
 from dpo.reports.frontier_page import markdown
 
-MINUTES = 20
+MINUTES = 44
 GAP = 8  # tokens
 LD_ALPHA = 0.5  # 1 is sigmoid; at 0 what is beyond that length counts for nothing
 MAX_NEW_TOKENS = 160  # four times the longest answer of the pairs, for growth to be seen
