@@ -52,7 +52,7 @@ from dpo.core.signals import EXIT_CODE
 from dpo.evaluation import generations, measure, prompts
 from dpo.evaluation.contestants import policy_of, reference_of
 from dpo.evaluation.measure import MAX_NEW_TOKENS, SEED, TEMPERATURE
-from dpo.recipe.flags import overridden
+from dpo.recipe.flags import names_in, refuse
 from dpo.recipe.parse import FOLDER, parse
 from dpo.reports import frontier_page
 from dpo.runs import checkpoints, output_folder, sweeps
@@ -68,7 +68,9 @@ def main() -> None:
     recipe = parse(["--config", str(FOLDER / f"{RECIPE}.yaml"), *args.arguments])
     # What is measured is measured here, along the run, and not at its end.
     own = [f"--save_steps={args.every}", "--save_total_limit=99", "--save_only_model=true"]
-    flags = overridden(args.arguments, [*own, "--eval_strategy=no", "--save_strategy=steps"])
+    own += ["--eval_strategy=no", "--save_strategy=steps"]
+    refuse(args.arguments, "the frontier", {*names_in(own), "loss_type", "beta", "output_dir"})
+    flags = [*args.arguments, *own]
     sweep = f"loss_type={args.loss_types} beta={args.betas}"
     runs = sweeps.resolved(RECIPE, sweep, into, flags)
 

@@ -2,10 +2,12 @@
 
     make learn                               # all of them, the shortest first
     make learn WHAT=noise                    # one, or several by comma
-    make learn WHAT=noise ARGS="--small"     # to see how it goes: two steps, a few prompts
+    make learn WHAT=noise ARGS="--small"     # to see how it goes: a few steps and prompts
+    make learn WHAT=closed_form ARGS="-- --beta 0.25"    # with another number
 
 What each has trained and measured is kept in outputs/learn/<name>/: the same command goes on from
 there. Results are written into docs/learn/: <name>.json, which holds every number, and <name>.png.
+In small, or with flags, all of it goes into a folder that is named so.
 """
 
 import dpo  # noqa: F401  first, that no library speaks
@@ -51,9 +53,9 @@ def arguments() -> argparse.Namespace:
     each = "; ".join(f"{n}, {m:g} minutes: {shows}" for n, (m, shows) in experiments().items())
     add("--what", type=names, default="", help=f"which, by comma (all). {each}".replace("%", "%%"))
     add("--small", action="store_true", help="a few steps and prompts, and nothing into docs/")
-    add("--output", type=Path, default=INTO, help=f"folder of the runs ({INTO})")
-    add("--docs", type=Path, help=f"folder of the results ({DOCS}; with --small that of the runs)")
-    add("arguments", nargs="*", metavar="-- ARGS", help="flags for every run")
+    add("--output", type=Path, default=INTO, help=f"where the folders of the runs are ({INTO})")
+    add("--docs", type=Path, help=f"folder of the results ({DOCS}; else that of the runs)")
+    add("arguments", nargs="*", metavar="-- ARGS", help="flags for every run, as --beta 0.3")
     return parser.parse_args()
 
 
@@ -61,19 +63,37 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
     at_once(arguments)
 
 import importlib
+import re
 
 from dpo.core.machine import measuring_device
+from dpo.recipe.flags import refuse
+from dpo.runs.output_folder import lock
+
+
+def folder_of(name: str, small: bool, given: list[str]) -> str:
+    """The name of the folder of an experiment's runs: in small, and with each set of flags,
+    another."""
+    flags = re.sub(r"[^\w.=+-]+", "_", " ".join(given).replace("--", "")).strip("_")
+    return "-".join(filter(None, (name, "small" * small, flags[:100])))
 
 
 @guarded
 def main() -> None:
     args, written = arguments(), []
     measuring_device()
-    for name in args.what:
-        into = args.output / (f"{name}-small" if args.small else name)
-        docs = args.docs or (into if args.small else DOCS)
-        run = importlib.import_module(f"dpo.learn.{name}").run
-        written += run(into, docs, args.small, args.arguments)
+    rooms = {name: importlib.import_module(f"dpo.learn.{name}") for name in args.what}
+    for name, room in rooms.items():
+        refuse(args.arguments, name, (*room.SETS, "output_dir"))
+    for name, room in rooms.items():
+        into = args.output / folder_of(name, args.small, args.arguments)
+        into.mkdir(parents=True, exist_ok=True)
+        docs = args.docs or (DOCS if into.name == name else into)
+        try:
+            with lock(into):
+                written += room.run(into, docs, args.small, args.arguments)
+        except KeyboardInterrupt:
+            print("Asked to stop: what is finished is kept: the same command goes on from there")
+            raise
     print(f"Written: {', '.join(map(str, written))}")
     print("Next: docs/learn.md says how to read them")
 

@@ -286,7 +286,7 @@ def test_the_equations_stand_beside_functions_that_are_there():
 
 def test_what_the_page_on_dpo_says_of_beta_is_what_the_frontier_measured():
     measured = {
-        row[1]: [row[3].split()[0], row[4].split()[0]]
+        row[1]: row[3:5]
         for row in rows(page("frontier.md"), "loss | β | step")
         if row[0] == "sigmoid" and row[2] == "24"
     }

@@ -8,8 +8,6 @@ from dpo.core.refusal import Refusal
 from dpo.learn import along, runs
 from dpo.runs import checkpoints, output_folder, sweeps
 
-SETS = ("loss_type", "seed")
-
 
 class Killed(Exception):
     pass
@@ -17,8 +15,8 @@ class Killed(Exception):
 
 def run_in(folder, monkeypatch) -> tuple[sweeps.Run, list[int]]:
     """A run whose training, here, leaves checkpoints at once; and how often it was trained."""
-    flags = along.flags_of(6, 2, ["--learning_rate=1e-5"], SETS)
-    assert flags[0] == "--learning_rate=1e-5" and "--save_steps=2" in flags
+    flags = ["--learning_rate=1e-5", *along.flags_of(6, 2)]
+    assert "--save_steps=2" in flags
     run, trained = runs.run_of(folder, {"loss_type": "ipo", "seed": 3}, flags), []
 
     def train(one, given):
@@ -42,7 +40,7 @@ def run_in(folder, monkeypatch) -> tuple[sweeps.Run, list[int]]:
 def test_each_checkpoint_is_measured_once_and_removed(tmp_path, monkeypatch):
     run, trained = run_in(tmp_path, monkeypatch)
     (run.folder / "checkpoint-2").mkdir(parents=True)  # of a run that was killed
-    seen, flags = [], along.flags_of(6, 2, ["--learning_rate=1e-5"], SETS)
+    seen, flags = [], ["--learning_rate=1e-5", *along.flags_of(6, 2)]
 
     def measure(checkpoint):
         if len(seen) == 1 and checkpoint.name == "checkpoint-4":
@@ -68,9 +66,12 @@ def test_a_run_that_was_removed_is_measured_anew(tmp_path, monkeypatch):
     old = {"asked": {"prompts": 5}, "points": [{"step": 2}]}
     along.path_of(run).parent.mkdir(parents=True, exist_ok=True)
     along.path_of(run).write_text(json.dumps(old))
-    flags = along.flags_of(6, 2, ["--learning_rate=1e-5"], SETS)
+    flags = ["--learning_rate=1e-5", *along.flags_of(6, 2)]
     found = along.measured(run, flags, {"prompts": 4}, lambda checkpoint: {"new": True})
     assert found == [{"step": step, "new": True, "seconds": 6} for step in (2, 4, 6)] and trained
     along.path_of(run).unlink()
     with pytest.raises(Refusal, match="holds no weights to measure: remove it"):
+        along.measured(run, flags, {"prompts": 4}, lambda checkpoint: {})
+    along.path_of(run).write_text('{"asked": {"prom')
+    with pytest.raises(Refusal, match=r"seed=3\.json is not whole: remove it"):
         along.measured(run, flags, {"prompts": 4}, lambda checkpoint: {})

@@ -1,5 +1,6 @@
 """make learn WHAT=noise: which labels are swapped, what is found again, and what runs come to."""
 
+import importlib
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ import learn as command
 from dpo.core.files import read_lines
 from dpo.core.refusal import Refusal
 from dpo.learn import noise, pictures, runs
+from dpo.runs.output_folder import lock
 from support.commands import at_once
 from support.place import ROOT
 
@@ -51,6 +53,30 @@ def test_held_out_pairs_stay_and_the_labels_are_counted(tmp_path):
     # As the data card says of the labels before any is swapped.
     assert "| labels against the score | 9.6% |" in (EMBEDDED / "README.md").read_text()
     assert round(labels["0%"]["against_score"], 3) == 0.096
+
+
+def test_a_loss_is_told_what_it_is_there_for():
+    """robust the rate; ipo a target that is, an answer, the paper's at the recipe's β."""
+    assert noise.own_flags("sigmoid", 0.2, 0.1) == []
+    assert noise.own_flags("robust", 0.2, 0.1) == ["--label_smoothing=0.2"]
+    (flag,) = noise.own_flags("ipo", 0.2, 0.1)
+    beta = float(flag.removeprefix("--beta="))
+    assert 1 / (2 * beta) * noise.TOKENS == pytest.approx(1 / (2 * 0.1))
+
+
+def test_answers_are_as_long_as_is_said():
+    tokens = {
+        (str(row["prompt"]), answer["text"]): answer["tokens"]
+        for row in read_lines(EMBEDDED / "candidates.jsonl")
+        for answer in row["answers"]
+    }
+    pairs = read_lines(EMBEDDED / "train.jsonl")
+    lengths = [
+        tokens[str(pair["prompt"]), pair[side][0]["content"]]
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    assert round(np.mean(lengths)) == noise.TOKENS
 
 
 def run_of(rate: float, loss: str, seed: int, reward: float, accuracy: float = 0.7) -> dict:
@@ -195,12 +221,50 @@ def test_the_shortest_comes_first(tmp_path, monkeypatch):
     assert command.names("slow, quick") == ["quick", "slow"]
 
 
-def test_small_never_writes_into_docs_unless_told(tmp_path, monkeypatch):
+OTHER = "noise-beta_0.3_model_name_or_path=a_b"
+
+
+def called(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["learn.py", *words])
+    command.main()
+
+
+def test_docs_are_written_by_the_whole_experiment_alone(tmp_path, monkeypatch):
+    """Unless a folder is given: not in small, and not with another setting."""
     given = []
     monkeypatch.setattr(noise, "run", lambda *how: given.append(how[:2]) or [])
-    out = f"--output={tmp_path}"
-    for words in (["--small"], ["--small", f"--docs={tmp_path / 'd'}"], []):
-        monkeypatch.setattr(sys, "argv", ["learn.py", "--what=noise", out, *words])
-        command.main()
-    small, there = tmp_path / "noise-small", tmp_path / "d"
-    assert given == [(small, small), (small, there), (tmp_path / "noise", command.DOCS)]
+    small, there, whole = tmp_path / "noise-small", tmp_path / "d", tmp_path / "noise"
+    other, its = ["--", "--beta", "0.3", "--model_name_or_path=a/b"], tmp_path / OTHER
+    for words in (["--small"], ["--small", f"--docs={there}"], other, [f"--docs={there}", *other]):
+        called(monkeypatch, "--what=noise", f"--output={tmp_path}", *words)
+    called(monkeypatch, "--what=noise", f"--output={tmp_path}")
+    assert given[:2] == [(small, small), (small, there)]
+    assert given[2:] == [(its, its), (its, there), (whole, command.DOCS)]
+
+
+def test_flags_are_refused_before_the_first_experiment(tmp_path, monkeypatch):
+    for name in ("gradient", "noise"):
+        room = importlib.import_module(f"dpo.learn.{name}")
+        monkeypatch.setattr(room, "run", lambda *how: pytest.fail("it began"))
+    words = ["--what=noise,gradient", f"--output={tmp_path}", "--", "--loss_type=ipo"]
+    with pytest.raises(SystemExit, match="ARGS: loss_type: noise sets this itself"):
+        called(monkeypatch, *words)
+
+
+def test_an_interrupt_says_that_nothing_is_lost(tmp_path, monkeypatch, capsys):
+    def interrupted(*how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(noise, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        called(monkeypatch, "--what=noise", f"--output={tmp_path}")
+    assert ended.value.code == 130
+    assert "what is finished is kept: the same command goes on" in capsys.readouterr().out
+
+
+def test_two_at_once_do_not_train_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(noise, "run", lambda *how: [])
+    (tmp_path / "noise").mkdir()
+    with lock(tmp_path / "noise"), pytest.raises(SystemExit, match="noise belongs to a run that"):
+        called(monkeypatch, "--what=noise", f"--output={tmp_path}")
+    called(monkeypatch, "--what=noise", f"--output={tmp_path}")

@@ -6,24 +6,19 @@ import pytest
 
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
-from dpo.learn import runs
+from dpo.learn import along, runs
+from dpo.recipe.flags import names_in
 from dpo.runs import output_folder, sweeps
 
-SETS = ("loss_type", "seed")
 
-
-def test_what_an_experiment_sets_cannot_be_given():
-    flags = runs.flags_of(12, 8, ["--learning_rate=1e-5", "--bf16", "false"], SETS)
-    assert flags[:3] == ["--learning_rate=1e-5", "--bf16", "false"] and "--max_steps=12" in flags
-    for given in ("--max-steps=9", "--seed", "--report_to=wandb", "--output_dir=x"):
-        name = given[2:].partition("=")[0].replace("-", "_")
-        with pytest.raises(Refusal, match=f"ARGS: {name}: the experiment sets this itself"):
-            runs.flags_of(12, 8, [given, "1"], SETS)
+@pytest.mark.parametrize("room", [runs, along])
+def test_all_flags_of_short_runs_are_refused_of_a_user(room):
+    assert names_in(room.flags_of(12, 6)) == {*room.SETS}
 
 
 def run_in(folder, ends: str, monkeypatch) -> sweeps.Run:
     """A run whose training, here, ends so at once, and leaves what a run leaves."""
-    run = runs.run_of(folder, {"loss_type": "ipo", "seed": 3}, runs.flags_of(2, 4, [], SETS))
+    run = runs.run_of(folder, {"loss_type": "ipo", "seed": 3}, runs.flags_of(2, 4))
     (run.folder / "checkpoint-1").mkdir(parents=True)
     for name in (
         "model.safetensors",
@@ -89,3 +84,11 @@ def test_what_was_asked_otherwise_is_found_anew(tmp_path):
         seconds.append(each.pop("seconds"))
         assert each == {"a": expected}
     assert seconds[0] == seconds[1] > 0 and seconds[2] == seconds[3]
+
+
+@pytest.mark.parametrize("text", ["", '{"asked": {"prom', "[]", "{}", "null"])
+def test_what_is_kept_and_not_whole_is_named(text, tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text(text)
+    with pytest.raises(Refusal, match=rf"{path} is not whole: remove it"):
+        runs.kept(path, {}, dict)

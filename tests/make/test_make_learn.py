@@ -12,7 +12,7 @@ from dpo.runs import output_folder
 from support.commands import make
 from support.launched import made
 
-RUNS = {"length": 6, "improbable": 4}  # two seeds of three losses; four runs
+RUNS = {"length": 6, "improbable": 6}  # two seeds of three losses; two ways and four runs
 
 
 def learned(what: str, folder: Path, *flags: str, through=made) -> tuple[dict, str]:
@@ -45,7 +45,8 @@ def test_wrong_labels_through_make(on_tiny, tmp_path):
     before, out = reports(tmp_path), tmp_path / "out"
     assert len(before) == len(found["runs"]) == 6
     assert not [*out.rglob("*.safetensors")]  # removed once they are measured
-    of_flipped = out / "noise-small/swapped-30/loss_type=robust,seed=2" / output_folder.REPORT
+    (folder,) = out.glob("noise-small-*")  # and the flags
+    of_flipped = folder / "swapped-30/loss_type=robust,seed=2" / output_folder.REPORT
     mine = noise.runs.numbers(json.loads(of_flipped.read_text()))
     (run,) = [r for r in found["runs"] if (r["rate"], r["loss"], r["seed"]) == (0.3, "robust", 2)]
     assert {name: run[name] for name in mine} == mine
@@ -66,6 +67,10 @@ def test_the_closed_form_through_make(tmp_path):
     before = log.stat().st_size
     again, _ = learned("closed_form", tmp_path)
     assert again["runs"] == found["runs"] and log.stat().st_size == before
+    other, _ = learned("closed_form", tmp_path, "--beta=8")
+    assert [point["beta"] for point in other["points"]] == [8]
+    for run, near in zip(found["runs"][1::2], other["runs"], strict=True):
+        assert near["seed"] == run["seed"] and near["before"] < run["before"]
 
 
 def test_the_gradient_through_make(on_tiny, tmp_path):
@@ -95,10 +100,12 @@ def test_policies_measured_along_their_runs_through_make(name, on_tiny, tmp_path
     assert all(again[part] == found[part] for part in found if part != "made")
     assert again["made"]["minutes"] == found["made"]["minutes"] > 0
     if name == "improbable":
-        steps = [(point["way"], point["step"]) for point in found["points"]]
-        ways = (improbable.SIGMOID, improbable.BESIDE, improbable.BEFORE)
-        assert steps == [(way, step) for way in ways for step in (2, 4)]
-        assert found["plain"]["chosen"] != found["before"]["chosen"] and len(found["answers"]) == 4
+        steps = [(point["pairs"], point["way"], point["step"]) for point in found["points"]]
+        mine, ways = (improbable.SIGMOID, improbable.BESIDE), [*found["before"]]
+        ways = [(name, way) for name in ways for way in mine] + [("in capitals", improbable.BEFORE)]
+        assert steps == [(*way, step) for way in ways for step in (2, 4)]
+        plain, capitals = found["before"].values()
+        assert plain["chosen"] != capitals["chosen"] and len(found["answers"]) == 4
     else:
         assert [run["seed"] for run in found["runs"]] == [1, 1, 1, 2, 2, 2]
         assert found["settings"]["prompts_asked"] == 4

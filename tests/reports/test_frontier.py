@@ -37,3 +37,11 @@ def test_its_runs_take_one_gpu_each(tiny_model, tiny_data, tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         command.main()
     assert asked == [["--gpus", "1"]]
+
+
+def test_what_it_sets_itself_is_refused_and_not_dropped(tmp_path, monkeypatch):
+    for flag in ("--beta=0.3", "--save-steps=7", "--eval_strategy=steps", "--output_dir=x"):
+        monkeypatch.setattr(sys, "argv", ["frontier.py", f"--output={tmp_path}", "--", flag])
+        name = flag[2:].partition("=")[0].replace("-", "_")
+        with pytest.raises(SystemExit, match=f"ARGS: {name}: the frontier sets this itself"):
+            command.main()

@@ -64,6 +64,12 @@ ELSEWHERE = {
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1 seed=1,2,3"': "test_make_seeds.py, "
     "on the tiny model",
     'make sweep SWEEP="seed=42,1,2,3,4"': "likewise",
+    "make sweep RECIPE=smollm2-sentiment "
+    'SWEEP="learning_rate=1e-5,2e-5,4e-5"': "test_make_sweep.py, on the tiny model",
+    "make sweep RECIPE=smollm2-sentiment "
+    'SWEEP="beta=0.01,0.05,0.1,0.5" OUTPUT=outputs/betas': "likewise",
+    "make sweep RECIPE=smollm2-sentiment "
+    'SWEEP="beta=0.05,0.1 seed=1,2,3" OUTPUT=outputs/seeds': "test_make_seeds.py",
     'make sweep RECIPE=qwen-ultrafeedback SWEEP="beta=0.05,0.1,0.5" WANDB=1': "test_make_sweep.py",
     **dict.fromkeys(PLANS, "test_make_plan.py"),
     "make plan GPU=cpu": "test_make_plan.py, of a short run, without make",
@@ -82,6 +88,7 @@ ELSEWHERE = {
     "make learn": "test_make_learn.py, on the tiny model, in small",
     "make learn WHAT=noise": "likewise",
     'make learn WHAT=noise ARGS="--small"': "likewise",
+    'make learn WHAT=closed_form ARGS="-- --beta 0.25"': "likewise, with another β",
     "make dashboard": "test_make_dashboard.py",
     "make sync": "test_make_sync.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",

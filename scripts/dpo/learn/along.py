@@ -1,8 +1,7 @@
 """Short runs whose policies are measured here, at their checkpoints. What was measured is kept,
 point by point; a checkpoint is removed once it is measured."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,23 @@ from dpo.evaluation.contestants import Contestant, policy_of
 from dpo.learn import runs
 from dpo.runs import checkpoints, output_folder, sweeps
 
+# What flags_of sets.
+SETS = (
+    "max_steps",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "save_only_model",
+    "eval_strategy",
+    "report_to",
+)
 
-def flags_of(steps: int, every: int, given: list[str], sets: Sequence[str]) -> list[str]:
-    """Flags for runs that keep their weights at every so many steps and measure nothing, and those
-    that a user gives. `sets` and Refusal: as `runs.with_own` has them."""
+
+def flags_of(steps: int, every: int) -> list[str]:
+    """Flags for runs that keep their weights at every so many steps and measure nothing."""
     own = [f"--max_steps={steps}", f"--save_steps={every}", "--save_strategy=steps"]
     own += ["--save_total_limit=99", "--save_only_model=true"]
-    return runs.with_own(given, [*own, "--eval_strategy=no", "--report_to=none"], sets)
+    return [*own, "--eval_strategy=no", "--report_to=none"]
 
 
 def measured(
@@ -37,12 +46,13 @@ def measured(
 
     Raises:
         SystemExit: the run was asked to stop; it goes on from there.
-        Refusal: it failed, or was measured in another way before.
+        Refusal: it failed, or was measured in another way before, or what was measured is not
+            whole.
     """
     path = path_of(run)
     found: dict[str, Any] = {"asked": asked, "points": []}
     if path.is_file() and sweeps.begun(run):  # and not of a folder that has been removed
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = runs.read_kept(path)
     if found["asked"] != asked:
         why = f"points that were measured otherwise ({found['asked']}, now {asked})"
         raise Refusal(f"{path} holds {why}: give another --output, or remove it and {run.folder}")

@@ -9,7 +9,7 @@ are those over the nine; how much probability they have in all is told beside.
 """
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from dpo.learn import listed, pictures, printed, runs
 from dpo.learn.listed import COMPLETIONS, PROMPTS
-from dpo.losses import implicit_reward, optimal_logps
+from dpo.losses import dpo_loss, implicit_reward, optimal_logps
+from dpo.recipe.flags import names_in
 from dpo.reports.frontier_page import markdown
 
 MINUTES = 2
@@ -36,13 +37,19 @@ METRICS = {
     "inside_before": ("π_ref on the nine", ".3f"),
     "inside": ("π on the nine", ".3f"),
 }
-SETS = ("model_name_or_path", "beta", "seed", "num_train_epochs", "reference_cache")
+# Likewise, of what is maximised and what is minimised.
+REACHED = {
+    **{f"objective_{name}": (f"objective of {name}", ".3f") for name in POLICIES},
+    **{f"loss_{name}": (f"loss of {name}", ".3f") for name in ("π_ref", "r", "π")},
+}
+SETS = ("model_name_or_path", "seed", "num_train_epochs", "reference_cache")
+ALL = METRICS | REACHED
 
 
 @dataclass
 class Size:
-    """β, seeds (each draws rewards and the model that it starts from), labels of each two
-    completions of a prompt, and epochs on them."""
+    """β, where none is given, seeds (each draws rewards and the model that it starts from), labels
+    of each two completions of a prompt, and epochs on them."""
 
     betas: tuple[float, ...] = (0.5, 1.0, 2.0)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -73,6 +80,32 @@ def distances(found: dict[str, Any], beta: float, name: str) -> torch.Tensor:
     probability of any set of completions differs, shape (3,)."""
     policies = over_the_nine(found, beta)
     return (policies[name].exp() - policies["π*"].exp()).abs().sum(-1) / 2
+
+
+def reached(found: dict[str, Any], beta: float, labels: int) -> dict[str, float]:
+    """REACHED of a policy: the mean reward less β KL (equation 3) of each of POLICIES, and the loss
+    (equation 7) of the labels under the implicit reward of π_ref and π, and under the reward itself
+    as they were drawn from it. So many `labels` of every two completions."""
+    reference, policy, rewards = tables(found)
+    share = torch.tensor(listed.wins(rewards.numpy(), labels) / labels)
+
+    def objective(name: str) -> float:
+        logps = over_the_nine(found, beta)
+        nats = logps[name] - logps["π_ref"]
+        return (logps[name].exp() * (rewards - beta * nats)).sum(-1).mean().item()
+
+    def loss(reward: torch.Tensor) -> float:
+        first, second = (reward[:, side] for side in listed.TWO)
+        both = share * dpo_loss(first, second) + (1 - share) * dpo_loss(second, first)
+        return both.mean().item()
+
+    implied = {
+        name: implicit_reward(logps, reference, beta)
+        for name, logps in (("π_ref", reference), ("π", policy))
+    }
+    return {f"objective_{name}": objective(name) for name in POLICIES} | {
+        f"loss_{name}": loss(reward) for name, reward in (implied | {"r": rewards}).items()
+    }
 
 
 def numbers(found: dict[str, Any], beta: float) -> dict[str, float]:
@@ -109,7 +142,8 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size = SMALL if small else Size()
-    runs.with_own(given, [], SETS)
+    if "beta" in names_in(given):
+        size = replace(size, betas=(runs.recipe_of(given).training.beta,))
     found, shown, seconds, largest = [], [], 0.0, 0.0
     points = [*itertools.product(size.seeds, size.betas)]
     for seed, beta in tqdm(points, desc="Closed form", unit="run"):
@@ -119,7 +153,8 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         one = runs.kept(into / f"beta={beta:g},seed={seed}.json", asked, train)
         seconds += one["seconds"]
         largest = max(largest, distances(one, beta, "π").max().item())
-        found.append({"beta": beta, "seed": seed, **numbers(one, beta)})
+        named = {"beta": beta, "seed": seed}
+        found.append(named | numbers(one, beta) | reached(one, beta, size.labels))
         if seed == size.seeds[0]:
             policies = over_the_nine(one, beta)
             shown.append(
@@ -131,7 +166,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     results = {
         "settings": {**asdict(size), "prompts": PROMPTS, "given": given},
         "points": [
-            {"beta": b, **runs.over_seeds([e for e in found if e["beta"] == b], metrics=METRICS)}
+            {"beta": b, **runs.over_seeds([e for e in found if e["beta"] == b], metrics=ALL)}
             for b in size.betas
         ],
         "largest": largest,
@@ -147,7 +182,7 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
     """Every number that a page may print of the results, by what it is, as it is printed."""
     found = {"the largest distance of any prompt": round(results["largest"], 3)}
     for point in results["points"]:
-        found |= printed.claims(f"β {point['beta']:g}", point, METRICS)
+        found |= printed.claims(f"β {point['beta']:g}", point, ALL)
     for each in results["shown"]:
         for name in ("before", "distance"):
             found[f"picture, β {each['beta']:g}, {name}"] = round(each[name], 3)
@@ -155,11 +190,15 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Each β as Markdown: mean over seeds with Student's interval."""
-    rows = [["β", *(name for name, _ in METRICS.values())]]
-    for point in results["points"]:
-        rows.append([f"{point['beta']:g}", *printed.cells(point, METRICS)])
-    return markdown(rows)
+    """Each β as Markdown: mean over seeds with Student's interval; METRICS, and then REACHED."""
+
+    def of(metrics: printed.Metrics) -> str:
+        rows = [["β", *(name for name, _ in metrics.values())]]
+        for point in results["points"]:
+            rows.append([f"{point['beta']:g}", *printed.cells(point, metrics)])
+        return markdown(rows)
+
+    return of(METRICS) + "\n" + of(REACHED)
 
 
 def draw(results: dict[str, Any]) -> Figure:

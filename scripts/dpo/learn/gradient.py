@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from dpo.core import files
 from dpo.core.machine import measuring_device
-from dpo.core.stats import bootstrap, t_difference
+from dpo.core.stats import t_difference, t_interval
 from dpo.data import dataset, schema
 from dpo.data.sources.load import load_rows
 from dpo.evaluation.contestants import Contestant, reference_of
@@ -37,7 +37,7 @@ from dpo.reports.frontier_page import markdown
 MINUTES = 14
 SIDES = ("right", "wrong")
 SAMPLE_SEED = 0
-SETS = ("dataset_name", "seed", "use_peft")
+SETS = (*along.SETS, "dataset_name", "seed", "use_peft")
 # Of each pair at each checkpoint, and how they are printed.
 METRICS = {
     "weight": ("weight", ".3f"),
@@ -153,7 +153,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size, data = SMALL if small else Size(), into / "data"
-    flags = [*along.flags_of(size.steps, size.every, given, SETS), f"--dataset_name={data}"]
+    flags = [*given, *along.flags_of(size.steps, size.every), f"--dataset_name={data}"]
     write_data(Path(runs.recipe_of(given).script.dataset_name), data, size.rate)
     sample = sample_of(files.read_lines(data / "train.jsonl"), size.pairs)
     run = runs.run_of(into, {"seed": size.seed}, flags)
@@ -189,7 +189,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
 
 
 def summary(points: list[dict[str, Any]], beta: float) -> dict[str, Any]:
-    """What pairs come to: `points`, METRICS of each side at each step, means with bootstrap
+    """What pairs come to: `points`, METRICS of each side at each step, means with Student's
     intervals over pairs; `apart`, by how much wrong ones weigh more than right ones, with Welch's
     interval; and `off`, the most by which a norm differs from β × weight × difference, as a share
     of it."""
@@ -200,7 +200,7 @@ def summary(points: list[dict[str, Any]], beta: float) -> dict[str, Any]:
             here = [p for p in points if (p["step"], p["side"]) == (step, side)]
             of = {name: np.array([each[name] for each in here]) for name in METRICS}
             weights[side] = of["weight"]
-            means = {name: asdict(bootstrap(values)) for name, values in of.items()}
+            means = {name: asdict(t_interval(values)) for name, values in of.items()}
             found["points"].append({"step": step, "side": side, **means})
         apart = t_difference(weights["wrong"], weights["right"])
         found["apart"].append({"step": step, "weight": asdict(apart)})

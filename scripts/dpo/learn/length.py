@@ -28,12 +28,12 @@ from dpo.learn import along, pictures, printed, runs
 from dpo.recipe.flags import overridden
 from dpo.reports.frontier_page import markdown
 
-MINUTES = 20
+MINUTES = 44
 GAP = 8  # tokens
 LD_ALPHA = 0.5  # 1 is sigmoid; at 0 what is beyond that length counts for nothing
 MAX_NEW_TOKENS = 160  # four times the longest answer of the pairs, for growth to be seen
 SPLITS = ("train", "test")
-SETS = ("dataset_name", "loss_type", "ld_alpha", "seed")
+SETS = (*along.SETS, "dataset_name", "loss_type", "ld_alpha", "seed")
 # As the results have them: how they are named and printed.
 METRICS = {
     "tokens": ("answer, tokens", ".1f"),
@@ -152,7 +152,7 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size, data = SMALL if small else Size(), into / "data"
-    flags = along.flags_of(size.steps, size.steps, given, SETS)
+    flags = [*given, *along.flags_of(size.steps, size.steps)]
     base = runs.recipe_of(given)
     about = write_data(Path(base.script.dataset_name) / "candidates.jsonl", data, size.pairs)
     recipe = runs.recipe_of([*given, f"--dataset_name={data}"])

@@ -25,6 +25,8 @@ from dpo.training.build import make_trainer
 
 PROMPTS = ["x0", "x1", "x2"]
 COMPLETIONS = [" ".join(words) for words in itertools.product("abc", repeat=2)]
+# Of every two completions the first ones and the second ones, shape (2, 36).
+TWO = np.array([*itertools.combinations(range(len(COMPLETIONS)), 2)]).T
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -57,15 +59,21 @@ def rewards_of(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(len(PROMPTS), len(COMPLETIONS)))
 
 
+def wins(rewards: np.ndarray, labels: int) -> np.ndarray:
+    """Of so many labels of every two completions of a prompt, how many say that the first is the
+    better one: Bradley and Terry's probability, rounded to whole labels. Shape (3, 36)."""
+    first, second = (torch.tensor(rewards[:, side]) for side in TWO)
+    return (labels * bradley_terry(first, second)).round().int().numpy()
+
+
 def preferences(rewards: np.ndarray, labels: int) -> Dataset:
-    """So many labels of every two completions of a prompt; how often each wins is Bradley and
-    Terry's probability, rounded to whole labels."""
-    rows = []
+    """So many labels of every two completions of a prompt, of which each wins as often as `wins`
+    says."""
+    rows, counts = [], wins(rewards, labels)
     for x, prompt in enumerate(PROMPTS):
-        for a, b in itertools.combinations(range(len(COMPLETIONS)), 2):
-            wins = bradley_terry(torch.tensor(rewards[x, a]), rewards[x, b]).item()
+        for (a, b), won in zip(TWO.T, counts[x], strict=True):
             for label in range(labels):
-                chosen, rejected = (a, b) if label < round(labels * wins) else (b, a)
+                chosen, rejected = (a, b) if label < won else (b, a)
                 each = {
                     "chosen": f" {COMPLETIONS[chosen]}",
                     "rejected": f" {COMPLETIONS[rejected]}",

@@ -26,9 +26,10 @@ from dpo.reports.frontier_page import markdown
 MINUTES = 200
 LOSSES = ("sigmoid", "robust", "ipo")
 FLIP_SEED = 0
+TOKENS = 25  # mean length of the pairs' answers
 SPLITS = ("train", "test")
 COLUMNS = (("chosen", "rejected"), ("vader_chosen", "vader_rejected"))
-SETS = ("dataset_name", "loss_type", "label_smoothing", "seed")
+SETS = (*runs.SETS, "dataset_name", "loss_type", "label_smoothing", "seed")
 
 
 @dataclass
@@ -95,6 +96,19 @@ def pairs_of(size: Size) -> list[tuple[float, str]]:
     return [(r, loss) for r in size.rates for loss in size.losses if r or loss != "robust"]
 
 
+def own_flags(loss: str, rate: float, beta: float) -> list[str]:
+    """Flags that a loss takes beside its type.
+
+    `robust` is told the rate. TRL takes the margin of `ipo` a token, and its target is 1/(2β): with
+    β times TOKENS it is, of an answer of this length, that of the paper's at β, which sums.
+    """
+    return {
+        "sigmoid": [],
+        "robust": [f"--label_smoothing={rate}"],
+        "ipo": [f"--beta={beta * TOKENS:g}"],
+    }[loss]
+
+
 def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     """Train and measure every run that is not there yet, then write the results. Seed by seed, so
     that what a break leaves is whole for the first seeds.
@@ -108,14 +122,14 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
         What was written.
     """
     size = SMALL if small else Size()
-    flags = runs.flags_of(size.steps, size.prompts, given, SETS)
+    flags = [*given, *runs.flags_of(size.steps, size.prompts)]
     recipe = runs.recipe_of(flags)
     labels = write_data(Path(recipe.script.dataset_name), into, size)
     found, reports = [], []
     for seed in size.seeds:
         for rate, loss in pairs_of(size):
             own = [f"--dataset_name={data_of(into, rate)}"]
-            own += [f"--label_smoothing={rate}"] if loss == "robust" else []
+            own += own_flags(loss, rate, recipe.training.beta)
             each = overridden(flags, own)
             point = {"loss_type": loss, "seed": seed}
             one = runs.run_of(into / f"swapped-{100 * rate:g}", point, each)

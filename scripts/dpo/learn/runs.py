@@ -15,12 +15,21 @@ from dpo.core import files, machine
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.stats import t_interval
-from dpo.recipe.flags import name_of
 from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.reports import results
 from dpo.runs import checkpoints, output_folder, sweeps
 
 RECIPE = "smollm2-sentiment"
+# What flags_of sets.
+SETS = (
+    "max_steps",
+    "reward_prompts",
+    "reward_samples",
+    "eval_strategy",
+    "eval_delay",
+    "save_strategy",
+    "report_to",
+)
 # Of each run, how its report has them, and how they are printed.
 METRICS = {
     "reward": ("true reward", "+.3f"),
@@ -41,31 +50,13 @@ def run_of(into: Path, point: dict[str, Any], flags: list[str]) -> sweeps.Run:
     return run
 
 
-def flags_of(steps: int, prompts: int, given: list[str], sets: Sequence[str]) -> list[str]:
-    """Flags for short runs that measure themselves once, when they end, one answer to each prompt;
-    and those that a user gives.
-
-    `sets` and Refusal: as `with_own` has them.
-    """
+def flags_of(steps: int, prompts: int) -> list[str]:
+    """Flags for short runs that measure themselves once, when they end, one answer to each
+    prompt."""
     own = [f"--max_steps={steps}", f"--reward_prompts={prompts}", "--reward_samples=1"]
     # Without an eval_strategy no pairs are held out; the first comes after the last step.
     own += ["--eval_strategy=steps", f"--eval_delay={steps + 1}", "--save_strategy=no"]
-    return with_own(given, [*own, "--report_to=none"], sets)
-
-
-def with_own(given: list[str], own: list[str], sets: Sequence[str]) -> list[str]:
-    """Flags that a user gives, and those that an experiment gives all its runs.
-
-    Args:
-        sets: the arguments that it sets of each run.
-
-    Raises:
-        Refusal: the user gives what the experiment sets.
-    """
-    ours = {*map(name_of, own), *sets, "output_dir"}
-    if taken := sorted({name_of(flag) for flag in given if flag.startswith("--")} & ours):
-        raise Refusal(f"ARGS: {', '.join(taken)}: the experiment sets this itself: leave it out")
-    return [*given, *own]
+    return [*own, "--report_to=none"]
 
 
 def train(run: sweeps.Run, flags: list[str]) -> None:
@@ -77,7 +68,7 @@ def train(run: sweeps.Run, flags: list[str]) -> None:
     """
     # Of several GPUs the first: three cannot share a batch of eight.
     if sweeps.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == sweeps.LEFT:
-        print("Asked to stop: the same command goes on from here")
+        print("Asked to stop: what is finished is kept: the same command goes on from there")
         sys.exit(EXIT_CODE)
     if run.state == sweeps.FAILED:
         raise Refusal(f"{run.folder}: {run.last_line()} ({run.log})")
@@ -102,13 +93,31 @@ def kept(path: Path, asked: dict[str, Any], find: Callable[[], dict[str, Any]]) 
 
     Args:
         asked: what decides what is found, as JSON has it.
+
+    Raises:
+        Refusal: the file is not whole.
     """
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_kept(path)
         if found.pop("asked") == asked:
             return found
     found = timed(find)
     files.write_json(path, {"asked": asked, **found})
+    return found
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """What a file holds that was measured.
+
+    Raises:
+        Refusal: it is not whole.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "asked" not in found:
+        raise Refusal(f"{path} is not whole: remove it, and it is measured anew")
     return found
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 
 from dpo.core.refusal import Refusal
 
@@ -11,6 +12,20 @@ KEPT = 'ARGS="{flag} \'{{\\"name\\": 0.1}}\'"'
 def name_of(argument: str) -> str:
     """`--max-steps=2` is a flag of the name max_steps."""
     return argument[2:].partition("=")[0].replace("-", "_")
+
+
+def names_in(argv: list[str]) -> set[str]:
+    return {name_of(argument) for argument in argv if argument.startswith("--")}
+
+
+def refuse(given: list[str], what: str, sets: Iterable[str]) -> None:
+    """Refuse flags of a user that a program, `what`, `sets` itself, and would drop.
+
+    Raises:
+        Refusal: there are some.
+    """
+    if taken := sorted(names_in(given) & {*sets}):
+        raise Refusal(f"ARGS: {', '.join(taken)}: {what} sets this itself: leave it out")
 
 
 def overridden(argv: list[str], own: list[str]) -> list[str]:

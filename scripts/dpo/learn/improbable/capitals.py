@@ -1,4 +1,4 @@
-"""Pairs whose answers are in capitals, which the reference hardly ever writes."""
+"""Pairs of the reference's own answers, and the same in capitals, which it hardly ever writes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,8 @@ from dpo.core import files
 
 SPLITS = ("train", "test")
 SIDES = ("chosen", "rejected")
+PLAIN, CAPITALS = "as they were", "in capitals"
+WRITES = {PLAIN: str, CAPITALS: str.upper}
 
 
 def in_capitals(text: str) -> bool:
@@ -30,7 +32,7 @@ def pair_of(row: dict[str, Any], write: Callable[[str], str]) -> dict[str, Any] 
 
 
 def write_data(
-    candidates: Path, into: Path, held_out: int, write: Callable[[str], str] = str.upper
+    candidates: Path, into: Path, held_out: int, write: Callable[[str], str]
 ) -> dict[str, int]:
     """Write the pairs of both splits, of the held-out ones this many. Returns how many of each."""
     counts, rows = {}, files.read_lines(candidates)

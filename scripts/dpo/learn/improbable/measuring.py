@@ -60,7 +60,7 @@ def measure_policy(who: Contestant, held: Held, device: str) -> dict[str, Any]:
     with who.autocast(device):
         model, words = who.load(device), who.tokenizer()
         pad = words.pad_token_id
-        found = of_sides(model, held, pad, who.name)
+        found = of_sides(model, held, pad, f"Pairs under {who.name}")
         temperatures = (0.0, measure.TEMPERATURE)
         for temperature in temperatures:
             how = generations.Settings(1, temperature, MAX_NEW_TOKENS, measure.SEED)
@@ -89,15 +89,9 @@ def measure_policy(who: Contestant, held: Held, device: str) -> dict[str, Any]:
     return found
 
 
-def measure_pairs(who: Contestant, held: Held, device: str) -> dict[str, Any]:
-    """What `measure_policy` finds of `chosen` and `rejected`, alone."""
-    with who.autocast(device):
-        return of_sides(who.load(device), held, who.tokenizer().pad_token_id, who.name)
-
-
-def of_sides(model: PreTrainedModel, held: Held, pad: int, name: str) -> dict[str, Any]:
+def of_sides(model: PreTrainedModel, held: Held, pad: int, desc: str) -> dict[str, Any]:
     """The log-probability of both sides of held-out pairs, and of `each` pair in nats."""
-    nats = score(model, held.rows, pad, desc=f"Pairs under {name}", pairs=True).reshape(2, -1)
+    nats = score(model, held.rows, pad, desc=desc, pairs=True).reshape(2, -1)
     each = dict(zip(SIDES, nats.round(4).tolist(), strict=True))
     counts = dict(zip(SIDES, held.tokens(), strict=True))
     found: dict[str, Any] = {side: a_token(np.array(each[side]), counts[side]) for side in SIDES}

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from dpo.core.stats import bootstrap
 from dpo.learn import pictures, printed
 from dpo.learn.improbable.capitals import SIDES
-from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
 SHOWN = 8
@@ -56,11 +55,12 @@ def side_by_side(
 def claims(results: dict[str, Any]) -> dict[str, float]:
     """Every number that a page may print of the results, by what it is, rounded as it is printed;
     shares in percent."""
-    named = {"as they were": results["plain"], "before": results["before"]}
+    named = {f"{name}, before": found for name, found in results["before"].items()}
     for point in results["points"]:
-        of = f"{point['way']}, step {point['step']}"
+        of = f"{point['pairs']}, {point['way']}, step {point['step']}"
         named |= {of: point, f"{of}, change": point["change"]}
-    named |= {f"{point['way']} less sigmoid": point for point in results["to_sigmoid"]}
+    for point in results["to_sigmoid"]:
+        named[f"{point['pairs']}, {point['way']} less sigmoid"] = point
     found = {}
     for of, values in named.items():
         found |= printed.claims(of, values, METRICS)
@@ -68,36 +68,38 @@ def claims(results: dict[str, Any]) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """What the reference gives the answers as they were and in capitals, and what becomes of these
-    along each way, as Markdown."""
-    names = [METRICS[side][0] for side in SIDES]
-    rewritten = (("as they were", results["plain"]), ("in capitals", results["before"]))
-    first = [[name, *(said(of[side], ".2f") for side in SIDES)] for name, of in rewritten]
+    """What becomes of the answers along each way, as they were and in capitals, as Markdown."""
     head = [*(name for name, _ in CHANGE.values()), *(name for name, _ in METRICS.values())]
-    along = [["way", "step", *head]]
-    along.append(["before", "0", "", "", *printed.cells(results["before"], METRICS)])
-    for point in results["points"]:
-        cells = printed.cells(point["change"], CHANGE) + printed.cells(point, METRICS)
-        along.append([point["way"], str(point["step"]), *cells])
-    return markdown([["answers", *names], *first]) + "\n" + markdown(along)
+    rows = [["answers", "way", "step", *head]]
+    for name, before in results["before"].items():
+        rows.append([name, "before", "0", "", "", *printed.cells(before, METRICS)])
+        for point in of_pairs(results, name):
+            cells = printed.cells(point["change"], CHANGE) + printed.cells(point, METRICS)
+            rows.append([name, point["way"], str(point["step"]), *cells])
+    return markdown(rows)
+
+
+def of_pairs(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The points of pairs that are written in one way."""
+    return [point for point in results["points"] if point["pairs"] == name]
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """How far chosen and rejected have moved, share in capitals and true reward along each way."""
-    level = {name: METRICS[name][0] for name in ("in_capitals", "reward")}
-    moved = {side: f"{side}: change, nats a token" for side in SIDES}
-    figure, axes = pictures.panels(len(moved) + len(level))
-    nothing = {side: {"mean": 0.0, "low": 0.0, "high": 0.0} for side in SIDES}
-    start = {"step": 0, **results["before"], "change": nothing}
-    ways = dict.fromkeys(point["way"] for point in results["points"])
-    for axis, (name, title) in zip(axes, (moved | level).items(), strict=True):
+    """How far chosen and rejected answers have moved along each way, as they were and in
+    capitals."""
+    shown = [(name, side) for name in results["before"] for side in SIDES]
+    figure, axes = pictures.panels(len(shown), sharey=True)
+    start = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    ways = [*dict.fromkeys(point["way"] for point in results["points"])]
+    for axis, (name, side) in zip(axes, shown, strict=True):
         for at, way in enumerate(ways):
-            points = [start, *(p for p in results["points"] if p["way"] == way)]
-            x = [point["step"] + 0.5 * (at - 1) for point in points]  # beside each other
-            y = [(point["change"] if name in moved else point)[name] for point in points]
-            pictures.line(axis, x, y, at, way)
-        axis.set(xlabel="step", title=title)
-    for axis in axes[: len(moved)]:
+            points = [point for point in of_pairs(results, name) if point["way"] == way]
+            if points:
+                x = [0, *(p["step"] + 0.5 * (at - 1) for p in points)]  # beside each other
+                y = [start, *(p["change"][side] for p in points)]
+                pictures.line(axis, x, y, at, way)
         axis.axhline(0, color="#8a94a6", linewidth=0.8, linestyle=":")
-    axes[0].legend(frameon=False, fontsize=8)
+        axis.set(xlabel="step", title=f"{side}, {name}")
+    axes[0].set_ylabel("change, nats a token")
+    axes[-1].legend(frameon=False, fontsize=8)
     return figure
