@@ -66,6 +66,7 @@ import importlib
 import re
 
 from dpo.core.machine import measuring_device
+from dpo.learn.runs import STOPPED
 from dpo.recipe.flags import refuse
 from dpo.runs.output_folder import lock
 
@@ -92,7 +93,7 @@ def main() -> None:
             with lock(into):
                 written += room.run(into, docs, args.small, args.arguments)
         except KeyboardInterrupt:
-            print("Asked to stop: what is finished is kept: the same command goes on from there")
+            print(STOPPED)
             raise
     print(f"Written: {', '.join(map(str, written))}")
     print("Next: docs/learn.md says how to read them")

@@ -246,9 +246,14 @@ def test_flags_are_refused_before_the_first_experiment(tmp_path, monkeypatch):
     for name in ("gradient", "noise"):
         room = importlib.import_module(f"dpo.learn.{name}")
         monkeypatch.setattr(room, "run", lambda *how: pytest.fail("it began"))
-    words = ["--what=noise,gradient", f"--output={tmp_path}", "--", "--loss_type=ipo"]
-    with pytest.raises(SystemExit, match="ARGS: loss_type: noise sets this itself"):
-        called(monkeypatch, *words)
+    words = ["--what=noise,gradient", f"--output={tmp_path}", "--"]
+    for flag, who in (
+        ("loss_type", "noise"),
+        ("reward_prompts", "noise"),
+        ("max_steps", "gradient"),
+    ):
+        with pytest.raises(SystemExit, match=f"ARGS: {flag}: {who} sets this itself"):
+            called(monkeypatch, *words, f"--{flag}=7")
 
 
 def test_an_interrupt_says_that_nothing_is_lost(tmp_path, monkeypatch, capsys):
@@ -259,7 +264,7 @@ def test_an_interrupt_says_that_nothing_is_lost(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         called(monkeypatch, "--what=noise", f"--output={tmp_path}")
     assert ended.value.code == 130
-    assert "what is finished is kept: the same command goes on" in capsys.readouterr().out
+    assert "What is finished is kept: the same command goes on" in capsys.readouterr().out
 
 
 def test_two_at_once_do_not_train_into_one_folder(tmp_path, monkeypatch):

@@ -6,14 +6,8 @@ import pytest
 
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
-from dpo.learn import along, runs
-from dpo.recipe.flags import names_in
+from dpo.learn import runs
 from dpo.runs import output_folder, sweeps
-
-
-@pytest.mark.parametrize("room", [runs, along])
-def test_all_flags_of_short_runs_are_refused_of_a_user(room):
-    assert names_in(room.flags_of(12, 6)) == {*room.SETS}
 
 
 def run_in(folder, ends: str, monkeypatch) -> sweeps.Run:

@@ -10,18 +10,8 @@ from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant, policy_of
 from dpo.learn import runs
+from dpo.recipe.flags import names_in
 from dpo.runs import checkpoints, output_folder, sweeps
-
-# What flags_of sets.
-SETS = (
-    "max_steps",
-    "save_steps",
-    "save_strategy",
-    "save_total_limit",
-    "save_only_model",
-    "eval_strategy",
-    "report_to",
-)
 
 
 def flags_of(steps: int, every: int) -> list[str]:
@@ -29,6 +19,9 @@ def flags_of(steps: int, every: int) -> list[str]:
     own = [f"--max_steps={steps}", f"--save_steps={every}", "--save_strategy=steps"]
     own += ["--save_total_limit=99", "--save_only_model=true"]
     return [*own, "--eval_strategy=no", "--report_to=none"]
+
+
+SETS = names_in(flags_of(1, 1))  # which a user cannot give
 
 
 def measured(

@@ -88,9 +88,9 @@ def reached(found: dict[str, Any], beta: float, labels: int) -> dict[str, float]
     as they were drawn from it. So many `labels` of every two completions."""
     reference, policy, rewards = tables(found)
     share = torch.tensor(listed.wins(rewards.numpy(), labels) / labels)
+    logps = over_the_nine(found, beta)
 
     def objective(name: str) -> float:
-        logps = over_the_nine(found, beta)
         nats = logps[name] - logps["π_ref"]
         return (logps[name].exp() * (rewards - beta * nats)).sum(-1).mean().item()
 
@@ -99,12 +99,10 @@ def reached(found: dict[str, Any], beta: float, labels: int) -> dict[str, float]
         both = share * dpo_loss(first, second) + (1 - share) * dpo_loss(second, first)
         return both.mean().item()
 
-    implied = {
-        name: implicit_reward(logps, reference, beta)
-        for name, logps in (("π_ref", reference), ("π", policy))
-    }
+    implied = {"π_ref": torch.zeros_like(rewards), "r": rewards}
+    implied |= {"π": implicit_reward(policy, reference, beta)}
     return {f"objective_{name}": objective(name) for name in POLICIES} | {
-        f"loss_{name}": loss(reward) for name, reward in (implied | {"r": rewards}).items()
+        f"loss_{name}": loss(reward) for name, reward in implied.items()
     }
 
 

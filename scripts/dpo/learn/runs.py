@@ -15,21 +15,13 @@ from dpo.core import files, machine
 from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.core.stats import t_interval
+from dpo.recipe.flags import names_in
 from dpo.recipe.parse import FOLDER, Recipe, parse
 from dpo.reports import results
 from dpo.runs import checkpoints, output_folder, sweeps
 
 RECIPE = "smollm2-sentiment"
-# What flags_of sets.
-SETS = (
-    "max_steps",
-    "reward_prompts",
-    "reward_samples",
-    "eval_strategy",
-    "eval_delay",
-    "save_strategy",
-    "report_to",
-)
+STOPPED = "Asked to stop. What is finished is kept: the same command goes on from there"
 # Of each run, how its report has them, and how they are printed.
 METRICS = {
     "reward": ("true reward", "+.3f"),
@@ -59,6 +51,9 @@ def flags_of(steps: int, prompts: int) -> list[str]:
     return [*own, "--report_to=none"]
 
 
+SETS = names_in(flags_of(1, 1))  # which a user cannot give
+
+
 def train(run: sweeps.Run, flags: list[str]) -> None:
     """Train a run to its end, if it has not been.
 
@@ -68,7 +63,7 @@ def train(run: sweeps.Run, flags: list[str]) -> None:
     """
     # Of several GPUs the first: three cannot share a batch of eight.
     if sweeps.carry_out([run], ["--gpus", "1"], [None], flags) or run.state == sweeps.LEFT:
-        print("Asked to stop: what is finished is kept: the same command goes on from there")
+        print(STOPPED)
         sys.exit(EXIT_CODE)
     if run.state == sweeps.FAILED:
         raise Refusal(f"{run.folder}: {run.last_line()} ({run.log})")
