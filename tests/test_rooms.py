@@ -22,6 +22,7 @@ ORDER = (
     {"pairs"},
     {"speed"},
     {"learn"},
+    {"use"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 MODULES = sorted(path for path in DPO.rglob("*.py") if path.parent != DPO or path.stem == "losses")

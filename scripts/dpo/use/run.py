@@ -1,0 +1,35 @@
+"""The finished run that a target uses."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo.core.refusal import Refusal
+from dpo.evaluation.contestants import Contestant, policy_of, reference_of
+from dpo.recipe.parse import Recipe
+from dpo.runs import output_folder
+
+
+@dataclass
+class Used:
+    """A run that has ended: its folder, its recipe, its policy and what that started from."""
+
+    folder: Path
+    recipe: Recipe
+    policy: Contestant
+    reference: Contestant
+
+
+def used(name: str) -> Used:
+    """The run of that name: its folder, or what that is called in outputs/.
+
+    Raises:
+        Refusal: there is none of that name, or it has not ended.
+    """
+    folder = output_folder.run_folder(name) if name else None
+    if folder is None:
+        output_folder.check_there(name)
+        raise Refusal(f"{name or 'RUN='} is no run; {output_folder.known_runs()}")
+    policy = policy_of(folder)
+    if not output_folder.finished(folder):
+        raise Refusal(f"{folder} has not ended: the command that began it goes on with it")
+    return Used(folder, policy.recipe, policy, reference_of(policy.recipe))
