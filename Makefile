@@ -36,6 +36,8 @@ ROUNDS ?=
 OUTPUT ?=
 WANDB  ?=
 SUITE  ?=
+MERGE  ?=
+DTYPE  ?=
 TRL    ?=
 FROM   ?=
 WHAT   ?=
@@ -43,6 +45,7 @@ WHAT   ?=
 BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
+SERVING  := $(VENV)/serve
 PIP      := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two workers, a thread each. ARGS="-n 0" has none, as --pdb needs.
 PYTEST   := $(BIN)/python -m pytest --numprocesses 2
@@ -51,7 +54,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate plan compare sweep rounds frontier learn dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate chat serve plan compare sweep rounds frontier learn dashboard export sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -88,6 +91,12 @@ submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITI
 evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
+
+chat: $(READY) $(EMBEDDED) ## talk to a finished run and its reference: RUN= ARGS="--only policy"
+	@$(BIN)/python scripts/chat.py --run "$(RUN)" $(ARGS)
+
+serve: $(READY) $(EMBEDDED) $(SERVING) ## an OpenAI-compatible server of a finished run: RUN= PORT=8000
+	@$(BIN)/python scripts/serve.py --run "$(RUN)" $(if $(PORT),--port "$(PORT)") $(ARGS)
 
 ##@ Data
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
@@ -127,6 +136,9 @@ dashboard: $(READY) ## runs live in a page of this machine, without an account: 
 	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"
 
 ##@ Publish
+export: $(READY) $(EMBEDDED) ## a run's policy as a folder, checked: RUN= MERGE=1 DTYPE=bf16 TO=
+	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" --to "$(TO)" $(ARGS)
+
 sync: $(READY) ## send to W&B what runs have kept offline: RUN=(all)
 	@$(BIN)/python scripts/sync.py --run "$(if $(filter command line,$(origin RUN)),$(RUN))"
 
@@ -189,6 +201,11 @@ $(READY): requirements.txt requirements.lock
 
 # Only where SUITE asks for it.
 $(EXTRA): requirements-suite.txt | $(READY)
+	$(PIP) --requirement $< --constraint requirements.txt
+	touch $@
+
+# Only for make serve.
+$(SERVING): requirements-serve.txt | $(READY)
 	$(PIP) --requirement $< --constraint requirements.txt
 	touch $@
 

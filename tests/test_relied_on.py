@@ -140,6 +140,9 @@ SAYS = [
     # ---- plans
     (moe._grouped_mm, "if _can_use_grouped_mm(input, weight, offs):", "a mixture of experts in "
      "float32 would not be counted"),
+    # ---- answers
+    (transformers.TextStreamer.put, "self.on_finalized_text(printable_text)", "the words of an "
+     "answer would not come as they are drawn"),
     # ---- weights
     (transformers.modeling_utils.PreTrainedModel, "log_state_dict_report(\n                model=mo"
      "del,\n                pretrained_model_name_or_path=", "missing weights would be random"),

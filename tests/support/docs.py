@@ -90,6 +90,16 @@ ELSEWHERE = {
     'make learn WHAT=noise ARGS="--small"': "likewise",
     'make learn WHAT=closed_form ARGS="-- --beta 0.25"': "likewise, with another β",
     "make dashboard": "test_make_dashboard.py",
+    "make chat": "test_make_chat.py, on a tiny run",
+    "make chat RUN=outputs/smollm2-sentiment": "likewise",
+    'make chat RUN=outputs/smollm2-sentiment ARGS="--only policy --json" '
+    "< questions.txt > answers.jsonl": "likewise",
+    "make export": "test_exporting.py, on tiny runs",
+    "make export RUN=outputs/smollm2-sentiment": "test_make_export.py, on a tiny run",
+    "make export RUN=outputs/smollm2-sentiment DTYPE=bf16": "test_exporting.py, on a tiny run",
+    "make export RUN=outputs/lora MERGE=1 TO=released": "likewise",
+    "make serve": "test_make_serve.py, on a tiny run",
+    "make serve RUN=outputs/smollm2-sentiment": "likewise",
     "make sync": "test_make_sync.py",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }

@@ -80,8 +80,13 @@ def follow_umask(path: Path) -> None:
 
 
 @contextmanager
-def written_to(path: Path) -> Iterator[None]:
+def written_to(
+    path: Path, then: str = ", and the same command goes on from the last whole checkpoint"
+) -> Iterator[None]:
     """Let a disk that is full, gone or read-only end the run with one line.
+
+    Args:
+        then: what follows once there is room.
 
     Raises:
         Refusal: what is written within cannot be: why, and how much room there is.
@@ -95,8 +100,7 @@ def written_to(path: Path) -> Iterator[None]:
         why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
         free = shutil.disk_usage(path.parent).free / 1e9
         raise Refusal(
-            f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room, and the "
-            "same command goes on from the last whole checkpoint"
+            f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room{then}"
         ) from error
 
 

@@ -16,6 +16,7 @@ from transformers import (
     StoppingCriteriaList,
     set_seed,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from dpo.models import chat_template
 
@@ -168,6 +169,7 @@ def sample(
     batch_size: int = 256,
     progress: tqdm | None = None,
     kind: type = list,
+    streamer: BaseStreamer | None = None,
 ) -> list[Completion]:
     """A completion of each of `rows`, token ids of prompts, drawn from the whole distribution, or
     from its likeliest tokens that have `top_p` of it together.
@@ -180,13 +182,14 @@ def sample(
     and two models get the same random numbers. The larger `batch_size`, the faster, and the more
     memory: about 20 MB a row for a 135M model and 90 tokens. `progress` is moved at each answer
     that ends. `kind` is what the prompts were before they were tokens, messages (list) or text
-    (str): an answer ends where its kind does (chat_template.py).
+    (str): an answer ends where its kind does (chat_template.py). `streamer` is told each token of
+    a single one as it is drawn.
     """
     stops = chat_template.end_tokens(model.generation_config, tokenizer, kind)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
-    how |= {"max_new_tokens": max_new_tokens, "eos_token_id": stops}
+    how |= {"max_new_tokens": max_new_tokens, "eos_token_id": stops, "streamer": streamer}
     completions: list[Completion] = []
     was_training = model.training
     model.eval()

@@ -1,0 +1,1 @@
+"""A conversation with a finished run: policy and reference, in a terminal or over a pipe."""

@@ -1,0 +1,1 @@
+"""A finished run's policy as a folder that plain transformers loads, checked before it counts."""

@@ -1,0 +1,172 @@
+"""An export as `make export` asks for it: written beside, checked there, then put in its place."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER_CONFIG
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME as ADAPTER_WEIGHTS
+
+from dpo.core import files
+from dpo.core.machine import measuring_device, now, versions
+from dpo.core.refusal import Refusal
+from dpo.data import dataset, schema
+from dpo.data.sources.load import load_rows
+from dpo.evaluation import prompts
+from dpo.evaluation.contestants import Contestant
+from dpo.models import adapters, chat_template, loading, model_files
+from dpo.recipe.parse import Recipe
+from dpo.runs import output_folder
+from dpo.use.export import check
+from dpo.use.run import Used
+
+EXPORTS, ABOUT = "exports", "export.json"  # of a run; in each of them
+
+
+def pairs_of(recipe: Recipe) -> Dataset:
+    """Pairs to check with, checked and tokenised as the run had them: held-out ones, or where a
+    recipe holds out none the first that it trains on."""
+    found = prompts.held_out_pairs(recipe)
+    if found is None:
+        rows = load_rows(recipe)
+        found = dataset.prepare(recipe, rows, chat_template.load_tokenizer(recipe))["train"].pairs
+    return found.select(range(min(check.PAIRS, len(found))))
+
+
+def check_reachable(run: Used) -> None:
+    """See that what an export is checked with is there before anything heavy is read.
+
+    Raises:
+        Refusal: the base of an adapter, or the reference, is gone.
+    """
+    named = [(run.reference.path, run.reference.revision)]
+    if adapter := adapters.config_of(str(run.folder)):
+        named += [(adapter.base_model_name_or_path, adapter.revision)]
+    for name, revision in dict.fromkeys(named):
+        output_folder.check_there(name)
+        if adapter := adapters.config_of(name, revision):
+            name, revision = adapter.base_model_name_or_path, adapter.revision
+            output_folder.check_there(name)
+        model_files.config_of(name, revision, trust_remote_code=run.policy.trusted)
+
+
+def check_free(folder: Path) -> None:
+    """Raises Refusal if a folder holds anything but an export, whose place another may take."""
+    if folder.is_dir() and (there := {path.name for path in folder.iterdir()}):
+        about = folder / ABOUT
+        ours = model_files.read_json(about).get("files", []) if about.is_file() else []
+        if other := sorted(there - {*ours, ABOUT}):
+            raise Refusal(
+                f"{folder} holds what no export has written ({loading.some(other)}): give another "
+                "TO=, or move it"
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise Refusal(f"{folder} is a file: give another TO=")
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` when all has gone well, and leaves
+    nothing where it has not."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise Refusal(f"{folder} cannot be made: {error.strerror}: give another TO=") from error
+    try:
+        yield part
+        check_free(folder)  # it may have been filled since
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write(run: Used, policy: PreTrainedModel, adapter: bool, folder: Path) -> None:
+    """Weights, tokenizer and generation config. An adapter is copied as it was trained."""
+    if adapter:
+        shutil.copy(run.folder / ADAPTER_CONFIG, folder)
+        tensors = load_file(run.folder / ADAPTER_WEIGHTS)
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        policy.generation_config.save_pretrained(folder)
+    else:
+        policy.save_pretrained(folder)
+    trusted = run.policy.trusted
+    model_files.tokenizer_of(run.policy.path, run.policy.revision, trusted).save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        files.follow_umask(weights)
+
+
+def export(run: Used, merge: bool, dtype: str, to: str) -> tuple[Path, dict[str, Any]]:
+    """Export the policy of a run: all of its weights, or the adapter that was trained, unless
+    `merge` adds it to its base. Returns the folder, and what export.json says.
+
+    Args:
+        dtype: of the weights; "" for that of the run's.
+        to: the folder; "" for one in the run's own.
+
+    Raises:
+        Refusal: something that is needed is gone, the folder is taken or cannot be written, or the
+            export fails a check (check.py).
+    """
+    lora = adapters.config_of(str(run.folder))
+    adapter = bool(lora) and not merge
+    if adapter and dtype:
+        raise Refusal("an adapter is exported as it was trained: DTYPE= goes with MERGE=1")
+    check_reachable(run)
+    if to:
+        check_free(Path(to))
+    pairs, device = pairs_of(run.recipe), measuring_device()
+    who = replace(run.policy, path=str(run.folder)) if adapter else run.policy
+    policy = who.load(device)
+    given = getattr(torch, dtype) if dtype else policy.dtype
+    kind = "adapter" if adapter else "merged" if lora else "full"
+    about: dict[str, Any] = {
+        "run": str(run.folder),
+        "recipe": run.recipe.name,
+        "kind": kind,
+        "dtype": str(given).removeprefix("torch."),
+        "base": lora.base_model_name_or_path if lora else None,
+        "base_was_quantised": run.recipe.model.load_in_4bit or run.recipe.model.load_in_8bit,
+        "finished": now(),
+        "versions": versions(),
+    }
+    folder = Path(to) if to else run.folder / EXPORTS / f"{kind}-{about['dtype']}"
+    check_free(folder)
+    expected = expected_of(who, policy, pairs, given)
+    with beside(folder) as part, files.written_to(folder, ""):
+        write(run, policy, adapter, part)
+        del policy
+        clear_device_cache(garbage_collection=True)
+        reference = run.reference.load(device)
+        expected.reference = check.token_logps(reference, expected.rows, "the reference")
+        del reference
+        clear_device_cache(garbage_collection=True)
+        how: dict[str, Any] = {"dtype": expected.dtype} if adapter else {}
+        how |= {"device_map": loading.device_map(device, who.weight_bytes)}
+        about["checked"] = check.of_folder(part, adapter, who.trusted, expected, **how)
+        about["files"] = sorted(path.name for path in part.iterdir())
+        files.write_json(part / ABOUT, about)
+    return folder, about
+
+
+def expected_of(
+    who: Contestant, policy: PreTrainedModel, pairs: Dataset, dtype: torch.dtype
+) -> check.Expected:
+    """What the policy makes of pairs, and of their prompts; from here on it has weights of `dtype`,
+    and its generation config the ends that it has learned."""
+    args: Any = who.recipe.training
+    rows = schema.pair_rows(pairs, args.max_length, args.truncation_mode)
+    asked = prompts.each_once(prompts.of_pairs(pairs), check.PROMPTS)
+    tokenizer, kind = who.tokenizer(), chat_template.prompt_kind(pairs.features)
+    chat_template.remember_end_tokens(policy, tokenizer, kind)
+    return check.expected_of(policy, tokenizer, rows, asked, dtype)

@@ -1,0 +1,57 @@
+"""make chat on a real run, in a real terminal and over a pipe."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+
+from support.place import ROOT
+
+PATIENCE = 300  # seconds: a busy machine takes long to import what it needs
+
+
+def command(run: Path, *given: str) -> list[str]:
+    ready = ("--old-file", f"{sys.prefix}/ready")
+    return ["make", f"VENV={sys.prefix}", *ready, "chat", f"RUN={run}", f"ARGS={' '.join(given)}"]
+
+
+def test_a_conversation_in_a_terminal(swept, tmp_path):
+    run = swept[0] / "beta=0.1"
+    program, *rest = command(run, "--max_new_tokens", "8", "--seed", "1")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TERM": "dumb"}
+    how = {"cwd": ROOT, "env": environment, "encoding": "utf-8", "timeout": PATIENCE}
+    child = pexpect.spawn(program, rest, dimensions=(40, 160), **how)
+    child.expect("seed 1, temperature 0.7, max_new_tokens 8; /help lists the commands")
+    child.expect("you> ")
+    child.sendline("How was the soup?")
+    child.expect("policy> .*reference> .*you> ")
+    child.sendline("/nonsense")
+    child.expect("No command /nonsense; there are:")
+    child.expect("you> ")
+    saved = tmp_path / "said.jsonl"
+    child.sendline(f"/save {saved}")
+    child.expect(f"Written: {saved}")
+    child.expect("you> ")
+    child.sendeof()
+    child.expect("Next: make export RUN=")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    policy, reference = map(json.loads, saved.read_text().splitlines())
+    assert policy["messages"][0] == reference["messages"][0]
+    assert policy["messages"][1] != reference["messages"][1]  # which has not been trained
+
+
+def test_prompts_over_a_pipe(swept):
+    run = swept[0] / "beta=0.1"
+    given = command(run, "--only", "policy", "--json", "--max_new_tokens", "8")
+    asked = "How was the soup?\n\nAnd the weather?\n"
+    how = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 2 * PATIENCE}
+    done = subprocess.run(given, input=asked, **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = map(json.loads, done.stdout.splitlines())  # and nothing else
+    assert first["prompt"] == "How was the soup?" and second["prompt"] == "And the weather?"
+    assert first["policy"] and "reference" not in first

@@ -1,0 +1,183 @@
+"""make export: what is written is the policy, and what is not is refused and leaves nothing."""
+
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from dpo.core.refusal import Refusal
+from dpo.use.export import check, command
+from dpo.use.run import used
+from support.commands import at_once, run_flags
+from support.launched import made
+
+ADDED = "<|added|>"
+
+
+@pytest.fixture(scope="module")
+def lora(launched, chatty_model, tiny_data, tmp_path_factory) -> Path:
+    """A run that trained an adapter on a model that ends its answers and has a token of its own."""
+    home = tmp_path_factory.mktemp("lora")
+    base = home / "base"
+    tokenizer = AutoTokenizer.from_pretrained(chatty_model)
+    tokenizer.add_tokens([ADDED])
+    model = AutoModelForCausalLM.from_pretrained(chatty_model)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    flags = [*run_flags(base, tiny_data, home / "run"), "--use_peft", "--save_merged=false"]
+    # So much that more is learned than bfloat16 rounds away.
+    result = launched(*flags, "--report_to=none", "--reward_prompts=1", "--learning_rate=0.01")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return home / "run"
+
+
+@pytest.fixture
+def run(lora, tmp_path) -> Path:
+    """The same, whose exports are a test's own."""
+    return Path(shutil.copytree(lora, tmp_path / "run"))
+
+
+def exported(run, *given: str) -> tuple[Path, dict, str]:
+    result = made("export", f"RUN={run}", *given)
+    assert result.returncode == 0, result.stderr[-3000:]
+    folder = Path(result.stdout.split("Written: ")[1].split()[0])
+    return folder, json.loads((folder / "export.json").read_text()), result.stdout
+
+
+def left(run: Path) -> list[str]:
+    return [path.name for path in run.glob("exports/*")]
+
+
+def test_a_merged_adapter_answers_as_the_run_does(run):
+    folder, about, said = exported(run, "MERGE=1")
+    assert folder == run / "exports/merged-float32" and left(run) == ["merged-float32"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    rows = len(model.get_input_embeddings().weight)
+    assert ADDED in tokenizer.get_vocab() and rows == len(tokenizer)
+    ids = torch.tensor([tokenizer("It was good.")["input_ids"]])
+    policy = AutoPeftModelForCausalLM.from_pretrained(run)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert check.listed(model.generation_config.eos_token_id) == [end]
+    nats, ended = about["checked"]["nats"], about["checked"]["ended"]
+    assert nats["export_from_policy"]["token_max"] < 1e-5 < nats["policy_from_reference"]["token"]
+    assert about["checked"]["answers"] == 16 and ended["export"] == ended["policy"] > 4
+    assert "16 answers" in said and "Next: AutoModelForCausalLM" in said
+
+
+def test_an_adapter_alone_is_exported_as_it_was_trained(run):
+    folder, about, said = exported(run)
+    assert {path.name for path in folder.iterdir()} == {*about["files"], "export.json"}
+    assert [path.name for path in folder.glob("*.safetensors")] == ["adapter_model.safetensors"]
+    assert about["base"] in said and GenerationConfig.from_pretrained(folder).eos_token_id
+    assert about["checked"]["nats"]["export_from_policy"]["token"] < 1e-4
+
+
+def test_half_a_dtype_is_the_policy_rounded(run):
+    folder, about, _ = exported(run, "MERGE=1", "DTYPE=bf16", f"TO={run.parent / 'out'}")
+    assert folder == run.parent / "out"
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+    nats = about["checked"]["nats"]
+    assert nats["export_from_rounded_policy"]["token_max"] < 1e-6
+    rounding = nats["rounded_policy_from_policy"]["token"]
+    assert 1e-4 < rounding == pytest.approx(nats["export_from_policy"]["token"])
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(run):
+    folder, first, _ = exported(run, "MERGE=1")
+    assert exported(run, "MERGE=1")[1]["finished"] >= first["finished"]
+    (folder / "notes.txt").write_text("mine")
+    result = made("export", f"RUN={run}", "MERGE=1")
+    assert result.returncode and "holds what no export has written (notes.txt)" in result.stderr
+    assert (folder / "notes.txt").is_file() and (folder / "model.safetensors").is_file()
+
+
+def heads_apart(policy):
+    policy.lm_head.weight.data += 0.01 * torch.randn_like(policy.lm_head.weight)
+
+
+def no_ends(policy):
+    policy.generation_config.eos_token_id = 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [(heads_apart, "log-probabilities of tokens differ"), (no_ends, r"end at \[1\],")],
+)
+def test_an_export_that_is_not_the_policy_is_refused_and_not_left(run, monkeypatch, harm, says):
+    write = command.write
+
+    def harmed(run, policy, *rest):
+        harm(policy)
+        write(run, policy, *rest)
+
+    monkeypatch.setattr(command, "write", harmed)
+    with pytest.raises(Refusal, match=says):
+        command.export(used(str(run)), True, "", "")
+    assert left(run) == [] and not [*run.glob("exports/.*")]
+
+
+def test_weights_that_are_lost_are_refused(run, monkeypatch):
+    write = command.write
+
+    def harmed(run, policy, adapter, folder):
+        policy.model.norm.weight = None
+        write(run, policy, adapter, folder)
+
+    monkeypatch.setattr(command, "write", harmed)
+    with pytest.raises(Refusal, match=r"missing keys \['model.norm.weight'\]"):
+        command.export(used(str(run)), True, "", "")
+    assert left(run) == []
+
+
+def test_a_dtype_that_rounds_away_what_was_learned_is_refused(run, monkeypatch):
+    monkeypatch.setattr(check, "SHARE", 0.0)
+    with pytest.raises(Refusal, match=r"bfloat16 rounds away what was learned.*DTYPE=float32"):
+        command.export(used(str(run)), True, "bfloat16", "")
+    assert left(run) == []
+
+
+def test_a_disk_that_is_full_is_one_line(run):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(Refusal, match=r"cannot be written: .*File too large.*Make room$"):
+            command.export(used(str(run)), True, "", "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert left(run) == []
+
+
+def test_what_is_gone_or_not_ended_is_said(run, tmp_path):
+    for given, says in (
+        (("DTYPE=bf16",), "an adapter is exported as it was trained: DTYPE= goes with MERGE=1"),
+        (("MERGE=1", f"TO={run / 'README.md'}"), "is a file: give another TO="),
+        (("MERGE=1", f"TO={run}"), "holds what no export has written"),
+        (("MERGE=1", "TO=/proc/none/x"), "/proc/none/x cannot be made"),
+    ):
+        result = made("export", f"RUN={run}", *given)
+        assert result.returncode == 1 and says in result.stderr, result.stderr[-2000:]
+    report = run / "report.json"
+    report.rename(tmp_path / "kept")
+    assert "has not ended" in made("export", f"RUN={run}").stderr
+    (tmp_path / "kept").rename(report)
+    config = json.loads((run / "adapter_config.json").read_text())
+    gone = config | {"base_model_name_or_path": str(tmp_path / "gone")}
+    (run / "adapter_config.json").write_text(json.dumps(gone))
+    assert f"no run and no model at {tmp_path / 'gone'}" in made("export", f"RUN={run}").stderr
+    assert left(run) == []
+
+
+def test_what_is_misspelt_is_answered_at_once():
+    said, code = at_once("export.py", "--run=outputs/none", "--dtype=int3")
+    assert code == 1 and "DTYPE=int3" in said and "float32, bfloat16, float16, fp32" in said
+    said, code = at_once("export.py", "--run=outputs/none")
+    assert code == 1 and "no run and no model at outputs/none; the runs here:" in said
