@@ -42,6 +42,7 @@ from dpo.plan.measured import beside
 from dpo.plan.measured.measure import Measure
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
+from dpo.reports.model_card import card
 from dpo.reports.results import headline
 from dpo.runs import checkpoints, output_folder, tracking
 from dpo.runs.shared_folders import check_shared
@@ -115,6 +116,7 @@ def main() -> None:
     results |= measure.after_training(recipe, policy, held_out, device, scored)
     results |= {"measured": beside.at_the_end(folder, recipe, data)}
     results |= run_report.spent(folder, train=seconds, evaluate=time.monotonic() - started)
+    card.write(folder, results)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)
     tracking.finish(headline(results))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -223,15 +222,6 @@ def test_what_shows_as_text():
     )
     for kept in ("tab\tand\nnewline", "Ελληνικά 日本語 😀 עברית [red]"):
         assert visible(kept) == kept
-
-
-def test_a_card_takes_no_markup_from_names(tmp_path):
-    trainer = trainer_of(tmp_path, "llama", fast=True)
-    trainer.create_model_card(model_name="x\n---\nlicense: mit\n# <script>[a](http://b)")
-    card = Path(trainer.args.output_dir, "README.md").read_text()
-    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
-    assert "license: mit" not in card.split("# Model Card")[0].splitlines()
-    assert "<script>" not in card
 
 
 @pytest.mark.parametrize("service", ["knows", "nothing", "silent"])

@@ -11,8 +11,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from dpo.core.refusal import Refusal, first_line
 from dpo.pairs.folder import ABOUT, OURS
-from dpo.pairs.parts.escape import public
 from dpo.recipe.hub_names import HUB_TIMEOUT
+from dpo.reports.parts.escape import public
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 

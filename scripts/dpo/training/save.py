@@ -1,6 +1,5 @@
 """What a trainer writes: checkpoints, whole or not at all, and the policy."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +133,7 @@ class WritesCheckpoints(Declared):
     def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
         return publish.publish(self, commit_message, revision)
 
-    # The name of a folder may hold what is Markdown or YAML in a card.
-    def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
-        plain = re.sub(r"[^\w.-]+", "-", model_name or "")
-        super().create_model_card(plain, *args, **kwargs)
+    # TRL's card, one at each checkpoint, knows no result and calls a model of a folder None:
+    # reports/model_card writes one when all is measured.
+    def create_model_card(self, *args, **kwargs) -> None:
+        pass
