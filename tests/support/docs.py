@@ -91,6 +91,9 @@ ELSEWHERE = {
     'make learn WHAT=closed_form ARGS="-- --beta 0.25"': "likewise, with another β",
     "make dashboard": "test_make_dashboard.py",
     "make sync": "test_make_sync.py",
+    "make push": "test_make_push.py",
+    "make push RUN=outputs/smollm2-sentiment HUB=my-name/my-model": "test_make_push.py, a tiny run",
+    'make push RUN=outputs/a HUB=my-name/my-model ARGS="--merged"': "test_publishing.py, no make",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }
 

@@ -50,7 +50,7 @@ def ended_run(folder: Path, model: Path, settings: dict[str, Any] | None = None,
     leaves beside them."""
     shutil.copytree(model, folder)
     stated = {"model_name_or_path": str(model), "dataset_name": "recipes/data/sentiment"}
-    stated |= {"beta": 0.1, "output_dir": str(folder), **(settings or {})}
+    stated |= {"beta": 0.1, "bf16": False, "output_dir": str(folder), **(settings or {})}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"recipe": "mine", **stated}))
     found = {
         **FOUND,

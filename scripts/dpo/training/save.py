@@ -15,7 +15,7 @@ from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.models import adapters
-from dpo.runs import checkpoints, publish
+from dpo.runs import checkpoints
 from dpo.training import reference, resume
 from dpo.training.stock import Declared
 
@@ -128,10 +128,6 @@ class WritesCheckpoints(Declared):
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             if is_peft_model(self.model):
                 adapters.save_generation_config(self.model, folder)
-
-    # transformers would upload the whole folder: settings, rows set aside, W&B's files.
-    def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
-        return publish.publish(self, commit_message, revision)
 
     # TRL's card, one at each checkpoint, knows no result and calls a model of a folder None:
     # reports/model_card writes one when all is measured.

@@ -15,7 +15,8 @@ from dpo.reports.model_card.metadata import evaluations, front_matter
 from dpo.runs import output_folder
 
 CARD = "README.md"
-STOCK = "generated_from_trainer"  # a tag of TRL's own card, which older runs have
+# Of cards that TRL and peft write, which older runs and adapters have.
+STOCK = ("generated_from_trainer", "[More Information Needed]")
 SEAL = re.compile(r"\n<!-- ([0-9a-f]{16}): .*-->\n\Z")
 SEALED = "written anew by make evaluate and make push, unless it is changed by hand"
 
@@ -37,7 +38,7 @@ def by_hand(folder: Path) -> bool:
     written = path.read_text(encoding="utf-8") if path.is_file() else ""
     seal = SEAL.search(written)
     if seal is None:
-        return bool(written) and STOCK not in written
+        return bool(written) and not any(words in written for words in STOCK)
     return seal[1] != _digest(written[: seal.start()])
 
 
