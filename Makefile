@@ -30,6 +30,7 @@ SAMPLES ?=
 PICK   ?=
 TO     ?=
 PUSH   ?=
+HUB    ?=
 RUNS   ?=
 SWEEP  ?=
 ROUNDS ?=
@@ -54,7 +55,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate chat serve plan compare sweep rounds frontier learn dashboard export sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate chat serve plan compare sweep rounds frontier push learn dashboard export sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -138,6 +139,9 @@ dashboard: $(READY) ## runs live in a page of this machine, without an account: 
 ##@ Publish
 export: $(READY) $(EMBEDDED) ## a run's policy as a folder, checked: RUN= MERGE=1 DTYPE=bf16 TO=
 	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" --to "$(TO)" $(ARGS)
+
+push: $(READY) ## send a policy and its card to the hub, private: RUN= HUB=org/name
+	@$(BIN)/python scripts/push.py --run "$(RUN)" --hub "$(HUB)" $(ARGS)
 
 sync: $(READY) ## send to W&B what runs have kept offline: RUN=(all)
 	@$(BIN)/python scripts/sync.py --run "$(if $(filter command line,$(origin RUN)),$(RUN))"

@@ -56,10 +56,12 @@ def main() -> None:
     output_folder.check_there(args.run)
     from dpo.evaluation.command import evaluate  # late: what is misspelt is answered at once
     from dpo.reports import evaluation_page, wandb_evaluations
+    from dpo.reports.model_card import card
 
     folder, lines, results = evaluate(args)
     evaluation_page.write(results, lines, folder)
     evaluation_page.show(results)
+    card.renew(folder.parents[1])
     print(f"Written: {folder}/evaluation.html, evaluation.json and answers.jsonl")
     wandb_evaluations.say(folder.parents[1])
     if not args.judge:

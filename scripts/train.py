@@ -42,8 +42,9 @@ from dpo.plan.measured import beside
 from dpo.plan.measured.measure import Measure
 from dpo.recipe.validate import check_values
 from dpo.reports import run_report
+from dpo.reports.model_card import card
 from dpo.reports.results import headline
-from dpo.runs import checkpoints, output_folder, tracking
+from dpo.runs import checkpoints, output_folder, publish, tracking
 from dpo.runs.shared_folders import check_shared
 from dpo.training import held_out_scores, resume
 from dpo.training.build import make_trainer
@@ -52,6 +53,7 @@ from dpo.training.monitoring.description import describe
 from dpo.training.monitoring.wandb_run import Describe, add_report
 from dpo.training.preempt import Leave, run_to_the_end
 from dpo.training.preflight.checks import Gates
+from dpo.use import push
 
 
 def train(recipe: Recipe, tokenizer, data: dict[str, Linted], tracked: str | None, leave: Leave):
@@ -76,6 +78,8 @@ def main() -> None:
     recipe = parse(sys.argv[1:], launch)
     check_values(recipe)
     checkpoints.check_given(recipe)
+    if recipe.training.push_to_hub:
+        publish.check_can_send(recipe.training.hub_model_id or "", "model")
     config_check.check_model(recipe)
     config_check.check(recipe)
 
@@ -115,10 +119,13 @@ def main() -> None:
     results |= measure.after_training(recipe, policy, held_out, device, scored)
     results |= {"measured": beside.at_the_end(folder, recipe, data)}
     results |= run_report.spent(folder, train=seconds, evaluate=time.monotonic() - started)
+    card.write(folder, results)
     written = run_report.write(results, folder)
     add_report(folder, recipe.name)
     tracking.finish(headline(results))
     run_report.show(results, written, policies)
+    if recipe.training.push_to_hub:
+        push.at_the_end(folder)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
-from huggingface_hub import HfApi, RepoUrl, constants
+from huggingface_hub import HfApi
 from transformers import AutoTokenizer
 
 import audit
 import train
 from dpo.core.terminal import visible
 from dpo.models import trust
-from dpo.runs import publish
 from support.commands import once
 from support.place import ROOT
 from support.refusing import refusal
@@ -77,33 +75,6 @@ def test_no_shard_of_deepspeed_runs(monkeypatch, tmp_path):
     parts = [LossScaler(1.0), ZeroStageEnum(3), fragment_address(start=0, numel=2), torch.ones(2)]
     torch.save(parts, tmp_path / "whole.pt")
     assert len(engine.load(str(tmp_path / "whole.pt"))) == len(parts)
-
-
-def test_what_is_published_is_a_model_and_no_pickle(monkeypatch, tmp_path):
-    sent = []
-    monkeypatch.setattr(
-        HfApi,
-        "create_repo",
-        lambda self, repo_id, **_: RepoUrl(f"https://huggingface.co/{repo_id}"),
-    )
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **given: sent.append(given))
-    settings = {"push_to_hub": True, "hub_model_id": "me/policy", "hub_strategy": "end"}
-    settings |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    trainer = trainer_of(tmp_path, "llama", fast=True, **settings)
-    trainer.train()
-    assert not sent  # no checkpoint
-    for file in ("report.json", "quarantine.jsonl", "recipe.yaml", ".half.json"):
-        Path(trainer.args.output_dir, file).write_text("{}")
-    trainer.save_model()
-    (given,) = sent
-    files = given["allow_patterns"]
-    assert given["repo_id"] == "me/policy"
-    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {*files}
-    assert {Path(file).suffix for file in files} <= {".md", ".json", ".safetensors", ".jinja"}
-    assert not {"report.json", "recipe.yaml", "quarantine.jsonl", ".half.json"} & {*files}
-    trainer.args.hub_strategy = trainer.args.hub_strategy.CHECKPOINT
-    with pytest.raises(SystemExit, match="hub_strategy checkpoint: choose end"):
-        publish.check(trainer.args)
 
 
 @pytest.fixture
@@ -225,15 +196,6 @@ def test_what_shows_as_text():
         assert visible(kept) == kept
 
 
-def test_a_card_takes_no_markup_from_names(tmp_path):
-    trainer = trainer_of(tmp_path, "llama", fast=True)
-    trainer.create_model_card(model_name="x\n---\nlicense: mit\n# <script>[a](http://b)")
-    card = Path(trainer.args.output_dir, "README.md").read_text()
-    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
-    assert "license: mit" not in card.split("# Model Card")[0].splitlines()
-    assert "<script>" not in card
-
-
 @pytest.mark.parametrize("service", ["knows", "nothing", "silent"])
 def test_the_audit_fails_where_an_advisory_is_known(monkeypatch, capsys, tmp_path, service):
     """And says that it has seen nothing where the service does not answer."""
@@ -257,22 +219,6 @@ def test_the_audit_fails_where_an_advisory_is_known(monkeypatch, capsys, tmp_pat
         "silent": "Not audited: the advisory service does not answer: ConnectionError",
     }
     assert said[service] in capsys.readouterr().out
-
-
-def test_an_outage_of_the_hub_costs_no_run(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(
-        HfApi,
-        "create_repo",
-        lambda self, repo_id, **_: RepoUrl(f"https://huggingface.co/{repo_id}"),
-    )
-    settings = {"push_to_hub": True, "hub_model_id": "me/policy", "hub_strategy": "end"}
-    trainer = trainer_of(tmp_path, "llama", fast=True, max_steps=1, **settings)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    trainer.save_model(_internal_call=True)
-    publish.publish_or_say(trainer)
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith("Not published (")
-    assert said.endswith(f"): hf upload me/policy {trainer.args.output_dir} sends it")
 
 
 def test_every_requirement_has_its_hashes():

@@ -13,6 +13,7 @@ from dpo.core import secrets
 from dpo.core.files import read_lines, write_json, write_lines, write_whole
 from dpo.core.terminal import guarded
 from support.commands import launch, run, run_flags
+from support.hub import Hub
 from support.refusing import edited, refusal
 from support.tiny import pair
 
@@ -87,14 +88,18 @@ def test_a_run_leaves_no_pickle_to_use(planted):
     assert not kinds & {".bin", ".pt", ".pth", ".pkl"}
 
 
-def test_no_secret_in_a_run_that_fails(tiny_model, tiny_data, tmp_path):
-    """The hub does not answer when it is asked to publish: the traceback names its address."""
+def test_no_secret_in_a_run_that_the_hub_refuses(tiny_model, tiny_data, tmp_path):
+    """And it is asked when the run has ended, not before."""
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), f"--hub-token={FLAG}"]
     flags += ["--push_to_hub", "--hub_model_id=me/policy"]
-    address = f"http://me:{PASSWORD}@127.0.0.1:9"
-    result = launch("--accelerate_config", "cpu", "--", *flags, **PLANTED, HF_ENDPOINT=address)
-    assert result.returncode != 0
-    assert "Error" in result.stderr.splitlines()[-1], result.stderr[-2000:]
+    with Hub() as hub:
+        address = hub.url.replace("://", f"://me:{PASSWORD}@")
+        result = launch("--accelerate_config", "cpu", "--", *flags, **PLANTED, HF_ENDPOINT=address)
+    assert result.returncode == 0, result.stderr[-2000:]
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("push: not sent (the hub does not know the token"), last
+    posted = [call for call in hub.asked if call.startswith("POST")]
+    assert posted == ["POST /api/repos/create"]
     assert holds_none((result.stdout + result.stderr).encode())
     assert all(map(holds_none, everything(tmp_path / "run").values()))
 

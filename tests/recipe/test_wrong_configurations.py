@@ -112,6 +112,9 @@ FLAGS = {
     "--eval_strategy=epoch --eval_steps=5": "eval_steps is 5.0: it does nothing unless eval_strate",
     "--save_strategy=epoch --save_steps=5": "save_steps is 5.0: it does nothing unless save_strate",
     "--hub_model_id=me/mine": "hub_model_id is me/mine: it does nothing unless push_to_hub is true",
+    "--push_to_hub": "push_to_hub is True: say where to: hub_model_id: org/name",
+    "--push_to_hub --hub_model_id=me/mine --hub_strategy=checkpoint": "hub_strategy is checkpoint: "
+    "choose end: the policy is sent; optimizer states are pickles",
     "--num-train-epochs=2": "num_train_epochs is 2.0: it does nothing unless max_ste",
     "--lr_scheduler_type=constant --warmup_steps=5": "warmup_steps is 5.0: it does nothing unless",
     "--optim=sgd --adam_beta2=0.95": "adam_beta2 is 0.95: it does nothing unless optim is a kind",

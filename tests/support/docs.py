@@ -101,6 +101,9 @@ ELSEWHERE = {
     "make serve": "test_make_serve.py, on a tiny run",
     "make serve RUN=outputs/smollm2-sentiment": "likewise",
     "make sync": "test_make_sync.py",
+    "make push": "test_make_push.py",
+    "make push RUN=outputs/smollm2-sentiment HUB=my-name/my-model": "test_make_push.py, a tiny run",
+    'make push RUN=outputs/a HUB=my-name/my-model ARGS="--merged"': "test_publishing.py, no make",
     "trl dpo --config recipes/smollm2-sentiment.yaml": "test_recipes.py",
 }
 

@@ -14,11 +14,11 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from dpo.core.files import write_whole
 from dpo.pairs import asked, picking
 from dpo.pairs.folder import ABOUT, CANDIDATES, NO_ANSWER, SPLITS
-from dpo.pairs.parts import licences
-from dpo.pairs.parts.escape import code, fenced, public, shown, table, wrapped
 from dpo.pairs.parts.figures import Figures, against, draw_margins, expected_against, read
 from dpo.pairs.scores import LADDER
 from dpo.reports.html import png
+from dpo.reports.parts import licences
+from dpo.reports.parts.escape import code, fenced, public, shown, table, wrapped
 
 CARD, PICTURE = "README.md", "margins.png"
 OF_PROMPTS = ("split", "skip", "first", "test_size", "split_seed", "chat_template_kwargs")

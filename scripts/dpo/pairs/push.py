@@ -5,16 +5,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from dpo.core.refusal import Refusal, first_line
 from dpo.pairs.folder import ABOUT, OURS
-from dpo.pairs.parts.escape import public
 from dpo.recipe.hub_names import HUB_TIMEOUT
-
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+from dpo.reports.parts.escape import public
+from dpo.runs.publish import check_can_send
 
 
 def check_push(name: str) -> None:
@@ -24,17 +21,7 @@ def check_push(name: str) -> None:
         Refusal: it is no org/name, there is no token, the hub is switched off, or there is a
             public data set of that name.
     """
-    try:
-        validate_repo_id(name)
-        valid = name.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise Refusal(f"push: {name!r} is no name of a data set on the hub: give org/name")
-    if constants.HF_HUB_OFFLINE:
-        raise Refusal("push: HF_HUB_OFFLINE switches the hub off: unset it, or push nothing")
-    if not get_token():
-        raise Refusal(f"push: there is no token of the hub: {LOG_IN}")
+    check_can_send(name, "data set")
     try:
         found = HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
     except Exception:  # not there yet, or an outage, which may be over when the pairs are made

@@ -160,7 +160,7 @@ def decides(key: str) -> bool:
 # Other defaults than TRL's.
 DEFAULTS = {
     "precompute_ref_log_probs": True,
-    "hub_strategy": "end",  # publish.py
+    "hub_strategy": "end",  # use/push.py
     "logging_nan_inf_filter": False,  # it would log a mean for a loss that is not finite: alerts.py
 }
 

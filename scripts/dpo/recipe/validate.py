@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from huggingface_hub import constants
+from transformers.trainer_utils import HubStrategy
 
 from dpo.core.refusal import Refusal
 from dpo.losses import START
@@ -174,6 +175,10 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield old, f"it is the old name of {new}, which is another: leave one of them out"
     if args.push_to_hub and constants.HF_HUB_OFFLINE:
         yield "push_to_hub", "HF_HUB_OFFLINE is set, and nothing can be sent: unset one of them"
+    if args.push_to_hub and not args.hub_model_id:
+        yield "push_to_hub", "say where to: hub_model_id: org/name"
+    if args.push_to_hub and HubStrategy(args.hub_strategy).value != "end":
+        yield "hub_strategy", "choose end: the policy is sent; optimizer states are pickles"
     if args.auto_find_batch_size:
         yield "auto_find_batch_size", "it would change the global batch: leave it out"
 

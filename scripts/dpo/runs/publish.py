@@ -1,61 +1,44 @@
-"""Publishing: what a model is made of goes to the hub once it is trained, and nothing else."""
+"""Whether something can be sent to the hub, seen before hours are spent; why it was not taken."""
 
-from pathlib import Path
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from huggingface_hub import CommitInfo, HfApi
-from transformers.trainer_utils import HubStrategy
-from trl import DPOConfig, DPOTrainer
+from dpo.core.refusal import Refusal, one_line
+from dpo.recipe.hub_names import why_not
 
-from dpo.core.refusal import Refusal, first_line
-from dpo.runs.output_folder import DRIFT, HELD_OUT, REPORT, TRAINED
-
-KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")  # .py: a model's own code
-OURS = (REPORT, TRAINED, HELD_OUT, DRIFT)
-
-
-def check(training: DPOConfig) -> None:
-    """Raises Refusal if the recipe would publish checkpoints: optimizer states are pickles."""
-    strategy = HubStrategy(training.hub_strategy).value
-    if training.push_to_hub and strategy != "end":
-        raise Refusal(
-            f"hub_strategy {strategy}: choose end: the trained policy is "
-            "published, and no checkpoint, which holds pickles"
-        )
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+REFUSED = {
+    401: f"the hub does not know the token: {LOG_IN}",
+    403: "the token may not write there: take one that may, or another org/name",
+    404: "there is no such user or organisation that the token may write to",
+}
 
 
-def published(folder: Path) -> list[str]:
-    """The files that make the model: weights, configuration, tokenizer, card."""
-    files = (path.name for path in folder.iterdir() if path.is_file() and path.name not in OURS)
-    return sorted(
-        file for file in files if file == "README.md" or (file.endswith(KINDS) and file[0] != ".")
-    )
+def check_can_send(name: str, what: str) -> None:
+    """See, without asking the hub, that this process can send something to it.
 
+    Args:
+        what: a kind of repository, in words: model, data set.
 
-def publish_or_say(trainer: DPOTrainer) -> None:
-    """Publish the trained policy, and say how that went."""
-    name, folder = trainer.hub_model_id, trainer.args.output_dir
-    try:
-        trainer.push_to_hub()
-        said = f"Published: {name}"
-    except Exception as error:  # whatever an outage looks like, the policy is saved
-        said = f"Not published ({first_line(error)}): hf upload {name} {folder} sends it"
-    trainer.accelerator.print(said)
-
-
-def publish(trainer: DPOTrainer, message: str, revision: str | None) -> CommitInfo | None:
-    """Upload the policy that the output folder holds. The token is the one that huggingface_hub
-    finds: in HF_TOKEN, or kept by `hf auth login`.
-
-    transformers would send the whole folder: settings, rows set aside, W&B's files.
+    Raises:
+        Refusal: `name` is no org/name, there is no token, or the hub is switched off.
     """
-    if not trainer.is_world_process_zero():
-        return None
-    trainer.create_model_card(model_name=trainer.hub_model_id.split("/")[-1])
-    folder, name = Path(trainer.args.output_dir), str(trainer.hub_model_id)
-    return HfApi().upload_folder(
-        repo_id=name,
-        folder_path=folder,
-        commit_message=message,
-        revision=revision,
-        allow_patterns=published(folder),
-    )
+    try:
+        validate_repo_id(name)
+        valid = name.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise Refusal(f"push: {name!r} is no name of a {what} on the hub: give org/name")
+    if constants.HF_HUB_OFFLINE:
+        raise Refusal("push: HF_HUB_OFFLINE switches the hub off: unset it, or push nothing")
+    if not get_token():
+        raise Refusal(f"push: there is no token of the hub: {LOG_IN}")
+
+
+def why_not_sent(error: Exception) -> str:
+    """Why the hub took something not, on one line. The token is no part of it."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    said = one_line(error) if isinstance(error, ValueError) else why_not(error)
+    return REFUSED.get(status) or said

@@ -20,7 +20,7 @@ from dpo.core.refusal import Refusal
 from dpo.data import fits
 from dpo.models import adapters, chat_template, loading, trust
 from dpo.recipe.parse import Recipe
-from dpo.runs import publish, tracking
+from dpo.runs import tracking
 from dpo.runs.metrics import WriteMetrics
 from dpo.training.monitoring.drift import Drift
 from dpo.training.trainer import FastDPOTrainer, stays_live
@@ -102,14 +102,16 @@ def make_trainer(
 
     Raises:
         Refusal: the model's files are not whole, or do not fit the tokenizer and the data; the
-            recipe would publish checkpoints, spread the model over GPUs, load it with arguments
+            recipe would spread the model over GPUs, load it with arguments
             that it does not take, or have the reference scored beforehand where that gives other
             numbers; processes do not see each other; or they were launched for DeepSpeed or FSDP,
             and accelerate does not use it, and would train side by side, unsharded.
     """
     model, launch = recipe.model, recipe.launch
     args = copy.copy(recipe.training)  # the recipe stays what it was
-    publish.check(args)
+    # transformers would make a repository, a public one, before the first step, and send it the
+    # whole folder: use/push.py sends the policy when all is measured.
+    args.push_to_hub = False
     trust.read_as_data(launch.deepspeed)
     if "device_map" in (recipe.stated.get("model_init_kwargs") or ()):
         raise Refusal(

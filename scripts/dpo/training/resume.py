@@ -26,7 +26,7 @@ from dpo.core import files, machine
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.recipe.parse import Recipe
-from dpo.runs import checkpoints, output_folder, publish, tracking
+from dpo.runs import checkpoints, output_folder, tracking
 from dpo.training import held_out_scores
 from dpo.training.preempt import Leave
 from dpo.training.stock import Declared
@@ -197,7 +197,7 @@ def to_the_end(
             )
         else:
             with files.written_to(folder / "model.safetensors"):
-                trainer.save_model(_internal_call=True)  # not published before it counts as done
+                trainer.save_model()
             if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():
                 # No checkpoint is there to score again from: the policy counts as done.
                 files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
@@ -208,8 +208,6 @@ def to_the_end(
             if scored:
                 held_out_scores.keep(folder, scored, schema.digest_of(trainer.eval_dataset))
             files.write_whole(done, json.dumps(asdict(trainer.state), indent=1))
-    if recipe.training.push_to_hub and not leave.left:
-        publish.publish_or_say(trainer)
     seconds = time.monotonic() - trainer.started
     # Nothing that outlives the trainer may hold its policy and its optimizer's states. DeepSpeed's
     # engine asks for its rank as it goes.

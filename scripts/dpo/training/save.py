@@ -1,6 +1,5 @@
 """What a trainer writes: checkpoints, whole or not at all, and the policy."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from dpo.core import files
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.models import adapters
-from dpo.runs import checkpoints, publish
+from dpo.runs import checkpoints
 from dpo.training import reference, resume
 from dpo.training.stock import Declared
 
@@ -130,11 +129,7 @@ class WritesCheckpoints(Declared):
             if is_peft_model(self.model):
                 adapters.save_generation_config(self.model, folder)
 
-    # transformers would upload the whole folder: settings, rows set aside, W&B's files.
-    def push_to_hub(self, commit_message: str = "End of training", revision: str | None = None):
-        return publish.publish(self, commit_message, revision)
-
-    # The name of a folder may hold what is Markdown or YAML in a card.
-    def create_model_card(self, model_name: str | None = None, *args, **kwargs) -> None:
-        plain = re.sub(r"[^\w.-]+", "-", model_name or "")
-        super().create_model_card(plain, *args, **kwargs)
+    # TRL's card, one at each checkpoint, knows no result and calls a model of a folder None:
+    # reports/model_card writes one when all is measured.
+    def create_model_card(self, *args, **kwargs) -> None:
+        pass

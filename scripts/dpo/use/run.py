@@ -19,17 +19,32 @@ class Used:
     reference: Contestant
 
 
+def there(name: str) -> Path:
+    """The folder of a run, by its path or by its name under outputs/.
+
+    Raises:
+        Refusal: there is none of that name.
+    """
+    folder = output_folder.run_folder(name) if name else None
+    if folder is None:
+        output_folder.check_there(name)
+        raise Refusal(f"{name or 'RUN='} is no run; {output_folder.known_runs()}")
+    return folder
+
+
+def check_ended(folder: Path) -> None:
+    """Raises Refusal if the run in `folder` has not ended."""
+    if not output_folder.finished(folder):
+        raise Refusal(f"{folder} has not ended: the command that began it goes on with it")
+
+
 def used(name: str) -> Used:
     """The run of that name: its folder, or what that is called in outputs/.
 
     Raises:
         Refusal: there is none of that name, or it has not ended.
     """
-    folder = output_folder.run_folder(name) if name else None
-    if folder is None:
-        output_folder.check_there(name)
-        raise Refusal(f"{name or 'RUN='} is no run; {output_folder.known_runs()}")
+    folder = there(name)
     policy = policy_of(folder)
-    if not output_folder.finished(folder):
-        raise Refusal(f"{folder} has not ended: the command that began it goes on with it")
+    check_ended(folder)
     return Used(folder, policy.recipe, policy, reference_of(policy.recipe))

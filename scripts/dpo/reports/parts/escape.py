@@ -32,11 +32,11 @@ def code(said: Any) -> str:
     return f"{ticks}{blank}{text}{blank}{ticks}"
 
 
-def fenced(said: str) -> str:
+def fenced(said: str, language: str = "text") -> str:
     """Text of others as a code block, in which nothing is markup."""
     text = visible(mask(said))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def table(rows: list[list[str]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
-from dpo.pairs.parts.escape import code, public
+from dpo.reports.parts.escape import code, public
 
 KEYS = ("license", "license_name", "license_link")
 

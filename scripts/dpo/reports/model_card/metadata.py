@@ -1,0 +1,109 @@
+"""The front matter of a model's card, which the hub reads: base model, data, licence, results."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from dpo.recipe.hub_names import looks_local
+from dpo.reports import results
+from dpo.reports.parts.escape import public, shown
+from dpo.reports.parts.licences import licence_of
+
+
+def front_matter(
+    report: dict[str, Any], settings: dict, found: list[dict], title: str, adapter: bool
+) -> ModelCardData:
+    """What the hub reads: base model, data and licence where they are known, and the results."""
+    base = base_of(report["model"])
+    about: dict[str, Any] = dict(licence_of_base(report["model"]))
+    if base:
+        about["base_model"] = base
+    if data := [each for each in data_of(settings) if on_hub(each)]:
+        about["datasets"] = data
+    if reached := [*chain(_results(report), *(_results(each) for each in found))]:
+        about |= {"model_name": shown(title), "eval_results": reached}
+    return ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["dpo", "trl", "preference-optimization"],
+        **about,
+    )
+
+
+def on_hub(name: str) -> bool:
+    """Whether a name can be one of the hub, and is no folder here."""
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        return not looks_local(name) and not Path(name).exists()
+    return False
+
+
+def base_of(model: str) -> str | None:
+    """The hub's name of a model: its own, or what the card in its folder says it comes from."""
+    if on_hub(model):
+        return model
+    with suppress(OSError, ValueError):
+        base = (metadata_load(Path(model) / "README.md") or {}).get("base_model")
+        return base if isinstance(base, str) and on_hub(base) else None
+    return None
+
+
+def licence_of_base(model: str) -> dict[str, str]:
+    """The licence of a model as its own card has it, or that of the model that it comes from."""
+    base = base_of(model)
+    return licence_of(model) or (licence_of(base) if base else {})
+
+
+def data_of(settings: dict[str, Any]) -> list[str]:
+    """The data sets of a run, by their names or paths."""
+    several = [each["path"] for each in settings.get("datasets") or ()]
+    return [*dict.fromkeys(map(str, several or filter(None, [settings.get("dataset_name")])))]
+
+
+def evaluations(folder: Path) -> Iterator[dict[str, Any]]:
+    """What `make evaluate` has found of the policy; not of its checkpoints."""
+    for path in sorted(folder.glob("evaluations/*/evaluation.json")):
+        found = results.read(path)
+        if not Path(found["policy"]).name.startswith("checkpoint-"):
+            yield found
+
+
+def judge_of(found: dict[str, Any]) -> str:
+    """Who judged; of an endpoint the model behind it, whose address is of nobody's concern."""
+    judge = found["judge"]
+    return public(str(judge["about"].get("model") or judge["name"]))
+
+
+def _results(found: dict[str, Any]) -> Iterator[EvalResult]:
+    """The results of a report or an evaluation in the form of the hub's `model-index`. It has no
+    field for an interval: that stands in the name."""
+    pairs, judge, kl = found["pairs"], found["judge"], (found["answers"] or {}).get("kl")
+    source = (found["prompts"] or {}).get("source") or found.get("data", {}).get("name", "")
+    measured = []
+    if pairs:
+        measured.append(("accuracy", "Preference accuracy", pairs["accuracy"]))
+    if judge and "win_rate" in judge:
+        who, whom = judge_of(found), public(found.get("against") or "the reference")
+        measured.append(("win_rate", f"Win rate against {whom} by {who}", judge["win_rate"]))
+    if judge and judge.get("reward"):
+        rise = judge["reward"]["difference"]
+        measured.append(("reward", f"Rise of the reward of {judge_of(found)}", rise))
+    if kl:
+        measured.append(("kl", "KL from the reference, nats", kl["nats_per_sequence"]))
+    for kind, name, value in measured:
+        low, high = value.get("low"), value.get("high")
+        interval = "" if low is None else f", 95% interval {low:.3f} to {high:.3f}"
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type="preferences",
+            dataset_name=shown(public(source)) or "held-out preferences",
+            metric_type=kind,
+            metric_name=shown(name) + interval,
+            metric_value=round(value["mean"], 4),
+        )

@@ -1,0 +1,136 @@
+"""A run's policy on the hub: what makes the model and its card, in a private repository."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from peft.utils import CONFIG_NAME
+
+from dpo.core.refusal import Refusal
+from dpo.models import adapters
+from dpo.recipe.hub_names import HUB_TIMEOUT
+from dpo.reports import results
+from dpo.reports.model_card import card
+from dpo.reports.model_card.metadata import on_hub
+from dpo.runs import output_folder
+from dpo.runs.publish import check_can_send, why_not_sent
+
+MESSAGE = "A policy trained by DPO"
+# By name: a run's folder holds much that is nobody else's, and reports are .json too.
+SENT = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *(CONFIG_NAME, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*"),
+    *("merges.txt", "*.model", "*.jinja", "preprocessor_config.json", "processor_config.json"),
+    "*.py",  # a model's own code
+)
+
+
+def sent_of(folder: Path) -> list[Path]:
+    """The files in a folder that make a model, without its card."""
+    found = {path for pattern in SENT for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name[0] != ".")
+
+
+def push(
+    folder: Path,
+    name: str,
+    *,
+    private: bool = True,
+    merged: bool = False,
+    revision: str | None = None,
+) -> str:
+    """Send the policy of the run in `folder` to the model `name` of the hub, which is made if it is
+    not there, and return its address. What is there already, by its hash, is not sent again.
+
+    Args:
+        private: make it private, and send nothing to one that is public.
+        merged: of an adapter, the model that it makes of its base.
+        revision: a branch, made if it is not there; None for the main one.
+
+    Raises:
+        Refusal: it cannot be sent as it is, or the hub does not take it; the line has the command
+            that goes on.
+    """
+    check_can_send(name, "model")
+    model = policy_in(folder, merged)
+    report = results.read(folder / output_folder.REPORT)
+    text = (folder / card.CARD).read_bytes() if card.by_hand(folder) else b""
+    text = text or card.text(folder, report, name, merged).encode()
+    files = sent_of(model)
+    api = HfApi()
+    try:
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        if revision:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        there = api.model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+        if private and not there.private:
+            raise Refusal(
+                f"push: {name} is a public model of the hub: give another name, or "
+                "ARGS=--public if everybody may have this one"
+            )
+        kind = "private" if there.private else "public"
+        print(f"To {name} ({kind}): {', '.join(map(_sized, files))}, {card.CARD}")
+        parts = [CommitOperationAdd(path.name, path) for path in files]
+        parts.append(CommitOperationAdd(card.CARD, text))
+        done = api.create_commit(name, parts, commit_message=MESSAGE, revision=revision)
+    except Exception as error:  # whatever an outage looks like, the policy is saved
+        again = f"make push RUN={shlex.quote(str(folder))} HUB={name}"
+        again += ' ARGS="--merged"' if merged else ""
+        raise Refusal(f"push: not sent ({why_not_sent(error)}). This goes on: {again}") from error
+    said = "Nothing new, it is there already" if done.oid == there.sha else "Sent"
+    print(f"{said}: {address}")
+    return address
+
+
+def policy_in(folder: Path, merged: bool) -> Path:
+    """The folder with the weights that are to be sent.
+
+    Raises:
+        Refusal: there is no such policy, or it is an adapter of a model that nobody else has.
+    """
+    if merged:
+        if not (folder / adapters.MERGED).is_dir():
+            raise Refusal(
+                f"push: {folder} has no {adapters.MERGED}/: its policy is no adapter, or its "
+                "recipe says save_merged: false"
+            )
+        return folder / adapters.MERGED
+    adapter = adapters.config_of(str(folder))
+    if adapter and not on_hub(str(adapter.base_model_name_or_path)):
+        raise Refusal(
+            f"push: {folder} holds an adapter of a model in a folder of this machine, which others "
+            'do not have: send both as one with ARGS="--merged"'
+        )
+    return folder
+
+
+def _sized(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{path.name} {size / 1e6:,.1f} MB" if size >= 1e5 else path.name
+
+
+def named(settings: dict[str, Any], given: str) -> str:
+    """Where a run is sent to: the name that is given, or the one that it states.
+
+    Raises:
+        Refusal: there is none.
+    """
+    if name := given or settings.get("hub_model_id"):
+        return str(name)
+    raise Refusal("push: HUB= is missing: give org/name, as HUB=my-name/my-model")
+
+
+def stated(settings: dict[str, Any]) -> dict[str, Any]:
+    """How a run says that it is to be sent: private unless it says otherwise, to which branch."""
+    private = settings.get("hub_private_repo") is not False
+    return {"private": private, "revision": settings.get("hub_revision")}
+
+
+def at_the_end(folder: Path) -> None:
+    """Send what a run with `push_to_hub` has made. Whatever the hub says, the run ends well."""
+    settings = output_folder.settings_of(folder)
+    try:
+        push(folder, named(settings, ""), **stated(settings))
+    except Refusal as refusal:
+        print(refusal)
