@@ -36,6 +36,9 @@ ROUNDS ?=
 OUTPUT ?=
 WANDB  ?=
 SUITE  ?=
+FILE   ?=
+BY     ?=
+SELECT ?=
 TRL    ?=
 FROM   ?=
 WHAT   ?=
@@ -51,7 +54,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate plan compare sweep rounds frontier learn dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate score plan compare sweep rounds frontier learn dashboard sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -88,6 +91,10 @@ submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITI
 evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
+
+score: $(READY) $(EMBEDDED) ## the reward that a policy implies, of any texts: RUN= FILE= BY= SELECT= TO=
+	@$(BIN)/python scripts/score.py --run "$(RUN)" --file "$(FILE)" --to "$(TO)" --by "$(BY)" \
+	  $(if $(SELECT),--select "$(SELECT)") $(ARGS)
 
 ##@ Data
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"
