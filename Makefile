@@ -92,7 +92,7 @@ evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did the model get bett
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
 
-score: $(READY) $(EMBEDDED) ## the reward that a policy implies, of any texts: RUN= FILE= BY= SELECT= TO=
+score: $(READY) $(EMBEDDED) ## the reward a policy implies, of any texts: RUN= FILE= BY= SELECT= TO=
 	@$(BIN)/python scripts/score.py --run "$(RUN)" --file "$(FILE)" --to "$(TO)" --by "$(BY)" \
 	  $(if $(SELECT),--select "$(SELECT)") $(ARGS)
 

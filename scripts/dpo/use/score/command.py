@@ -3,6 +3,7 @@
 import argparse
 import re
 import time
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def score(args: argparse.Namespace) -> tuple[Path, dict[str, Any], Path | None]:
             beta, pad = run.recipe.training.beta, tokenizer.pad_token_id
             by_both = Scoring(policy, reference, pad, beta, args.per_token)
             scoring.carry_out(folder, reading.given, source.count, by_both, reading.pairs)
-        lines = zip(scoring.read_lines(folder), source.rows.data, strict=True)
+        # Of long rows only what tells them apart: many are in memory together.
+        named = ({name: row.get(name) for name in args.by} for row in source.rows.data)
+        lines = zip(scoring.read_lines(folder), named if args.by else repeat({}), strict=False)
         found = {
             "format": 1,
             "run": str(run.folder),

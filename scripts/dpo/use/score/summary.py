@@ -114,7 +114,7 @@ def summarise(
     """What the lines of scores come to.
 
     Args:
-        lines: each with the row of the file that it is of.
+        lines: each with the columns `by` of the row that it is of.
         by: columns of the file whose values are told apart.
     """
     rows, ties, aside = 0, 0, dict[str, int]()
