@@ -39,6 +39,9 @@ WANDB  ?=
 SUITE  ?=
 MERGE  ?=
 DTYPE  ?=
+FILE   ?=
+BY     ?=
+SELECT ?=
 TRL    ?=
 FROM   ?=
 WHAT   ?=
@@ -55,7 +58,7 @@ SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sha
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
 
 .DEFAULT_GOAL := help
-.PHONY: help list install train submit evaluate chat serve plan compare sweep rounds frontier push learn dashboard export sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
+.PHONY: help list install train submit evaluate chat serve score plan compare sweep rounds frontier learn dashboard export push sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
 
 ##@ Use
 help: ## show this
@@ -89,7 +92,7 @@ submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITI
 	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)
 	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it. Next: squeue --me"
 
-evaluate: $(READY) $(EMBEDDED) $(if $(SUITE),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
+evaluate: $(READY) $(EMBEDDED) $(if $(filter-out mt_bench,$(SUITE)),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
 
@@ -98,6 +101,10 @@ chat: $(READY) $(EMBEDDED) ## talk to a finished run and its reference: RUN= ARG
 
 serve: $(READY) $(EMBEDDED) $(SERVING) ## an OpenAI-compatible server of a finished run: RUN= PORT=8000
 	@$(BIN)/python scripts/serve.py --run "$(RUN)" $(if $(PORT),--port "$(PORT)") $(ARGS)
+
+score: $(READY) $(EMBEDDED) ## the reward a policy implies, of any texts: RUN= FILE= BY= SELECT= TO=
+	@$(BIN)/python scripts/score.py --run "$(RUN)" --file "$(FILE)" --to "$(TO)" --by "$(BY)" \
+	  $(if $(SELECT),--select "$(SELECT)") $(ARGS)
 
 ##@ Data
 data: $(READY) $(EMBEDDED) ## what the model will see of the data: RECIPE= ARGS="--max_length 2048"

@@ -5,6 +5,7 @@
     make evaluate RUN=outputs/a/checkpoint-100 AGAINST=outputs/b JUDGE=hand
     make evaluate RUN=outputs/a JUDGE=http://localhost:8000/v1 JUDGE_MODEL=my-judge
     make evaluate RUN=outputs/a SUITE=ifeval,gsm8k               # benchmarks, before and after
+    make evaluate RUN=outputs/a SUITE=mt_bench PROMPTS=FastChat JUDGE=https://… JUDGE_MODEL=gpt-4
 
 On held-out pairs: accuracy and margin of the implicit reward, also by length and by category. On
 held-out prompts, or those of a file: both models answer with the same random numbers; lengths,
@@ -36,7 +37,7 @@ def arguments() -> argparse.Namespace:
     add("--limit", type=positive, default=200, help="at most so many prompts (200)")
     add("--samples", type=positive, default=1, help="answers to each prompt (1)")
     add("--temperature", type=not_negative, default=None, help="of sampling (as after training)")
-    add("--max_new_tokens", type=positive, default=256, help="where an answer is cut (256)")
+    add("--max_new_tokens", type=positive, default=None, help="where an answer is cut (256)")
     add("--seed", type=partial(positive, least=0), default=None, help="of the answers")
     add(
         "--skip_pairs",
@@ -44,16 +45,28 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="measure answers alone, no held-out pairs",
     )
-    add("--suite", default="", help="benchmarks of lm-eval: ifeval,gsm8k")
+    add("--suite", default="", help="benchmarks of lm-eval: ifeval,gsm8k; or mt_bench, alone")
     add("--suite_tasks", default=None, help="a folder of benchmarks of your own, as lm-eval's")
     add("--suite_limit", type=positive, default=None, help="questions of each benchmark (all)")
     return parser.parse_args()
+
+
+def published(args: argparse.Namespace) -> None:
+    from dpo.evaluation.published import mt_bench  # late, likewise
+    from dpo.reports import published
+
+    folder, found = mt_bench.evaluate(args)
+    published.show(found)
+    print(f"Written: {folder}/mt_bench.json, answers.jsonl and judgements.jsonl")
+    print("Next: docs/evaluation.md says what of it may stand beside published scores")
 
 
 @guarded
 def main() -> None:
     args = arguments()
     output_folder.check_there(args.run)
+    if args.suite == "mt_bench":
+        return published(args)
     from dpo.evaluation.command import evaluate  # late: what is misspelt is answered at once
     from dpo.reports import evaluation_page, wandb_evaluations
     from dpo.reports.model_card import card

@@ -15,6 +15,8 @@ from dpo.evaluation.judges.rule import is_rule
 from dpo.evaluation.measure import SEED, TEMPERATURE
 from dpo.runs.output_folder import RUNS, run_folder
 
+MAX_NEW_TOKENS = 256  # of an answer, where nothing else is asked for
+
 
 def prices(given: str) -> tuple[float, float] | None:
     if not given:
@@ -79,7 +81,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
         prompts.check(asked, who)
     temperature = TEMPERATURE if args.temperature is None else args.temperature
     seed = SEED if args.seed is None else args.seed
-    settings = generations.Settings(args.samples, temperature, args.max_new_tokens, seed)
+    cut = args.max_new_tokens or MAX_NEW_TOKENS
+    settings = generations.Settings(args.samples, temperature, cut, seed)
 
     # First, since a benchmark may not be had, and what it needs cannot be seen before.
     reached = benchmarks.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)

@@ -8,6 +8,7 @@ import asyncio
 import os
 import re
 import secrets
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -107,8 +108,14 @@ def request(prompt: Messages, a: str, b: str) -> str:
     return TEMPLATE.format(mark=mark, parts=text)
 
 
-def read(answer: Any) -> dict[str, Any]:
-    """The judgement in a completion: the verdict on its last line, None if there is none.
+def verdict_of(said: str) -> str | None:
+    """The verdict on the last line of what a judge said, None if there is none."""
+    found = VERDICT.fullmatch(said.rpartition("\n")[2])
+    return found[1].lower() if found else None
+
+
+def read(answer: Any, verdict_of: Callable[[str], Any] = verdict_of) -> dict[str, Any]:
+    """The judgement in a completion, None with a reason if there is none.
 
     Raises:
         ValueError: what came is no completion.
@@ -121,19 +128,26 @@ def read(answer: Any) -> dict[str, Any]:
         raise ValueError("it answers no completion") from None
     if not all(isinstance(count, int) for count in tokens):
         tokens = []
-    found = VERDICT.fullmatch(said.rpartition("\n")[2])
-    judgement = {"verdict": found[1].lower() if found else None, "said": said, "tokens": tokens}
-    if not found:
+    judgement = {"verdict": verdict_of(said), "said": said, "tokens": tokens}
+    if judgement["verdict"] is None:
         judgement["reason"] = CUT_OFF if choice.finish_reason == "length" else UNCLEAR
     return judgement
 
 
 class Asking:
-    """Requests to a model, a few at a time, each kept as it is answered.
+    """Requests to a model, a few at a time, each kept as it is answered. What is asked, what is
+    read of an answer and how long that may be are a published suite's own, where it is one
+    (published/asking.py).
 
     Args:
         done: keys of judgements that are kept already, for the cost so far.
     """
+
+    max_tokens = MAX_TOKENS
+    verdict_of = staticmethod(verdict_of)
+
+    def messages(self, asked: Any) -> list[dict[str, str]]:
+        return [{"role": "user", "content": request(*asked)}]
 
     def __init__(self, client, model: str, kept: Kept, done: list[str], price: Price):
         self.client, self.model, self.kept, self.price = client, model, kept, price
@@ -144,7 +158,21 @@ class Asking:
     def cost(self) -> dict[str, Any]:
         return cost([self.kept.entries[key] for key in self.done], self.price)
 
-    async def ask_all(self, missing: dict[str, tuple[str, Asked]], parallel: int) -> None:
+    def carry_out(self, url: str, missing: dict[str, tuple[str, Any]], parallel: int) -> None:
+        """`ask_all`, to its end.
+
+        Raises:
+            Refusal: the endpoint refuses the key or the model.
+        """
+        try:
+            asyncio.run(self.ask_all(missing, parallel))
+        except REFUSED as error:
+            raise Refusal(
+                f"the judge at {url} refuses: {one_line(error, cause=True)}. What it said before "
+                "is kept, and the same command goes on from there"
+            ) from error
+
+    async def ask_all(self, missing: dict[str, tuple[str, Any]], parallel: int) -> None:
         """Ask all, by key, each with whose answer A is. `failed` has what came to nothing."""
         queue = iter(missing.items())
         named = {"desc": f"Judge {self.model}", "unit": "verdict", "disable": not missing}
@@ -156,7 +184,7 @@ class Asking:
                     self.failed[key] = GIVEN_UP
                     continue
                 try:
-                    said = await self.ask(request(*asked))
+                    said = await self.ask(self.messages(asked))
                     self.kept.append({"key": key, "a": side, **said})
                 except REFUSED:
                     raise
@@ -174,13 +202,13 @@ class Asking:
                 # The first refusal ends all: asyncio.run cancels what is still under way.
                 await asyncio.gather(*(work() for _ in range(parallel)))
 
-    async def ask(self, text: str) -> dict[str, Any]:
+    async def ask(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """One judgement. The package itself retries all failures but an answer that is none."""
-        how = {"model": self.model, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
-        ask = [{"role": "user", "content": text}]
+        how = {"model": self.model, "temperature": TEMPERATURE, "max_tokens": self.max_tokens}
+        create: Any = self.client.chat.completions.create
         for tried in range(1 + RETRIES):
             try:
-                return read(await self.client.chat.completions.create(messages=ask, **how))
+                return read(await create(messages=messages, **how), self.verdict_of)
             except ValueError as error:
                 broken = error
                 await asyncio.sleep(BACK_OFF * 2**tried)
@@ -237,14 +265,7 @@ def judge(
     missing = {key: text for key, text in texts.items() if key not in kept.entries}
     client = openai.AsyncOpenAI(**settings(url, timeout))
     asking = Asking(client, model, kept, [key for key in texts if key not in missing], price)
-    try:
-        asyncio.run(asking.ask_all(missing, parallel))
-    except REFUSED as error:
-        raise Refusal(
-            f"the judge at {url} refuses: {one_line(error, cause=True)}. What it said before is "
-            "kept, and the same command goes on from there"
-        ) from error
-
+    asking.carry_out(url, missing, parallel)
     verdicts: dict[str, Any] = {key: kept.entries.get(key, {}).get("verdict") for key in texts}
     points = [[FIRST_IS_BETTER.get(verdicts[k], np.nan) for k in pair] for pair in keys.values()]
     first, second = np.array(points).reshape(-1, 2).T

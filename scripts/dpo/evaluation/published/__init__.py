@@ -1,0 +1,1 @@
+"""Published suites that a model judges: their questions, their settings, their formulas."""

@@ -1,0 +1,232 @@
+"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): two turns a question, each answer graded 1 to 10.
+
+Questions, judge's prompts and reference answers are read from a checkout of FastChat, the suite's
+own repository, and none of them is kept here. What it prescribes is from there too
+(fastchat/llm_judge, commit 0e6d3e4): gen_model_answer.py cuts answers at 1,024 tokens, common.py
+has temperatures by category and asks the judge at temperature 0 for up to 2,048, gen_judgment.py
+grades each turn alone, those of math, reasoning and coding beside a reference answer, and
+show_result.py takes the mean of all grades.
+"""
+
+import argparse
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils.memory import clear_device_cache
+
+from dpo.core.files import read_lines, write_json, write_lines
+from dpo.core.machine import device_name, measuring_device, now, versions
+from dpo.core.refusal import Refusal
+from dpo.core.stats import bootstrap
+from dpo.evaluation import generations
+from dpo.evaluation.command import folder_of, prices
+from dpo.evaluation.contestants import Contestant, find, reference_of
+from dpo.evaluation.judges import endpoint
+from dpo.evaluation.judges.verdicts import Kept
+from dpo.evaluation.measure import SEED
+from dpo.evaluation.published.asking import ask_all, rating_of
+
+DATA = Path("fastchat/llm_judge/data")
+FILES = ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
+TEMPERATURES |= dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0)
+OTHER = 0.7  # of a category that is none of these
+WITH_REFERENCE = ("math", "reasoning", "coding")
+MAX_NEW_TOKENS, JUDGED_TOKENS = 1024, 2048
+SIDES = ("policy", "against")
+
+
+def files_of(given: str) -> list[list[dict[str, Any]]]:
+    """The questions, the judge's prompts and the reference answers of a checkout.
+
+    Raises:
+        Refusal: they are not there, or are none.
+    """
+    folders = [Path(given) / DATA, Path(given)] if given else []
+    folder = next((f for f in folders if all((f / name).is_file() for name in FILES)), None)
+    if folder is None:
+        raise Refusal(
+            f"PROMPTS={given}: mt_bench reads {', '.join(FILES)} of a checkout of FastChat: git "
+            "clone https://github.com/lm-sys/FastChat, then PROMPTS=FastChat"
+        )
+    found = [read_lines(folder / name) for name in FILES]
+    questions, prompts, references = found
+    names = {f"single{kind}-v1{turn}" for kind in ("", "-math") for turn in ("", "-multi-turn")}
+    graded = {each.get("question_id") for each in references}
+    needed = {q["question_id"] for q in questions if q["category"] in WITH_REFERENCE}
+    if not questions or names - {each.get("name") for each in prompts} or needed - graded:
+        raise Refusal(f"{folder} lacks questions, judge's prompts or reference answers: clone anew")
+    return found
+
+
+def answers(
+    who: Contestant, questions: list[dict], cut: int, seed: int, device: str
+) -> dict[int, list[str]]:
+    """Both answers to each question, by its number: the second after the first."""
+    tokenizer, said = who.tokenizer(), {q["question_id"]: [] for q in questions}
+    if not tokenizer.chat_template:
+        raise Refusal(f"{who.name} has no chat template, and mt_bench has two turns a question")
+
+    def temperature(question: dict) -> float:
+        return TEMPERATURES.get(question["category"], OTHER)
+
+    with who.autocast(device):
+        model = who.load(device)
+        for heat, group in groupby(sorted(questions, key=temperature), temperature):
+            asked = [*group]
+            for turn in range(2):
+                prompts = [conversation(q, said[q["question_id"]], turn) for q in asked]
+                settings = generations.Settings(1, heat, cut, seed + turn)
+                drawn = generations.draw(who, model, tokenizer, prompts, settings)
+                for question, (answer,) in zip(asked, drawn, strict=True):
+                    said[question["question_id"]].append(answer.text)
+    del model
+    clear_device_cache(garbage_collection=True)
+    return said
+
+
+def conversation(question: dict, said: list[str], turn: int) -> list[dict[str, str]]:
+    """What a model is asked at a turn, 0 or 1: the question's turns with what it said before."""
+    asked = [{"role": "user", "content": text} for text in question["turns"][: turn + 1]]
+    before = [{"role": "assistant", "content": text} for text in said[:turn]]
+    return [m for pair in zip(asked, [*before, None], strict=True) for m in pair if m]
+
+
+def request(
+    question: dict, said: list[str], turn: int, prompts: dict[str, dict], references: dict
+) -> list[dict[str, str]]:
+    """What the judge is asked about an answer, in the suite's own words."""
+    with_reference = question["category"] in WITH_REFERENCE
+    name = f"single{'-math' * with_reference}-v1{'-multi-turn' * turn}"
+    words: dict[str, str] = {}
+    if turn:
+        for at in range(2):
+            words |= {f"question_{at + 1}": question["turns"][at], f"answer_{at + 1}": said[at]}
+    else:
+        words = {"question": question["turns"][0], "answer": said[0]}
+    if with_reference:
+        known = references[question["question_id"]]["choices"][0]["turns"]
+        words |= {f"ref_answer_{at + 1}": known[at] for at in range(turn + 1)}
+    form = prompts[name]
+    return [
+        {"role": "system", "content": form["system_prompt"]},
+        {"role": "user", "content": form["prompt_template"].format(**words)},
+    ]
+
+
+def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """MT-Bench of a run's policy and of what it is held against.
+
+    Returns the folder of the results, and the results.
+
+    Raises:
+        Refusal: the suite, a model or the judge is not as it must be.
+    """
+    if not endpoint.is_url(args.judge):
+        raise Refusal("SUITE=mt_bench is judged by an endpoint: JUDGE=https://… JUDGE_MODEL=…")
+    price = prices(args.judge_price)
+    questions, *judging = files_of(args.prompts)
+    questions = questions[: args.limit]
+    prompts = {each["name"]: each for each in judging[0]}
+    references = {each["question_id"]: each for each in judging[1]}
+    policy = find(args.run)
+    if not args.against and not policy.recipe:
+        raise Refusal(f"{args.run} is no run: name with AGAINST= what it is held against")
+    against = find(args.against, policy) if args.against else reference_of(policy.recipe)
+    endpoint.check(args.judge, args.judge_model or None)
+    device, seed = measuring_device(), SEED if args.seed is None else args.seed
+    cut = args.max_new_tokens or MAX_NEW_TOKENS
+    said = {
+        side: answers(who, questions, cut, seed, device)
+        for side, who in zip(SIDES, (policy, against), strict=True)
+    }
+    requests = {
+        (side, question["question_id"], turn): request(
+            question, said[side][question["question_id"]], turn, prompts, references
+        )
+        for side in SIDES
+        for question in questions
+        for turn in range(2)
+    }
+    folder = folder_of(args, policy, against)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Kept(folder / "judgements.jsonl") as kept:
+        kept.introduce({"kind": "mt_bench", "name": args.judge, "model": args.judge_model})
+        grades, left_out, cost = ask_all(
+            args.judge,
+            args.judge_model,
+            requests,
+            kept,
+            rating_of,
+            JUDGED_TOKENS,
+            price,
+            args.judge_parallel,
+            args.judge_timeout,
+        )
+    found = {
+        "suite": "mt_bench",
+        "policy": policy.name,
+        "against": against.name,
+        "judge": {"url": args.judge, "model": args.judge_model, "max_tokens": JUDGED_TOKENS},
+        "questions": len(questions),
+        "max_new_tokens": cut,
+        "seed": seed,
+        **scores(questions, grades),
+        "left_out": left_out,
+        "cost": cost,
+        "finished": now(),
+        "machine": device_name(),
+        "versions": versions(),
+    }
+    lines = [
+        {"question_id": q["question_id"], "category": q["category"]}
+        | {side: said[side][q["question_id"]] for side in SIDES}
+        | {
+            f"{side}_grades": [grades.get((side, q["question_id"], t)) for t in (0, 1)]
+            for side in SIDES
+        }
+        for q in questions
+    ]
+    write_lines(folder / "answers.jsonl", lines)
+    write_json(folder / "mt_bench.json", found)
+    return folder, found
+
+
+def scores(questions: list[dict], grades: dict[tuple[str, int, int], float]) -> dict[str, Any]:
+    """Mean grades of both models: all of them, by turn and by category, each with its interval over
+    questions; and how the two differ, on what is graded of both."""
+
+    def of(side: str, turns: tuple[int, ...], category: str | None) -> dict | None:
+        known = [
+            (grades[side, q["question_id"], turn], q["question_id"])
+            for q in questions
+            for turn in turns
+            if category in (None, q["category"]) and (side, q["question_id"], turn) in grades
+        ]
+        if not known:
+            return None
+        values, numbers = (np.array(each) for each in zip(*known, strict=True))
+        return asdict(bootstrap(values.astype(float), prompts=numbers)) | {"graded": len(known)}
+
+    def both(turns: tuple[int, ...], category: str | None = None) -> dict[str, Any]:
+        return {side: of(side, turns, category) for side in SIDES}
+
+    apart = [
+        (grades["policy", q["question_id"], turn] - grades["against", q["question_id"], turn], at)
+        for at, q in enumerate(questions)
+        for turn in range(2)
+        if all((side, q["question_id"], turn) in grades for side in SIDES)
+    ]
+    difference = None
+    if apart:
+        values, numbers = (np.array(each) for each in zip(*apart, strict=True))
+        difference = asdict(bootstrap(values.astype(float), prompts=numbers))
+    categories = dict.fromkeys(q["category"] for q in questions)
+    return {
+        "score": both((0, 1)) | {"difference": difference},
+        "turns": [both((0,)), both((1,))],
+        "categories": {name: both((0, 1), name) for name in categories},
+    }

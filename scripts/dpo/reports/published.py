@@ -1,0 +1,28 @@
+"""A published suite's scores in the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dpo.core.terminal import visible
+
+
+def said(interval: dict[str, float] | None, form: str = ".2f") -> str:
+    if interval is None:
+        return "–"
+    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
+def show(found: dict[str, Any]) -> None:
+    """Mean grades of both models, intervals of 95% in brackets."""
+    title = f"MT-Bench by {found['judge']['model']}: {found['questions']} questions"
+    table = Table("", "policy", "against", title=visible(title), title_justify="left")
+    rows = {"score": found["score"]}
+    rows |= {f"turn {at}": part for at, part in enumerate(found["turns"], start=1)}
+    for name, part in (rows | found["categories"]).items():
+        table.add_row(visible(name), said(part["policy"]), said(part["against"]))
+    Console().print(table)
+    print(f"Difference: {said(found['score']['difference'], '+.2f')}")
+    for reason, count in found["left_out"].items():
+        print(f"Without a grade, and left out: {count} ({visible(str(reason))})")

@@ -1,0 +1,1 @@
+"""make score: the reward that a policy implies, of any prompt and completion."""

@@ -1,0 +1,80 @@
+"""A summary of scores in the terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dpo.core.terminal import visible
+from dpo.data.lint import REASONS
+
+
+def said(interval: dict[str, float] | None, form: str = ".3f") -> str:
+    if interval is None:
+        return "–"
+    return " ".join(
+        f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]".split()
+    )
+
+
+def table(title: str, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    shown = Table(*names, title=visible(title), title_justify="left")
+    for row in rows:
+        shown.add_row(*map(visible, row))
+    Console().print(shown)
+
+
+def parts(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """All pairs, and parts of them."""
+    groups = {"": found["by_length"], **found["by"]}
+    named = [("all pairs", found)]
+    named += [
+        (f"{column}: {part['name']}" if column else part["name"], part)
+        for column, group in groups.items()
+        for part in group
+    ]
+    for name, part in named:
+        count = found["scored"] if part is found else part["count"]
+        yield name, f"{count:,}", said(part["accuracy"]), said(part["margin"], "+.3f")
+
+
+def show(found: dict[str, Any]) -> None:
+    """The summary as tables, intervals of 95% in brackets."""
+    title = f"{found['file']} under {found['run']}"
+    if "completions" in found:
+        rows = [
+            ("Reward", said(found["reward"], "+.3f"), f"{found['completions']:,} completions"),
+            ("Tokens", said(found["tokens"], ".1f"), "of a completion"),
+            ("Reward with length", said(found["length_correlation"], "+.2f"), "correlation"),
+        ]
+        table(title, ("", "mean (95% interval)", ""), rows)
+    elif found["scored"]:
+        table(title, ("", "pairs", "accuracy", "margin"), [*parts(found)])
+        print(
+            f"Ties: {found['ties']:,}, half right each. Correlation of the margin with how much "
+            f"longer chosen is: {said(found['length_correlation'], '+.2f')}"
+        )
+        calibrated(found["calibration"])
+        if scores := found.get("reward_bench"):
+            bench(scores)
+    for reason, count in found["set_aside"].items():
+        why = REASONS.get(reason, "more tokens than the model has positions")
+        print(f"Set aside: {count:,} as {reason}: {why}")
+
+
+def calibrated(found: dict[str, Any]) -> None:
+    rows = []
+    for each in found["bins"]:
+        ends = f"{each['from']:.2f} to {each['to']:.2f}"
+        rows.append((ends, f"{each['count']:,}", f"{each['said']:.3f}", said(each["right"])))
+    title = f"Calibration: expected error {found['expected_error']:.3f}"
+    table(title, ("σ(margin)", "pairs", "says", "is right"), rows)
+
+
+def bench(found: dict[str, Any]) -> None:
+    rows = [("all sections", said(found["score"]), "")]
+    for name, section in found["sections"].items():
+        missing = f"without {', '.join(section['missing'])}" * bool(section["missing"])
+        rows.append((name, said(section["accuracy"]), missing))
+    table("RewardBench", ("section", "accuracy", ""), rows)

@@ -1,0 +1,130 @@
+"""make evaluate SUITE=mt_bench, by stand-ins for the suite's files and a judge of known grades."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from dpo.core.refusal import Refusal
+from dpo.evaluation import generations
+from dpo.evaluation.judges.endpoint import UNCLEAR
+from dpo.evaluation.published import mt_bench
+from dpo.evaluation.published.asking import before, rating_of
+from support.endpoint import MODEL, serving
+from support.launched import made
+
+FORMS = {
+    "single-v1": "ONE {question} | {answer}",
+    "single-math-v1": "MATH {question} | {ref_answer_1} | {answer}",
+    "single-v1-multi-turn": "SECOND {question_1} {answer_1} {question_2} {answer_2}",
+    "single-math-v1-multi-turn": "MATH SECOND {question_1} {ref_answer_1} {answer_1} "
+    "{question_2} {ref_answer_2} {answer_2}",
+}
+GRADES = {"ONE": "It is fine. Rating: [[8]]", "SECOND": "[[4.5]] and not [[1]]"}
+GRADES |= {"MATH": "Rating: [9]", "MATH SECOND": "I would rather not say."}
+QUESTIONS = [
+    {"question_id": 81, "category": "writing", "turns": ["Write of {tea}.", "Shorter."]},
+    {"question_id": 111, "category": "math", "turns": ["What is 1 + 1?", "And twice that?"]},
+]
+
+
+def say(text: str) -> str:
+    name = next((name for name in sorted(GRADES, key=len)[::-1] if text.startswith(name)), None)
+    return GRADES[name] if name else "Yes."
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A folder with the files that are read of FastChat."""
+    folder = tmp_path / "FastChat" / mt_bench.DATA
+    reference = {"question_id": 111, "choices": [{"turns": ["Two.", "Four."]}]}
+    forms = [{"name": n, "system_prompt": "Grade.", "prompt_template": f} for n, f in FORMS.items()]
+    for name, rows in zip(mt_bench.FILES, (QUESTIONS, forms, [reference]), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "FastChat"
+
+
+def test_grades_come_to_the_suites_score(checkout, tiny_model, chatty_model):
+    given = [f"RUN={chatty_model}", f"AGAINST={tiny_model}", f"PROMPTS={checkout}"]
+    given += ["SUITE=mt_bench", f"JUDGE_MODEL={MODEL}"]
+    flags = "ARGS=--max_new_tokens 6 --judge_price 10,30"
+    with serving(say) as fake:
+        result = made("evaluate", *given, f"JUDGE={fake.url}", flags)
+        assert result.returncode == 0, result.stderr[-3000:]
+        first = len(fake.asked)
+        again = made("evaluate", *given, f"JUDGE={fake.url}", flags)
+        assert again.returncode == 0 and len(fake.asked) == first + 1  # whether it is there
+    assert "To ask: 8 requests" in result.stdout and "at most" in result.stdout
+    assert "To ask: 0 requests" in again.stdout
+    folder = Path(result.stdout.partition("Written: ")[2].partition("/mt_bench.json")[0])
+    found = json.loads((folder / "mt_bench.json").read_text())
+    assert found["score"]["policy"]["mean"] == pytest.approx((8 + 4.5 + 9) / 3)
+    assert [turn["against"]["mean"] for turn in found["turns"]] == [8.5, 4.5]
+    assert found["categories"]["math"]["policy"]["mean"] == 9
+    assert found["score"]["difference"]["mean"] == 0
+    assert found["left_out"] == {UNCLEAR: 2} and found["cost"]["requests"] == 8
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert lines[1]["policy_grades"] == [9, None] and len(lines[0]["policy"]) == 2
+    for side in ("policy", "against"):
+        assert f"MATH What is 1 + 1? | Two. | {lines[1][side][0]}" in fake.asked
+
+
+def test_answers_are_drawn_as_it_prescribes(chatty_model, monkeypatch):
+    drawn, draw = [], generations.draw
+
+    def watched(who, model, tokenizer, prompts, settings, *rest):
+        drawn.append((settings.temperature, settings.max_new_tokens, prompts))
+        return draw(who, model, tokenizer, prompts, settings, *rest)
+
+    monkeypatch.setattr(generations, "draw", watched)
+    who = mt_bench.find(str(chatty_model))
+    said = mt_bench.answers(who, QUESTIONS, 5, 0, "cpu")
+    assert [(heat, cut) for heat, cut, _ in drawn] == [(0, 5), (0, 5), (0.7, 5), (0.7, 5)]
+    (second,) = drawn[1][2]
+    assert [turn["role"] for turn in second] == ["user", "assistant", "user"]
+    assert second[1]["content"] == said[111][0] and second[2]["content"] == "And twice that?"
+
+
+def test_the_judge_is_asked_in_the_suites_words():
+    forms = {n: {"system_prompt": "Grade.", "prompt_template": f} for n, f in FORMS.items()}
+    references = {111: {"choices": [{"turns": ["Two.", "Four."]}]}}
+    system, user = mt_bench.request(QUESTIONS[1], ["2", "4"], 1, forms, references)
+    assert system == {"role": "system", "content": "Grade."}
+    asked = "MATH SECOND What is 1 + 1? Two. 2 And twice that? Four. 4"
+    assert user == {"role": "user", "content": asked}
+    (_, user) = mt_bench.request(QUESTIONS[0], ["{x}", ""], 0, forms, references)
+    assert user["content"] == "ONE Write of {tea}. | {x}"
+
+
+def test_a_rating_is_read_as_fastchat_reads_it():
+    said = ("[[7]]", "[3] or [[10]]", "[2.5]", "7 of 10")
+    assert [*map(rating_of, said)] == [7, 10, 2.5, None]
+
+
+def test_the_cost_is_said_before():
+    asked = {"k": ("n", [{"role": "user", "content": "x" * 4000}])}
+    assert before(asked, 2000, (10, 30)).endswith(
+        "1,000 tokens in and 2,000 out at most, $0.07 at most"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"judge": "vader"}, "is judged by an endpoint"),
+        ({"prompts": ""}, "git clone https://github.com/lm-sys/FastChat"),
+        ({"prompts": "docs"}, "of a checkout of FastChat"),
+    ],
+)
+def test_what_the_suite_lacks_is_said(given, says):
+    args = {"judge": "http://127.0.0.1:1/v1", "judge_price": "", "prompts": "", **given}
+    with pytest.raises(Refusal, match=says):
+        mt_bench.evaluate(Namespace(**args))
+
+
+def test_files_that_lack_a_part_are_refused(checkout):
+    (checkout / mt_bench.DATA / mt_bench.FILES[2]).write_text("")
+    with pytest.raises(Refusal, match="lacks questions"):
+        mt_bench.files_of(str(checkout))
