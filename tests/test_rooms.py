@@ -1,4 +1,4 @@
-"""Thirteen rooms, one direction of imports between them, and none too full to find one's way in."""
+"""Fourteen rooms, one direction of imports between them, and none too full to find one's way in."""
 
 import ast
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_no_circle():
 def test_every_folder_is_a_room_of_at_most_ten_files():
     folders = {path.parent for path in MODULES} - {DPO}
     assert {folder.relative_to(DPO).parts[0] for folder in folders} | {"losses"} == FLOOR.keys()
-    assert len(FLOOR) - 1 == 13  # losses.py is a file
+    assert len(FLOOR) - 1 == 14  # losses.py is a file
     for folder in folders:
         files = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
         assert len(files) <= 10, f"{folder.name} has {len(files)}: {sorted(files)}"
