@@ -144,8 +144,9 @@ dashboard: $(READY) ## runs live in a page of this machine, without an account: 
 	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"
 
 ##@ Publish
-export: $(READY) $(EMBEDDED) ## a run's policy as a folder, checked: RUN= MERGE=1 DTYPE=bf16 TO=
-	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" --to "$(TO)" $(ARGS)
+export: $(READY) $(EMBEDDED) ## a run's policy for others, checked: RUN= MERGE=1 DTYPE=bf16 TO=
+	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" \
+	  --to "$(TO)" $(ARGS)
 
 push: $(READY) ## send a policy and its card to the hub, private: RUN= HUB=org/name
 	@$(BIN)/python scripts/push.py --run "$(RUN)" --hub "$(HUB)" $(ARGS)

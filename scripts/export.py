@@ -49,7 +49,8 @@ def main() -> None:
     from dpo.use.export.said import say
     from dpo.use.run import used
 
-    folder, about = export(used(args.run), args.merge, DTYPES[args.dtype.lower()], args.to)
+    dtype = DTYPES[args.dtype.lower()]
+    folder, about = export(used(args.run), args.merge, dtype, args.to)
     say(folder, about)
 
 

@@ -128,9 +128,10 @@ def test_over_a_pipe_each_line_is_answered_alone(two, how, capsys):
         f"policy\t{said[1]}",
         f"reference\t{said[1]}",
     ]
-    two[0].room = 45
+    two[0].begin()
+    two[0].room = len(two[0].token_ids(SAID)) + 5
     with pytest.raises(Refusal, match="1 of 2 prompts were not answered"):
-        piped.answer_lines(["word " * 30, SAID[:3]], two, how, "", as_json=True)
+        piped.answer_lines(["word " * 30, SAID], two, how, "", as_json=True)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["policy"] == first["reference"] == "" and second["seed"] == 3
     assert second["ended"].keys() == {"policy", "reference"}

@@ -127,7 +127,11 @@ def ended(model: PreTrainedModel, tokenizer: Any, rows: list[list[int]], ends: l
 
 
 def check(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expected: Expected
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    expected: Expected,
+    dtype: str,
+    bound: float,
 ) -> dict[str, Any]:
     """Hold an export, as `load` gave it, against the policy of its run.
 
@@ -136,6 +140,10 @@ def check(
     (NATS_PER_TOKEN): both have the same weights. What the rounding itself costs is measured on
     the policy, before anything is written. And where training has moved the policy, the export
     must be nearer to it than SHARE of the way to the reference.
+
+    Args:
+        dtype: what the export's weights are called.
+        bound: nats a token, in the mean, that it may be off the rounded policy.
 
     Returns what was found, for export.json.
 
@@ -156,17 +164,15 @@ def check(
         "rounded_policy_from_policy": apart(expected.rounded, expected.policy),
         "policy_from_reference": apart(expected.policy, expected.reference),
     }
-    dtype = str(model.dtype).removeprefix("torch.")
     if not np.isfinite(np.concatenate(exported)).all():
-        wrong(f"{dtype} cannot hold its numbers: give another DTYPE")
-    off, bound = differ["export_from_rounded_policy"]["token"], NATS_PER_TOKEN[model.dtype]
-    if off > bound:
+        raise Refusal(f"{dtype} cannot hold the numbers of this model: give DTYPE=bfloat16")
+    if (off := differ["export_from_rounded_policy"]["token"]) > bound:
         wrong(f"log-probabilities of tokens differ by {off:.2g} nats, where {bound:g} is rounding")
     lost, moved = differ["export_from_policy"]["answer"], differ["policy_from_reference"]
     if moved["token"] > NATS_PER_TOKEN[expected.dtype] and lost > SHARE * moved["answer"]:
         raise Refusal(
             f"{dtype} rounds away what was learned: it moves the log-probability of an answer by "
-            f"{lost:.2g} nats, training by {moved['answer']:.2g}. Give DTYPE=float32"
+            f"{lost:.2g} nats, training by {moved['answer']:.2g}. Take one of more bits"
         )
     ends = ended(model, tokenizer, expected.prompt_ids, expected.ends)
     if expected.ended and not ends:
@@ -187,7 +193,9 @@ def of_folder(
     """`check` of what a folder holds; `how` it is loaded."""
     code = {"trust_remote_code": trusted}
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **code)
-    return check(load(folder, adapter, **how, **code), tokenizer, expected)
+    model = load(folder, adapter, **how, **code)
+    dtype, bound = str(model.dtype).removeprefix("torch."), NATS_PER_TOKEN[model.dtype]
+    return check(model, tokenizer, expected, dtype, bound)
 
 
 def expected_of(

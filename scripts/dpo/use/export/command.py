@@ -130,16 +130,7 @@ def export(run: Used, merge: bool, dtype: str, to: str) -> tuple[Path, dict[str,
     policy = who.load(device)
     given = getattr(torch, dtype) if dtype else policy.dtype
     kind = "adapter" if adapter else "merged" if lora else "full"
-    about: dict[str, Any] = {
-        "run": str(run.folder),
-        "recipe": run.recipe.name,
-        "kind": kind,
-        "dtype": str(given).removeprefix("torch."),
-        "base": lora.base_model_name_or_path if lora else None,
-        "base_was_quantised": run.recipe.model.load_in_4bit or run.recipe.model.load_in_8bit,
-        "finished": now(),
-        "versions": versions(),
-    }
+    about = described(run, kind, str(given).removeprefix("torch."))
     folder = Path(to) if to else run.folder / EXPORTS / f"{kind}-{about['dtype']}"
     check_free(folder)
     expected = expected_of(who, policy, pairs, given)
@@ -157,6 +148,21 @@ def export(run: Used, merge: bool, dtype: str, to: str) -> tuple[Path, dict[str,
         about["files"] = sorted(path.name for path in part.iterdir())
         files.write_json(part / ABOUT, about)
     return folder, about
+
+
+def described(run: Used, kind: str, dtype: str) -> dict[str, Any]:
+    """What an export is, as export.json says it."""
+    lora, model = adapters.config_of(str(run.folder)), run.recipe.model
+    return {
+        "run": str(run.folder),
+        "recipe": run.recipe.name,
+        "kind": kind,
+        "dtype": dtype,
+        "base": lora.base_model_name_or_path if lora else None,
+        "base_was_quantised": model.load_in_4bit or model.load_in_8bit,
+        "finished": now(),
+        "versions": versions(),
+    }
 
 
 def expected_of(
