@@ -144,7 +144,7 @@ class Asking:
     """
 
     max_tokens = MAX_TOKENS
-    verdict_of = staticmethod(verdict_of)
+    verdict_of: Callable[[str], Any] = staticmethod(verdict_of)
 
     def messages(self, asked: Any) -> list[dict[str, str]]:
         return [{"role": "user", "content": request(*asked)}]

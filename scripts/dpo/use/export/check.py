@@ -88,7 +88,8 @@ def load(folder: Path, adapter: bool, **how: Any) -> PreTrainedModel:
         model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, **how)
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
-    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
+    model, found = loaded
     for name, keys in found.items():
         if keys and name.endswith("_keys"):
             wrong(f"{name.replace('_', ' ')} {sorted(map(str, keys))[:3]}")

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def pairs_of(recipe: Recipe) -> Dataset:
     if found is None:
         rows = load_rows(recipe)
         found = dataset.prepare(recipe, rows, chat_template.load_tokenizer(recipe))["train"].pairs
-    return found.select(range(min(check.PAIRS, len(found))))
+    return Dataset.from_list([*islice(found, check.PAIRS)], features=found.features)
 
 
 def check_reachable(run: Used) -> None:
