@@ -39,6 +39,7 @@ WANDB  ?=
 SUITE  ?=
 MERGE  ?=
 DTYPE  ?=
+GGUF   ?=
 FILE   ?=
 BY     ?=
 SELECT ?=
@@ -50,6 +51,7 @@ BIN      := $(VENV)/bin
 READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
 SERVING  := $(VENV)/serve
+CONVERTER := $(VENV)/gguf
 PIP      := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two workers, a thread each. ARGS="-n 0" has none, as --pdb needs.
 PYTEST   := $(BIN)/python -m pytest --numprocesses 2
@@ -144,8 +146,8 @@ dashboard: $(READY) ## runs live in a page of this machine, without an account: 
 	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"
 
 ##@ Publish
-export: $(READY) $(EMBEDDED) ## a run's policy for others, checked: RUN= MERGE=1 DTYPE=bf16 TO=
-	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" \
+export: $(READY) $(EMBEDDED) $(if $(GGUF),$(CONVERTER)) ## a run's policy for others, checked: RUN= MERGE=1 DTYPE= GGUF= TO=
+	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" --gguf "$(GGUF)" \
 	  --to "$(TO)" $(ARGS)
 
 push: $(READY) ## send a policy and its card to the hub, private: RUN= HUB=org/name
@@ -219,6 +221,11 @@ $(EXTRA): requirements-suite.txt | $(READY)
 # Only for make serve.
 $(SERVING): requirements-serve.txt | $(READY)
 	$(PIP) --requirement $< --constraint requirements.txt
+	touch $@
+
+# Only where GGUF asks for it, and apart: it brings another `gguf`.
+$(CONVERTER): requirements-gguf.txt | $(READY)
+	$(PIP) --no-deps --require-hashes --target $@ --upgrade --requirement $<
 	touch $@
 
 $(EMBEDDED): | $(READY)

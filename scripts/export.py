@@ -3,6 +3,7 @@
     make export RUN=outputs/smollm2-sentiment                  # all weights, or the adapter alone
     make export RUN=outputs/smollm2-sentiment DTYPE=bf16       # in another dtype
     make export RUN=outputs/lora MERGE=1 TO=released           # the adapter added to its base
+    make export RUN=outputs/smollm2-sentiment GGUF=q8_0        # one file, for llama.cpp
 
 Safetensors, the tokenizer with its chat template, and a generation config that ends answers where
 the policy learned to. It is written beside, loaded there in plain transformers, held against the
@@ -21,6 +22,7 @@ from dpo.runs import output_folder
 
 DTYPES = {name: name for name in ("float32", "bfloat16", "float16")}
 DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "": ""}
+OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # of GGUF
 
 
 def arguments() -> argparse.Namespace:
@@ -29,11 +31,14 @@ def arguments() -> argparse.Namespace:
     add("--run", required=True, help="a finished run: its folder, or its name in outputs/")
     add("--merge", action="store_true", help="add the adapter to its base")
     add("--dtype", default="", help="float32, bfloat16 or float16 (that of the run's weights)")
+    add("--gguf", default="", help="a GGUF file instead: f32, f16, bf16 or q8_0")
     add("--to", default="", help="folder (exports/<kind>-<dtype> in the run's own)")
     args = parser.parse_args()
     if args.dtype.lower() not in DTYPES:
         known = ", ".join(filter(None, DTYPES))
         raise Refusal(f"DTYPE={args.dtype} is no dtype of an export: choose from {known}")
+    if args.gguf not in ("", *OUTTYPES):
+        raise Refusal(f"GGUF={args.gguf} is not written here: choose from {', '.join(OUTTYPES)}")
     output_folder.check_there(args.run)
     return args
 
@@ -50,7 +55,7 @@ def main() -> None:
     from dpo.use.run import used
 
     dtype = DTYPES[args.dtype.lower()]
-    folder, about = export(used(args.run), args.merge, dtype, args.to)
+    folder, about = export(used(args.run), args.merge, dtype, args.to, args.gguf)
     say(folder, about)
 
 

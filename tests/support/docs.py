@@ -101,6 +101,7 @@ ELSEWHERE = {
     "make export RUN=outputs/smollm2-sentiment": "test_make_export.py, on a tiny run",
     "make export RUN=outputs/smollm2-sentiment DTYPE=bf16": "test_exporting.py, on a tiny run",
     "make export RUN=outputs/lora MERGE=1 TO=released": "likewise",
+    "make export RUN=outputs/smollm2-sentiment GGUF=q8_0": "test_exporting.py, on a tiny model",
     "make serve": "test_make_serve.py, on a tiny run",
     "make serve RUN=outputs/smollm2-sentiment": "likewise",
     "make sync": "test_make_sync.py",

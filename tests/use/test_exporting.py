@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import AutoPeftModelForCausalLM
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    set_seed,
 )
 
 from dpo.core.refusal import Refusal
-from dpo.use.export import check, command
+from dpo.use.export import check, command, gguf_file
 from dpo.use.run import used
 from support.commands import at_once, run_flags
 from support.launched import made
+from support.place import EMBEDDED_MODEL
 
 ADDED = "<|added|>"
 
@@ -147,6 +151,77 @@ def test_a_dtype_that_rounds_away_what_was_learned_is_refused(run, monkeypatch):
     with pytest.raises(Refusal, match=r"bfloat16 rounds away what was learned.*more bits"):
         command.export(used(str(run)), True, "bfloat16", "")
     assert left(run) == []
+
+
+@pytest.fixture
+def all_tokens(run, tmp_path) -> Path:
+    """The run as one of a model with the embedded model's tokenizer, whole: the converter knows
+    tokenizers by what they make of a text. Its policy differs from its reference by noise."""
+    base, tokenizer = tmp_path / "base", AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    config = AutoConfig.from_pretrained(EMBEDDED_MODEL)
+    config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2})
+    config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8})
+    set_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for folder in (base, run):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.data += 0.02 * torch.randn_like(parameter)
+    for adapter in run.glob("adapter_*"):
+        adapter.unlink()
+    stated = yaml.safe_load((run / "recipe.yaml").read_text())
+    changed = {"model_name_or_path": str(base), "use_peft": False}
+    text = yaml.safe_dump(stated | changed)
+    (run / "recipe.yaml").write_text(f"# begun on 2026-01-01\n{text}")
+    return run
+
+
+needs_converter = pytest.mark.skipif(
+    not gguf_file.PLACE.is_dir(), reason="make export GGUF= installs the converter"
+)
+
+
+@needs_converter
+@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+def test_a_gguf_file_is_the_policy(all_tokens, outtype):
+    folder, about = command.export(used(str(all_tokens)), False, "", "", outtype)
+    assert folder == all_tokens / f"exports/gguf-{outtype}"
+    assert about["files"] == [f"run-{outtype}.gguf"]
+    off = about["checked"]["nats"]["export_from_policy"]["token"]
+    assert (off < 1e-5) == (outtype == "f32") and off < 0.02
+
+
+@needs_converter
+def test_a_gguf_file_of_another_model_is_refused(all_tokens, monkeypatch):
+    convert = gguf_file.convert
+
+    def harmed(folder, *rest):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.model.layers[0].self_attn.q_proj.weight.data *= 1.5
+        model.save_pretrained(folder)
+        convert(folder, *rest)
+
+    monkeypatch.setattr(gguf_file, "convert", harmed)
+    with pytest.raises(Refusal, match="log-probabilities of tokens differ"):
+        command.export(used(str(all_tokens)), False, "", "", "f32")
+    assert left(all_tokens) == []
+
+
+@needs_converter
+def test_a_tokenizer_that_the_converter_does_not_know_is_refused(run):
+    with pytest.raises(Refusal, match="convert_hf_to_gguf cannot convert this model: "):
+        command.export(used(str(run)), False, "", "", "f16")
+    assert left(run) == []
+
+
+def test_without_the_converter_it_is_said_what_to_install(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(gguf_file, "PLACE", tmp_path)
+    with pytest.raises(Refusal, match=r"GGUF= needs convert_hf_to_gguf.*requirements-gguf.txt"):
+        command.export(used(str(run)), False, "", "", "f16")
+    said, code = at_once("export.py", f"--run={run}", "--gguf=q2")
+    assert code == 1 and "choose from f32, f16, bf16, q8_0" in said
 
 
 def test_a_disk_that_is_full_is_one_line(run):

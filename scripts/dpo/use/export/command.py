@@ -26,7 +26,7 @@ from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading, model_files
 from dpo.recipe.parse import Recipe
 from dpo.runs import output_folder
-from dpo.use.export import check
+from dpo.use.export import check, gguf_file
 from dpo.use.run import Used
 
 EXPORTS, ABOUT = "exports", "export.json"  # of a run; in each of them
@@ -107,22 +107,27 @@ def write(run: Used, policy: PreTrainedModel, adapter: bool, folder: Path) -> No
         files.follow_umask(weights)
 
 
-def export(run: Used, merge: bool, dtype: str, to: str) -> tuple[Path, dict[str, Any]]:
+def export(
+    run: Used, merge: bool, dtype: str, to: str, gguf: str = ""
+) -> tuple[Path, dict[str, Any]]:
     """Export the policy of a run: all of its weights, or the adapter that was trained, unless
     `merge` adds it to its base. Returns the folder, and what export.json says.
 
     Args:
         dtype: of the weights; "" for that of the run's.
         to: the folder; "" for one in the run's own.
+        gguf: one of gguf_file.OUTTYPES: a file of that, an adapter merged; "" for safetensors.
 
     Raises:
         Refusal: something that is needed is gone, the folder is taken or cannot be written, or the
             export fails a check (check.py).
     """
     lora = adapters.config_of(str(run.folder))
-    adapter = bool(lora) and not merge
+    adapter = bool(lora) and not merge and not gguf
     if adapter and dtype:
         raise Refusal("an adapter is exported as it was trained: DTYPE= goes with MERGE=1")
+    if gguf:
+        gguf_file.check_installed()
     check_reachable(run)
     if to:
         check_free(Path(to))
@@ -130,8 +135,8 @@ def export(run: Used, merge: bool, dtype: str, to: str) -> tuple[Path, dict[str,
     who = replace(run.policy, path=str(run.folder)) if adapter else run.policy
     policy = who.load(device)
     given = getattr(torch, dtype) if dtype else policy.dtype
-    kind = "adapter" if adapter else "merged" if lora else "full"
-    about = described(run, kind, str(given).removeprefix("torch."))
+    kind = "gguf" if gguf else "adapter" if adapter else "merged" if lora else "full"
+    about = described(run, kind, gguf or str(given).removeprefix("torch."))
     folder = Path(to) if to else run.folder / EXPORTS / f"{kind}-{about['dtype']}"
     check_free(folder)
     expected = expected_of(who, policy, pairs, given)
@@ -143,9 +148,12 @@ def export(run: Used, merge: bool, dtype: str, to: str) -> tuple[Path, dict[str,
         expected.reference = check.token_logps(reference, expected.rows, "the reference")
         del reference
         clear_device_cache(garbage_collection=True)
-        how: dict[str, Any] = {"dtype": expected.dtype} if adapter else {}
-        how |= {"device_map": loading.device_map(device, who.weight_bytes)}
-        about["checked"] = check.of_folder(part, adapter, who.trusted, expected, **how)
+        if gguf:
+            about["checked"] = as_gguf(part, gguf, f"{run.folder.name}-{gguf}.gguf", expected)
+        else:
+            how: dict[str, Any] = {"dtype": expected.dtype} if adapter else {}
+            how |= {"device_map": loading.device_map(device, who.weight_bytes)}
+            about["checked"] = check.of_folder(part, adapter, who.trusted, expected, **how)
         about["files"] = sorted(path.name for path in part.iterdir())
         files.write_json(part / ABOUT, about)
     return folder, about
@@ -164,6 +172,17 @@ def described(run: Used, kind: str, dtype: str) -> dict[str, Any]:
         "finished": now(),
         "versions": versions(),
     }
+
+
+def as_gguf(folder: Path, outtype: str, name: str, expected: check.Expected) -> dict[str, Any]:
+    """Put a GGUF file in the place of what an export's folder holds; returns what `check` found."""
+    safetensors = folder / "safetensors"
+    safetensors.mkdir()
+    for path in [path for path in folder.iterdir() if path != safetensors]:
+        path.rename(safetensors / path.name)
+    gguf_file.convert(safetensors, outtype, folder / name)
+    shutil.rmtree(safetensors)
+    return gguf_file.of_file(folder / name, expected, outtype)
 
 
 def expected_of(

@@ -6,6 +6,7 @@ from typing import Any
 LOAD = {
     "adapter": 'AutoPeftModelForCausalLM.from_pretrained("{}")',
     "merged": 'AutoModelForCausalLM.from_pretrained("{}")',
+    "gguf": "llama-server -m {}/*.gguf",
     "full": 'AutoModelForCausalLM.from_pretrained("{}")',
 }
 
