@@ -12,6 +12,7 @@ import pytest
 
 import learn as command
 from dpo.core.files import read_lines
+from dpo.core.machine import measuring_device
 from dpo.core.refusal import Refusal
 from dpo.learn import noise, pictures, runs
 from dpo.runs.output_folder import lock
@@ -62,6 +63,16 @@ def test_a_loss_is_told_what_it_is_there_for():
     (flag,) = noise.own_flags("ipo", 0.2, 0.1)
     beta = float(flag.removeprefix("--beta="))
     assert 1 / (2 * beta) * noise.TOKENS == pytest.approx(1 / (2 * 0.1))
+
+
+def test_runs_compute_in_half_precision_unless_told_otherwise():
+    measuring_device()  # a CPU computes in it only if nothing else is meant
+
+    def half(*given: str) -> bool:
+        return runs.recipe_of(noise.flags_of(SIZE, [*given])).training.bf16
+
+    assert half() is half("--beta=0.2") is True
+    assert half("--bf16=false") is half("--bf16", "false") is False
 
 
 def test_answers_are_as_long_as_is_said():
@@ -158,6 +169,7 @@ def test_the_picture_is_drawn_from_the_json(tmp_path):
 def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch):
     """Every run is asked for with what it is told apart by, and one that failed ends it; what was
     measured until then is not measured again."""
+    measuring_device()
     asked, failing = [], {"at": 3}
 
     def train(run, flags):
@@ -204,7 +216,7 @@ def test_it_goes_on_from_what_is_there(tmp_path, monkeypatch):
 
 def test_it_answers_at_once_and_lists_its_choices():
     said, code = at_once("learn.py", "--what=noise,nose")
-    assert code and "WHAT: no nose: choose from " in said and "noise (200 minutes)" in said
+    assert code and "WHAT: no nose: choose from " in said and "noise (120 minutes)" in said
     said, code = at_once("learn.py", "--help")
     assert not code and "What wrong" in said
 
