@@ -119,8 +119,8 @@ def main() -> None:
     results |= measure.after_training(recipe, policy, held_out, device, scored)
     results |= {"measured": beside.at_the_end(folder, recipe, data)}
     results |= run_report.spent(folder, train=seconds, evaluate=time.monotonic() - started)
-    card.write(folder, results)
     written = run_report.write(results, folder)
+    card.write(folder, results)
     add_report(folder, recipe.name)
     tracking.finish(headline(results))
     run_report.show(results, written, policies)
