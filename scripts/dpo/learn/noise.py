@@ -236,5 +236,5 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.set_xticks([100 * rate for rate in results["settings"]["rates"]])
     for axis, start in zip(axes, (results["reference"]["reward"], 0.5, 0), strict=True):
         axis.axhline(start, color="#8a94a6", linewidth=0.8, linestyle=":", label="before training")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[1].legend(frameon=False, fontsize=8, loc="lower left")
     return figure
