@@ -36,11 +36,12 @@ def convert(folder: Path, outtype: str, file: Path) -> None:
         Refusal: the converter does not know the architecture or the tokenizer, or cannot write.
     """
     print(f"Converting to GGUF ({outtype})", flush=True)
-    command = [sys.executable, "-m", CONVERTER, str(folder), "--outfile", str(file)]
+    program = str(PLACE / f"{CONVERTER}.py")  # started so, it finds what lies beside it first
+    command = [sys.executable, program, str(folder), "--outfile", str(file)]
     # Code of others: it gets no token, and nothing to fetch with.
     secret = ("TOKEN", "KEY", "SECRET", "PASSWORD")
     kept = {k: v for k, v in os.environ.items() if not any(word in k.upper() for word in secret)}
-    environment = kept | {"PYTHONPATH": str(PLACE), "HF_HUB_OFFLINE": "1"}
+    environment = kept | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*command, "--outtype", outtype], env=environment, capture_output=True, text=True
     )
