@@ -1,7 +1,6 @@
 """A model that one talks to: how it is asked, what it has heard, how it answers."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +100,7 @@ class Speaker:
         drawn = {"temperature": how.temperature, "seed": how.seed, "max_new_tokens": most}
         drawn |= {"kind": list if self.chats else str, "streamer": heard}
         try:
-            with self.who.autocast(self.device) if self.who.half() else nullcontext():
+            with self.who.autocast(self.device):
                 (said,) = sample(self.model, self.tokenizer, [ids], **drawn)
         except KeyboardInterrupt:
             heard.end()

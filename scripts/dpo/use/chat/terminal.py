@@ -25,9 +25,9 @@ def listed() -> str:
 class Talk:
     """What is said to all speakers, each of which has heard its own answers."""
 
-    def __init__(self, speakers: list[Speaker], how: Drawing, system: str = ""):
-        self.speakers, self.how, self.system = speakers, how, system
-        self.begin(system)
+    def __init__(self, speakers: list[Speaker], how: Drawing):
+        self.speakers, self.how = speakers, how
+        self.begin("")
 
     def begin(self, system: str) -> str:
         self.system = system

@@ -5,9 +5,7 @@ from typing import Any
 
 LOAD = {
     "adapter": 'AutoPeftModelForCausalLM.from_pretrained("{}")',
-    "merged": 'AutoModelForCausalLM.from_pretrained("{}")',
     "gguf": "llama-server -m {}/*.gguf",
-    "full": 'AutoModelForCausalLM.from_pretrained("{}")',
 }
 
 
@@ -32,4 +30,5 @@ def say(folder: Path, about: dict[str, Any]) -> None:
     print(f"Written: {folder} ({about['kind']}, {about['dtype']}, {size:,.1f} MB)")
     if about["kind"] == "adapter":
         print(f"It needs its base, {about['base']}; MERGE=1 adds it to that")
-    print(f"Next: {LOAD[about['kind']].format(folder)}, or make chat RUN={about['run']}")
+    load = LOAD.get(about["kind"], 'AutoModelForCausalLM.from_pretrained("{}")').format(folder)
+    print(f"Next: {load}, or make chat RUN={about['run']}")
