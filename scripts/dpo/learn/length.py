@@ -28,7 +28,7 @@ from dpo.learn import along, pictures, printed, runs
 from dpo.recipe.flags import overridden
 from dpo.reports.frontier_page import markdown
 
-MINUTES = 44
+MINUTES = 17
 GAP = 8  # tokens
 LD_ALPHA = 0.5  # 1 is sigmoid; at 0 what is beyond that length counts for nothing
 MAX_NEW_TOKENS = 160  # four times the longest answer of the pairs, for growth to be seen
@@ -52,7 +52,7 @@ class Size:
     seeds: tuple[int, ...] = (1, 2, 3)
     steps: int = 12
     pairs: int | None = None
-    prompts: int = 64
+    prompts: int = 32
 
 
 SMALL = Size(seeds=(1, 2), steps=2, pairs=16, prompts=4)
@@ -146,11 +146,12 @@ def run(into: Path, docs: Path, small: bool, given: list[str]) -> list[Path]:
     Args:
         into: of the runs, and of the pairs that they train on.
         docs: of the results.
-        given: flags for every run.
+        given: flags for every run, which may say that it computes in another precision.
 
     Returns:
         What was written.
     """
+    given = overridden(runs.PRECISION, given)
     size, data = SMALL if small else Size(), into / "data"
     flags = [*given, *along.flags_of(size.steps, size.steps)]
     base = runs.recipe_of(given)

@@ -26,7 +26,6 @@ from dpo.reports.frontier_page import markdown
 MINUTES = 120
 LOSSES = ("sigmoid", "robust", "ipo")
 FLIP_SEED = 0
-PRECISION = ["--bf16=true"]  # 0.7 of float32's time, where the processor has it
 TOKENS = 25  # mean length of the pairs' answers
 SPLITS = ("train", "test")
 COLUMNS = (("chosen", "rejected"), ("vader_chosen", "vader_rejected"))
@@ -99,7 +98,7 @@ def pairs_of(size: Size) -> list[tuple[float, str]]:
 
 def flags_of(size: Size, given: list[str]) -> list[str]:
     """Flags of every run; `given` may say that it computes in another precision."""
-    return [*overridden(PRECISION, given), *runs.flags_of(size.steps, size.prompts)]
+    return [*overridden(runs.PRECISION, given), *runs.flags_of(size.steps, size.prompts)]
 
 
 def own_flags(loss: str, rate: float, beta: float) -> list[str]:
