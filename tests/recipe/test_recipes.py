@@ -15,6 +15,7 @@ from trl.scripts.dpo import make_parser
 
 import pairs
 import shelf
+from dpo.recipe import header
 from dpo.recipe.parse import parse, read_yaml
 from support.commands import make, run
 from support.place import ROOT
@@ -68,11 +69,11 @@ def test_it_states_only_what_was_chosen(recipe):
 
 def test_its_header_and_sections_are_complete(recipe):
     text = recipe.read_text()
-    header = text[: text.index("\n\n")]
-    assert all(line.startswith("#") for line in header.splitlines())
+    head = text[: text.index("\n\n")]
+    assert all(line.startswith("#") for line in head.splitlines())
     for word in HEADER:
-        assert f"# {word}" in header, word
-    assert f"RECIPE={recipe.stem}" in header or recipe.stem == "smollm2-sentiment"
+        assert f"# {word}" in head, word
+    assert f"RECIPE={recipe.stem}" in head or recipe.stem == "smollm2-sentiment"
     sections = [line[4:] for line in text.splitlines() if line.startswith("### ")]
     assert sections == [section for section in SECTIONS if section in sections]
     assert {"Model", "Data", "Evaluation and output"} <= set(sections)
@@ -80,8 +81,8 @@ def test_its_header_and_sections_are_complete(recipe):
 
 def pairs_commands(path: Path) -> list[str]:
     """The commands of its header that make its pairs, each on one line."""
-    header = path.read_text().split("\n\n")[0]
-    return re.findall(r"make (pairs .*)", re.sub(r" \\\n#\s+", " ", header))
+    head = path.read_text().split("\n\n")[0]
+    return re.findall(r"make (pairs .*)", re.sub(r" \\\n#\s+", " ", head))
 
 
 @pytest.mark.parametrize("command", [each for path in RECIPES for each in pairs_commands(path)])
@@ -144,12 +145,12 @@ def test_it_trains_two_steps(recipe, tmp_path):
 
 def test_its_machine_is_the_one_that_its_plan_finds(recipe):
     said = shelf.machine(recipe.stem)
-    assert said is None or shelf.header(recipe)["Machine"].startswith(said), "make shelf"
+    assert said is None or header.fields(recipe)["Machine"].startswith(said), "make shelf"
 
 
 def test_its_run_line_takes_no_other_config_than_its_machine_is_for(recipe):
     """On that machine the plan takes its config; another might not fit there."""
-    said = shelf.header(recipe)
+    said = header.fields(recipe)
     named = re.findall(r"CONFIG=(\w+)", said["Run"])
     if "make rounds" not in said["Run"]:  # for which no plan is made
         assert all(f"CONFIG={config}," in said["Machine"] for config in named), said

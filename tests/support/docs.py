@@ -27,6 +27,8 @@ ELSEWHERE = {
     "make data": ".ci/run",
     "make train": ".ci/run, cut short",
     "make test": ".ci/run",
+    "make reproduce": "test_make_reproduce.py, on a tiny model; whole by hand",
+    'make reproduce ARGS="--max_steps=2 --reward_prompts=8"': ".ci/run",
     "make install": ".ci/run",
     "make lint": ".ci/run",
     "make audit": ".ci/run",
