@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,27 @@ def test_what_stands_beside_its_machine_stays_as_it_is(recipe, tmp_path):
     said = "one GPU of 24 GB, 11 GB on each by its plan; some 7.2 GPU-hours on 8 × H100."
     (tmp_path / recipe.name).write_text(once := shelf.with_machine(recipe, said))
     assert shelf.with_machine(tmp_path / recipe.name, said) == once
+
+
+def test_the_shelf_is_written_from_headers_and_plans(tmp_path, monkeypatch):
+    """Of two recipes, one of which says nothing of its plan yet."""
+    few = [
+        ROOT / f"recipes/{name}.yaml" for name in ("smollm2-sentiment", "zephyr-7b-gemma-dpomix")
+    ]
+    for path in few:
+        text = re.sub(r"# Machine: .* by its plan\. ", "# Machine: ", path.read_text())
+        (tmp_path / path.name).write_text(text)
+    assert (tmp_path / few[1].name).read_text() != few[1].read_text()
+    monkeypatch.setattr(shelf, "FOLDER", tmp_path)
+    monkeypatch.setattr(shelf, "TABLE", tmp_path / "README.md")
+    monkeypatch.setattr(sys, "argv", ["shelf.py"])
+    shelf.main()
+    for path in few:
+        assert (tmp_path / path.name).read_text() == path.read_text()
+    whole = (ROOT / "recipes/README.md").read_text().splitlines()
+    lines = [line for line in whole if line[:3] != "| [" or f"({few[0].name})" in line
+             or f"({few[1].name})" in line]  # fmt: skip
+    assert (tmp_path / "README.md").read_text().splitlines() == lines
 
 
 def test_the_table_of_the_shelf_is_up_to_date():

@@ -55,6 +55,7 @@ ELSEWHERE = {
     "make test-gemma": "its terms are Gemma's own: run by hand",
     "make test-trl": "needs a checkout of TRL's tests",
     "make clean-cache": "test_reference.py",
+    "make shelf": "test_recipes.py, on two recipes, without make",
     "make evaluate": "test_make_evaluate.py",
     "make evaluate RUN=outputs/smollm2-sentiment JUDGE=vader": "test_make_evaluate.py, on a run",
     "make score": "test_make_score.py",
