@@ -147,7 +147,7 @@ def reproducing(until: Path) -> psutil.Popen:
 
 
 def test_one_that_is_asked_to_stop_or_killed_goes_on(recipe):
-    recipe("answer tokens 40 (39 to 41)", steps=60)
+    recipe("answer tokens 40 (39 to 41)", steps=30)
     asked = reproducing(OWN / "checkpoint-2")
     asked.send_signal(signal.SIGTERM)
     said, _ = asked.communicate(timeout=120)
