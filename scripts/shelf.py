@@ -23,6 +23,7 @@ from dpo.core.refusal import Refusal
 from dpo.plan import cards
 from dpo.plan.ask import Asked
 from dpo.plan.choice import best
+from dpo.recipe import header
 from dpo.recipe.parse import FOLDER, make_parser, read_yaml
 
 TABLE = FOLDER / "README.md"
@@ -39,18 +40,6 @@ offloaded, and the GPU-hours, where data are UltraFeedback's, are [plans](../doc
 measured.
 
 """
-
-
-def header(path: Path) -> dict[str, str]:
-    """The fields of a recipe's header, and its first line as `title`."""
-    text = path.read_text(encoding="utf-8").split("\n\n")[0]
-    text = re.sub(r"\n#   ", " ", text)
-    title, *fields = (line.removeprefix("# ") for line in text.splitlines() or [""])
-    found = {"title": title} | {key: said for key, _, said in (f.partition(": ") for f in fields)}
-    for key in ("Published", "Machine", "Reached"):
-        if key not in found:
-            raise Refusal(f"{path}: its header has no line `# {key}: ...`, which the table shows")
-    return found
 
 
 def machine(name: str) -> str | None:
@@ -89,7 +78,7 @@ def with_machine(path: Path, said: str) -> str:
 
 def row(path: Path, defaults: dict) -> tuple[str, ...]:
     """One recipe as a row of the table, its cells in the order of COLUMNS."""
-    keys, said = defaults | read_yaml(path), header(path)
+    keys, said = defaults | read_yaml(path), header.fields(path)
     data = keys["dataset_name"] or ", ".join(dict.fromkeys(d["path"] for d in keys["datasets"]))
     batch = keys["per_device_train_batch_size"] * keys["gradient_accumulation_steps"]
     kind = " (QLoRA)" if keys["load_in_4bit"] else " (LoRA)" if keys["use_peft"] else ""
@@ -106,7 +95,7 @@ def row(path: Path, defaults: dict) -> tuple[str, ...]:
         else "",
         found[1] if (found := re.search(r"some (\S+) GPU-hours", said["Machine"])) else "–",
         said["Published"].removesuffix("."),
-        said["Reached"].split(";")[0].removesuffix("."),
+        header.reached(said),
     )
 
 

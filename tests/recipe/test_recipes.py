@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from trl.scripts.dpo import make_parser
 
 import pairs
 import shelf
+from dpo.recipe import header
 from dpo.recipe.parse import parse, read_yaml
 from support.commands import make, run
 from support.place import ROOT
@@ -68,11 +70,11 @@ def test_it_states_only_what_was_chosen(recipe):
 
 def test_its_header_and_sections_are_complete(recipe):
     text = recipe.read_text()
-    header = text[: text.index("\n\n")]
-    assert all(line.startswith("#") for line in header.splitlines())
+    head = text[: text.index("\n\n")]
+    assert all(line.startswith("#") for line in head.splitlines())
     for word in HEADER:
-        assert f"# {word}" in header, word
-    assert f"RECIPE={recipe.stem}" in header or recipe.stem == "smollm2-sentiment"
+        assert f"# {word}" in head, word
+    assert f"RECIPE={recipe.stem}" in head or recipe.stem == "smollm2-sentiment"
     sections = [line[4:] for line in text.splitlines() if line.startswith("### ")]
     assert sections == [section for section in SECTIONS if section in sections]
     assert {"Model", "Data", "Evaluation and output"} <= set(sections)
@@ -80,8 +82,8 @@ def test_its_header_and_sections_are_complete(recipe):
 
 def pairs_commands(path: Path) -> list[str]:
     """The commands of its header that make its pairs, each on one line."""
-    header = path.read_text().split("\n\n")[0]
-    return re.findall(r"make (pairs .*)", re.sub(r" \\\n#\s+", " ", header))
+    head = path.read_text().split("\n\n")[0]
+    return re.findall(r"make (pairs .*)", re.sub(r" \\\n#\s+", " ", head))
 
 
 @pytest.mark.parametrize("command", [each for path in RECIPES for each in pairs_commands(path)])
@@ -144,12 +146,12 @@ def test_it_trains_two_steps(recipe, tmp_path):
 
 def test_its_machine_is_the_one_that_its_plan_finds(recipe):
     said = shelf.machine(recipe.stem)
-    assert said is None or shelf.header(recipe)["Machine"].startswith(said), "make shelf"
+    assert said is None or header.fields(recipe)["Machine"].startswith(said), "make shelf"
 
 
 def test_its_run_line_takes_no_other_config_than_its_machine_is_for(recipe):
     """On that machine the plan takes its config; another might not fit there."""
-    said = shelf.header(recipe)
+    said = header.fields(recipe)
     named = re.findall(r"CONFIG=(\w+)", said["Run"])
     if "make rounds" not in said["Run"]:  # for which no plan is made
         assert all(f"CONFIG={config}," in said["Machine"] for config in named), said
@@ -159,6 +161,27 @@ def test_what_stands_beside_its_machine_stays_as_it_is(recipe, tmp_path):
     said = "one GPU of 24 GB, 11 GB on each by its plan; some 7.2 GPU-hours on 8 × H100."
     (tmp_path / recipe.name).write_text(once := shelf.with_machine(recipe, said))
     assert shelf.with_machine(tmp_path / recipe.name, said) == once
+
+
+def test_the_shelf_is_written_from_headers_and_plans(tmp_path, monkeypatch):
+    """Of two recipes, one of which says nothing of its plan yet."""
+    few = [
+        ROOT / f"recipes/{name}.yaml" for name in ("smollm2-sentiment", "zephyr-7b-gemma-dpomix")
+    ]
+    for path in few:
+        text = re.sub(r"# Machine: .* by its plan\. ", "# Machine: ", path.read_text())
+        (tmp_path / path.name).write_text(text)
+    assert (tmp_path / few[1].name).read_text() != few[1].read_text()
+    monkeypatch.setattr(shelf, "FOLDER", tmp_path)
+    monkeypatch.setattr(shelf, "TABLE", tmp_path / "README.md")
+    monkeypatch.setattr(sys, "argv", ["shelf.py"])
+    shelf.main()
+    for path in few:
+        assert (tmp_path / path.name).read_text() == path.read_text()
+    whole = (ROOT / "recipes/README.md").read_text().splitlines()
+    lines = [line for line in whole if line[:3] != "| [" or f"({few[0].name})" in line
+             or f"({few[1].name})" in line]  # fmt: skip
+    assert (tmp_path / "README.md").read_text().splitlines() == lines
 
 
 def test_the_table_of_the_shelf_is_up_to_date():

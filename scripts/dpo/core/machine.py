@@ -19,10 +19,12 @@ from accelerate import PartialState
 from dpo.core.secrets import mask
 
 PACKAGES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate", "deepspeed")
+PACKAGES += ("vaderSentiment",)  # the true reward
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Of the packages that decide what is computed, and of more, as far as they are installed."""
+    """Of the packages that decide what is computed and measured, and of more, as far as they are
+    installed."""
     found = {}
     for name in (*PACKAGES, *more):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -2,6 +2,7 @@
 form it was written in."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,27 +88,36 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
     return said | rewards | {"preferred": None}
 
 
+# By the name that W&B's summary has: where in a report or an evaluation it stands.
+PLACES = {
+    "preference_accuracy": ("pairs", "accuracy"),
+    "preference_margin": ("pairs", "margin"),
+    "win_rate": ("judge", "win_rate"),
+    "length_controlled_win_rate": ("judge", "length_controlled_win_rate"),
+    "true_reward": ("judge", "reward", "policy"),  # `reward`, where a judge's is not known as true
+    "true_reward_difference": ("judge", "reward", "difference"),
+    "kl_nats_per_sequence": ("answers", "kl", "nats_per_sequence"),
+    "kl_nats_per_token": ("answers", "kl", "nats_per_token"),
+    "answer_tokens": ("answers", "mean_tokens", "policy"),
+    "answer_tokens_difference": ("answers", "mean_tokens", "difference"),
+    "on_topic": ("answers", "on_topic", "policy"),
+    "on_topic_difference": ("answers", "on_topic", "difference"),
+}
+
+
+def _within(found: dict[str, Any], path: tuple[str, ...]) -> dict[str, float] | None:
+    """What lies there, or nothing if a part of the way is missing or empty."""
+    for key in path:
+        found = (found or {}).get(key, {})
+    return found or None
+
+
 def headline(found: dict[str, Any]) -> dict[str, float]:
     """The results of a run or of an evaluation by name, each with the ends of its 95% interval, as
     W&B's summary has them: numbers by which runs can be sorted, filtered and swept."""
-    pairs, answers, judge = (found[key] or {} for key in ("pairs", "answers", "judge"))
-    kl, tokens = answers.get("kl") or {}, answers.get("mean_tokens") or {}
-    reward, topic = judge.get("reward") or {}, answers.get("on_topic") or {}
-    measure = "true_reward" if judge.get("kind", "reward") == "reward" else "reward"
-    named = {
-        "preference_accuracy": pairs.get("accuracy"),
-        "preference_margin": pairs.get("margin"),
-        "win_rate": judge.get("win_rate"),
-        "length_controlled_win_rate": judge.get("length_controlled_win_rate"),
-        measure: reward.get("policy"),
-        f"{measure}_difference": reward.get("difference"),
-        "kl_nats_per_sequence": kl.get("nats_per_sequence"),
-        "kl_nats_per_token": kl.get("nats_per_token"),
-        "answer_tokens": tokens.get("policy"),
-        "answer_tokens_difference": tokens.get("difference"),
-        "on_topic": topic.get("policy"),
-        "on_topic_difference": topic.get("difference"),
-    }
+    named = {name: _within(found, path) for name, path in PLACES.items()}
+    if (found["judge"] or {}).get("kind", "reward") != "reward":
+        named = {re.sub("^true_", "", name): interval for name, interval in named.items()}
     flat = {}
     for name, interval in named.items():
         for end, value in (interval or {}).items():

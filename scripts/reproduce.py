@@ -1,0 +1,196 @@
+"""Run a recipe, and see whether it comes to what its header says: `make reproduce` runs this.
+
+    make reproduce                                   # the embedded default, whole
+    make reproduce RECIPE=my-recipe CONFIG=zero2 GPUS=2
+    make reproduce ARGS="--max_steps=2 --reward_prompts=8"   # shorter, where its header knows that
+
+Expected are the numbers of the header's line `# Reached:`, or with flags those of `# With`. A
+number holds where it lies within the 95% interval that stands with it. A finished run with the
+same settings in the recipe's own folder is looked at and not trained again; else one is trained
+in outputs/reproduce/, where the same command goes on. ARGS="--restart" trains anew.
+
+Ends with 0 if every number holds, 3 if one does not, 1 if nothing could be compared, and 75 if
+it was asked to stop. (make itself says "Error 3", and ends with 2.)
+"""
+
+import dpo  # noqa: F401  first, that no library speaks
+
+# isort: split
+import re
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dpo.core.refusal import Refusal
+from dpo.core.terminal import at_once, guarded, parser_of, visible
+from dpo.plan.auto import AUTO
+from dpo.recipe import flags, header
+from dpo.recipe.known import choices
+from dpo.recipe.parse import FOLDER, Recipe, look, parse, share_batch
+from dpo.reports import results
+from dpo.runs import output_folder, sweeps
+from dpo.runs.launch import check_there, choose
+
+INTO = output_folder.RUNS / "reproduce"
+WRITTEN = "reproduced.json"
+DOES_NOT_HOLD = 3
+# They decide nothing that is learned, but what is measured of it.
+MEASURES = ("reward_prompts", "reward_samples", "eval_strategy")
+# What published numbers are measured by here.
+SUITES = {
+    **{"MT-Bench": "make evaluate SUITE=mt_bench", "GSM8K": "make evaluate SUITE=gsm8k"},
+    **{"IFEval": "make evaluate SUITE=ifeval", "TruthfulQA": "make evaluate SUITE=truthfulqa_mc2"},
+    **{"held-out loss": "make train", "held-out accuracy": "make train"},
+}
+
+
+@dataclass
+class Asked:
+    """What is to be reproduced, and how it is run."""
+
+    name: str
+    config: str
+    gpus: str
+    arguments: list[str]
+    expected: list[header.Expected]
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}.yaml"
+
+
+def asked() -> Asked:
+    """What is asked for, with all that its recipe expects.
+
+    Raises:
+        Refusal: there is no such recipe, or nothing to compare it with.
+    """
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--recipe", required=True, help="a file in recipes/")
+    where = "a file in accelerate_configs/, or auto"
+    add("--accelerate_config", dest="config", default="", help=where)
+    add("--gpus", default="", help="processes (default: all GPUs)")
+    add("arguments", nargs="*", metavar="-- ARGS", help="flags for train.py")
+    args = parser.parse_args()
+    args.config = "" if args.config == AUTO else args.config
+    check_there(args.recipe, args.config)
+    flags.refuse(args.arguments, "make reproduce", ["output_dir"])
+    found = Asked(args.recipe, args.config, args.gpus, args.arguments, [])
+    look(["--config", str(found.path), *args.arguments])
+    found.expected += header.expected(found.path)
+    if not found.expected:
+        raise Refusal(nothing_known(found))
+    for number in (number for each in found.expected for number in each.numbers):
+        if number.name not in results.PLACES:
+            near = choices(number.name, [*results.PLACES]).replace("_", " ")
+            raise Refusal(f"{found.path}: its header expects {number.words!r}: {near}")
+    return found
+
+
+def nothing_known(of: Asked) -> str:
+    """The line for a recipe of which nothing was measured: what is published, and what would
+    measure that."""
+    published = header.fields(of.path)["Published"].removesuffix(".")
+    by = ", ".join(f"{how} measures {name}" for name, how in SUITES.items() if name in published)
+    said = f"{of.name}: nothing to compare with, for its header has no number that a run reached. "
+    said += f"Published: {published}" + f"; {by}, of which no tolerance is known" * bool(by)
+    return f"{said}. make train RECIPE={of.name} trains it"
+
+
+if __name__ == "__main__":  # --help and what is misspelt, before what takes seconds to import
+    at_once(asked)
+
+from dpo.core import files, machine
+from dpo.core.environment import launched
+from dpo.core.signals import EXIT_CODE
+from dpo.reports import reproduced
+
+
+def settings(recipe: Recipe, stated: dict[str, Any]) -> dict[str, Any]:
+    """Of what a run states, what decides its numbers."""
+    return recipe.learned(stated) | {k: stated.get(k, recipe.defaults[k]) for k in MEASURES}
+
+
+def own(recipe: Recipe) -> dict[str, Any]:
+    """The same of a recipe."""
+    return settings(recipe, {"recipe": recipe.name, **output_folder.settings(recipe)})
+
+
+def expectation(of: Asked) -> tuple[header.Expected, Recipe, Path]:
+    """The numbers that are known of the recipe with these flags; the recipe with them, which is to
+    run in a folder of its own; and the folder that it runs in otherwise.
+
+    Raises:
+        Refusal: none are.
+    """
+    _, processes, on_cpu = choose(of.config, of.gpus)
+    launch = replace(launched(), on_cpu=on_cpu)  # read as the run will read it
+
+    def read(*given: str) -> Recipe:
+        return parse(["--config", str(of.path), *given], launch)
+
+    recipe, whole = read(*of.arguments), read()
+    share_batch(recipe.global_batch, 1, processes)
+    for each in of.expected:
+        if own(read(*each.flags)) == own(recipe):
+            short = re.sub(r"[^\w.=+,-]+", "_", ",".join(each.flags).replace("--", ""))
+            folder = INTO / "-".join(filter(None, (of.name, short)))
+            apart = read(*flags.overridden(of.arguments, [f"--output_dir={folder}"]))
+            return each, apart, Path(whole.training.output_dir)
+    changed = output_folder.differences(own(whole), own(recipe))
+    known = [f'ARGS="{shlex.join(each.flags)}"' for each in of.expected if each.flags]
+    raise Refusal(
+        f"ARGS: {changed or 'nothing'}: of that {of.path} knows no numbers. Leave it out"
+        + f", or give {' or '.join(known)}" * bool(known)
+    )
+
+
+def run_of(of: Asked, recipe: Recipe, usual: Path) -> tuple[Path, bool]:
+    """The folder of a finished run of the recipe, and whether it was there already: in the `usual`
+    folder or in its own.
+
+    Raises:
+        SystemExit: it was asked to stop; it goes on from there.
+        Refusal: it failed.
+    """
+    folder = Path(recipe.training.output_dir)
+    for found in (usual, folder):
+        if recipe.run.restart or not output_folder.finished(found):
+            continue
+        if settings(recipe, output_folder.settings_of(found)) == own(recipe):
+            return found, True
+    how = ["--accelerate_config", of.config] if of.config else []
+    how += ["--gpus", of.gpus] if of.gpus else []
+    run = sweeps.Run({}, {}, recipe, folder)
+    if sweeps.carry_out([run], how, [None], of.arguments) or run.state == sweeps.LEFT:
+        print("Asked to stop: the same command goes on from here")
+        sys.exit(EXIT_CODE)
+    if run.state == sweeps.FAILED:
+        raise Refusal(f"{folder}: {run.last_line()} ({run.log})")
+    return folder, False
+
+
+@guarded
+def main() -> None:
+    of = asked()
+    expected, recipe, usual = expectation(of)
+    folder, there = run_of(of, recipe, usual)
+    report, here = results.read(folder / output_folder.REPORT), machine.commit()
+    rows = reproduced.beside(expected.numbers, report)
+    reproduced.show(" ".join((of.name, *expected.flags)), rows, report)
+    print(f"Run: {folder}" + ", found finished: not trained again" * there)
+    print(f"Commit: {report['commit']}" + f", and this is {here}" * (report["commit"] != here))
+    holds, said = reproduced.holds(rows), reproduced.verdict(of.name, expected.flags, rows)
+    about = {key: report[key] for key in ("versions", "machine", "commit", "finished")}
+    found = {"recipe": of.name, "flags": expected.flags, "holds": holds, "verdict": said}
+    files.write_json(folder / WRITTEN, {**found, "numbers": rows, "run": str(folder), **about})
+    print(f"\n{visible(said)}\nWritten: {folder / WRITTEN}")
+    print(f"Next: open {folder}/report.html" + "; docs/recipes.md says what varies" * (not holds))
+    sys.exit(0 if holds else DOES_NOT_HOLD)
+
+
+if __name__ == "__main__":
+    main()
