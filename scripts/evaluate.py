@@ -58,12 +58,15 @@ def arguments() -> argparse.Namespace:
 
 def published(args: argparse.Namespace) -> None:
     from dpo.evaluation.published import alpaca_eval, arena_hard, mt_bench  # late, likewise
-    from dpo.reports import published
+    from dpo.reports import published, wandb_evaluations
+    from dpo.reports.model_card import card
 
     suites = {"mt_bench": mt_bench, "alpaca_eval": alpaca_eval}
     folder, found = suites.get(args.suite, arena_hard).evaluate(args)
     published.show(found)
+    card.renew(folder.parents[1])
     print(f"Written: {folder}/{args.suite}.json, answers.jsonl and judgements.jsonl")
+    wandb_evaluations.say(folder.parents[1])
     print("Next: docs/benchmarks.md says what of it may stand beside published scores")
 
 

@@ -48,9 +48,9 @@ def read(path: Path, count: int) -> Calibration:
     with path.open(encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file)]
     try:
-        values = np.array([[float(row[name] or "nan") for name in COLUMNS] for row in rows])
+        values = np.array([[float(row[name].strip() or "nan") for name in COLUMNS] for row in rows])
         index, difficulty, longer, preferred = values.T
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, ValueError) as error:
         why = f"no table with {', '.join(COLUMNS)} ({type(error).__name__}: {error})"
         raise Refusal(f"{path} is {why}: download it anew") from error
     of = dict(zip(index[::-1], difficulty[::-1], strict=True))  # of several rows, the first
