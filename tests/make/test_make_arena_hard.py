@@ -5,6 +5,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpo.core.refusal import Refusal
@@ -91,20 +92,46 @@ def checkout(tmp_path) -> Path:
     return folder
 
 
-def add_others(checkout: Path, judge: str) -> None:
-    """Two other models whose answers this judge has compared."""
-    data = checkout / "data/arena-hard-v2.0"
-    (data / "model_judgment" / judge).mkdir(parents=True)
-    for at, model in enumerate(("long", "short")):
+def made_up(count: int = 300) -> dict[str, dict[str, tuple[dict, list[str | None]]]]:
+    """Models on so many questions: the style of each answer, and what a judge that likes length
+    says of it as B and as A beside the baseline's."""
+    random, found = np.random.default_rng(5), {}
+    skills = {"o3": (0, 1), "policy": (-1.5, 0.6), "against": (-2.5, 0.5), "long": (0.5, 1.6)}
+    skills |= {"short": (-0.5, 0.7), "mid": (0.3, 1.1)}
+    for model, (skill, length) in skills.items():
+        found[model] = {}
+        for at in range(count):
+            tokens = int(random.uniform(200, 1500) * length)
+            headers, listed, bold = (int(random.poisson(tokens / n)) for n in (400, 150, 200))
+            style = {"token_len": tokens, "header_count": {"h1": headers, "h2": 0}}
+            style |= {"list_count": {"ordered": listed}, "bold_count": {"**": bold, "__": 0}}
+            merit = skill + (tokens - found["o3"].get(f"u{at}", [style])[0]["token_len"]) / 600
+            labels = []
+            for sign in (-1, 1):
+                z = sign * merit + random.normal()
+                bound = [z > 1.5, z > 0.4, z > -0.4, z > -1.5, True].index(True)
+                labels.append(("A>>B", "A>B", "A=B", "B>A", "B>>A")[bound])
+            found[model][f"u{at}"] = (
+                style,
+                [None if random.random() < 0.02 else labels[0], labels[1]],
+            )
+    return found
+
+
+def write_models(folder: Path, judge: str, models: dict) -> None:
+    """Answers and verdicts as the suite's data set has them."""
+    for name in ("model_answer", f"model_judgment/{judge}"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for model, of in models.items():
         answers, verdicts = "", ""
-        for n, each in enumerate(QUESTIONS):
-            style = STYLE | {"token_len": 5 + 40 * (1 - at) + 3 * n}
-            answers += answer(each["uid"], model, "Other.", metadata=style)
-            games = [{"score": ("A>B", "B>A")[(n + at) % 2]}, {"score": "A=B"} if n else None]
-            line = {"uid": each["uid"], "category": each["category"], "model": model}
-            verdicts += json.dumps(line | {"judge": judge, "games": games}) + "\n"
-        (data / "model_answer" / f"{model}.jsonl").write_text(answers)
-        (data / "model_judgment" / judge / f"{model}.jsonl").write_text(verdicts)
+        for uid, (style, labels) in of.items():
+            answers += answer(uid, model, "Base.", metadata=style)
+            games = [label and {"score": label} for label in labels]
+            line = {"uid": uid, "category": "hard_prompt", "model": model, "games": games}
+            verdicts += json.dumps(line | {"judge": judge, "baseline": "o3"}) + "\n"
+        (folder / f"model_answer/{model}.jsonl").write_text(answers)
+        if model != "o3":
+            (folder / f"model_judgment/{judge}/{model}.jsonl").write_text(verdicts)
 
 
 def evaluated(checkout, fake, *given: str):
@@ -135,7 +162,10 @@ def test_labels_come_to_the_suites_score(checkout, tiny_model, chatty_model):
     assert found["baselines"] == {"hard_prompt": "o3", "creative_writing": "gemini"}
     assert "A part of the suite: 6 of its 750 questions" in said
     assert "Published figures are by gpt-4.1" in said
-    assert "Style is not controlled: it takes verdicts of fake-judge on other models" in said
+    assert (
+        "Style is not controlled: it takes other models' answers with verdicts of fake-judge"
+        in said
+    )
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert lines[2]["policy_labels"] == ["B>A", "A>>B"] and lines[3]["policy_labels"][1] is None
     asked = [text for text in fake.asked if "Prompt 1" in text]
@@ -219,5 +249,62 @@ def test_marks_outside_of_code_are_counted():
     assert style_control.known(line) == [20, 2, 3, 2]
 
 
-def test_style_is_controlled_beside_other_models(checkout, monkeypatch):
-    pass
+@pytest.fixture
+def many(checkout, monkeypatch) -> tuple:
+    """The suite with 300 questions, its other models, and both sides' answers and verdicts. An
+    answer is its style, written out."""
+    folder, models = checkout / "data/arena-hard-v2.0", made_up()
+    asked = [{"uid": uid, "category": "hard_prompt", "prompt": "?"} for uid in models["o3"]]
+    (folder / "question.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
+    sides = {side: models.pop(side) for side in ("policy", "against")}
+    write_models(folder, "judge", models)
+    suite = arena_checkout.read(str(checkout), "arena_hard")
+    said = {
+        side: {u: json.dumps(style) for u, (style, _) in of.items()} for side, of in sides.items()
+    }
+    battles = {
+        side: {u: points(*both) for u, (_, both) in of.items()} for side, of in sides.items()
+    }
+    known = style_control.known
+    monkeypatch.setattr(
+        style_control, "style_of", lambda text: known({"metadata": json.loads(text)})
+    )
+    return suite, style_control.others_of(suite, "judge"), said, battles
+
+
+def test_scores_with_and_without_style_are_the_suites_own(many):
+    """Of the same files, show_result.py at commit 196f6b8 printed these (in percent, over 100
+    resamples of its own); with `-f markdown length` those of `styled`."""
+    suite, others, said, battles = many
+    plain = {"policy": 0, "against": 0}
+    styled = {"policy": 0, "against": 0}
+    scores = arena_hard.scores(suite.questions, battles)["hard_prompt"]
+    found = style_control.controlled(suite, others, said, battles)["hard_prompt"]
+    for side in ("policy", "against"):
+        assert 100 * scores[side]["mean"] == pytest.approx(plain[side], abs=0.3)
+        assert 100 * found[side]["mean"] == pytest.approx(styled[side], abs=0.3)
+        assert found[side]["low"] < found[side]["mean"] < found[side]["high"]
+    assert found["others"] == 3
+    assert found["difference"]["mean"] == pytest.approx(
+        found["policy"]["mean"] - found["against"]["mean"]
+    )
+
+
+def test_what_style_control_lacks_is_said(many, checkout, monkeypatch):
+    suite, others, said, battles = many
+    assert "verdicts of somebody" in style_control.others_of(suite, "somebody").lacks
+
+    def lacking(text):
+        raise ImportError("No module named 'tiktoken'")
+
+    monkeypatch.setattr(style_control, "style_of", lacking)
+    found = style_control.controlled(suite, others, said, battles)
+    assert "No module named 'tiktoken'" in found["lacks"]
+    assert "requirements-arena.txt" in found["lacks"]
+    path = suite.folder / "model_judgment/judge/mid.jsonl"
+    path.write_text('{"model": "mid", "uid": "u0"}\n')
+    with pytest.raises(Refusal, match=r"mid.jsonl, line 1 is no verdict"):
+        style_control.others_of(suite, "judge")
+    del suite.baseline["u0"]["metadata"]
+    path.unlink()
+    assert "the style of the baseline's answers" in style_control.others_of(suite, "judge").lacks

@@ -58,22 +58,22 @@ def read(given: str, name: str, limit: int | None = None) -> Suite:
     try:
         settings = constant((folder / SETTINGS).read_text(encoding="utf-8"), "JUDGE_SETTINGS")
         stated = load_yaml(folder / config, (folder / config).read_text(encoding="utf-8"))
-        categories = dict.fromkeys(question["category"] for question in questions)
+        asked = [(each["uid"], each["category"], each["prompt"]) for each in questions]
+        categories = dict.fromkeys(category for _, category, _ in asked)
         system = {each: settings[each]["system_prompt"] for each in categories}
         baselines = {each: settings[each]["baseline"] for each in categories}
         template = stated["prompt_template"]
         template.format(QUESTION="", ANSWER_A="", ANSWER_B="")
         how = {key: stated[key] for key in ("temperature", "max_tokens")}
         patterns, judge = stated["regex_patterns"], stated["judge_model"]
-        [(each["uid"], each["prompt"]) for each in questions]
     except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         said = f"{folder} is not as it was at commit 196f6b8 ({why}): clone anew"
         raise Refusal(said) from error
     answers = {model: answers_of(folder / place, model) for model in {*baselines.values()}}
     baseline = {}
-    for question in questions:
-        uid, model = question["uid"], baselines[question["category"]]
+    for uid, category, _ in asked:
+        model = baselines[category]
         if uid not in answers[model]:
             path = folder / place / "model_answer" / f"{model}.jsonl"
             raise Refusal(f"{path} has no answer to {uid}: clone anew")
@@ -125,12 +125,19 @@ def text_of(line: dict[str, Any]) -> str:
 
 
 def labels_of(folder: Path, judge: str) -> dict[str, dict[str, list[str | None]]]:
-    """What a judge has said of other models: model, uid, and both labels."""
+    """What a judge has said of other models: model, uid, and both labels.
+
+    Raises:
+        Refusal: a line is no verdict.
+    """
     found: dict[str, dict[str, list[str | None]]] = {}
     for path in sorted((folder / "model_judgment" / judge).glob("*.jsonl")):
-        for line in lines_of(path):
-            labels = [game and game.get("score") for game in line["games"]]
-            found.setdefault(line["model"], {})[line["uid"]] = labels
+        for number, line in enumerate(lines_of(path), start=1):
+            try:
+                first, second = (game and game["score"] for game in line["games"])
+                found.setdefault(line["model"], {})[line["uid"]] = [first, second]
+            except (KeyError, TypeError, ValueError) as error:
+                raise Refusal(f"{path}, line {number} is no verdict: copy it anew") from error
     return found
 
 

@@ -10,6 +10,7 @@ half, and the score is the mean over all of a category. Style control is in styl
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ MAX_NEW_TOKENS = {"arena_hard": 8196, "arena_hard_v0.1": 4096}
 TEMPERATURE = 0.0
 
 
-def label_by(patterns: list[str]) -> Any:
+def label_by(patterns: list[str]) -> Callable[[str], str | None]:
     """How a label is read of what a judge says: the last that matches the first pattern which any
     matches; None where it is no verdict."""
 
@@ -62,6 +63,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """
     check_url(args)
     suite = read(args.prompts, args.suite, args.limit)
+    others = style_control.others_of(suite, args.judge_model.rpartition("/")[2])
     contest = Contest.of(args, Judge.of(args, suite.how, suite.judge))
     checked(contest.judge)
     temperature = TEMPERATURE if args.temperature is None else args.temperature
@@ -89,13 +91,12 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         | {f"{side}_labels": of(side, each["uid"]) for side in SIDES}
         for each in suite.questions
     ]
-    judge = args.judge_model.rpartition("/")[2]
     found = {
         "temperature": temperature,
         "max_new_tokens": cut,
         "baselines": suite.baselines,
         "score": scores(suite.questions, battles),
-        "style_controlled": style_control.controlled(suite, judge, said, battles),
+        "style_controlled": style_control.controlled(suite, others, said, battles),
     }
     return contest.written(lines, WHOLE[args.suite], **found, **asking)
 

@@ -8,12 +8,14 @@ of these, so that without other models there is nothing to control by.
 
 import importlib
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dpo.core.refusal import one_line
 from dpo.evaluation.published.arena_checkout import Suite, answers_of, labels_of, points
 from dpo.evaluation.published.suite import SIDES, interval
 
@@ -29,37 +31,58 @@ ROUNDS = 100
 Battles = dict[str, dict[str, list[float]]]  # model, uid, and what its verdicts count
 
 
+@dataclass
+class Others:
+    """Other models that a judge has compared: their answers' style, and what its verdicts count;
+    or what the checkout `lacks` of them."""
+
+    styles: dict[str, dict[str, list[float]]]
+    battles: Battles
+    lacks: str = ""
+
+
+def others_of(suite: Suite, judge: str) -> Others:
+    """What lies in a checkout.
+
+    Raises:
+        Refusal: a file of it is not as it must be.
+    """
+    found, folder = Others({}, {}), suite.folder
+    for model, labels in labels_of(folder, judge).items():
+        if (folder / "model_answer" / f"{model}.jsonl").is_file():
+            lines = answers_of(folder, model)
+            styles = {uid: known(line) for uid, line in lines.items() if has_style(line)}
+            found.styles[model] = styles
+            found.battles[model] = {u: points(*each) for u, each in labels.items() if u in styles}
+    if not any(found.battles.values()):
+        found.lacks = f"other models' answers with verdicts of {judge} on them in {folder}"
+    elif not all(map(has_style, suite.baseline.values())):
+        found.lacks = f"the style of the baseline's answers in {folder}"
+    return found
+
+
 def controlled(
-    suite: Suite, judge: str, said: dict[str, dict[str, str]], battles: Battles
+    suite: Suite, others: Others, said: dict[str, dict[str, str]], battles: Battles
 ) -> dict[str, Any]:
     """By category both models' scores with style controlled, and the policy's less the other's,
     with 95% intervals over questions; or what it `lacks`.
 
     Args:
-        judge: whose verdicts on other models are taken.
         said: side, uid, and the answer.
         battles: of both sides.
     """
-    others = labels_of(suite.folder, judge)
-    if not others:
-        return {"lacks": f"verdicts of {judge} on other models in {suite.folder}/model_judgment"}
-    if not all("metadata" in line for line in suite.baseline.values()):
-        return {"lacks": f"the style of the baseline's answers in {suite.folder}/model_answer"}
+    if others.lacks:
+        return {"lacks": others.lacks}
     try:
-        styles = {side: {uid: style_of(text) for uid, text in said[side].items()} for side in SIDES}
+        mine = {side: {uid: style_of(text) for uid, text in said[side].items()} for side in SIDES}
     except (ImportError, OSError) as error:
-        return {"lacks": f"tiktoken, with {COUNTED_BY}'s tokens ({type(error).__name__}: {error})"}
-    taken = dict(battles)
-    for model, labels in others.items():
-        if not (suite.folder / "model_answer" / f"{model}.jsonl").is_file():
-            continue
-        lines = answers_of(suite.folder, model)
-        styles[model] = {uid: known(line) for uid, line in lines.items() if "metadata" in line}
-        taken[model] = {u: points(*both) for u, both in labels.items() if u in styles[model]}
+        why = f"tiktoken, for lengths in {COUNTED_BY}'s tokens ({one_line(error)}): pip install "
+        return {"lacks": why + "--requirement requirements-arena.txt, and the same command again"}
     found = {}
     for category in suite.baselines:
         uids = [each["uid"] for each in suite.questions if each["category"] == category]
         baseline = {uid: known(suite.baseline[uid]) for uid in uids}
+        styles, taken = mine | others.styles, battles | others.battles
         found[category] = of_category(uids, baseline, styles, taken)
     return found
 
@@ -79,6 +102,10 @@ def marks_of(text: str) -> list[float]:
     for block in CODE.findall(text):
         text = text.replace(block, "")
     return [len(mark.findall(text)) for mark in MARKS]
+
+
+def has_style(line: dict[str, Any]) -> bool:
+    return {*FEATURES} <= {*line.get("metadata", ())}
 
 
 def known(line: dict[str, Any]) -> list[float]:
