@@ -10,7 +10,8 @@ import pytest
 
 from dpo.core.refusal import Refusal
 from dpo.evaluation.published import alpaca_eval, length_control
-from dpo.evaluation.published.asking import Messages
+from dpo.evaluation.published.asking import Judge, Messages
+from dpo.evaluation.published.suite import Contest
 from support.endpoint import MODEL, completion, serving, status, weighed
 from support.launched import made
 
@@ -190,8 +191,8 @@ def test_a_judge_without_log_probabilities_is_refused_before_it_costs(
         (alpaca_eval.BASELINE, lambda text: "[]", "row 0 has no answer"),
         (alpaca_eval.BASELINE, lambda text: text.replace('"output"', '"out"', 1), "row 0 has no"),
         (alpaca_eval.CALIBRATION, None, "lacks df_gamed.csv.*hf download tatsu-lab/alpaca_eval"),
-        (alpaca_eval.CALIBRATION, lambda text: "", "lacks 6 of 6 instructions"),
-        (alpaca_eval.CALIBRATION, lambda text: text[:-30], "no table with index"),
+        (alpaca_eval.CALIBRATION, lambda text: "", "no table with index"),
+        (alpaca_eval.CALIBRATION, lambda text: text[:-20], "no table with index"),
         (alpaca_eval.CALIBRATION, lambda text: text.replace("preference", "x"), "'preference'"),
         (alpaca_eval.CALIBRATION, lambda text: gamed(4), "lacks 2 of 6 instructions"),
     ],
@@ -203,8 +204,41 @@ def test_a_checkout_that_lacks_a_part_is_refused(checkout, name, change, says):
         alpaca_eval.read(str(checkout))
 
 
+def test_what_failed_is_left_out_and_asked_again_alone(tmp_path):
+    judge = Judge("", MODEL, HOW, "gpt-4-1106-preview", None, 1, 5)
+    requests = {
+        ("policy", at): alpaca_eval.request(
+            alpaca_eval.turns_of(TEMPLATE), row["instruction"], row["output"], "Mine."
+        )
+        for at, row in enumerate(ROWS)
+    }
+    reading = alpaca_eval.preference_by("m", "M")
+    refused = status(400, '{"error": {"message": "too long"}}')
+
+    def faulty(text: str):
+        return refused if "ABOUT Sing" in text else completion("m") if "Tell" in text else say(text)
+
+    with serving(faulty, HOW) as fake:
+        judge.url = fake.url
+        contest = Contest("alpaca_eval", {}, judge, "cpu", 0, tmp_path)
+        found, asking = contest.verdicts(requests, reading)
+        assert {at for _, at in found} == {0, 3, 4} and len(fake.asked) == 6
+        assert asking["left_out"] == {
+            "the endpoint answered HTTP 400": 1,
+            alpaca_eval.NONE_GIVEN: 1,
+            alpaca_eval.NEITHER: 1,
+        }
+        fake.say = say
+        found, asking = contest.verdicts(requests, reading)
+        assert {at for _, at in found} == {0, 1, 3, 4} and len(fake.asked) == 7
+        fake.say = lambda text: status(401)
+        requests = {("against", 0): requests["policy", 0][1:]}
+        with pytest.raises(Refusal, match="refuses: .*401.*goes on from there"):
+            contest.verdicts(requests, reading)
+
+
 def test_suites_are_asked_alone(chatty_model, tiny_model):
-    with serving(say) as fake:
+    with serving(lambda text: "Yes.") as fake:
         given = [f"RUN={chatty_model}", f"AGAINST={tiny_model}", f"JUDGE={fake.url}"]
         result = made(
             "evaluate", *given, f"JUDGE_MODEL={MODEL}", "ARGS=--suite mt_bench,alpaca_eval"
@@ -212,8 +246,58 @@ def test_suites_are_asked_alone(chatty_model, tiny_model):
     assert result.returncode and "mt_bench is asked alone" in result.stderr
 
 
-def test_lengths_are_controlled_as_the_suites_package_controls_them():
-    pass
+def made_up(seed: int, count: int, skill: float, bias: float) -> tuple:
+    """Preferences that depend on length, the lengths, and a table as that of the data set."""
+    random = np.random.default_rng(seed)
+    difficulty = random.normal(size=count).round(6)
+    baseline = random.integers(500, 3000, size=count)
+    most = 2.5 if bias > 1 else 1.6
+    lengths = (baseline * random.uniform(0.3, most, size=count)).astype(int)
+    longer = lengths - baseline
+    z = skill + 0.5 * difficulty + bias * np.tanh(longer / longer.std(ddof=1))
+    preferred = (1 / (1 + np.exp(-z - random.normal(size=count)))).round(6)
+    rows = ["model,index,instruction_difficulty,std_delta_len,preference,not_gamed_baseline"]
+    for model, sign in (("concise", -1), ("verbose", 1)):
+        apart = (sign * random.uniform(0.2, 2, size=count)).round(6)
+        z = 0.7 * difficulty + np.tanh(apart) + random.normal(size=count)
+        theirs = (1 / (1 + np.exp(-z))).round(6)
+        each = zip(range(count), difficulty, apart, theirs, strict=True)
+        rows += [f"{model},{at},{hard},{delta},{p},False" for at, hard, delta, p in each]
+    return preferred, baseline - lengths, "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("case", "rate"),
+    [
+        ((1, 805, 0.0, 0.8), 49.20504),  # the penalty leaves no coefficient of the model's own
+        ((2, 120, 1.0, 2.0), 68.51298),  # its answers are much longer
+        ((3, 300, -5.0, 0.5), 1.02958),  # it loses nearly always
+    ],
+)
+def test_lengths_are_controlled_as_the_suites_package_controls_them(case, rate, tmp_path):
+    """`rate`, in percent, is what get_length_controlled_winrate of alpaca_eval 0.6.6, with
+    scikit-learn 1.9.1, made of the same preferences, lengths and table."""
+    preferred, shorter, table = made_up(*case)
+    (tmp_path / "df_gamed.csv").write_text(table)
+    by = length_control.read(tmp_path / "df_gamed.csv", len(preferred))
+    sides = {"policy": preferred, "against": preferred[::-1]}
+    found = length_control.both(sides, {"policy": shorter, "against": shorter[::-1]}, by)
+    assert 100 * found["policy"]["mean"] == pytest.approx(rate, abs=0.005)
+    assert found["policy"]["low"] < found["policy"]["mean"] < found["policy"]["high"]
+    apart = found["policy"]["mean"] - found["against"]["mean"]
+    assert found["difference"]["mean"] == pytest.approx(apart)
+
+
+def test_what_is_not_judged_leaves_the_length_controlled_rate_to_the_others(tmp_path):
+    preferred, shorter, table = made_up(4, 200, 0.5, 1.0)
+    (tmp_path / "df_gamed.csv").write_text(table)
+    by = length_control.read(tmp_path / "df_gamed.csv", len(preferred))
+    some = np.where(np.arange(200) % 10 == 0, np.nan, preferred)
+    sides = {"policy": some, "against": np.full(200, np.nan)}
+    found = length_control.both(sides, dict.fromkeys(sides, shorter), by)
+    whole = length_control.both(dict.fromkeys(sides, preferred), dict.fromkeys(sides, shorter), by)
+    assert found["policy"]["mean"] == pytest.approx(whole["policy"]["mean"], abs=0.03)
+    assert found["against"] is None and found["difference"] is None
 
 
 def test_the_fit_is_where_its_slopes_balance_the_penalty():

@@ -96,8 +96,8 @@ def made_up(count: int = 300) -> dict[str, dict[str, tuple[dict, list[str | None
     """Models on so many questions: the style of each answer, and what a judge that likes length
     says of it as B and as A beside the baseline's."""
     random, found = np.random.default_rng(5), {}
-    skills = {"o3": (0, 1), "policy": (-1.5, 0.6), "against": (-2.5, 0.5), "long": (0.5, 1.6)}
-    skills |= {"short": (-0.5, 0.7), "mid": (0.3, 1.1)}
+    skills = {"o3": (0, 1), "policy": (0.3, 1.5), "against": (-0.3, 0.7), "long": (0.5, 1.6)}
+    skills |= {"short": (-0.5, 0.7), "mid": (-0.8, 1.1)}
     for model, (skill, length) in skills.items():
         found[model] = {}
         for at in range(count):
@@ -276,13 +276,13 @@ def test_scores_with_and_without_style_are_the_suites_own(many):
     """Of the same files, show_result.py at commit 196f6b8 printed these (in percent, over 100
     resamples of its own); with `-f markdown length` those of `styled`."""
     suite, others, said, battles = many
-    plain = {"policy": 0, "against": 0}
-    styled = {"policy": 0, "against": 0}
+    plain = {"policy": 83.9, "against": 23.4}
+    styled = {"policy": 75.9, "against": 37.6}  # the means of three runs, 0.4 apart at most
     scores = arena_hard.scores(suite.questions, battles)["hard_prompt"]
     found = style_control.controlled(suite, others, said, battles)["hard_prompt"]
     for side in ("policy", "against"):
         assert 100 * scores[side]["mean"] == pytest.approx(plain[side], abs=0.3)
-        assert 100 * found[side]["mean"] == pytest.approx(styled[side], abs=0.3)
+        assert 100 * found[side]["mean"] == pytest.approx(styled[side], abs=0.4)
         assert found[side]["low"] < found[side]["mean"] < found[side]["high"]
     assert found["others"] == 3
     assert found["difference"]["mean"] == pytest.approx(

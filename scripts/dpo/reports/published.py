@@ -1,6 +1,7 @@
 """A published suite's scores: in the terminal, and as the model card and W&B have them."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
     them."""
     flat = {}
     for name, part in scores(found):
-        key = f"{found['suite']}/{name.removesuffix(', %').replace(', ', '_').replace(' ', '_')}"
+        key = f"{found['suite']}/" + re.sub(r"\W+", "_", name.removesuffix(", %"))
         for end, value in (part["policy"] or {}).items():
             flat[key if end == "mean" else f"{key}_{end}"] = value
     return flat

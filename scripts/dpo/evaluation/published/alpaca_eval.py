@@ -214,10 +214,10 @@ def scores(
     over instructions, how the two differ, and their answers' mean length in characters."""
     baseline = np.array([len(row["output"]) for row in rows])
     lengths = {side: np.array([len(text) for text in said[side]]) for side in SIDES}
-    longer = {side: lengths[side] - baseline for side in SIDES}
+    shorter = {side: baseline - lengths[side] for side in SIDES}
     lengths["baseline"] = baseline
     return {
         "win_rate": shares(preferred),
-        "length_controlled_win_rate": length_control.both(preferred, longer, by),
+        "length_controlled_win_rate": length_control.both(preferred, shorter, by),
         "length": {name: float(of.mean()) for name, of in lengths.items()},
     }

@@ -49,7 +49,7 @@ def read(path: Path, count: int) -> Calibration:
         rows = [*csv.DictReader(file)]
     try:
         values = np.array([[float(row[name].strip() or "nan") for name in COLUMNS] for row in rows])
-        index, difficulty, longer, preferred = values.T
+        index, difficulty, shorter, preferred = values.T
     except (AttributeError, KeyError, ValueError) as error:
         why = f"no table with {', '.join(COLUMNS)} ({type(error).__name__}: {error})"
         raise Refusal(f"{path} is {why}: download it anew") from error
@@ -57,34 +57,34 @@ def read(path: Path, count: int) -> Calibration:
     lacking = [at for at in range(count) if not np.isfinite(of.get(at, np.nan))]
     if lacking:
         raise Refusal(f"{path} lacks {len(lacking)} of {count} instructions: download it anew")
-    inputs = np.stack([np.tanh(longer), difficulty, np.zeros(len(rows))], axis=1)
+    inputs = np.stack([np.tanh(shorter), difficulty, np.zeros(len(rows))], axis=1)
     known = ~np.isnan(preferred)
     return Calibration(np.array([of[at] for at in range(count)]), inputs[known], preferred[known])
 
 
-def inputs_of(longer: np.ndarray, difficulty: np.ndarray) -> np.ndarray:
+def inputs_of(shorter: np.ndarray, difficulty: np.ndarray) -> np.ndarray:
     """What the regression knows of a model's answers: tanh of the standardised difference of
     lengths, the difficulty, and that they are the model's, shape (n, 3)."""
-    spread = longer.std(ddof=1) if len(longer) > 1 else 0.0
-    standardised = longer / spread if spread else np.zeros(len(longer))
-    return np.stack([np.tanh(standardised), difficulty, np.ones(len(longer))], axis=1)
+    spread = shorter.std(ddof=1) if len(shorter) > 1 else 0.0
+    standardised = shorter / spread if spread else np.zeros(len(shorter))
+    return np.stack([np.tanh(standardised), difficulty, np.ones(len(shorter))], axis=1)
 
 
 def both(
-    preferred: dict[str, np.ndarray], longer: dict[str, np.ndarray], by: Calibration
+    preferred: dict[str, np.ndarray], shorter: dict[str, np.ndarray], by: Calibration
 ) -> dict[str, dict | None]:
     """The win rates of both sides and the policy's less the other's, with 95% bootstrap intervals
     over instructions: the same are drawn for both.
 
     Args:
         preferred: shape (n,), NaN where there is no verdict.
-        longer: by how many characters the model's answer is longer than the baseline's, shape (n,).
+        shorter: by how many characters a model's answer is shorter than the baseline's, likewise.
     """
     count = len(next(iter(preferred.values())))
     picks = np.random.default_rng(0).integers(0, count, size=(RESAMPLES, count))
     picks = np.concatenate([np.arange(count)[None], picks])
     rates = {
-        side: rates_of(of, inputs_of(longer[side], by.difficulty[:count]), by, picks)
+        side: rates_of(of, inputs_of(shorter[side], by.difficulty[:count]), by, picks)
         for side, of in preferred.items()
         if not np.isnan(of).all()
     }

@@ -159,7 +159,7 @@ def of_category(
 
 def fit(design: torch.Tensor, won: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The coefficients of a Bradley-Terry model, found as the suite finds them: with the same
-    optimiser, which stops early, from the same start."""
+    optimiser, from the same start."""
     coefficients = torch.full((design.shape[1],), 0.5, requires_grad=True)
     how = {"lr": 0.1, "max_iter": 50, "tolerance_grad": 1e-9, "tolerance_change": 1e-9}
     optimizer = torch.optim.LBFGS([coefficients], **how)
