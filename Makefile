@@ -48,6 +48,7 @@ FROM   ?=
 WHAT   ?=
 
 BIN      := $(VENV)/bin
+PUBLISHED := mt_bench alpaca_eval arena_hard arena_hard_v0.1
 READY    := $(VENV)/ready
 EXTRA    := $(VENV)/suite
 SERVING  := $(VENV)/serve
@@ -97,7 +98,7 @@ submit: $(READY) $(EMBEDDED) ## train on a SLURM cluster: NODES=4 GPUS=8 PARTITI
 	  $(SBATCH) scripts/slurm.sh $(BIN)/python "$(RECIPE)" "$(CONFIG)" "$(GPUS)" $(ARGS)
 	@echo "Logs: outputs/slurm/<job>.log, and one a machine beside it. Next: squeue --me"
 
-evaluate: $(READY) $(EMBEDDED) $(if $(filter-out mt_bench,$(SUITE)),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
+evaluate: $(READY) $(EMBEDDED) $(if $(filter-out $(PUBLISHED),$(SUITE)),$(EXTRA)) ## did the model get better? RUN= AGAINST= JUDGE= PROMPTS= SUITE=
 	@$(BIN)/python scripts/evaluate.py --run "$(RUN)" --against "$(AGAINST)" --judge "$(JUDGE)" \
 	  --judge_model "$(JUDGE_MODEL)" --prompts "$(PROMPTS)" --suite "$(SUITE)" $(ARGS)
 

@@ -6,6 +6,8 @@
     make evaluate RUN=outputs/a JUDGE=http://localhost:8000/v1 JUDGE_MODEL=my-judge
     make evaluate RUN=outputs/a SUITE=ifeval,gsm8k               # benchmarks, before and after
     make evaluate RUN=outputs/a SUITE=mt_bench PROMPTS=FastChat JUDGE=https://… JUDGE_MODEL=gpt-4
+    make evaluate RUN=outputs/a SUITE=alpaca_eval PROMPTS=alpaca_eval JUDGE=https://… JUDGE_MODEL=…
+    make evaluate RUN=outputs/a SUITE=arena_hard PROMPTS=arena-hard-auto JUDGE=https://… …
 
 On held-out pairs: accuracy and margin of the implicit reward, also by length and by category. On
 held-out prompts, or those of a file: both models answer with the same random numbers; lengths,
@@ -34,7 +36,9 @@ def arguments() -> argparse.Namespace:
     add("--judge_parallel", type=positive, default=4, help="requests at a time (4)")
     add("--judge_timeout", type=not_negative, default=60, help="seconds for a request (60)")
     add("--prompts", default="", help="a file of prompts (default: the recipe's held-out ones)")
-    add("--limit", type=positive, default=200, help="at most so many prompts (200)")
+    add(
+        "--limit", type=positive, default=None, help="at most so many prompts (200; of a suite all)"
+    )
     add("--samples", type=positive, default=1, help="answers to each prompt (1)")
     add("--temperature", type=not_negative, default=None, help="of sampling (as after training)")
     add("--max_new_tokens", type=positive, default=None, help="where an answer is cut (256)")
@@ -45,29 +49,36 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="measure answers alone, no held-out pairs",
     )
-    add("--suite", default="", help="benchmarks of lm-eval: ifeval,gsm8k; or mt_bench, alone")
+    suites = "benchmarks of lm-eval: ifeval,gsm8k; or one of mt_bench, alpaca_eval, arena_hard"
+    add("--suite", default="", help=suites)
     add("--suite_tasks", default=None, help="a folder of benchmarks of your own, as lm-eval's")
     add("--suite_limit", type=positive, default=None, help="questions of each benchmark (all)")
     return parser.parse_args()
 
 
 def published(args: argparse.Namespace) -> None:
-    from dpo.evaluation.published import mt_bench  # late, likewise
-    from dpo.reports import published
+    from dpo.evaluation.published import alpaca_eval, arena_hard, mt_bench  # late, likewise
+    from dpo.reports import published, wandb_evaluations
+    from dpo.reports.model_card import card
 
-    folder, found = mt_bench.evaluate(args)
+    suites = {"mt_bench": mt_bench, "alpaca_eval": alpaca_eval}
+    folder, found = suites.get(args.suite, arena_hard).evaluate(args)
     published.show(found)
-    print(f"Written: {folder}/mt_bench.json, answers.jsonl and judgements.jsonl")
-    print("Next: docs/evaluation.md says what of it may stand beside published scores")
+    card.renew(folder.parents[1])
+    print(f"Written: {folder}/{args.suite}.json, answers.jsonl and judgements.jsonl")
+    wandb_evaluations.say(folder.parents[1])
+    print("Next: docs/benchmarks.md says what of it may stand beside published scores")
 
 
 @guarded
 def main() -> None:
     args = arguments()
     output_folder.check_there(args.run)
-    if args.suite == "mt_bench":
+    # Late: what is misspelt is answered at once.
+    from dpo.evaluation.command import PUBLISHED, evaluate
+
+    if args.suite in PUBLISHED:
         return published(args)
-    from dpo.evaluation.command import evaluate  # late: what is misspelt is answered at once
     from dpo.reports import evaluation_page, wandb_evaluations
     from dpo.reports.model_card import card
 

@@ -8,9 +8,11 @@ import pytest
 
 from dpo.core.refusal import Refusal
 from dpo.evaluation import generations
+from dpo.evaluation.contestants import find
 from dpo.evaluation.judges.endpoint import UNCLEAR
 from dpo.evaluation.published import mt_bench
-from dpo.evaluation.published.asking import before, rating_of
+from dpo.evaluation.published.asking import Judge, before
+from dpo.evaluation.published.suite import Contest
 from support.endpoint import MODEL, serving
 from support.launched import made
 
@@ -71,7 +73,7 @@ def test_grades_come_to_the_suites_score(checkout, tiny_model, chatty_model):
         assert f"MATH What is 1 + 1? | Two. | {lines[1][side][0]}" in fake.asked
 
 
-def test_answers_are_drawn_as_it_prescribes(chatty_model, monkeypatch):
+def test_answers_are_drawn_as_it_prescribes(chatty_model, tmp_path, monkeypatch):
     drawn, draw = [], generations.draw
 
     def watched(who, model, tokenizer, prompts, settings, *rest):
@@ -79,8 +81,10 @@ def test_answers_are_drawn_as_it_prescribes(chatty_model, monkeypatch):
         return draw(who, model, tokenizer, prompts, settings, *rest)
 
     monkeypatch.setattr(generations, "draw", watched)
-    who = mt_bench.find(str(chatty_model))
-    said = mt_bench.answers(who, QUESTIONS, 5, 0, "cpu")
+    judge = Judge("http://127.0.0.1:1/v1", MODEL, mt_bench.JUDGED, "gpt-4", None, 1, 1)
+    sides = {"policy": find(str(chatty_model))}
+    contest = Contest("mt_bench", sides, judge, "cpu", 0, tmp_path)
+    said = mt_bench.answers(contest, QUESTIONS, 5)["policy"]
     assert [(heat, cut) for heat, cut, _ in drawn] == [(0, 5), (0, 5), (0.7, 5), (0.7, 5)]
     (second,) = drawn[1][2]
     assert [turn["role"] for turn in second] == ["user", "assistant", "user"]
@@ -100,7 +104,7 @@ def test_the_judge_is_asked_in_the_suites_words():
 
 def test_a_rating_is_read_as_fastchat_reads_it():
     said = ("[[7]]", "[3] or [[10]]", "[2.5]", "7 of 10")
-    assert [*map(rating_of, said)] == [7, 10, 2.5, None]
+    assert [*map(mt_bench.rating_of, said)] == [7, 10, 2.5, None]
 
 
 def test_the_cost_is_said_before():
@@ -115,16 +119,24 @@ def test_the_cost_is_said_before():
     [
         ({"judge": "vader"}, "is judged by an endpoint"),
         ({"prompts": ""}, "git clone https://github.com/lm-sys/FastChat"),
-        ({"prompts": "docs"}, "of a checkout of FastChat"),
+        ({"prompts": "docs"}, "of a checkout of https://github.com/lm-sys/FastChat"),
     ],
 )
 def test_what_the_suite_lacks_is_said(given, says):
-    args = {"judge": "http://127.0.0.1:1/v1", "judge_price": "", "prompts": "", **given}
+    args = {"judge": "http://127.0.0.1:1/v1", "suite": "mt_bench", "prompts": "", **given}
     with pytest.raises(Refusal, match=says):
         mt_bench.evaluate(Namespace(**args))
 
 
 def test_files_that_lack_a_part_are_refused(checkout):
-    (checkout / mt_bench.DATA / mt_bench.FILES[2]).write_text("")
-    with pytest.raises(Refusal, match="lacks questions"):
-        mt_bench.files_of(str(checkout))
+    path = checkout / mt_bench.DATA / mt_bench.FILES[2]
+    whole = path.read_text()
+    for text, says in (
+        ("", "is empty"),
+        ("{}\n", "lacks questions"),
+        (whole[:-9], "line 1 is no JSON"),
+        ("version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
+    ):
+        path.write_text(text)
+        with pytest.raises(Refusal, match=says):
+            mt_bench.files_of(str(checkout))

@@ -12,6 +12,7 @@ from dpo.reports import wandb_report
 from dpo.runs import metrics, output_folder
 from dpo.runs.tracking import again
 from support.commands import make, run, run_flags, running
+from support.ended import suite_of
 from support.launched import made
 from support.wandb_server import ENTITY, Fault, Run, Server
 
@@ -109,6 +110,19 @@ def test_what_a_server_did_not_take_of_an_evaluation_waits_for_sync(online):
     assert run.summary["evaluate/reference-vader/win_rate"] == found["judge"]["win_rate"]["mean"]
     result = make("sync", f"RUN={folder}", **server.environment())
     assert "Nothing is waiting" in result.stdout
+
+
+def test_a_published_suite_is_told_too(online):
+    server, folder, _ = online
+    place = folder / "evaluations/reference-alpaca_eval"
+    place.mkdir(parents=True)
+    (place / "alpaca_eval.json").write_text(json.dumps(suite_of(folder)))
+    result = make("sync", f"RUN={folder}", **server.environment())
+    assert result.returncode == 0 and "Sent: 1 of 1" in result.stdout, result.stdout
+    (run,) = server.runs.values()
+    assert run.summary["evaluate/reference-alpaca_eval/alpaca_eval/win_rate"] == 40
+    (page,) = server.artifacts[f"evaluation-{run.id}-reference-alpaca_eval"]
+    assert [*page["files"]] == ["alpaca_eval.json"]
 
 
 def test_a_run_shows_how_fast_it_trains_and_what_it_is_made_of(online):

@@ -81,3 +81,22 @@ def ended_run(folder: Path, model: Path, settings: dict[str, Any] | None = None,
     for left in ("optimizer.pt", "model.safetensors", "manifest.json"):
         (checkpoint / left).write_text("not for others")
     return folder
+
+
+def suite_of(policy: Path | str, **more: Any) -> dict[str, Any]:
+    """What AlpacaEval 2 has come to of a policy, all of it."""
+    rates = {side: interval(0.3, 0.25, 0.35) for side in ("policy", "against")}
+    rates |= {"policy": interval(0.4, 0.35, 0.45), "difference": interval(0.1, 0.05, 0.15)}
+    return {
+        "suite": "alpaca_eval",
+        "policy": str(policy),
+        "against": "m",
+        "judge": {"url": "http://10.0.0.1/v1", "model": "judge-of-mine", "published": "gpt-4"},
+        "questions": 805,
+        "whole": 805,
+        "win_rate": rates,
+        "length_controlled_win_rate": rates | {"policy": interval(0.45, 0.4, 0.5)},
+        "length": {"policy": 1200.4, "against": 900.0, "baseline": 2000.0},
+        "left_out": {},
+        **more,
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from dpo.evaluation.judges.judging import Comparison
 
 MODEL = "fake-judge"
+ARGUMENTS = {"model", "messages", "temperature", "max_tokens", "logprobs", "top_logprobs"}
 
 
 KEY = "sk-a-key-that-nobody-may-see"
@@ -49,6 +50,15 @@ def completion(said: str) -> dict:
     }
 
 
+def weighed(said: str, top: dict[str, float]) -> dict:
+    """A completion of one token with the log-probabilities of the likeliest ones."""
+    each = [{"token": token, "logprob": logp, "bytes": None} for token, logp in top.items()]
+    content = [{"token": said, "logprob": top.get(said, -9.0), "bytes": None, "top_logprobs": each}]
+    answer = completion(said)
+    answer["choices"][0]["logprobs"] = {"content": content, "refusal": None}
+    return answer
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -71,12 +81,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         fake, text = self.server, asked["messages"][-1]["content"]
-        assert self.path == "/v1/chat/completions" and asked["temperature"] == 0
+        assert self.path == "/v1/chat/completions" and {*asked} <= ARGUMENTS
+        assert {name: asked.get(name) for name in fake.how} == fake.how
         fake.keys.add(self.headers["authorization"])
         with fake.one_by_one:
             fake.asked.append(text)
             answer = fake.say(text)
-        if isinstance(answer, str):
+        if isinstance(answer, dict):
+            assert asked["logprobs"]
+            self.reply(json.dumps(answer).encode())
+        elif isinstance(answer, str):
             self.reply(json.dumps(completion(answer)).encode())
         else:
             answer(self)
@@ -84,13 +98,14 @@ class Handler(BaseHTTPRequestHandler):
 
 class Fake(ThreadingHTTPServer):
     """An OpenAI-compatible endpoint on the loopback. `say` makes of what is asked what the judge
-    says, or what is done to the connection instead."""
+    says, or what is done to the connection instead. `how` it must be asked."""
 
     daemon_threads = True
 
-    def __init__(self, say):
+    def __init__(self, say, how):
         super().__init__(("127.0.0.1", 0), Handler)
         self.say, self.asked, self.keys = say, [], set()
+        self.how = {"temperature": 0} if how is None else how
         self.one_by_one = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -99,8 +114,8 @@ class Fake(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(say):
-    with Fake(say) as fake:
+def serving(say, how=None):
+    with Fake(say, how) as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
         thread.start()
         try:

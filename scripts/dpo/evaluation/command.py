@@ -16,6 +16,8 @@ from dpo.evaluation.measure import SEED, TEMPERATURE
 from dpo.runs.output_folder import RUNS, run_folder
 
 MAX_NEW_TOKENS = 256  # of an answer, where nothing else is asked for
+LIMIT = 200  # prompts, likewise
+PUBLISHED = ("mt_bench", "alpaca_eval", "arena_hard", "arena_hard_v0.1")  # suites of published/
 
 
 def prices(given: str) -> tuple[float, float] | None:
@@ -42,7 +44,8 @@ def folder_of(args: argparse.Namespace, policy: Contestant, against: Contestant)
         parts.insert(0, Path(policy.name).name)
     parts += [short(Path(args.prompts).stem)] if args.prompts else []
     parts += [short(part) for part in (args.judge, args.judge_model) if part]
-    parts += ["suite"] * bool(args.suite) + ["answers"] * args.skip_pairs
+    parts += [args.suite if args.suite in PUBLISHED else "suite"] * bool(args.suite)
+    parts += ["answers"] * args.skip_pairs
     mine = run / "evaluations" if run else RUNS / "evaluations" / short(policy.name)
     return mine / "-".join(parts)
 
@@ -67,6 +70,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
     if args.judge:
         judging.check(args.judge, args.judge_model or None)
     suite = args.suite.split(",") if args.suite else []
+    if alone := [name for name in suite if name in PUBLISHED]:
+        raise Refusal(f"SUITE={args.suite}: {alone[0]} is asked alone")
     if suite:
         benchmarks.check(suite, args.suite_tasks)
     # Before the data, which take longer.
@@ -76,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
         if held_out is None:
             raise Refusal("there are no held-out prompts: name a file of some with PROMPTS=")
         given = prompts.of_pairs(held_out)
-    asked = prompts.each_once(given, args.limit)
+    asked = prompts.each_once(given, args.limit or LIMIT)
     for who in (policy, against):
         prompts.check(asked, who)
     temperature = TEMPERATURE if args.temperature is None else args.temperature

@@ -1,5 +1,9 @@
-"""A published suite's scores in the terminal."""
+"""A published suite's scores: in the terminal, and as the model card and W&B have them."""
 
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -7,22 +11,87 @@ from rich.table import Table
 
 from dpo.core.terminal import visible
 
+TITLES = {"mt_bench": "MT-Bench", "alpaca_eval": "AlpacaEval 2"}
+TITLES |= {"arena_hard": "Arena-Hard v2.0", "arena_hard_v0.1": "Arena-Hard v0.1"}
+SIDES = ("policy", "against", "difference")
+Row = tuple[str, dict[str, Any]]  # a score's name, and its intervals by side
 
-def said(interval: dict[str, float] | None, form: str = ".2f") -> str:
+
+def read(folder: Path) -> Iterator[dict[str, Any]]:
+    """The results of published suites in the folder of an evaluation."""
+    for suite in TITLES:
+        path = folder / f"{suite}.json"
+        if path.is_file():
+            yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def scores(found: dict[str, Any]) -> list[Row]:
+    """What a suite is reported by, as its publications have it: MT-Bench from 1 to 10, the others
+    in percent."""
+    if found["suite"] == "mt_bench":
+        return [("score", found["score"])]
+    if found["suite"] == "alpaca_eval":
+        names = {"length_controlled_win_rate": "length-controlled win rate", "win_rate": "win rate"}
+        rows = [(said, found[name]) for name, said in names.items()]
+    else:
+        rows, styled = [], found["style_controlled"]
+        for category, part in found["score"].items():
+            rows.append((category.replace("_", " "), part))
+            if any(styled.get(category, {}).get(side) for side in SIDES):
+                rows.append((f"{rows[-1][0]}, style controlled", styled[category]))
+    return [
+        (f"{name}, %", {side: percent(part.get(side)) for side in SIDES}) for name, part in rows
+    ]
+
+
+def percent(interval: dict[str, float] | None) -> dict[str, float] | None:
+    return interval and {end: 100 * interval[end] for end in ("mean", "low", "high")}
+
+
+def whole(found: dict[str, Any]) -> bool:
+    """Whether all of a suite was asked: of a part nothing is published."""
+    return found["questions"] == found["whole"]
+
+
+def headline(found: dict[str, Any]) -> dict[str, float]:
+    """The policy's scores by name, each with the ends of its 95% interval, as W&B's summary has
+    them."""
+    flat = {}
+    for name, part in scores(found):
+        key = f"{found['suite']}/" + re.sub(r"\W+", "_", name.removesuffix(", %"))
+        for end, value in (part["policy"] or {}).items():
+            flat[key if end == "mean" else f"{key}_{end}"] = value
+    return flat
+
+
+def said(interval: dict[str, float] | None, form: str) -> str:
     if interval is None:
         return "–"
     return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
 
 
 def show(found: dict[str, Any]) -> None:
-    """Mean grades of both models, intervals of 95% in brackets."""
-    title = f"MT-Bench by {found['judge']['model']}: {found['questions']} questions"
-    table = Table("", "policy", "against", title=visible(title), title_justify="left")
-    rows = {"score": found["score"]}
-    rows |= {f"turn {at}": part for at, part in enumerate(found["turns"], start=1)}
-    for name, part in (rows | found["categories"]).items():
-        table.add_row(visible(name), said(part["policy"]), said(part["against"]))
+    """Scores of both models, and what keeps them from standing beside published ones."""
+    suite, judge, rows = found["suite"], found["judge"], scores(found)
+    if suite == "mt_bench":
+        rows += [(f"turn {at}", part) for at, part in enumerate(found["turns"], start=1)]
+        rows += [*found["categories"].items()]
+    title = f"{TITLES[suite]} by {judge['model']}: {found['questions']} questions"
+    table = Table("", *SIDES, title=visible(title), title_justify="left")
+    form = ".2f" if suite == "mt_bench" else ".1f"
+    for name, part in rows:
+        forms = zip(SIDES, (form, form, f"+{form}"), strict=True)
+        table.add_row(visible(name), *(said(part.get(side), how) for side, how in forms))
     Console().print(table)
-    print(f"Difference: {said(found['score']['difference'], '+.2f')}")
-    for reason, count in found["left_out"].items():
-        print(f"Without a grade, and left out: {count} ({visible(str(reason))})")
+    for name, mean in found.get("length", {}).items():
+        print(f"Characters of an answer, {name}: {mean:,.0f}")
+    for category, baseline in found.get("baselines", {}).items():
+        print(f"Baseline, which has 50%, {visible(category)}: {visible(baseline)}")
+    if lacks := found.get("style_controlled", {}).get("lacks"):
+        print(f"Style is not controlled: it takes {visible(lacks)}")
+    for reason, number in found["left_out"].items():
+        print(f"Without a verdict, and left out: {number} ({visible(str(reason))})")
+    if not whole(found):
+        print(f"A part of the suite: {found['questions']} of its {found['whole']} questions")
+    if judge["model"].rpartition("/")[2] != judge["published"]:
+        print(f"Published figures are by {visible(judge['published'])}: these are none beside them")

@@ -40,6 +40,7 @@ Verdict: tie"""
 VERDICT = re.compile(r"\W*verdict\W+(A|B|tie)\W*", re.IGNORECASE)
 FIRST_IS_BETTER = {"a": 1.0, "b": 0.0, "tie": 0.5}
 TEMPERATURE, MAX_TOKENS = 0, 1024  # the latter bounds what one answer of the judge can cost
+ONE_TOKEN = {"temperature": TEMPERATURE, "max_tokens": 1}
 CONNECT = 5  # seconds
 RETRIES = 3  # of a request
 BACK_OFF = 0.5  # seconds, doubled at each retry
@@ -66,8 +67,8 @@ def settings(url: str, timeout: float) -> dict[str, Any]:
     }
 
 
-def check(url: str, model: str | None) -> None:
-    """Ask the model for one token, as it will be asked for verdicts.
+def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
+    """Ask the model for a word, `how` it will be asked for verdicts. Returns the completion.
 
     Raises:
         Refusal: the URL holds more than a place, no model is named, or there is no answer.
@@ -81,7 +82,8 @@ def check(url: str, model: str | None) -> None:
         ask = [{"role": "user", "content": "Say yes."}]
         create: Any = client.chat.completions.create
         try:
-            read(create(model=model, messages=ask, temperature=TEMPERATURE, max_tokens=1))
+            read(answer := create(model=model, messages=ask, **how))
+            return answer
         except openai.NotFoundError as error:
             said = f"{one_line(error, cause=True)}{serves(client)}"
             raise Refusal(f"JUDGE_MODEL={model}: {said}") from error
@@ -135,19 +137,21 @@ def read(answer: Any, verdict_of: Callable[[str], Any] = verdict_of) -> dict[str
 
 
 class Asking:
-    """Requests to a model, a few at a time, each kept as it is answered. What is asked, what is
-    read of an answer and how long that may be are a published suite's own, where it is one
+    """Requests to a model, a few at a time, each kept as it is answered. What is asked, with which
+    settings, and what is read of an answer are a published suite's own, where it is one
     (published/asking.py).
 
     Args:
         done: keys of judgements that are kept already, for the cost so far.
     """
 
-    max_tokens = MAX_TOKENS
-    verdict_of: Callable[[str], Any] = staticmethod(verdict_of)
+    how: dict[str, Any] = ONE_TOKEN | {"max_tokens": MAX_TOKENS}
 
     def messages(self, asked: Any) -> list[dict[str, str]]:
         return [{"role": "user", "content": request(*asked)}]
+
+    def read(self, answer: Any) -> dict[str, Any]:
+        return read(answer)
 
     def __init__(self, client, model: str, kept: Kept, done: list[str], price: Price):
         self.client, self.model, self.kept, self.price = client, model, kept, price
@@ -204,11 +208,10 @@ class Asking:
 
     async def ask(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """One judgement. The package itself retries all failures but an answer that is none."""
-        how = {"model": self.model, "temperature": TEMPERATURE, "max_tokens": self.max_tokens}
         create: Any = self.client.chat.completions.create
         for tried in range(1 + RETRIES):
             try:
-                return read(await create(messages=messages, **how), self.verdict_of)
+                return self.read(await create(model=self.model, messages=messages, **self.how))
             except ValueError as error:
                 broken = error
                 await asyncio.sleep(BACK_OFF * 2**tried)

@@ -1,61 +1,104 @@
 """A judge asked in a published suite's own words, which are read from the suite's own files."""
 
-import re
+import argparse
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import openai
 
 from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal
+from dpo.evaluation.command import prices
 from dpo.evaluation.judges import endpoint
 from dpo.evaluation.judges.endpoint import Asking, Price
 from dpo.evaluation.judges.verdicts import Kept
 
 CHARACTERS = 4  # of a token of English, about: for a cost that is said before anything is asked
+Messages = list[dict[str, str]]
+Reading = Callable[[Any], dict[str, Any]]  # of a completion as endpoint.read gives it
+
+
+@dataclass
+class Judge:
+    """Who judges a suite: the model behind an endpoint, and how the suite has it asked: `how` are
+    the arguments of a chat completion, and `published` is by whom the suite's own figures are."""
+
+    url: str
+    model: str
+    how: dict[str, Any]
+    published: str
+    price: Price
+    parallel: int
+    timeout: float
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, how: dict[str, Any], published: str) -> Self:
+        """The judge that the arguments of evaluate.py name.
+
+        Raises:
+            Refusal: the price is none.
+        """
+        price = prices(args.judge_price)
+        rest = (args.judge_parallel, args.judge_timeout)
+        return cls(args.judge, args.judge_model, how, published, price, *rest)
+
+    def about(self) -> dict[str, Any]:
+        return {"url": self.url, "model": self.model, "published": self.published, **self.how}
+
+
+def check_url(args: argparse.Namespace) -> None:
+    """Raises Refusal where no endpoint is to judge."""
+    if not endpoint.is_url(args.judge):
+        raise Refusal(f"SUITE={args.suite} is judged by an endpoint: JUDGE=https://… JUDGE_MODEL=…")
 
 
 class InItsWords(Asking):
-    """Requests that are messages already."""
+    """Requests that are messages already, with the settings of their suite.
 
-    def messages(self, asked: list[dict[str, str]]) -> list[dict[str, str]]:
+    Args:
+        reading: the judgement in a completion.
+    """
+
+    def __init__(self, how: dict[str, Any], reading: Reading, *rest: Any):
+        super().__init__(*rest)
+        self.how, self.reading = how, reading
+
+    def messages(self, asked: Messages) -> Messages:
         return asked
+
+    def read(self, answer: Any) -> dict[str, Any]:
+        return self.reading(answer)
 
 
 def ask_all(
-    url: str,
-    model: str,
-    requests: dict[Any, list[dict[str, str]]],
-    kept: Kept,
-    verdict_of: Callable[[str], Any],
-    max_tokens: int,
-    price: Price,
-    parallel: int,
-    timeout: float,
+    judge: Judge, requests: dict[Any, Messages], kept: Kept, reading: Reading
 ) -> tuple[dict[Any, Any], dict[str, int], dict[str, Any]]:
-    """What a judge says to requests, each messages, by whatever names them. It is told first what
-    this may cost at most; what it said before is not asked again.
+    """What a judge says to requests, by whatever names them. It is told first what this may cost at
+    most; what it said before is not asked again.
 
     Returns the verdicts of those that have one, why others have none and how many, and the cost.
 
     Raises:
         Refusal: the endpoint refuses the key or the model, or gives no verdict.
     """
-    keys = {name: name_of((url, model, max_tokens, each)) for name, each in requests.items()}
+    keys = {
+        name: name_of((judge.url, judge.model, judge.how, each)) for name, each in requests.items()
+    }
     missing = {
         key: (str(name), requests[name]) for name, key in keys.items() if key not in kept.entries
     }
-    print(before(missing, max_tokens, price))
-
+    print(before(missing, judge.how["max_tokens"], judge.price))
     asking = InItsWords(
-        openai.AsyncOpenAI(**endpoint.settings(url, timeout)),
-        model,
+        judge.how,
+        reading,
+        openai.AsyncOpenAI(**endpoint.settings(judge.url, judge.timeout)),
+        judge.model,
         kept,
         [key for key in keys.values() if key in kept.entries],
-        price,
+        judge.price,
     )
-    asking.max_tokens, asking.verdict_of = max_tokens, verdict_of
-    asking.carry_out(url, missing, parallel)
+    asking.carry_out(judge.url, missing, judge.parallel)
     found, left_out = {}, dict[str, int]()
     for name, key in keys.items():
         entry = kept.entries.get(key, {"reason": asking.failed.get(key)})
@@ -63,13 +106,13 @@ def ask_all(
             left_out[entry["reason"]] = left_out.get(entry["reason"], 0) + 1
         else:
             found[name] = entry["verdict"]
-    if not found:
+    if requests and not found:
         why = ", ".join(f"{reason} ({count})" for reason, count in left_out.items())
-        raise Refusal(f"the judge at {url} gave no verdict: {why}")
+        raise Refusal(f"the judge at {judge.url} gave no verdict: {why}")
     return found, left_out, asking.cost()
 
 
-def before(missing: dict[str, tuple[str, list]], max_tokens: int, price: Price) -> str:
+def before(missing: dict[str, tuple[str, Messages]], max_tokens: int, price: Price) -> str:
     """What asking may cost, in words."""
     into = sum(len(turn["content"]) for _, each in missing.values() for turn in each) / CHARACTERS
     most = len(missing) * max_tokens
@@ -77,12 +120,3 @@ def before(missing: dict[str, tuple[str, list]], max_tokens: int, price: Price) 
         f"To ask: {len(missing):,} requests, about {into:,.0f} tokens in and {most:,} out at most"
     )
     return said + (f", ${(into * price[0] + most * price[1]) / 1e6:,.2f} at most" if price else "")
-
-
-RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
-
-
-def rating_of(said: str) -> float | None:
-    """The first rating in double brackets, else in single ones: fastchat/llm_judge/common.py."""
-    found = next((match for form in RATING if (match := form.search(said))), None)
-    return float(found[1]) if found else None

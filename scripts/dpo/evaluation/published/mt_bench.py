@@ -9,34 +9,33 @@ show_result.py takes the mean of all grades.
 """
 
 import argparse
+import re
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils.memory import clear_device_cache
 
-from dpo.core.files import read_lines, write_json, write_lines
-from dpo.core.machine import device_name, measuring_device, now, versions
 from dpo.core.refusal import Refusal
 from dpo.core.stats import bootstrap
 from dpo.evaluation import generations
-from dpo.evaluation.command import folder_of, prices
-from dpo.evaluation.contestants import Contestant, find, reference_of
+from dpo.evaluation.contestants import Contestant
 from dpo.evaluation.judges import endpoint
-from dpo.evaluation.judges.verdicts import Kept
-from dpo.evaluation.measure import SEED
-from dpo.evaluation.published.asking import ask_all, rating_of
+from dpo.evaluation.published.asking import Judge, check_url
+from dpo.evaluation.published.suite import SIDES, Contest, checked, found_in, lines_of
 
+CLONE = "https://github.com/lm-sys/FastChat"
 DATA = Path("fastchat/llm_judge/data")
 FILES = ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 TEMPERATURES |= dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0)
 OTHER = 0.7  # of a category that is none of these
 WITH_REFERENCE = ("math", "reasoning", "coding")
-MAX_NEW_TOKENS, JUDGED_TOKENS = 1024, 2048
-SIDES = ("policy", "against")
+MAX_NEW_TOKENS = 1024
+JUDGED = {"temperature": 0, "max_tokens": 2048}
+PUBLISHED = "gpt-4"  # judged the figures of the paper
+WHOLE = 80
 
 
 def files_of(given: str) -> list[list[dict[str, Any]]]:
@@ -45,14 +44,8 @@ def files_of(given: str) -> list[list[dict[str, Any]]]:
     Raises:
         Refusal: they are not there, or are none.
     """
-    folders = [Path(given) / DATA, Path(given)] if given else []
-    folder = next((f for f in folders if all((f / name).is_file() for name in FILES)), None)
-    if folder is None:
-        raise Refusal(
-            f"PROMPTS={given}: mt_bench reads {', '.join(FILES)} of a checkout of FastChat: git "
-            "clone https://github.com/lm-sys/FastChat, then PROMPTS=FastChat"
-        )
-    found = [read_lines(folder / name) for name in FILES]
+    folder = found_in(given, DATA, [*map(Path, FILES)], CLONE)
+    found = [lines_of(folder / name) for name in FILES]
     questions, prompts, references = found
     names = {f"single{kind}-v1{turn}" for kind in ("", "-math") for turn in ("", "-multi-turn")}
     graded = {each.get("question_id") for each in references}
@@ -62,30 +55,29 @@ def files_of(given: str) -> list[list[dict[str, Any]]]:
     return found
 
 
-def answers(
-    who: Contestant, questions: list[dict], cut: int, seed: int, device: str
-) -> dict[int, list[str]]:
-    """Both answers to each question, by its number: the second after the first."""
-    tokenizer, said = who.tokenizer(), {q["question_id"]: [] for q in questions}
-    if not tokenizer.chat_template:
-        raise Refusal(f"{who.name} has no chat template, and mt_bench has two turns a question")
+def answers(contest: Contest, questions: list[dict], cut: int) -> dict[str, dict[int, list[str]]]:
+    """Both answers of both models to each question, by its number: the second after the first.
+
+    Raises:
+        Refusal: a model has no chat template.
+    """
 
     def temperature(question: dict) -> float:
         return TEMPERATURES.get(question["category"], OTHER)
 
-    with who.autocast(device):
-        model = who.load(device)
+    def drawing(who: Contestant, model: Any, tokenizer: Any) -> dict[int, list[str]]:
+        said = {q["question_id"]: [] for q in questions}
         for heat, group in groupby(sorted(questions, key=temperature), temperature):
             asked = [*group]
             for turn in range(2):
                 prompts = [conversation(q, said[q["question_id"]], turn) for q in asked]
-                settings = generations.Settings(1, heat, cut, seed + turn)
+                settings = generations.Settings(1, heat, cut, contest.seed + turn)
                 drawn = generations.draw(who, model, tokenizer, prompts, settings)
                 for question, (answer,) in zip(asked, drawn, strict=True):
                     said[question["question_id"]].append(answer.text)
-    del model
-    clear_device_cache(garbage_collection=True)
-    return said
+        return said
+
+    return contest.drawn(drawing)
 
 
 def conversation(question: dict, said: list[str], turn: int) -> list[dict[str, str]]:
@@ -117,6 +109,15 @@ def request(
     ]
 
 
+RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+
+
+def rating_of(said: str) -> float | None:
+    """The first rating in double brackets, else in single ones: fastchat/llm_judge/common.py."""
+    found = next((match for form in RATING if (match := form.search(said))), None)
+    return float(found[1]) if found else None
+
+
 def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """MT-Bench of a run's policy and of what it is held against.
 
@@ -125,62 +126,24 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     Raises:
         Refusal: the suite, a model or the judge is not as it must be.
     """
-    if not endpoint.is_url(args.judge):
-        raise Refusal("SUITE=mt_bench is judged by an endpoint: JUDGE=https://… JUDGE_MODEL=…")
-    price = prices(args.judge_price)
+    check_url(args)
     questions, *judging = files_of(args.prompts)
     questions = questions[: args.limit]
     prompts = {each["name"]: each for each in judging[0]}
     references = {each["question_id"]: each for each in judging[1]}
-    policy = find(args.run)
-    if not args.against and not policy.recipe:
-        raise Refusal(f"{args.run} is no run: name with AGAINST= what it is held against")
-    against = find(args.against, policy) if args.against else reference_of(policy.recipe)
-    endpoint.check(args.judge, args.judge_model or None)
-    device, seed = measuring_device(), SEED if args.seed is None else args.seed
+    contest = Contest.of(args, Judge.of(args, JUDGED, PUBLISHED))
+    checked(contest.judge)
     cut = args.max_new_tokens or MAX_NEW_TOKENS
-    said = {
-        side: answers(who, questions, cut, seed, device)
-        for side, who in zip(SIDES, (policy, against), strict=True)
-    }
+    said = answers(contest, questions, cut)
     requests = {
-        (side, question["question_id"], turn): request(
-            question, said[side][question["question_id"]], turn, prompts, references
+        (side, q["question_id"], turn): request(
+            q, said[side][q["question_id"]], turn, prompts, references
         )
         for side in SIDES
-        for question in questions
+        for q in questions
         for turn in range(2)
     }
-    folder = folder_of(args, policy, against)
-    folder.mkdir(parents=True, exist_ok=True)
-    with Kept(folder / "judgements.jsonl") as kept:
-        kept.introduce({"kind": "mt_bench", "name": args.judge, "model": args.judge_model})
-        grades, left_out, cost = ask_all(
-            args.judge,
-            args.judge_model,
-            requests,
-            kept,
-            rating_of,
-            JUDGED_TOKENS,
-            price,
-            args.judge_parallel,
-            args.judge_timeout,
-        )
-    found = {
-        "suite": "mt_bench",
-        "policy": policy.name,
-        "against": against.name,
-        "judge": {"url": args.judge, "model": args.judge_model, "max_tokens": JUDGED_TOKENS},
-        "questions": len(questions),
-        "max_new_tokens": cut,
-        "seed": seed,
-        **scores(questions, grades),
-        "left_out": left_out,
-        "cost": cost,
-        "finished": now(),
-        "machine": device_name(),
-        "versions": versions(),
-    }
+    grades, asking = contest.verdicts(requests, lambda answer: endpoint.read(answer, rating_of))
     lines = [
         {"question_id": q["question_id"], "category": q["category"]}
         | {side: said[side][q["question_id"]] for side in SIDES}
@@ -190,9 +153,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         }
         for q in questions
     ]
-    write_lines(folder / "answers.jsonl", lines)
-    write_json(folder / "mt_bench.json", found)
-    return folder, found
+    found = scores(questions, grades)
+    return contest.written(lines, WHOLE, max_new_tokens=cut, **found, **asking)
 
 
 def scores(questions: list[dict], grades: dict[tuple[str, int, int], float]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.recipe.text import sections
+from dpo.reports import published
 from dpo.reports.evaluation_page import said
 from dpo.reports.model_card.metadata import base_of, data_of, judge_of, licence_of_base
 from dpo.reports.parts.escape import code, fenced, public, shown, table
@@ -33,6 +34,7 @@ def body(
     report: dict[str, Any],
     settings: dict[str, Any],
     found: list[dict[str, Any]],
+    asked: list[dict[str, Any]],
     name: str,
     adapter: bool,
 ) -> str:
@@ -41,6 +43,7 @@ def body(
     Args:
         settings: what the run states.
         found: the evaluations that there are of it.
+        asked: the published suites that it was asked.
         name: that of the hub, or empty.
         adapter: the weights that the card lies beside are an adapter's.
     """
@@ -49,7 +52,7 @@ def body(
         f"# {title if re.fullmatch('[a-zA-Z0-9.-]+', title) else code(title)}",
         _summary(report, settings, adapter),
         "## Use\n\n" + _use(folder, name, settings, adapter),
-        "## Evaluation\n\n" + _measured(report, found),
+        "## Evaluation\n\n" + _measured(report, found, asked),
         "## Limits\n\n" + _limits(report),
         "## Training\n\n" + _training(folder, report, settings),
         "## Licence\n\n" + _terms(report["model"], data_of(settings)),
@@ -103,7 +106,7 @@ def _use(folder: Path, name: str, settings: dict[str, Any], adapter: bool) -> st
     return f"{begin}:\n\n{fenced(python, 'python')}"
 
 
-def _measured(report: dict[str, Any], found: list[dict]) -> str:
+def _measured(report: dict[str, Any], found: list[dict], asked: list[dict]) -> str:
     """What was measured when training had ended, and by each `make evaluate` since."""
     rows = [[n, code(v), code(note)] for n, v, note in tiles(report) if n not in SPENT]
     parts = ["The run measured nothing: it had no held-out pairs."]
@@ -114,6 +117,11 @@ def _measured(report: dict[str, Any], found: list[dict]) -> str:
     for each in found:
         parts.append(f"Against {code(public(each['against']))}, on {_prompts(each)}:")
         parts.append(table([["", "95% interval in brackets"], *_rows(each)]).strip())
+    for each in asked:
+        title, judge = published.TITLES[each["suite"]], code(public(each["judge"]["model"]))
+        parts.append(f"{title}, judged by {judge}, with 95% intervals:")
+        sides = [code(public(each["against"])), "policy"]
+        parts.append(table([["", *sides], *_scores(each)]).strip())
     return "\n\n".join(parts)
 
 
@@ -138,6 +146,12 @@ def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
         for metric, of in metrics.items():
             reached = f"{of['against']:.4f} → {of['policy']:.4f}"
             yield [code(f"{task}, {metric}"), reached]
+
+
+def _scores(found: dict[str, Any]) -> Iterator[list[str]]:
+    form, sides = ".2f" if found["suite"] == "mt_bench" else ".1f", ("against", "policy")
+    for name, part in published.scores(found):
+        yield [shown(name), *(published.said(part[side], form) for side in sides)]
 
 
 def _limits(report: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from dpo.core.files import write_whole
 from dpo.reports import results
 from dpo.reports.model_card.body import body, title_of
-from dpo.reports.model_card.metadata import evaluations, front_matter
+from dpo.reports.model_card.metadata import evaluations, front_matter, suites
 from dpo.runs import output_folder
 
 CARD = "README.md"
@@ -48,9 +48,9 @@ def text(folder: Path, report: dict[str, Any], name: str = "", merged: bool = Fa
     settings = output_folder.settings_of(folder)
     settings.pop("recipe", None)
     adapter = (folder / ADAPTER_CONFIG).is_file() and not merged
-    found = [*evaluations(folder)]
-    front = front_matter(report, settings, found, title_of(folder, name), adapter)
-    said = body(folder, report, settings, found, name, adapter)
+    found, asked = [*evaluations(folder)], [*suites(folder)]
+    front = front_matter(report, settings, found, asked, title_of(folder, name), adapter)
+    said = body(folder, report, settings, found, asked, name, adapter)
     whole = f"---\n{front.to_yaml()}\n---\n\n{said}"
     return f"{whole}\n<!-- {_digest(whole)}: {SEALED} -->\n"
 

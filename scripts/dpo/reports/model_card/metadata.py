@@ -11,22 +11,29 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from dpo.recipe.hub_names import looks_local
-from dpo.reports import results
+from dpo.reports import published, results
 from dpo.reports.parts.escape import public, shown
 from dpo.reports.parts.licences import licence_of
 
 
 def front_matter(
-    report: dict[str, Any], settings: dict, found: list[dict], title: str, adapter: bool
+    report: dict[str, Any],
+    settings: dict,
+    found: list[dict],
+    asked: list[dict],
+    title: str,
+    adapter: bool,
 ) -> ModelCardData:
-    """What the hub reads: base model, data and licence where they are known, and the results."""
+    """What the hub reads: base model, data and licence where they are known, and the results: of
+    the run, of what was `found` of it since, and of published suites that were `asked`."""
     base = base_of(report["model"])
     about: dict[str, Any] = dict(licence_of_base(report["model"]))
     if base:
         about["base_model"] = base
     if data := [each for each in data_of(settings) if on_hub(each)]:
         about["datasets"] = data
-    if reached := [*chain(_results(report), *(_results(each) for each in found))]:
+    each_of = (*map(_results, [report, *found]), *map(_published, asked))
+    if reached := [*chain(*each_of)]:
         about |= {"model_name": shown(title), "eval_results": reached}
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
@@ -74,6 +81,14 @@ def evaluations(folder: Path) -> Iterator[dict[str, Any]]:
             yield found
 
 
+def suites(folder: Path) -> Iterator[dict[str, Any]]:
+    """What published suites have come to of the policy, whole; not of its checkpoints."""
+    for path in sorted(folder.glob("evaluations/*")):
+        for found in published.read(path):
+            if published.whole(found) and not Path(found["policy"]).name.startswith("checkpoint-"):
+                yield found
+
+
 def judge_of(found: dict[str, Any]) -> str:
     """Who judged; of an endpoint the model behind it, whose address is of nobody's concern."""
     judge = found["judge"]
@@ -107,3 +122,19 @@ def _results(found: dict[str, Any]) -> Iterator[EvalResult]:
             metric_name=shown(name) + interval,
             metric_value=round(value["mean"], 4),
         )
+
+
+def _published(found: dict[str, Any]) -> Iterator[EvalResult]:
+    """The scores of a published suite in the same form."""
+    for name, part in published.scores(found):
+        if of := part["policy"]:
+            judge = shown(public(found["judge"]["model"]))
+            interval = f"95% interval {of['low']:.2f} to {of['high']:.2f}"
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=found["suite"],
+                dataset_name=published.TITLES[found["suite"]],
+                metric_type="win_rate" if name.endswith("%") else "score",
+                metric_name=f"{shown(name)}, by {judge}, {interval}",
+                metric_value=round(of["mean"], 4),
+            )
