@@ -44,7 +44,7 @@ from dpo.recipe.validate import check_values
 from dpo.reports import run_report
 from dpo.reports.model_card import card
 from dpo.reports.results import headline
-from dpo.runs import checkpoints, output_folder, publish, tracking
+from dpo.runs import checkpoints, keeping, output_folder, publish, tracking
 from dpo.runs.shared_folders import check_shared
 from dpo.training import held_out_scores, resume
 from dpo.training.build import make_trainer
@@ -94,6 +94,8 @@ def main() -> None:
     check_shared([folder, *cache], launch.machine)
     if output_folder.finished(folder):
         print(f"Trained and evaluated already: open {folder}/report.html; --restart trains anew")
+        if state.is_main_process:
+            print(keeping.keep(folder, recipe.run.keep))
         return
     tokenizer, data = dataset.read(recipe, rows, folder)
     tracked = tracking.configure(recipe, folder)
@@ -124,6 +126,7 @@ def main() -> None:
     add_report(folder, recipe.name)
     tracking.finish(headline(results))
     run_report.show(results, written, policies)
+    print(keeping.keep(folder, recipe.run.keep, ours=True))
     if recipe.training.push_to_hub:
         push.at_the_end(folder)
 

@@ -20,7 +20,7 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments that say how a run is carried out, and what it shows. All others decide what is learned.
 CARRIED_OUT = {
     *("output_dir", "resume_from_checkpoint", "restart", "other_processes", "use_cpu"),
-    *("share_prefix", "reference_cache", "quarantine_limit", "save_merged"),
+    *("share_prefix", "reference_cache", "quarantine_limit", "save_merged", "keep"),
     "policy_is_reference",
     *("precompute_ref_log_probs", "precompute_ref_batch_size", "dataset_num_proc"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"),
@@ -31,6 +31,7 @@ CARRIED_OUT = {
     *("disable_tqdm", "skip_memory_metrics", "deepspeed", "fsdp", "fsdp_config", "debug"),
 }
 CARRIED_OUT_PREFIXES = ("eval_", "save_", "log_", "logging_", "hub_", "ddp_", "trackio_")
+LENGTH = ("max_steps", "num_train_epochs")  # of a run
 QUESTIONS = ("prompt", "question", "instruction", "input", "context", "text")  # columns that ask
 LAYOUTS = {
     "explicit": "prompt, chosen and rejected: messages, or plain text without a chat template",
@@ -41,6 +42,10 @@ LAYOUTS = {
     "compared": "two responses or conversations, and which of them is better",
     "rated": "several rated or ranked completions of a prompt: the best against the worst",
     "scored": "one scored response a row: the best of a prompt's against the worst",
+}
+KEEP = {
+    "continue": "all checkpoints that save_total_limit leaves, the policy's weights in them once",
+    "use": "no checkpoint",
 }
 LAYOUTS_SAID = "; ".join(f"{name} ({says})" for name, says in LAYOUTS.items())
 
@@ -249,6 +254,13 @@ class RunArguments:
         default=True,
         help="Beside a trained LoRA adapter, write the model that it makes of its base, in "
         "`merged`: it loads without peft, and takes the space of the whole model.",
+    )
+    keep: str = argument(
+        default="continue",
+        help="What a finished run keeps beside its policy, settings and reports: continue (all "
+        "checkpoints that save_total_limit leaves, with the optimizer's states; weights that are "
+        "the policy's take no place a second time) or use (no checkpoint: nothing to go on from). "
+        "Of a run that has ended the same command with it tidies up.",
     )
     reward_prompts: int = argument(
         default=128,

@@ -14,6 +14,7 @@ from transformers.trainer_utils import HubStrategy
 
 from dpo.core.refusal import Refusal
 from dpo.losses import START
+from dpo.recipe.arguments import KEEP
 from dpo.recipe.hub_names import ABROAD
 from dpo.recipe.no_effect import silently_undone, unbuildable
 from dpo.recipe.parse import Recipe
@@ -83,6 +84,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("logging_steps eval_steps save_steps", positive, STEPS),
     ("eval_delay", not_negative, "a number of steps or epochs"),
     ("ddp_timeout", counts, "a number of seconds"),
+    ("keep", KEEP.__contains__, " or ".join(f"{k} ({says})" for k, says in KEEP.items())),
     ("save_total_limit", counts, "1 or more, or leave it out to keep every checkpoint"),
     ("router_aux_loss_coef dataloader_num_workers reward_prompts", not_negative, "0 or more"),
     ("seed data_seed split_seed", within(0, 2**32), "0 to 2³² - 1"),

@@ -5,24 +5,26 @@ leaves half of one under its final name. Here all processes write to a temporary
 `finish` writes a manifest of every file with its size and hash, and renames the folder.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from typing import TYPE_CHECKING, Any
 
 from dpo.core.files import follow_umask, write_whole
 from dpo.core.hashing import digest_of
 from dpo.core.refusal import Refusal
+from dpo.recipe.arguments import LENGTH
 from dpo.recipe.parse import Recipe
-from dpo.runs.output_folder import differences
+from dpo.runs.output_folder import MANIFEST, differences, finished
 
-MANIFEST = "manifest.json"
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 BESIDE, DELETED, BROKEN = ".writing", ".deleted-", "broken-"
 
 
@@ -56,13 +58,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
-def _digests(files: list[Path], folder: Path, flush: bool = False) -> dict[str, dict[str, Any]]:
-    """Size and hash by name; with `flush` of files that were just written, on the disk then."""
+def digests_in(files: list[Path], folder: Path, new: bool = False) -> dict[str, dict[str, Any]]:
+    """Size and hash by name; of `new` files, just written, which are on the disk then."""
 
     def digest(path: Path) -> dict[str, Any]:
-        if flush:
+        if new:
             follow_umask(path)
-            _sync(path)
+            flush(path)
         return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
@@ -83,6 +85,9 @@ def share_of(sizes: list[int], process: int, processes: int) -> list[int]:
 def flushed(beside: Path) -> dict[str, dict[str, Any]]:
     """The digests of the files in `beside`, all on the disk. Every process takes a share of them,
     side by side: one alone would take minutes over a large model, while the others wait."""
+    from accelerate import PartialState  # late: the launcher tidies, and answers at once
+    from accelerate.utils import broadcast_object_list, gather_object
+
     state, found = PartialState(), [([], [])]
     if state.is_main_process:  # another machine's view of a shared folder may be seconds old
         files = _files(beside)
@@ -90,13 +95,13 @@ def flushed(beside: Path) -> dict[str, dict[str, Any]]:
     broadcast_object_list(found)
     names, sizes = found[0]
     mine = [Path(names[at]) for at in share_of(sizes, state.process_index, state.num_processes)]
-    parts = [_digests(mine, beside, flush=True)]
+    parts = [digests_in(mine, beside, new=True)]
     if state.num_processes > 1:
         parts = gather_object(parts)
     return {name: digest for part in parts for name, digest in part.items()}
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk and not only in memory."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
@@ -115,6 +120,8 @@ def finish(beside: Path, checkpoint: Path, about: dict[str, Any]) -> None:
         about: what a run must agree with to go on from it, and what only this moment knows; of the
             first process.
     """
+    from accelerate import PartialState  # late, as above
+
     digests = flushed(beside)
     if not PartialState().is_main_process:
         return
@@ -124,7 +131,7 @@ def finish(beside: Path, checkpoint: Path, about: dict[str, Any]) -> None:
         delete(checkpoint)
     os.replace(beside, checkpoint)
     beside.parent.rmdir()
-    _sync(checkpoint.parent)
+    flush(checkpoint.parent)
 
 
 def delete(checkpoint: Path) -> None:
@@ -181,7 +188,7 @@ def checked(checkpoint: Path) -> dict[str, Any]:
     written, there = manifest["files"], {str(p.relative_to(checkpoint)) for p in _files(checkpoint)}
     if missing := sorted(written.keys() - there):
         raise ValueError(f"{missing[0]} is missing")
-    for name, digest in _digests(_files(checkpoint), checkpoint).items():
+    for name, digest in digests_in(_files(checkpoint), checkpoint).items():
         if name in written and digest != written[name]:
             raise ValueError(f"{name} is not as it was written")
     return manifest
@@ -203,13 +210,26 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -> None:
+def goes_further(manifest: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run of settings `now` trains on where that of a manifest ended, by its steps or its
+    epochs: transformers' defaults are none and 3."""
+    before = manifest["settings"]
+    if (steps := now.get("max_steps", -1)) > 0:
+        return steps > manifest["step"]
+    epochs = [each.get("num_train_epochs", 3) for each in (before, now)]
+    return before.get("max_steps", -1) <= 0 and epochs[1] > epochs[0]
+
+
+def check_fits(
+    checkpoint: Path, about: dict[str, Any], other_processes: bool, given: bool = False
+) -> None:
     """Refuse a checkpoint that this run cannot go on from as if it had not been interrupted.
 
     Args:
         about: this run's `processes`, `sharding`, `model`, `data`, `settings`, its `reference` if
             that is a model of its own and, where it matters to the loss, `micro_batches`.
         other_processes: the user allows another number of processes, where no shards forbid it.
+        given: the user has named it: it may be of a run that is shorter than this one.
 
     Raises:
         Refusal: how the checkpoint and this run differ, and the choices.
@@ -221,7 +241,10 @@ def check_fits(checkpoint: Path, about: dict[str, Any], other_processes: bool) -
 
     if not manifest["optimizer"]:
         refuse("holds weights alone (save_only_model)", "start from them as a model")
-    if changed := differences(manifest["settings"], about["settings"]):
+    stated = [manifest["settings"], about["settings"]]
+    if given and goes_further(manifest, about["settings"]):
+        stated = [{k: v for k, v in each.items() if k not in LENGTH} for each in stated]
+    if changed := differences(*stated):
         refuse(f"was written with other settings: {changed}", "give those again")
     for key in ("model", "reference", "data"):
         if manifest.get(key) != about.get(key):  # older ones have no reference of their own
@@ -251,7 +274,13 @@ def check_given(recipe: Recipe) -> None:
     given = recipe.training.resume_from_checkpoint
     if given is None or (Path(given) / MANIFEST).is_file():
         return
-    wrong = "there is no such folder"
+    wrong, run = "there is no such folder", Path(given).parent
+    if finished(run) and not named(run):
+        raise Refusal(
+            f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: the run "
+            f"in {run} kept no checkpoint (--keep use): start from its policy, with "
+            f"--model_name_or_path {run}"
+        )
     if Path(given).is_dir():
         there = ", ".join(path.name for path in named(Path(given)))
         wrong = "it is no checkpoint of a run here" + (f", but {there} in it" if there else "")

@@ -21,8 +21,12 @@ import psutil
 from dpo.core.environment import CONFIG, TOLD_IN, finding_us, without_ranks
 from dpo.core.refusal import Refusal
 from dpo.core.signals import ASKED, EXIT_CODE, LEFT, SIGNALS, has_refused, was_full
+from dpo.recipe.arguments import KEEP, RunArguments
+from dpo.recipe.flags import overridden
+from dpo.recipe.known import parser
 from dpo.recipe.parse import FOLDER as RECIPES
 from dpo.recipe.parse import choices, look, names
+from dpo.runs import keeping
 from dpo.runs.output_folder import REPORT, SETTINGS, settings_of, with_split_seed
 
 CONFIGS = Path("accelerate_configs")
@@ -193,17 +197,21 @@ def run(
         return EXIT_CODE if left.exists() else code
 
 
-def tell_if_finished(recipe: str, keys: dict[str, Any]) -> None:
-    """Leave at once if the run of these keys went to its end."""
+def tell_if_finished(recipe: str, keys: dict[str, Any], flags: list[str]) -> None:
+    """Leave at once if the run of these keys went to its end, and keep of it what is asked for. It
+    takes the whole parser to know whether other flags ask for the same run: train.py does."""
+    what = parser().parse_known_args(flags)[0].keep or keys.get("keep", RunArguments.keep)
     folder = Path(keys.get("output_dir", "trainer_output"))  # TRL's default
-    settings = folder / SETTINGS
-    if not (folder / REPORT).is_file() or not settings.is_file():
+    settings, other = folder / SETTINGS, overridden(flags, ["--keep="])[:-1]
+    if other or what not in KEEP or not (folder / REPORT).is_file() or not settings.is_file():
         return
-    if settings_of(folder) == {"recipe": recipe, **with_split_seed(keys)}:
+    stated = {key: value for key, value in keys.items() if key != "keep"}
+    if settings_of(folder) == {"recipe": recipe, **with_split_seed(stated)}:
         print(
             f"{recipe} is trained and evaluated: open {folder}/report.html\n"
             f'Again: make train RECIPE={recipe} ARGS="--restart", which moves this run aside'
         )
+        print(keeping.keep(folder, what))
         raise SystemExit(0)
 
 
@@ -249,14 +257,13 @@ def plan(
     check_there(recipe, config)
     path, keys, flags = look(["--config", f"{RECIPES}/{recipe}.yaml", *arguments])
     machines, joined = across(nodes, node_rank, main)
-    # With flags it takes the whole parser to know whether they ask for the same run: train.py does.
-    if not (config or gpus or machines > 1 or flags):
-        tell_if_finished(recipe, keys)  # no need to look what the machine has
+    if not (config or gpus or machines > 1):
+        tell_if_finished(recipe, keys, flags)  # no need to look what the machine has
     config, processes, on_cpu = choose(config, gpus)
     if machines > 1 and config in ONE_PROCESS:
         raise Refusal(f"CONFIG={config} runs one process: for NODES={machines} choose another")
-    if machines * processes == 1 and not flags:  # whether more can share the batch, train.py knows
-        tell_if_finished(recipe, keys)
+    if machines * processes == 1:  # whether more can share the batch, train.py knows
+        tell_if_finished(recipe, keys, flags)
 
     script = ["scripts/train.py", "--config", str(path), *flags]
     return accelerated(script, config, processes, on_cpu, machines, joined)

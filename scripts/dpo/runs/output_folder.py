@@ -13,7 +13,7 @@ import yaml
 from dpo.core import files
 from dpo.core.environment import Launch
 from dpo.core.refusal import Refusal
-from dpo.recipe.arguments import RunArguments
+from dpo.recipe.arguments import LENGTH, RunArguments
 from dpo.recipe.hub_names import looks_local
 from dpo.recipe.parse import Recipe, make_parser, read_yaml, resolve
 
@@ -25,6 +25,7 @@ SPLIT_SEED = RunArguments.split_seed
 FORMAT = 2  # of it and of evaluation.json; older ones bear no number
 TRAINED = "trainer_state.json"  # beside the policy: training went to its end
 LOCK = ".lock"
+MANIFEST = "manifest.json"  # of a checkpoint, written last
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by --restart
 QUARANTINE = "quarantine.jsonl"
 DATA_PAGE = "data.html"
@@ -187,10 +188,19 @@ def recipe_of(folder: Path, launch: Launch | None = None) -> Recipe:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """What the run's folder remembers of the recipe: everything stated, but how to restart, and
-    what drew the held-out pairs."""
-    stated = {key: value for key, value in recipe.stated.items() if key != "restart"}
-    return with_split_seed(stated)
+    """What the run's folder remembers of the recipe: everything stated, but what of an earlier run
+    and of this one is to be kept; and what drew the held-out pairs."""
+    now = ("restart", "keep")
+    return with_split_seed({key: v for key, v in recipe.stated.items() if key not in now})
+
+
+def further(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How a run goes on to another length, for a message; "" where more than that is other."""
+    if any(before.get(key) != now.get(key) for key in {*before, *now} - {*LENGTH}):
+        return ""
+    whole = {int(p.parent.name[11:]): p.parent for p in folder.glob(f"checkpoint-*/{MANIFEST}")}
+    how = f"another --output_dir, and --resume_from_checkpoint {whole[max(whole)]}" if whole else ""
+    return f". For more steps: {how or 'it kept no checkpoint to go on from'}"
 
 
 def day_of(folder: Path) -> datetime.date:
@@ -280,6 +290,7 @@ def claim(recipe: Recipe) -> TextIO | None:
                 raise Refusal(
                     f"{folder} holds a run with other settings: {changed}. "
                     "Give another --output_dir, or --restart to move that run aside"
+                    + (further(folder, theirs, ours) if finished(folder) else "")
                 )
         if not finished(folder):
             text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)

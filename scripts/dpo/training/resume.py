@@ -39,8 +39,9 @@ REFERENCE = "reference/weights.safetensors"
 def to_go_on_from(
     trainer: Declared, folder: Path, given: str | None, other_processes: bool
 ) -> Path | None:
-    """The checkpoint that a run goes on from: the one `given`, or the newest in its `folder` that
-    is as it was written; None if there is none. All processes get the first one's answer.
+    """The checkpoint that a run goes on from: the newest in its `folder` that is as it was written,
+    or the one `given`, of another run only until there is one; None if there is none. All processes
+    get the first one's answer.
 
     Raises:
         Refusal: the run does not fit it, or the one given is no checkpoint or is broken.
@@ -48,13 +49,14 @@ def to_go_on_from(
     answer: list[Any] = [None, None]
     if trainer.is_world_process_zero():
         try:
-            if given:
+            if not given or Path(given).resolve().parent != folder.resolve():
+                answer[0] = checkpoints.newest(folder)
+            begins = given is not None and answer[0] is None
+            if begins:
                 answer[0] = Path(given)
                 checkpoints.checked(answer[0])
-            else:
-                answer[0] = checkpoints.newest(folder)
             if answer[0]:
-                checkpoints.check_fits(answer[0], trainer.about, other_processes)
+                checkpoints.check_fits(answer[0], trainer.about, other_processes, begins)
                 if trainer.args.sync_ref_model and not (answer[0] / REFERENCE).is_file():
                     raise Refusal(
                         f"{answer[0]} was written without {REFERENCE}, the reference as it had "
@@ -71,6 +73,14 @@ def to_go_on_from(
     if answer[1]:
         raise Refusal(answer[1])
     return answer[0]
+
+
+def bring_along(run: Path, folder: Path) -> None:
+    """Copy what another run has logged, which this one goes on with in its own `folder`; what lies
+    past the checkpoint is taken away where it is read."""
+    for name in (output_folder.METRICS, output_folder.COMPLETIONS, output_folder.DRIFT):
+        if (run / name).is_file() and not (folder / name).exists():
+            files.write_whole(folder / name, (run / name).read_bytes())
 
 
 def unlogged(trainer: Declared) -> dict[str, Any]:
@@ -185,6 +195,8 @@ def to_the_end(
         checkpoint = to_go_on_from(trainer, folder, given, others)
         if checkpoint:
             trainer.accelerator.print(f"Continuing from {checkpoint}")
+            if trainer.is_world_process_zero():
+                bring_along(checkpoint.parent, folder)
             trainer.add_callback(TakeUp(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if said := trainer.keep_scores():
