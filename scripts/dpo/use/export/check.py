@@ -251,9 +251,11 @@ def expected_of(
     rows: list[Row],
     prompts: list[Prompt],
     dtype: torch.dtype,
+    quant: str,
 ) -> Expected:
-    """What a policy gives, whose weights are then rounded to `dtype`, in place. As it is rounded it
-    is scored once it is written, and the reference when that has left the memory."""
+    """What a policy gives, before and after its weights are rounded to `dtype`, in place; the
+    reference is scored when it has left the memory, and of a quantised export what is rounded when
+    that is written."""
     ids = [sampling.prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     ends = listed(policy.generation_config.eos_token_id)
     own, logps = policy.dtype, token_logps(policy, rows, "the policy")
@@ -261,4 +263,6 @@ def expected_of(
     # Not the buffers: what RoPE turns by stays in float32 where weights are less.
     for parameter in policy.parameters():
         parameter.data = parameter.data.to(dtype)
-    return Expected(rows, prompts, ids, ends, count, logps, [], [], own)
+    same = own == dtype or quant
+    rounded = logps if same else token_logps(policy, rows, "the policy, rounded")
+    return Expected(rows, prompts, ids, ends, count, logps, rounded, [], own)

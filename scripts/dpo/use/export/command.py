@@ -149,13 +149,11 @@ def export(
     about = record.of(run, kind, gguf or quant or str(given).removeprefix("torch."))
     folder = Path(to) if to else run.folder / record.EXPORTS / f"{kind}-{about['dtype']}"
     check_free(folder)
-    expected = expected_of(who, policy, pairs, given)
+    expected = expected_of(who, policy, pairs, given, quant)
     with beside(folder) as part, files.written_to(folder, ""):
         write(run, policy, adapter, part, quant)
         if quant:
             quantised.round_in_place(policy, quant)
-        expected.rounded = expected.policy
-        if quant or given != expected.dtype:
             expected.rounded = check.token_logps(policy, expected.rows, "the policy, rounded")
         del policy
         clear_device_cache(garbage_collection=True)
@@ -188,7 +186,7 @@ def as_gguf(folder: Path, outtype: str, name: str, expected: check.Expected) -> 
 
 
 def expected_of(
-    who: Contestant, policy: PreTrainedModel, pairs: Dataset, dtype: torch.dtype
+    who: Contestant, policy: PreTrainedModel, pairs: Dataset, dtype: torch.dtype, quant: str
 ) -> check.Expected:
     """What the policy makes of pairs, and of their prompts; from here on it has weights of `dtype`,
     and its generation config the ends that it has learned."""
@@ -197,4 +195,4 @@ def expected_of(
     asked = prompts.each_once(prompts.of_pairs(pairs), check.PROMPTS)
     tokenizer, kind = who.tokenizer(), chat_template.prompt_kind(pairs.features)
     chat_template.remember_end_tokens(policy, tokenizer, kind)
-    return check.expected_of(policy, tokenizer, rows, asked, dtype)
+    return check.expected_of(policy, tokenizer, rows, asked, dtype, quant)
