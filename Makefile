@@ -39,6 +39,7 @@ WANDB  ?=
 SUITE  ?=
 MERGE  ?=
 DTYPE  ?=
+QUANT  ?=
 GGUF   ?=
 FILE   ?=
 BY     ?=
@@ -150,9 +151,9 @@ dashboard: $(READY) ## runs live in a page of this machine, without an account: 
 	@$(BIN)/python scripts/dashboard.py --runs "$(or $(RUNS),outputs)" --port "$(PORT)"
 
 ##@ Publish
-export: $(READY) $(EMBEDDED) $(if $(GGUF),$(CONVERTER)) ## a run's policy for others, checked: RUN= MERGE=1 DTYPE= GGUF= TO=
-	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" --gguf "$(GGUF)" \
-	  --to "$(TO)" $(ARGS)
+export: $(READY) $(EMBEDDED) $(if $(GGUF),$(CONVERTER)) ## a run's policy for others: RUN= MERGE=1 DTYPE= QUANT=nf4 GGUF= TO= HUB=
+	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" --quant "$(QUANT)" \
+	  --gguf "$(GGUF)" --to "$(TO)" --hub "$(HUB)" $(ARGS)
 
 push: $(READY) ## send a policy and its card to the hub, private: RUN= HUB=org/name
 	@$(BIN)/python scripts/push.py --run "$(RUN)" --hub "$(HUB)" $(ARGS)

@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     add("--max_new_tokens", type=positive, default=256, help="where an answer is cut (256)")
     add("--seed", type=partial(positive, least=0), default=0, help="of the answers (0)")
     add("--system", default="", help="what they are told first")
-    add("--plain", action="store_true", help="ask in plain text, without the chat template")
+    add("--plain", action="store_true", help="ask in plain text, as a run on such data is anyway")
     add("--json", action="store_true", help="over a pipe: a line of JSON for each prompt")
     args = parser.parse_args()
     output_folder.check_there(args.run)
@@ -50,7 +50,10 @@ def main() -> None:
     run, device = used(args.run), measuring_device()
     both = {"policy": run.policy, "reference": run.reference}
     asked = [args.only] if args.only else both
-    speakers = [Speaker(name, both[name], device, args.plain) for name in asked]
+    plain = args.plain or not run.conversational
+    if plain and not args.plain:
+        print("Trained on plain text: each line is asked as it stands, alone", file=sys.stderr)
+    speakers = [Speaker(name, both[name], device, plain) for name in asked]
     how = Drawing(args.seed, args.temperature, args.max_new_tokens)
     if sys.stdin.isatty():
         from dpo.use.chat.terminal import talk

@@ -2,6 +2,7 @@
 
     make push RUN=outputs/smollm2-sentiment HUB=my-name/my-model
     make push RUN=outputs/a HUB=my-name/my-model ARGS="--merged"    # of an adapter, with its base
+    make push RUN=outputs/a/exports/full-nf4 HUB=my-name/my-model   # what make export has made
 
 Weights as safetensors, configuration, tokenizer with its chat template, a model's own code, and the
 card. No checkpoint, no log, no row of the data. The repository is made private, and nothing goes to
@@ -18,7 +19,7 @@ from dpo.core.terminal import guarded, parser_of
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__, prog="push.py", allow_abbrev=False)
     add = parser.add_argument
-    add("--run", required=True, help="a run's folder, or its name under outputs/")
+    add("--run", required=True, help="a run: folder, or name under outputs/; or an export's folder")
     add("--hub", default="", help="org/name (default: the recipe's hub_model_id)")
     add("--merged", action="store_true", help="of an adapter: send it as one with its base")
     add("--public", action="store_true", help="everybody may have it")
@@ -28,15 +29,9 @@ def arguments() -> argparse.Namespace:
 @guarded
 def main() -> None:
     args = arguments()
-    from dpo.runs import output_folder  # late: what is misspelt is answered at once
-    from dpo.use import push, run
+    from dpo.use import push  # late: what is misspelt is answered at once
 
-    folder = run.there(args.run)
-    run.check_ended(folder)
-    settings = output_folder.settings_of(folder)
-    name, how = push.named(settings, args.hub), push.stated(settings)
-    how["private"] = how["private"] and not args.public
-    push.push(folder, name, merged=args.merged, **how)
+    name = push.send(args.run, args.hub, merged=args.merged, public=args.public)
     print(f"Next: its card, README.md, says how it is used; hf download {name} brings it here")
 
 

@@ -43,7 +43,8 @@ def main() -> None:
     folder = serving.served(run)
     serving.check_port(args.port)
     command = [*serving.command(folder, args.port, run.policy.trusted), *rest]
-    print(f"When it listens, in another terminal:\n\n{serving.tried(folder, args.port)}\n")
+    tried = serving.tried(folder, args.port, run.conversational)
+    print(f"When it listens, in another terminal:\n\n{tried}\n")
     print(f"Ctrl-C ends it. Starting: {shlex.join(command)}", flush=True)
     sys.stderr.flush()
     os.execv(command[0], command)

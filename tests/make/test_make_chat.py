@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pexpect
 
+from dpo.evaluation.contestants import find
+from dpo.models.sampling import sample
+from support.commands import run_flags
 from support.place import ROOT
 
 PATIENCE = 300  # seconds: a busy machine takes long to import what it needs
@@ -55,3 +58,29 @@ def test_prompts_over_a_pipe(swept):
     first, second = map(json.loads, done.stdout.splitlines())  # and nothing else
     assert first["prompt"] == "How was the soup?" and second["prompt"] == "And the weather?"
     assert first["policy"] and "reference" not in first
+
+
+def test_a_run_on_plain_text_is_asked_in_it(launched, tiny_model, tmp_path):
+    """Though its tokenizer has a chat template."""
+    data, run, prompt = tmp_path / "data", tmp_path / "run", "How was the soup?"
+    data.mkdir()
+    for split, count in (("train", 16), ("test", 4)):
+        rows = [
+            {"prompt": f"Soup {split} {i}:", "chosen": " It was good.", "rejected": " It was bad."}
+            for i in range(count)
+        ]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = launched(*run_flags(tiny_model, data, run), "--report_to=none")
+    assert result.returncode == 0, result.stderr[-3000:]
+    given = command(run, "--only", "policy", "--json", "--temperature", "0", "--max_new_tokens", "8")
+    how = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 2 * PATIENCE}
+    done = subprocess.run(given, input=f"{prompt}\n", **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Trained on plain text: each line is asked as it stands" in done.stderr
+    policy = find(str(run))
+    ids = policy.tokenizer()(prompt)["input_ids"]
+    drawn = {"temperature": 0, "max_new_tokens": 8, "seed": 0, "kind": str}
+    (said,) = sample(policy.load("cpu"), policy.tokenizer(), [ids], **drawn)
+    assert json.loads(done.stdout)["policy"] == said.text != ""
+    card = (run / "README.md").read_text()
+    assert 'tokenizer("How was the food?"' in card and "apply_chat_template" not in card

@@ -94,7 +94,7 @@ class Hub:
 
     def known(self, name: str, path: str) -> dict[str, Any]:
         """How a file is to be sent, and the hash of the one of that name that is there."""
-        large, there = path.endswith(".safetensors"), self.files.get(name, {}).get(path)
+        large, there = path.endswith((".safetensors", ".gguf")), self.files.get(name, {}).get(path)
         oid = None
         if there is not None:
             oid = hashlib.sha256(there).hexdigest() if large else sha.git_hash(there)

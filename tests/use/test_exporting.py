@@ -2,7 +2,6 @@
 
 import json
 import resource
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,46 +19,10 @@ from transformers import (
 from dpo.core.refusal import Refusal
 from dpo.use.export import check, command, gguf_file
 from dpo.use.run import used
-from support.commands import at_once, run_flags
+from support.commands import at_once
+from support.exports import ADDED, exported, left
 from support.launched import made
 from support.place import EMBEDDED_MODEL
-
-ADDED = "<|added|>"
-
-
-@pytest.fixture(scope="module")
-def lora(launched, chatty_model, tiny_data, tmp_path_factory) -> Path:
-    """A run that trained an adapter on a model that ends its answers and has a token of its own."""
-    home = tmp_path_factory.mktemp("lora")
-    base = home / "base"
-    tokenizer = AutoTokenizer.from_pretrained(chatty_model)
-    tokenizer.add_tokens([ADDED])
-    model = AutoModelForCausalLM.from_pretrained(chatty_model)
-    model.resize_token_embeddings(len(tokenizer))
-    model.save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    flags = [*run_flags(base, tiny_data, home / "run"), "--use_peft", "--save_merged=false"]
-    # So much that more is learned than bfloat16 rounds away.
-    result = launched(*flags, "--report_to=none", "--reward_prompts=1", "--learning_rate=0.01")
-    assert result.returncode == 0, result.stderr[-3000:]
-    return home / "run"
-
-
-@pytest.fixture
-def run(lora, tmp_path) -> Path:
-    """The same, whose exports are a test's own."""
-    return Path(shutil.copytree(lora, tmp_path / "run"))
-
-
-def exported(run, *given: str) -> tuple[Path, dict, str]:
-    result = made("export", f"RUN={run}", *given)
-    assert result.returncode == 0, result.stderr[-3000:]
-    folder = Path(result.stdout.split("Written: ")[1].split()[0])
-    return folder, json.loads((folder / "export.json").read_text()), result.stdout
-
-
-def left(run: Path) -> list[str]:
-    return [path.name for path in run.glob("exports/*")]
 
 
 def test_a_merged_adapter_answers_as_the_run_does(run):
@@ -103,8 +66,10 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(run):
     folder, first, _ = exported(run, "MERGE=1")
     assert exported(run, "MERGE=1")[1]["finished"] >= first["finished"]
     (folder / "notes.txt").write_text("mine")
+    (folder / "README.md").write_text("# A card of mine\n")
     result = made("export", f"RUN={run}", "MERGE=1")
-    assert result.returncode and "holds what no export has written (notes.txt)" in result.stderr
+    said = "holds what no export has written (README.md, notes.txt)"
+    assert result.returncode and said in result.stderr
     assert (folder / "notes.txt").is_file() and (folder / "model.safetensors").is_file()
 
 
@@ -136,9 +101,9 @@ def test_an_export_that_is_not_the_policy_is_refused_and_not_left(run, monkeypat
 def test_weights_that_are_lost_are_refused(run, monkeypatch):
     write = command.write
 
-    def harmed(run, policy, adapter, folder):
+    def harmed(run, policy, *rest):
         policy.model.norm.weight = None
-        write(run, policy, adapter, folder)
+        write(run, policy, *rest)
 
     monkeypatch.setattr(command, "write", harmed)
     with pytest.raises(Refusal, match=r"missing keys \['model.norm.weight'\]"):
@@ -188,7 +153,7 @@ needs_converter = pytest.mark.skipif(
 def test_a_gguf_file_is_the_policy(all_tokens, outtype):
     folder, about = command.export(used(str(all_tokens)), False, "", "", outtype)
     assert folder == all_tokens / f"exports/gguf-{outtype}"
-    assert about["files"] == [f"run-{outtype}.gguf"]
+    assert about["files"] == ["README.md", f"run-{outtype}.gguf"]
     off = about["checked"]["nats"]["export_from_policy"]["token"]
     assert (off < 1e-5) == (outtype == "f32") and off < 0.02
 

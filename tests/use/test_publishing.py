@@ -12,22 +12,10 @@ from dpo.reports import results
 from dpo.reports.model_card import card
 from dpo.use import push as pushing
 from support.ended import ended_run
-from support.hub import TOKEN, Hub
 
 NAME = "somebody/my-model"
 MODEL = {"chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"}
 MODEL |= {"tokenizer.json", "tokenizer_config.json"}
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with Hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
-    assert not hub.unknown
 
 
 @pytest.fixture

@@ -58,9 +58,13 @@ def test_the_server_is_what_is_installed(has, tmp_path, monkeypatch):
 
 def test_how_to_ask_it_is_python_and_json(tmp_path):
     folder = tmp_path / 'a "run"'
-    curl, empty, *python = serving.tried(folder, 8001).splitlines()
-    assert len(python) == 3 and not empty and compile("\n".join(python), "told", "exec")
-    assert json.loads(curl.split(" -d ")[1].strip("'"))["model"] == str(folder)
+    for chats in (True, False):
+        curl, empty, *python = serving.tried(folder, 8001, chats).splitlines()
+        assert len(python) == 3 and not empty and compile("\n".join(python), "told", "exec")
+        asked = json.loads(curl.split(" -d ")[1].strip("'"))
+        assert asked["model"] == str(folder) and ("messages" in asked) == chats
+        # In plain text past the chat template, where a run was trained so.
+        assert ("/v1/chat/completions " in curl) == ("client.chat." in python[1]) == chats
 
 
 def test_what_is_misspelt_is_answered_at_once():

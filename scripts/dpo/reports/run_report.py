@@ -13,6 +13,7 @@ from dpo.core.machine import commit, device_name, now, peak_memory_gb, versions
 from dpo.core.terminal import visible
 from dpo.data.quarantine import Linted, said_of_lengths
 from dpo.data.sources.load import Rows
+from dpo.models.chat_template import prompt_kind
 from dpo.recipe.arguments import resolved
 from dpo.recipe.parse import Recipe
 from dpo.reports.html import png, render
@@ -214,6 +215,7 @@ def about(
             "left_out": {split: linted.left_out for split, linted in data.items()},
             "lengths": {split: linted.lengths() for split, linted in data.items()},
             "notes": data["train"].notes,
+            "conversational": prompt_kind(data["train"].pairs.features) is list,
         },
         "global_batch": recipe.global_batch,
         "steps": trained.global_step,

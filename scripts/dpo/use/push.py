@@ -1,4 +1,5 @@
-"""A run's policy on the hub: what makes the model and its card, in a private repository."""
+"""A run's policy, or an export of it, on the hub: what makes the model and its card, in a private
+repository."""
 
 import shlex
 from pathlib import Path
@@ -15,6 +16,8 @@ from dpo.reports.model_card import card
 from dpo.reports.model_card.metadata import on_hub
 from dpo.runs import output_folder
 from dpo.runs.publish import check_can_send, why_not_sent
+from dpo.use import run
+from dpo.use.export import record
 
 MESSAGE = "A policy trained by DPO"
 # By name: a run's folder holds much that is nobody else's, and reports are .json too.
@@ -39,6 +42,7 @@ def push(
     private: bool = True,
     merged: bool = False,
     revision: str | None = None,
+    exported: Path | None = None,
 ) -> str:
     """Send the policy of the run in `folder` to the model `name` of the hub, which is made if it is
     not there, and return its address. What is there already, by its hash, is not sent again.
@@ -47,17 +51,22 @@ def push(
         private: make it private, and send nothing to one that is public.
         merged: of an adapter, the model that it makes of its base.
         revision: a branch, made if it is not there; None for the main one.
+        exported: the folder of an export of it, which is sent in its place, as it is.
 
     Raises:
         Refusal: it cannot be sent as it is, or the hub does not take it; the line has the command
             that goes on.
     """
     check_can_send(name, "model")
-    model = policy_in(folder, merged)
+    about, home = record.read(exported) if exported else {}, exported or folder
+    if exported:
+        check_base(exported, "make export MERGE=1")
+        files = [exported / each for each in about["files"] if each != card.CARD]
+    else:
+        files = sent_of(policy_in(folder, merged))
     report = results.read(folder / output_folder.REPORT)
-    text = (folder / card.CARD).read_bytes() if card.by_hand(folder) else b""
-    text = text or card.text(folder, report, name, merged).encode()
-    files = sent_of(model)
+    text = (home / card.CARD).read_bytes() if card.by_hand(home) else b""
+    text = text or card.text(folder, report, name, merged, about).encode()
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
@@ -75,8 +84,9 @@ def push(
         parts.append(CommitOperationAdd(card.CARD, text))
         done = api.create_commit(name, parts, commit_message=MESSAGE, revision=revision)
     except Exception as error:  # whatever an outage looks like, the policy is saved
-        again = f"make push RUN={shlex.quote(str(folder))} HUB={name}"
-        again += ' ARGS="--merged"' if merged else ""
+        again = f"make push RUN={shlex.quote(str(home))} HUB={name}"
+        flags = ["--merged"] * merged + ["--public"] * (not private)
+        again += f' ARGS="{" ".join(flags)}"' if flags else ""
         raise Refusal(f"push: not sent ({why_not_sent(error)}). This goes on: {again}") from error
     said = "Nothing new, it is there already" if done.oid == there.sha else "Sent"
     print(f"{said}: {address}")
@@ -96,13 +106,19 @@ def policy_in(folder: Path, merged: bool) -> Path:
                 "recipe says save_merged: false"
             )
         return folder / adapters.MERGED
+    check_base(folder, 'ARGS="--merged"')
+    return folder
+
+
+def check_base(folder: Path, instead: str) -> None:
+    """Raises Refusal if a folder holds an adapter of a model that nobody else has; `instead` sends
+    both as one."""
     adapter = adapters.config_of(str(folder))
     if adapter and not on_hub(str(adapter.base_model_name_or_path)):
         raise Refusal(
             f"push: {folder} holds an adapter of a model in a folder of this machine, which others "
-            'do not have: send both as one with ARGS="--merged"'
+            f"do not have: send both as one with {instead}"
         )
-    return folder
 
 
 def _sized(path: Path) -> str:
@@ -125,6 +141,29 @@ def stated(settings: dict[str, Any]) -> dict[str, Any]:
     """How a run says that it is to be sent: private unless it says otherwise, to which branch."""
     private = settings.get("hub_private_repo") is not False
     return {"private": private, "revision": settings.get("hub_revision")}
+
+
+def send(given: str, hub: str, *, merged: bool = False, public: bool = False) -> str:
+    """Send the policy of a run, by its folder or name, or an export of one, by its folder, and
+    return the name that it has on the hub.
+
+    Args:
+        hub: org/name; "" for the one that the run states.
+
+    Raises:
+        Refusal: there is no such run, it has not ended, or as `push`.
+    """
+    about = record.read(Path(given))
+    if about and merged:
+        raise Refusal(f"push: {given} is an export, and sent as it is: --merged goes with a run")
+    folder = run.there(about.get("run", given))
+    run.check_ended(folder)
+    settings = output_folder.settings_of(folder)
+    # The name that a run states is that of its own weights.
+    name, how = named({} if about else settings, hub), stated(settings)
+    how["private"] = how["private"] and not public
+    push(folder, name, merged=merged, exported=Path(given) if about else None, **how)
+    return name
 
 
 def at_the_end(folder: Path) -> None:

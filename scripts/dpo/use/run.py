@@ -6,6 +6,7 @@ from pathlib import Path
 from dpo.core.refusal import Refusal
 from dpo.evaluation.contestants import Contestant, policy_of, reference_of
 from dpo.recipe.parse import Recipe
+from dpo.reports import results
 from dpo.runs import output_folder
 
 
@@ -17,6 +18,13 @@ class Used:
     recipe: Recipe
     policy: Contestant
     reference: Contestant
+
+    @property
+    def conversational(self) -> bool:
+        """Whether it has trained on messages, which a chat template renders, and not on plain text.
+        Reports of older runs do not say: these are taken for messages."""
+        report = results.read(self.folder / output_folder.REPORT)
+        return bool(report.get("data", {}).get("conversational", True))
 
 
 def there(name: str) -> Path:

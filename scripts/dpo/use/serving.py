@@ -11,7 +11,7 @@ import torch
 
 from dpo.core.refusal import Refusal
 from dpo.models import adapters
-from dpo.use.export.command import EXPORTS
+from dpo.use.export.record import EXPORTS
 from dpo.use.run import Used
 
 HOST = "127.0.0.1"  # nobody else's: neither server asks who comes
@@ -65,15 +65,20 @@ def command(folder: Path, port: int, trusted: bool) -> list[str]:
     return [str(programs / "transformers"), "serve", str(folder), *at, *code]
 
 
-def tried(folder: Path, port: int) -> str:
-    """How to ask it: a line for a shell, and three of Python."""
-    url, asked = f"http://{HOST}:{port}/v1", [{"role": "user", "content": "Hello!"}]
-    body = json.dumps({"model": str(folder), "messages": asked, "max_tokens": 100})
-    curl = f"curl {url}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    model = json.dumps(str(folder))
+def tried(folder: Path, port: int, conversational: bool) -> str:
+    """How to ask it: a line for a shell, and three of Python. In plain text, past the chat
+    template, where it was not trained on messages."""
+    url, path, answer = f"http://{HOST}:{port}/v1", "completions", "text"
+    asked: dict[str, object] = {"model": str(folder), "prompt": "Hello!"}
+    if conversational:
+        asked = {"model": str(folder), "messages": [{"role": "user", "content": "Hello!"}]}
+        path, answer = "chat/completions", "message.content"
+    body = json.dumps({**asked, "max_tokens": 100})
+    curl = f"curl {url}/{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    given = ", ".join(f"{key}={json.dumps(value)}" for key, value in asked.items())
     python = [
         f'import openai; client = openai.OpenAI(base_url="{url}", api_key="none")',
-        f"said = client.chat.completions.create(model={model}, messages={json.dumps(asked)})",
-        "print(said.choices[0].message.content)",
+        f"said = client.{path.replace('/', '.')}.create({given})",
+        f"print(said.choices[0].{answer})",
     ]
     return "\n".join([curl, "", *python])

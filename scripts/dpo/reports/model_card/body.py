@@ -37,6 +37,7 @@ def body(
     asked: list[dict[str, Any]],
     name: str,
     adapter: bool,
+    exported: dict[str, Any],
 ) -> str:
     """The card without its front matter, in Markdown in which no text of others is markup.
 
@@ -46,12 +47,16 @@ def body(
         asked: the published suites that it was asked.
         name: that of the hub, or empty.
         adapter: the weights that the card lies beside are an adapter's.
+        exported: what these weights are, of an export; empty for the run's own.
     """
     title = title_of(folder, name)
+    conversational = report["data"].get("conversational", True)  # not in older runs' reports
+    chats = conversational and (folder / "chat_template.jinja").is_file()
     parts = [
         f"# {title if re.fullmatch('[a-zA-Z0-9.-]+', title) else code(title)}",
         _summary(report, settings, adapter),
-        "## Use\n\n" + _use(folder, name, settings, adapter),
+        *([_these_weights(exported)] if exported else []),
+        "## Use\n\n" + _use(name, settings, adapter, chats, exported),
         "## Evaluation\n\n" + _measured(report, found, asked),
         "## Limits\n\n" + _limits(report),
         "## Training\n\n" + _training(folder, report, settings),
@@ -82,17 +87,47 @@ def _summary(report: dict[str, Any], settings: dict[str, Any], adapter: bool) ->
     )
 
 
-def _use(folder: Path, name: str, settings: dict[str, Any], adapter: bool) -> str:
+def _these_weights(exported: dict[str, Any]) -> str:
+    """What an export makes of the run's weights, and how near it is."""
+    dtype, nats = code(exported["dtype"]), exported["checked"]["nats"]
+    of = {
+        "full": "all weights",
+        "adapter": "the adapter as it was trained",
+        "merged": "the adapter added to its base",
+        "gguf": "all weights, as one GGUF file",
+    }[exported["kind"]]
+    how = f"{of}, {dtype}"
+    if bits := exported["bits"]:
+        how += (
+            f" ({bits} bits a weight in linear layers but the head, by bitsandbytes; bfloat16 else)"
+        )
+    off, moved = (nats[key]["answer"] for key in ("export_from_policy", "policy_from_reference"))
+    return (
+        f"These weights: {how}. On {exported['checked']['answers']} answers of the data they are "
+        f"{nats['export_from_policy']['token']:.2g} nats a token from the policy as it was "
+        f"trained; {off:.2g} an answer, where training moved it by {moved:.2g}. What is measured "
+        "below is of the policy as it was trained."
+    )
+
+
+def _use(
+    name: str, settings: dict[str, Any], adapter: bool, chats: bool, exported: dict[str, Any]
+) -> str:
+    if exported.get("kind") == "gguf":
+        return (
+            f"With llama.cpp, once the file is here:\n\n{fenced('llama-server -m *.gguf', 'bash')}"
+        )
     trusted = ", trust_remote_code=True" if settings.get("trust_remote_code") else ""
     place = name or "."
     first = "" if name else "From within this folder"
-    needs = "With transformers" + (" and peft" if adapter else "")
+    beside = "peft" if adapter else "bitsandbytes" if exported.get("bits") else ""
+    needs = "With transformers" + (f" and {beside}" if beside else "")
     chat = (
         'chat = [{"role": "user", "content": "How was the food?"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
         '    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)'
     )
-    if not (folder / "chat_template.jinja").is_file():
+    if not chats:
         chat = 'inputs = tokenizer("How was the food?", return_tensors="pt")'
     python = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -42,15 +42,24 @@ def by_hand(folder: Path) -> bool:
     return seal[1] != _digest(written[: seal.start()])
 
 
-def text(folder: Path, report: dict[str, Any], name: str = "", merged: bool = False) -> str:
+def text(
+    folder: Path,
+    report: dict[str, Any],
+    name: str = "",
+    merged: bool = False,
+    exported: dict[str, Any] | None = None,
+) -> str:
     """The card of the policy in `folder`, under the `name` that it has on the hub, if it has one;
-    `merged`: of the model that its adapter and its base make."""
+    `merged`: of the model that its adapter and its base make; `exported`: of an export of it, as
+    export.json says it."""
     settings = output_folder.settings_of(folder)
     settings.pop("recipe", None)
+    exported = exported or {}
     adapter = (folder / ADAPTER_CONFIG).is_file() and not merged
-    found, asked = [*evaluations(folder)], [*suites(folder)]
-    front = front_matter(report, settings, found, asked, title_of(folder, name), adapter)
-    said = body(folder, report, settings, found, asked, name, adapter)
+    adapter = adapter and exported.get("kind", "adapter") == "adapter"
+    found, asked, title = [*evaluations(folder)], [*suites(folder)], title_of(folder, name)
+    front = front_matter(report, settings, found, asked, title, adapter, exported, name)
+    said = body(folder, report, settings, found, asked, name, adapter, exported)
     whole = f"---\n{front.to_yaml()}\n---\n\n{said}"
     return f"{whole}\n<!-- {_digest(whole)}: {SEALED} -->\n"
 

@@ -23,24 +23,45 @@ def front_matter(
     asked: list[dict],
     title: str,
     adapter: bool,
+    exported: dict[str, Any],
+    name: str,
 ) -> ModelCardData:
     """What the hub reads: base model, data and licence where they are known, and the results: of
-    the run, of what was `found` of it since, and of published suites that were `asked`."""
-    base = base_of(report["model"])
+    the run, of what was `found` of it since, and of published suites that were `asked`.
+
+    Args:
+        exported: what an export is that the card is of; empty for the run's own weights.
+        name: that of the hub, or empty.
+    """
     about: dict[str, Any] = dict(licence_of_base(report["model"]))
-    if base:
-        about["base_model"] = base
+    about |= descent(report["model"], settings, adapter, exported, name)
     if data := [each for each in data_of(settings) if on_hub(each)]:
         about["datasets"] = data
     each_of = (*map(_results, [report, *found]), *map(_published, asked))
     if reached := [*chain(*each_of)]:
         about |= {"model_name": shown(title), "eval_results": reached}
-    return ModelCardData(
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=["dpo", "trl", "preference-optimization"],
-        **about,
-    )
+    tags = ["dpo", "trl", "preference-optimization"]
+    if bits := exported.get("bits"):
+        tags += ["bitsandbytes", f"{bits}-bit"]
+    if exported.get("kind") == "gguf":
+        tags.append("gguf")  # no library's: several read it
+    else:
+        about["library_name"] = "peft" if adapter else "transformers"
+    return ModelCardData(pipeline_tag="text-generation", tags=tags, **about)
+
+
+def descent(
+    model: str, settings: dict[str, Any], adapter: bool, exported: dict[str, Any], name: str
+) -> dict[str, str]:
+    """Which model of the hub it comes from, and how, as `base_model_relation` has it. A quantised
+    export is no quantised base: it is one of the run's own weights, where the run sends those."""
+    whole = settings.get("hub_model_id") if settings.get("push_to_hub") else None
+    quantised = exported.get("bits") or exported.get("kind") == "gguf"
+    if whole and quantised and whole != name:
+        return {"base_model": whole, "base_model_relation": "quantized"}
+    base = base_of(model)
+    relation = "adapter" if adapter else "finetune"
+    return {"base_model": base, "base_model_relation": relation} if base else {}
 
 
 def on_hub(name: str) -> bool:

@@ -25,11 +25,13 @@ from dpo.core.stats import NATS_PER_TOKEN
 from dpo.evaluation.measure import SEED, TEMPERATURE
 from dpo.models import sampling
 from dpo.models.sampling import Prompt
+from dpo.use.export import quantised
 
 PAIRS = 32  # whose answers are scored
 PROMPTS = 8  # that are answered
 MAX_NEW_TOKENS = 128
 SHARE = 0.5  # of the way from reference to policy that an export may be off the policy
+KEPT = ("export_from_policy", "policy_from_reference")  # off by, and the way that training went
 
 Row = tuple[list[int], list[int]]  # prompt ids, completion ids
 
@@ -39,8 +41,9 @@ class Expected:
     """What the run's policy makes of some pairs and prompts.
 
     `policy`, `rounded` and `reference` are log-probabilities in nats, as `token_logps` gives them:
-    of the policy, of the same with its weights rounded to the export's dtype in memory, and of its
-    reference. `ended` counts the prompts whose sampled answer the policy ends by itself.
+    of the policy, of the same with its weights rounded in memory as the export's are, and of its
+    reference. `rows` are all chosen answers, then all rejected ones. `ended` counts the prompts
+    whose sampled answer the policy ends by itself.
     """
 
     rows: list[Row]
@@ -74,6 +77,48 @@ def apart(first: list[np.ndarray], second: list[np.ndarray]) -> dict[str, float]
     tokens = np.abs(np.concatenate(each))
     answer = np.abs([difference.sum() for difference in each]).mean()
     return {"token": tokens.mean(), "token_max": tokens.max(), "answer": float(answer)}
+
+
+def of_pairs(expected: Expected, exported: list[np.ndarray]) -> dict[str, Any]:
+    """What an export keeps of what the policy prefers: how many pairs there are and how many both
+    rank alike; and of the margin between a pair's answers (of the implicit reward over β, in nats,
+    in the mean) how far training has moved it, and how far the export is from that."""
+
+    def margins(logps: list[np.ndarray]) -> np.ndarray:
+        both = zip(logps, expected.reference, strict=True)
+        chosen, rejected = np.array([(mine - other).sum() for mine, other in both]).reshape(2, -1)
+        return chosen - rejected
+
+    policy, export = margins(expected.policy), margins(exported)
+    return {
+        "count": len(policy),
+        "ranked_alike": int((np.sign(policy) == np.sign(export)).sum()),
+        "policy_from_reference": float(np.abs(policy).mean()),
+        "export_from_policy": float(np.abs(export - policy).mean()),
+    }
+
+
+def check_kept(dtype: str, found: dict[str, Any], lossy: bool) -> None:
+    """See that rounding has left what was learned: log-probabilities of answers are nearer to the
+    policy than SHARE of the way that training has moved them. Quantised weights lose more: the
+    margins between the answers of a pair, which DPO trains, are off by less than all of that way.
+
+    Args:
+        found: what `check` has.
+
+    Raises:
+        Refusal: they are not.
+    """
+    off, learned = (found["nats"][name]["answer"] for name in KEPT)
+    share, what = SHARE, "the log-probability of an answer"
+    if lossy:
+        off, learned = (found["pairs"][name] for name in KEPT)
+        share, what = 1.0, "the margin between the answers of a pair"
+    if off > share * learned:
+        raise Refusal(
+            f"{dtype} rounds away what was learned: it moves {what} by {off:.2g} nats, training by "
+            f"{learned:.2g}. Take one of more bits"
+        )
 
 
 def load(folder: Path, adapter: bool, **how: Any) -> PreTrainedModel:
@@ -133,18 +178,20 @@ def check(
     expected: Expected,
     dtype: str,
     bound: float,
+    lossy: bool = False,
 ) -> dict[str, Any]:
     """Hold an export, as `load` gave it, against the policy of its run.
 
     Three differences of log-probabilities are told apart. Between the export and the policy with
     its weights rounded in memory there may be no more than the order of sums makes
     (NATS_PER_TOKEN): both have the same weights. What the rounding itself costs is measured on
-    the policy, before anything is written. And where training has moved the policy, the export
-    must be nearer to it than SHARE of the way to the reference.
+    the policy. And where training has moved the policy, the export must have kept what was learned
+    (`check_kept`).
 
     Args:
         dtype: what the export's weights are called.
         bound: nats a token, in the mean, that it may be off the rounded policy.
+        lossy: it is quantised: fewer bits a weight than any dtype has.
 
     Returns what was found, for export.json.
 
@@ -159,44 +206,43 @@ def check(
     if stated != expected.ends:
         wrong(f"its answers end at {stated}, and the policy's at {expected.ends}")
     exported = token_logps(model, expected.rows, "the export")
-    differ = {
-        "export_from_policy": apart(exported, expected.policy),
-        "export_from_rounded_policy": apart(exported, expected.rounded),
-        "rounded_policy_from_policy": apart(expected.rounded, expected.policy),
-        "policy_from_reference": apart(expected.policy, expected.reference),
-    }
-    if not np.isfinite(np.concatenate(exported)).all():
-        raise Refusal(f"{dtype} cannot hold the numbers of this model: give DTYPE=bfloat16")
-    if (off := differ["export_from_rounded_policy"]["token"]) > bound:
-        wrong(f"log-probabilities of tokens differ by {off:.2g} nats, where {bound:g} is rounding")
-    lost, moved = differ["export_from_policy"]["answer"], differ["policy_from_reference"]
-    if moved["token"] > NATS_PER_TOKEN[expected.dtype] and lost > SHARE * moved["answer"]:
-        raise Refusal(
-            f"{dtype} rounds away what was learned: it moves the log-probability of an answer by "
-            f"{lost:.2g} nats, training by {moved['answer']:.2g}. Take one of more bits"
-        )
-    ends = ended(model, tokenizer, expected.prompt_ids, expected.ends)
-    if expected.ended and not ends:
-        wrong(f"none of {len(ids)} sampled answers ends, of the policy's {expected.ended}")
-    return {
+    found: dict[str, Any] = {
         "answers": len(expected.rows),
         "tokens": int(sum(map(len, exported))),
         "bound_per_token": bound,
-        "nats": differ,
-        "prompts": len(ids),
-        "ended": {"export": ends, "policy": expected.ended, "max_new_tokens": MAX_NEW_TOKENS},
+        "nats": {
+            "export_from_policy": apart(exported, expected.policy),
+            "export_from_rounded_policy": apart(exported, expected.rounded),
+            "rounded_policy_from_policy": apart(expected.rounded, expected.policy),
+            "policy_from_reference": apart(expected.policy, expected.reference),
+        },
+        "pairs": of_pairs(expected, exported),
     }
+    if not np.isfinite(np.concatenate(exported)).all():
+        raise Refusal(f"{dtype} cannot hold the numbers of this model: give DTYPE=bfloat16")
+    if (off := found["nats"]["export_from_rounded_policy"]["token"]) > bound:
+        wrong(f"log-probabilities of tokens differ by {off:.2g} nats, where {bound:g} is rounding")
+    if found["nats"]["policy_from_reference"]["token"] > NATS_PER_TOKEN[expected.dtype]:
+        check_kept(dtype, found, lossy)
+    ends = ended(model, tokenizer, expected.prompt_ids, expected.ends)
+    if expected.ended and not ends:
+        wrong(f"none of {len(ids)} sampled answers ends, of the policy's {expected.ended}")
+    found["prompts"] = len(ids)
+    found["ended"] = {"export": ends, "policy": expected.ended, "max_new_tokens": MAX_NEW_TOKENS}
+    return found
 
 
 def of_folder(
-    folder: Path, adapter: bool, trusted: bool, expected: Expected, **how: Any
+    folder: Path, adapter: bool, trusted: bool, expected: Expected, quant: str, **how: Any
 ) -> dict[str, Any]:
     """`check` of what a folder holds; `how` it is loaded."""
     code = {"trust_remote_code": trusted}
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **code)
     model = load(folder, adapter, **how, **code)
     dtype, bound = str(model.dtype).removeprefix("torch."), NATS_PER_TOKEN[model.dtype]
-    return check(model, tokenizer, expected, dtype, bound)
+    if quant:
+        dtype, bound = quant, quantised.BOUND
+    return check(model, tokenizer, expected, dtype, bound, bool(quant))
 
 
 def expected_of(
@@ -205,9 +251,11 @@ def expected_of(
     rows: list[Row],
     prompts: list[Prompt],
     dtype: torch.dtype,
+    quant: str,
 ) -> Expected:
     """What a policy gives, before and after its weights are rounded to `dtype`, in place; the
-    reference is scored when it has left the memory."""
+    reference is scored when it has left the memory, and of a quantised export what is rounded when
+    that is written."""
     ids = [sampling.prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     ends = listed(policy.generation_config.eos_token_id)
     own, logps = policy.dtype, token_logps(policy, rows, "the policy")
@@ -215,5 +263,6 @@ def expected_of(
     # Not the buffers: what RoPE turns by stays in float32 where weights are less.
     for parameter in policy.parameters():
         parameter.data = parameter.data.to(dtype)
-    rounded = logps if own == dtype else token_logps(policy, rows, "the policy, rounded")
+    same = own == dtype or quant
+    rounded = logps if same else token_logps(policy, rows, "the policy, rounded")
     return Expected(rows, prompts, ids, ends, count, logps, rounded, [], own)

@@ -17,7 +17,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER_CONFIG
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME as ADAPTER_WEIGHTS
 
 from dpo.core import files
-from dpo.core.machine import measuring_device, now, versions
+from dpo.core.machine import measuring_device
 from dpo.core.refusal import Refusal
 from dpo.data import dataset, schema
 from dpo.data.sources.load import load_rows
@@ -25,11 +25,11 @@ from dpo.evaluation import prompts
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading, model_files
 from dpo.recipe.parse import Recipe
+from dpo.reports import results
+from dpo.reports.model_card import card
 from dpo.runs import output_folder
-from dpo.use.export import check, gguf_file
+from dpo.use.export import check, gguf_file, quantised, record
 from dpo.use.run import Used
-
-EXPORTS, ABOUT = "exports", "export.json"  # of a run; in each of them
 
 
 def pairs_of(recipe: Recipe) -> Dataset:
@@ -42,11 +42,12 @@ def pairs_of(recipe: Recipe) -> Dataset:
     return Dataset.from_list([*islice(found, check.PAIRS)], features=found.features)
 
 
-def check_reachable(run: Used) -> None:
+def check_reachable(run: Used, merge: bool) -> None:
     """See that what an export is checked with is there before anything heavy is read.
 
     Raises:
-        Refusal: the base of an adapter, or the reference, is gone.
+        Refusal: the base of an adapter, or the reference, is gone; or `merge`, and the base is
+            quantised as it lies there.
     """
     named = [(run.reference.path, run.reference.revision)]
     if adapter := adapters.config_of(str(run.folder)):
@@ -56,15 +57,21 @@ def check_reachable(run: Used) -> None:
         if adapter := adapters.config_of(name, revision):
             name, revision = adapter.base_model_name_or_path, adapter.revision
             output_folder.check_there(name)
-        model_files.config_of(name, revision, trust_remote_code=run.policy.trusted)
+        config = model_files.config_of(name, revision, trust_remote_code=run.policy.trusted)
+        if merge and getattr(config, "quantization_config", None):
+            raise Refusal(
+                f"{name} is quantised, and an adapter merged with it would be rounded to its few "
+                "bits: export the adapter alone, without MERGE=, QUANT= or GGUF="
+            )
 
 
 def check_free(folder: Path) -> None:
     """Raises Refusal if a folder holds anything but an export, whose place another may take."""
     if folder.is_dir() and (there := {path.name for path in folder.iterdir()}):
-        about = folder / ABOUT
-        ours = model_files.read_json(about).get("files", []) if about.is_file() else []
-        if other := sorted(there - {*ours, ABOUT}):
+        ours = {*record.read(folder).get("files", []), record.RECORD}
+        if card.by_hand(folder):
+            ours -= {card.CARD}
+        if other := sorted(there - ours):
             raise Refusal(
                 f"{folder} holds what no export has written ({loading.some(other)}): give another "
                 "TO=, or move it"
@@ -92,23 +99,25 @@ def beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def write(run: Used, policy: PreTrainedModel, adapter: bool, folder: Path) -> None:
+def write(run: Used, policy: PreTrainedModel, adapter: bool, folder: Path, quant: str) -> None:
     """Weights, tokenizer and generation config. An adapter is copied as it was trained."""
-    if adapter:
+    trusted = run.policy.trusted
+    if quant:
+        quantised.write(policy, quant, folder, trusted)
+    elif adapter:
         shutil.copy(run.folder / ADAPTER_CONFIG, folder)
         tensors = load_file(run.folder / ADAPTER_WEIGHTS)
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         policy.generation_config.save_pretrained(folder)
     else:
         policy.save_pretrained(folder)
-    trusted = run.policy.trusted
     model_files.tokenizer_of(run.policy.path, run.policy.revision, trusted).save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
         files.follow_umask(weights)
 
 
 def export(
-    run: Used, merge: bool, dtype: str, to: str, gguf: str = ""
+    run: Used, merge: bool, dtype: str, to: str, gguf: str = "", quant: str = ""
 ) -> tuple[Path, dict[str, Any]]:
     """Export the policy of a run: all of its weights, or the adapter that was trained, unless
     `merge` adds it to its base. Returns the folder, and what export.json says.
@@ -117,31 +126,35 @@ def export(
         dtype: of the weights; "" for that of the run's.
         to: the folder; "" for one in the run's own.
         gguf: one of gguf_file.OUTTYPES: a file of that, an adapter merged; "" for safetensors.
+        quant: one of quantised.BITS: linear layers of that, an adapter merged; "" for whole ones.
 
     Raises:
         Refusal: something that is needed is gone, the folder is taken or cannot be written, or the
             export fails a check (check.py).
     """
     lora = adapters.config_of(str(run.folder))
-    adapter = bool(lora) and not merge and not gguf
+    adapter = bool(lora) and not (merge or gguf or quant)
     if adapter and dtype:
         raise Refusal("an adapter is exported as it was trained: DTYPE= goes with MERGE=1")
     if gguf:
         gguf_file.check_installed()
-    check_reachable(run)
+    check_reachable(run, merge=bool(lora) and not adapter)
     if to:
         check_free(Path(to))
     pairs, device = pairs_of(run.recipe), measuring_device()
     who = replace(run.policy, path=str(run.folder)) if adapter else run.policy
     policy = who.load(device)
-    given = getattr(torch, dtype) if dtype else policy.dtype
+    given = quantised.DTYPE if quant else getattr(torch, dtype) if dtype else policy.dtype
     kind = "gguf" if gguf else "adapter" if adapter else "merged" if lora else "full"
-    about = described(run, kind, gguf or str(given).removeprefix("torch."))
-    folder = Path(to) if to else run.folder / EXPORTS / f"{kind}-{about['dtype']}"
+    about = record.of(run, kind, gguf or quant or str(given).removeprefix("torch."))
+    folder = Path(to) if to else run.folder / record.EXPORTS / f"{kind}-{about['dtype']}"
     check_free(folder)
-    expected = expected_of(who, policy, pairs, given)
+    expected = expected_of(who, policy, pairs, given, quant)
     with beside(folder) as part, files.written_to(folder, ""):
-        write(run, policy, adapter, part)
+        write(run, policy, adapter, part, quant)
+        if quant:
+            quantised.round_in_place(policy, quant)
+            expected.rounded = check.token_logps(policy, expected.rows, "the policy, rounded")
         del policy
         clear_device_cache(garbage_collection=True)
         reference = run.reference.load(device)
@@ -153,25 +166,12 @@ def export(
         else:
             how: dict[str, Any] = {"dtype": expected.dtype} if adapter else {}
             how |= {"device_map": loading.device_map(device, who.weight_bytes)}
-            about["checked"] = check.of_folder(part, adapter, who.trusted, expected, **how)
+            about["checked"] = check.of_folder(part, adapter, who.trusted, expected, quant, **how)
+        report = results.read(run.folder / output_folder.REPORT)
+        files.write_whole(part / card.CARD, card.text(run.folder, report, exported=about))
         about["files"] = sorted(path.name for path in part.iterdir())
-        files.write_json(part / ABOUT, about)
+        files.write_json(part / record.RECORD, about)
     return folder, about
-
-
-def described(run: Used, kind: str, dtype: str) -> dict[str, Any]:
-    """What an export is, as export.json says it."""
-    lora, model = adapters.config_of(str(run.folder)), run.recipe.model
-    return {
-        "run": str(run.folder),
-        "recipe": run.recipe.name,
-        "kind": kind,
-        "dtype": dtype,
-        "base": lora.base_model_name_or_path if lora else None,
-        "base_was_quantised": model.load_in_4bit or model.load_in_8bit,
-        "finished": now(),
-        "versions": versions(),
-    }
 
 
 def as_gguf(folder: Path, outtype: str, name: str, expected: check.Expected) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def as_gguf(folder: Path, outtype: str, name: str, expected: check.Expected) -> 
 
 
 def expected_of(
-    who: Contestant, policy: PreTrainedModel, pairs: Dataset, dtype: torch.dtype
+    who: Contestant, policy: PreTrainedModel, pairs: Dataset, dtype: torch.dtype, quant: str
 ) -> check.Expected:
     """What the policy makes of pairs, and of their prompts; from here on it has weights of `dtype`,
     and its generation config the ends that it has learned."""
@@ -195,4 +195,4 @@ def expected_of(
     asked = prompts.each_once(prompts.of_pairs(pairs), check.PROMPTS)
     tokenizer, kind = who.tokenizer(), chat_template.prompt_kind(pairs.features)
     chat_template.remember_end_tokens(policy, tokenizer, kind)
-    return check.expected_of(policy, tokenizer, rows, asked, dtype)
+    return check.expected_of(policy, tokenizer, rows, asked, dtype, quant)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from dpo.use.export.check import SHARE
+
 LOAD = {
     "adapter": 'AutoPeftModelForCausalLM.from_pretrained("{}")',
     "gguf": "llama-server -m {}/*.gguf",
@@ -10,7 +12,7 @@ LOAD = {
 
 
 def say(folder: Path, about: dict[str, Any]) -> None:
-    """Print what was checked, written, and what to do next."""
+    """Print what was checked and written."""
     found, nats, ended = (about["checked"][key] for key in ("answers", "nats", "ended"))
     off, rounding = nats["export_from_policy"], nats["rounded_policy_from_policy"]
     moved = nats["policy_from_reference"]["answer"]
@@ -19,6 +21,8 @@ def say(folder: Path, about: dict[str, Any]) -> None:
         f"which rounding to {about['dtype']} makes {rounding['token']:.2g}; an answer "
         f"{off['answer']:.2g}, where training moved it by {moved:.2g}"
     )
+    if about["bits"]:
+        say_of_pairs(about)
     prompts, most = about["checked"]["prompts"], ended["max_new_tokens"]
     print(
         f"Checked on {prompts} prompts: the same tokens; {ended['export']} sampled answers end "
@@ -30,5 +34,27 @@ def say(folder: Path, about: dict[str, Any]) -> None:
     print(f"Written: {folder} ({about['kind']}, {about['dtype']}, {size:,.1f} MB)")
     if about["kind"] == "adapter":
         print(f"It needs its base, {about['base']}; MERGE=1 adds it to that")
+    if about["bits"]:
+        print("Whoever loads it needs bitsandbytes beside transformers")
+
+
+def say_of_pairs(about: dict[str, Any]) -> None:
+    """Print what quantising has left of the policy's preferences, and warn where it is little."""
+    pairs = about["checked"]["pairs"]
+    off, moved = pairs["export_from_policy"], pairs["policy_from_reference"]
+    print(
+        f"Checked on {pairs['count']} pairs: {pairs['ranked_alike']} are ranked as by the policy; "
+        f"the margin of a pair is off by {off:.2g} nats, where training moved it by {moved:.2g}"
+    )
+    if off > SHARE * moved:
+        more = {4: "QUANT=int8 or DTYPE=bfloat16", 8: "DTYPE=bfloat16"}[about["bits"]]
+        print(
+            f"WARNING: quantising to {about['dtype']} undoes much of what was learned, by these "
+            f"margins: see how it answers before others do, or take {more}"
+        )
+
+
+def following(folder: Path, about: dict[str, Any]) -> str:
+    """What to do with an export."""
     load = LOAD.get(about["kind"], 'AutoModelForCausalLM.from_pretrained("{}")').format(folder)
-    print(f"Next: {load}, or make chat RUN={about['run']}")
+    return f"{load}, or make chat RUN={about['run']}"

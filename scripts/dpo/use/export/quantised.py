@@ -1,0 +1,59 @@
+"""An export whose linear layers have 8 or 4 bits a weight, by bitsandbytes: in safetensors that
+plain transformers reads, on a CPU and on a GPU, without data to calibrate on."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from bitsandbytes import functional
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+DTYPE = torch.bfloat16  # of all other weights, and of what is computed
+# What may lie between an export and plain matrix products of weights that are rounded alike, in
+# nats a token in the mean: kernels sum in another order, and those of int8 round activations too.
+BOUND = 0.1
+
+
+def config_of(quant: str) -> BitsAndBytesConfig:
+    """LLM.int8() (arXiv 2208.07339); or NF4, its scales quantised too, as QLoRA has it (arXiv
+    2305.14314)."""
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPE,
+    )
+
+
+def write(policy: PreTrainedModel, quant: str, folder: Path, trusted: bool) -> None:
+    """Write a policy's weights, quantised by transformers as it reads them from a folder within."""
+    whole = folder / "whole"
+    policy.save_pretrained(whole)
+    how = {"dtype": DTYPE, "trust_remote_code": trusted}
+    model = AutoModelForCausalLM.from_pretrained(whole, quantization_config=config_of(quant), **how)
+    model.save_pretrained(folder)
+    shutil.rmtree(whole)
+
+
+def rounded(weight: torch.Tensor, quant: str) -> torch.Tensor:
+    """A linear layer's weights, shape (out, in), as they are once quantised, in their dtype."""
+    if quant == "int8":
+        whole, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        return functional.int8_vectorwise_dequant(whole, scales).to(weight.dtype)
+    packed = functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    return functional.dequantize_4bit(*packed).to(weight.dtype)
+
+
+def round_in_place(policy: PreTrainedModel, quant: str) -> None:
+    """Round the weights that transformers quantises: of all linear layers but the head."""
+    kept = get_keys_to_not_convert(policy)
+    for name, module in policy.named_modules():
+        if type(module) in (torch.nn.Linear, Conv1D) and should_convert_module(name, kept):
+            weight, turned = module.weight.data, isinstance(module, Conv1D)
+            found = rounded(weight.T.contiguous() if turned else weight, quant)
+            module.weight.data = found.T.contiguous() if turned else found

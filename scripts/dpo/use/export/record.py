@@ -1,0 +1,33 @@
+"""export.json, which lies in every export: what it is, of which run, and what it was checked by."""
+
+from pathlib import Path
+from typing import Any
+
+from dpo.core.machine import now, versions
+from dpo.models import adapters, model_files
+from dpo.use.run import Used
+
+EXPORTS, RECORD = "exports", "export.json"  # of a run; in each of them
+BITS = {"int8": 8, "nf4": 4}  # of a weight in a linear layer that is quantised
+
+
+def of(run: Used, kind: str, dtype: str) -> dict[str, Any]:
+    """What an export is; `kind` is full, adapter, merged or gguf."""
+    lora, model = adapters.config_of(str(run.folder)), run.recipe.model
+    return {
+        "run": str(run.folder),
+        "recipe": run.recipe.name,
+        "kind": kind,
+        "dtype": dtype,
+        "bits": BITS.get(dtype),
+        "base": lora.base_model_name_or_path if lora else None,
+        "base_was_quantised": model.load_in_4bit or model.load_in_8bit,
+        "finished": now(),
+        "versions": versions(),
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What the export in a folder says of itself; empty where there is none."""
+    path = folder / RECORD
+    return model_files.read_json(path) if path.is_file() else {}
