@@ -4,22 +4,29 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from support.commands import run_flags
 from support.exports import ADDED
 from support.hub import TOKEN, Hub
+from support.tiny import make_chatty
 
 
 @pytest.fixture(scope="session")
-def lora(launched, chatty_model, tiny_data, tmp_path_factory) -> Path:
-    """A run that trained an adapter on a model that ends its answers and has a token of its own."""
+def lora(launched, tiny_model, tiny_data, tmp_path_factory) -> Path:
+    """A run that trained an adapter on a model that ends its answers and has a token of its own;
+    wide enough for 4 bits."""
     home = tmp_path_factory.mktemp("lora")
     base = home / "base"
-    tokenizer = AutoTokenizer.from_pretrained(chatty_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.update({"hidden_size": 64, "intermediate_size": 128, "head_dim": 16})
+    set_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    make_chatty(model, tokenizer)
     tokenizer.add_tokens([ADDED])
-    model = AutoModelForCausalLM.from_pretrained(chatty_model)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)

@@ -144,6 +144,8 @@ def export(
     pairs, device = pairs_of(run.recipe), measuring_device()
     who = replace(run.policy, path=str(run.folder)) if adapter else run.policy
     policy = who.load(device)
+    if quant:
+        quantised.check_shapes(policy, quant)
     given = quantised.DTYPE if quant else getattr(torch, dtype) if dtype else policy.dtype
     kind = "gguf" if gguf else "adapter" if adapter else "merged" if lora else "full"
     about = record.of(run, kind, gguf or quant or str(given).removeprefix("torch."))
