@@ -1,6 +1,7 @@
 """make export QUANT=: the policy in few bits, as plain transformers reads it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,11 @@ from support.commands import at_once
 from support.exports import exported, left
 
 LAYERS = {"nf4": Linear4bit, "int8": Linear8bitLt}
+
+
+@pytest.fixture
+def run(wide_run) -> Path:
+    return wide_run
 
 
 @pytest.mark.parametrize("quant", LAYERS)
