@@ -29,7 +29,7 @@ from transformers import (
 from support.commands import launch, make, run_flags
 from support.launched import Launched
 from support.stock import stock_head
-from support.tiny import few_tokens, pair
+from support.tiny import few_tokens, make_chatty, pair
 from support.wandb_server import Fault, Server
 
 
@@ -94,16 +94,7 @@ def chatty_model(tiny_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "chatty"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    model.config.tie_word_embeddings = False
-    head = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    texts = tokenizer.batch_decode([[token] for token in range(len(head))])
-    sayable = torch.tensor([text.isprintable() and text.isascii() for text in texts])
-    with torch.no_grad():
-        # The same for all, whatever was said: a head without a bias tells it apart by the latter.
-        model.get_input_embeddings().weight[:, 0] = 20
-        head[:, 0] = torch.where(sayable, 0, -5)
-        head[tokenizer.convert_tokens_to_ids("<|im_end|>"), 0] = 0.9
-    model.lm_head.weight = head
+    make_chatty(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -72,7 +72,9 @@ def test_a_run_on_plain_text_is_asked_in_it(launched, tiny_model, tmp_path):
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = launched(*run_flags(tiny_model, data, run), "--report_to=none")
     assert result.returncode == 0, result.stderr[-3000:]
-    given = command(run, "--only", "policy", "--json", "--temperature", "0", "--max_new_tokens", "8")
+    given = command(
+        run, "--only", "policy", "--json", "--temperature", "0", "--max_new_tokens", "8"
+    )
     how = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 2 * PATIENCE}
     done = subprocess.run(given, input=f"{prompt}\n", **how)
     assert done.returncode == 0, done.stderr[-3000:]

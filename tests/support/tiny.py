@@ -81,6 +81,20 @@ def few_tokens(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def make_chatty(model: Any, tokenizer: Any) -> None:
+    """Have a random model end an answer after a dozen tokens or so, and say nothing that is no
+    text, whatever was said: a head without a bias tells it apart by the first number."""
+    model.config.tie_word_embeddings = False
+    head = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    texts = tokenizer.batch_decode([[token] for token in range(len(head))])
+    sayable = torch.tensor([text.isprintable() and text.isascii() for text in texts])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 20
+        head[:, 0] = torch.where(sayable, 0, -5)
+        head[tokenizer.convert_tokens_to_ids("<|im_end|>"), 0] = 0.9
+    model.lm_head.weight = head
+
+
 def random_model(name: str, seed: int = 0) -> PreTrainedModel:
     set_seed(seed)
     return AutoModelForCausalLM.from_config(ARCHITECTURES[name](), attn_implementation="sdpa")

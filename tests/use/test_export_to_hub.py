@@ -1,6 +1,7 @@
 """make export HUB=: what passes its checks is sent, exactly that, and once."""
 
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -15,6 +16,11 @@ from dpo.use.export import check
 NAME = "somebody/my-model"
 SENT = {"README.md", "chat_template.jinja", "config.json", "generation_config.json"}
 SENT |= {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture
+def run(wide_run) -> Path:
+    return wide_run
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ from typing import Any
 # Calls of one library by another that the next version will have otherwise.
 OF_VERSIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
 # Loggers, and how what they need not say begins: bitsandbytes would have a faster kernel for 4-bit
-# weights on a CPU, one that gives no gradient; DeepSpeed is imported by others, on a CPU too; a
-# head that is the embedding is in no checkpoint; long rows are tokenised to be counted, and then
-# cut; the ends of a turn are set on purpose (chat_template.py); and where a model cannot be counted
-# without data, the plan says so.
+# weights on a CPU, one that gives no gradient, and says at every product of 8 bits that it rounds;
+# DeepSpeed is imported by others, on a CPU too; a head that is the embedding is in no checkpoint;
+# long rows are tokenised to be counted, and then cut; the ends of a turn are set on purpose
+# (chat_template.py); and where a model cannot be counted without data, the plan says so.
 LOGGED = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast from",
     "torch._subclasses.fake_tensor": "failed while attempting to run meta for",
     "DeepSpeed": "Setting accelerator to CPU",
     "transformers.trainer": "There were missing keys in the checkpoint model loaded: "

@@ -42,26 +42,28 @@ def pairs_of(recipe: Recipe) -> Dataset:
     return Dataset.from_list([*islice(found, check.PAIRS)], features=found.features)
 
 
-def check_reachable(run: Used, merge: bool) -> None:
+def check_reachable(run: Used) -> None:
     """See that what an export is checked with is there before anything heavy is read.
 
     Raises:
-        Refusal: the base of an adapter, or the reference, is gone; or `merge`, and the base is
+        Refusal: the base of an adapter, or the reference, is gone; or an adapter's base is
             quantised as it lies there.
     """
     named = [(run.reference.path, run.reference.revision)]
-    if adapter := adapters.config_of(str(run.folder)):
+    adapter = adapters.config_of(str(run.folder))
+    if adapter:
         named += [(adapter.base_model_name_or_path, adapter.revision)]
     for name, revision in dict.fromkeys(named):
         output_folder.check_there(name)
-        if adapter := adapters.config_of(name, revision):
-            name, revision = adapter.base_model_name_or_path, adapter.revision
+        if own := adapters.config_of(name, revision):
+            name, revision = own.base_model_name_or_path, own.revision
             output_folder.check_there(name)
         config = model_files.config_of(name, revision, trust_remote_code=run.policy.trusted)
-        if merge and getattr(config, "quantization_config", None):
+        # What peft would merge with such a base, it would round to the base's few bits.
+        if adapter and getattr(config, "quantization_config", None):
             raise Refusal(
-                f"{name} is quantised, and an adapter merged with it would be rounded to its few "
-                "bits: export the adapter alone, without MERGE=, QUANT= or GGUF="
+                f"{name}, the base of this run's adapter, is quantised: such a policy is not "
+                f"exported. The adapter lies in {run.folder} as it was trained, for make push"
             )
 
 
@@ -138,12 +140,14 @@ def export(
         raise Refusal("an adapter is exported as it was trained: DTYPE= goes with MERGE=1")
     if gguf:
         gguf_file.check_installed()
-    check_reachable(run, merge=bool(lora) and not adapter)
+    check_reachable(run)
     if to:
         check_free(Path(to))
     pairs, device = pairs_of(run.recipe), measuring_device()
     who = replace(run.policy, path=str(run.folder)) if adapter else run.policy
     policy = who.load(device)
+    if quant:
+        quantised.check_shapes(policy, quant)
     given = quantised.DTYPE if quant else getattr(torch, dtype) if dtype else policy.dtype
     kind = "gguf" if gguf else "adapter" if adapter else "merged" if lora else "full"
     about = record.of(run, kind, gguf or quant or str(given).removeprefix("torch."))

@@ -3,6 +3,7 @@ plain transformers reads, on a CPU and on a GPU, without data to calibrate on.""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes import functional
@@ -11,10 +12,13 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from dpo.core.refusal import Refusal
+
 DTYPE = torch.bfloat16  # of all other weights, and of what is computed
 # What may lie between an export and plain matrix products of weights that are rounded alike, in
 # nats a token in the mean: kernels sum in another order, and those of int8 round activations too.
 BOUND = 0.1
+TILE = 32, 64  # of bitsandbytes' kernel for 4 bits on CPUs with bfloat16 (AVX-512): out, in
 
 
 def config_of(quant: str) -> BitsAndBytesConfig:
@@ -49,11 +53,30 @@ def rounded(weight: torch.Tensor, quant: str) -> torch.Tensor:
     return functional.dequantize_4bit(*packed).to(weight.dtype)
 
 
+def layers(model: PreTrainedModel) -> dict[str, Any]:
+    """The layers that transformers quantises, by name: all linear ones but the head."""
+    kept = get_keys_to_not_convert(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (torch.nn.Linear, Conv1D) and should_convert_module(name, kept)
+    }
+
+
+def check_shapes(model: PreTrainedModel, quant: str) -> None:
+    """Raises Refusal where a layer in 4 bits would run on some machines alone."""
+    for name, module in layers(model).items():
+        rows, columns = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
+        if quant == "nf4" and (rows % TILE[0] or columns % TILE[1]):
+            raise Refusal(
+                f"{name} has {rows} × {columns} weights, and CPUs multiply 4 bits in tiles of "
+                f"{TILE[0]} × {TILE[1]}: give QUANT=int8"
+            )
+
+
 def round_in_place(policy: PreTrainedModel, quant: str) -> None:
-    """Round the weights that transformers quantises: of all linear layers but the head."""
-    kept = get_keys_to_not_convert(policy)
-    for name, module in policy.named_modules():
-        if type(module) in (torch.nn.Linear, Conv1D) and should_convert_module(name, kept):
-            weight, turned = module.weight.data, isinstance(module, Conv1D)
-            found = rounded(weight.T.contiguous() if turned else weight, quant)
-            module.weight.data = found.T.contiguous() if turned else found
+    """Round a policy's weights as those of its export are, in their dtype."""
+    for module in layers(policy).values():
+        weight, turned = module.weight.data, isinstance(module, Conv1D)
+        found = rounded(weight.T.contiguous() if turned else weight, quant)
+        module.weight.data = found.T.contiguous() if turned else found
