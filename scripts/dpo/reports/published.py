@@ -5,17 +5,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dpo.core.stats import said
 from dpo.core.terminal import visible
 
 
-def said(interval: dict[str, float] | None, form: str = ".2f") -> str:
-    if interval is None:
-        return "–"
-    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
-
-
 def show(found: dict[str, Any]) -> None:
-    """Mean grades of both models, intervals of 95% in brackets."""
+    """Mean grades of both models, with intervals of 95%."""
     title = f"MT-Bench by {found['judge']['model']}: {found['questions']} questions"
     table = Table("", "policy", "against", title=visible(title), title_justify="left")
     rows = {"score": found["score"]}
