@@ -13,6 +13,7 @@ import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -282,13 +283,13 @@ def test_a_run_that_is_asked_before_it_trains_ends_at_once(when, tiny_model, tin
         *("scripts/launch.py", "--accelerate_config", "cpu", "--"),
         *once(long_run(tiny_model, tiny_data, tmp_path / "r")),
     ]
-    with psutil.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN}) as launched:
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": BIN}) as launched:
         deadline = time.monotonic() + 120
-        while not when(launched):
-            assert launched.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        launched.send_signal(signal.SIGTERM)
         try:
+            while not when(psutil.Process(launched.pid)):
+                assert launched.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            launched.send_signal(signal.SIGTERM)
             assert launched.wait(90) == EXIT_CODE
         finally:  # or it would train a thousand steps beside the other tests
             launched.kill()
