@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -272,7 +273,12 @@ def holds_back(process: psutil.Process) -> bool:
 
 
 def trains(process: psutil.Process) -> bool:
-    return any("scripts/train.py" in p.cmdline()[:3] for p in process.children(recursive=True))
+    """Whether it has started a process that is to train."""
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if "scripts/train.py" in child.cmdline()[:3]:
+                return True
+    return False
 
 
 @pytest.mark.parametrize("when", [holds_back, trains])
