@@ -38,6 +38,21 @@ def test_a_finished_run_has_its_weights_once(finished):
     assert last.endswith("without: the same command with --keep use")
 
 
+def test_the_best_checkpoint_of_an_adapter_is_the_one_that_the_policy_is(
+    launched, tiny_model, tiny_data, tmp_path
+):
+    best = ("--load_best_model_at_end", "--metric_for_best_model=loss", "--greater_is_better=true")
+    adapter = ("--use_peft", "--lora_target_modules", "q_proj", "--report_to=none")
+    flags = run_flags(tiny_model, tiny_data, tmp_path / "run")
+    result = launched(*flags, *best, *adapter)
+    assert result.returncode == 0, result.stderr[-3000:]
+    policy, last = (
+        tmp_path / "run" / at / "adapter_model.safetensors" for at in (".", "checkpoint-4")
+    )
+    assert policy.samefile(tmp_path / "run/checkpoint-2/adapter_model.safetensors")
+    assert not policy.samefile(last) and checkpoints.checked(last.parent)
+
+
 def killed_at(step: int, folder: Path, what: str) -> bool:
     """Tidy in a process of its own, which ends right before its change of that number on the disk.
     Returns whether it came so far."""

@@ -90,7 +90,8 @@ def make(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
 
 @contextmanager
 def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
-    """A run that has just written a checkpoint; its output goes to `folder`/../log."""
+    """A run that has just written a checkpoint, or a later one where this process was slow to see
+    it; its output goes to `folder`/../log."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (folder.parent / "log").open("w") as log:
         process = psutil.Popen(
@@ -102,8 +103,8 @@ def running(folder: Path, checkpoint: str, *arguments: str, **changes: str):
             process_group=0,
         )
     try:
-        deadline = time.monotonic() + 300
-        while not (folder / checkpoint / checkpoints.MANIFEST).exists():
+        deadline, step = time.monotonic() + 300, checkpoints.step_of(Path(checkpoint))
+        while not (whole := checkpoints.last_whole(folder)) or checkpoints.step_of(whole) < step:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         yield process

@@ -26,6 +26,9 @@ ELSEWHERE = {
     **dict.fromkeys(FIVE_MINUTES, "test_make_docs.py, all four"),
     "make data": ".ci/run",
     "make train": ".ci/run, cut short",
+    'make train ARGS="--keep use"': "test_keeping.py, of a tiny run",
+    'make train ARGS="--max_steps 48 --output_dir outputs/longer '
+    '--resume_from_checkpoint outputs/smollm2-sentiment/checkpoint-24"': "likewise",
     "make test": ".ci/run",
     "make reproduce": "test_make_reproduce.py, on a tiny model; whole by hand",
     'make reproduce ARGS="--max_steps=2 --reward_prompts=8"': ".ci/run",

@@ -54,7 +54,7 @@ def test_it_ends_with_a_report(finished):
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>") and "data:image/png;base64," in page
     assert 'src="http' not in page and "<script src" not in page
-    assert "no judge" not in page and "accuracy" in result.stdout.splitlines()[-4]
+    assert "no judge" not in page and "accuracy" in result.stdout.splitlines()[-5]
     assert "True reward" in result.stdout and str(folder / "report.html") in result.stdout
 
 

@@ -1,6 +1,7 @@
 """How sure a number is: intervals, paired differences, and which margins are ties."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,17 @@ class Interval:
 class Unanimous(Interval):
     """A difference that is the same for every prompt, so that resamples know of no other: its ends
     are Wilson's, by their number."""
+
+
+def said(interval: Mapping[str, float] | None, form: str = ".2f") -> str:
+    """A mean and its 95% interval: `0.62 (0.55 to 0.69)`; a dash where there is none. What is
+    rounded to nothing has no minus."""
+    if interval is None:
+        return "–"
+    texts = [format(interval[key], form) for key in ("mean", "low", "high")]
+    none = format(0.0, form)
+    mean, low, high = (text if text.strip("-+0.%") else none for text in texts)
+    return f"{mean} ({low} to {high})"
 
 
 def bootstrap(

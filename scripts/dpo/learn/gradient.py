@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from dpo.core import files
 from dpo.core.machine import measuring_device
-from dpo.core.stats import t_difference, t_interval
+from dpo.core.stats import said, t_difference, t_interval
 from dpo.data import dataset, schema
 from dpo.data.sources.load import load_rows
 from dpo.evaluation.contestants import Contestant, reference_of
@@ -31,7 +31,6 @@ from dpo.learn import along, noise, pictures, printed, runs
 from dpo.losses import completion_logps, dpo_loss, gradient_weight, implicit_reward
 from dpo.models.scoring import tensors
 from dpo.recipe.parse import Recipe
-from dpo.reports.evaluation_page import said
 from dpo.reports.frontier_page import markdown
 
 MINUTES = 14

@@ -4,7 +4,7 @@ may claim. Their metrics are by name what each is called and its format."""
 from collections.abc import Mapping
 from typing import Any
 
-from dpo.reports.evaluation_page import said
+from dpo.core.stats import said
 
 Metrics = Mapping[str, tuple[str, str]]
 

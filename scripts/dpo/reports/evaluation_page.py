@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo.core import files
+from dpo.core.stats import said
 from dpo.core.terminal import visible
 from dpo.reports.html import png, render
 from dpo.reports.parts.run_picture import AFTER, NEUTRAL
@@ -16,18 +17,6 @@ from dpo.reports.parts.verdict import definitions, verdict
 from dpo.reports.run_report import named, of_pairs
 
 Row = tuple[str, str, str]
-
-
-def said(interval: dict, form: str = ".2f") -> str:
-    """A mean and its 95% interval: `0.62 (0.55 to 0.69)`."""
-    mean, low, high = (signed(interval[key], form) for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
-def signed(number: float, form: str) -> str:
-    """A number in a form, of which one that is rounded to nothing has no minus."""
-    text = format(number, form)
-    return format(0.0, form) if text.startswith("-") and not text.strip("-+0.%") else text
 
 
 def rows(found: dict) -> list[Row]:

@@ -4,7 +4,7 @@ left of figure 2 of the DPO paper (Rafailov et al. 2023, arXiv 2305.18290)."""
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from dpo.reports.evaluation_page import said
+from dpo.core.stats import said
 from dpo.reports.html import png, render
 
 COLORS = plt.get_cmap("viridis")

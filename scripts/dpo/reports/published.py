@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dpo.core.stats import said
 from dpo.core.terminal import visible
 
 TITLES = {"mt_bench": "MT-Bench", "alpaca_eval": "AlpacaEval 2"}
@@ -32,7 +33,7 @@ def scores(found: dict[str, Any]) -> list[Row]:
         return [("score", found["score"])]
     if found["suite"] == "alpaca_eval":
         names = {"length_controlled_win_rate": "length-controlled win rate", "win_rate": "win rate"}
-        rows = [(said, found[name]) for name, said in names.items()]
+        rows = [(title, found[name]) for name, title in names.items()]
     else:
         rows, styled = [], found["style_controlled"]
         for category, part in found["score"].items():
@@ -62,12 +63,6 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
         for end, value in (part["policy"] or {}).items():
             flat[key if end == "mean" else f"{key}_{end}"] = value
     return flat
-
-
-def said(interval: dict[str, float] | None, form: str) -> str:
-    if interval is None:
-        return "–"
-    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
 
 
 def show(found: dict[str, Any]) -> None:

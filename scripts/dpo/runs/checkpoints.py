@@ -278,8 +278,8 @@ def check_given(recipe: Recipe) -> None:
     if finished(run) and not named(run):
         raise Refusal(
             f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: the run "
-            f"in {run} kept no checkpoint (--keep use): start from its policy, with "
-            f"--model_name_or_path {run}"
+            f"in {run} kept no checkpoint (--keep use, or none was saved): start from its "
+            f"policy, with --model_name_or_path {run}"
         )
     if Path(given).is_dir():
         there = ", ".join(path.name for path in named(Path(given)))

@@ -24,7 +24,7 @@ from dpo.recipe.arguments import decides
 from dpo.recipe.flags import overridden
 from dpo.recipe.known import arguments, choices
 from dpo.recipe.parse import FOLDER, Recipe, parse
-from dpo.runs import output_folder
+from dpo.runs import keeping, output_folder
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^|\r\n]*\|[^\[\r\n]*\[[^\]\r\n]*\]")  # of tqdm; redrawn at exit
 DONE, FAILED, LEFT, WAITS = "done", "failed", "left", "waits"
@@ -200,7 +200,8 @@ def carry_out(
         for run in runs:
             if run not in waiting:
                 run.state = DONE
-                bar.write(f"{run.name}: trained and evaluated already")
+                kept = keeping.keep(run.folder, run.recipe.run.keep)
+                bar.write(f"{run.name}: trained and evaluated already. {kept}")
         while going or (waiting and not asked):
             while came:
                 asked, number = True, came.popleft()

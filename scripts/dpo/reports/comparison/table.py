@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from dpo.core import files
-from dpo.core.stats import accuracy
+from dpo.core.stats import accuracy, said
 from dpo.reports.comparison.collect import Compared
 from dpo.reports.comparison.row import COSTS, Row, Units
-from dpo.reports.evaluation_page import said, with_error
+from dpo.reports.evaluation_page import with_error
 
 Number = dict[str, float]  # a mean, with low and high where it has an interval
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dpo.core.stats import said
 from dpo.recipe.text import sections
 from dpo.reports import published
-from dpo.reports.evaluation_page import said
 from dpo.reports.model_card.metadata import base_of, data_of, judge_of, licence_of_base
 from dpo.reports.parts.escape import code, fenced, public, shown, table
 from dpo.reports.parts.licences import licence_of

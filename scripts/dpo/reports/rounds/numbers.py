@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo.core.stats import Interval, paired
-from dpo.reports.evaluation_page import said
+from dpo.core.stats import Interval, paired, said
 
 START, OFFLINE = "start", "offline"
 

@@ -3,8 +3,7 @@
 import itertools
 from typing import Any
 
-from dpo.core.stats import Interval
-from dpo.reports.evaluation_page import said
+from dpo.core.stats import Interval, said
 from dpo.reports.parts.verdict import LONGER
 from dpo.reports.rounds.numbers import (
     OFFLINE,

@@ -6,16 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dpo.core.stats import said
 from dpo.core.terminal import visible
 from dpo.data.lint import REASONS
-
-
-def said(interval: dict[str, float] | None, form: str = ".3f") -> str:
-    if interval is None:
-        return "–"
-    return " ".join(
-        f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]".split()
-    )
 
 
 def table(title: str, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -36,11 +29,11 @@ def parts(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     ]
     for name, part in named:
         count = found["scored"] if part is found else part["count"]
-        yield name, f"{count:,}", said(part["accuracy"]), said(part["margin"], "+.3f")
+        yield name, f"{count:,}", said(part["accuracy"], ".3f"), said(part["margin"], "+.3f")
 
 
 def show(found: dict[str, Any]) -> None:
-    """The summary as tables, intervals of 95% in brackets."""
+    """The summary as tables, intervals of 95% in parentheses."""
     title = f"{found['file']} under {found['run']}"
     if "completions" in found:
         rows = [
@@ -67,14 +60,14 @@ def calibrated(found: dict[str, Any]) -> None:
     rows = []
     for each in found["bins"]:
         ends = f"{each['from']:.2f} to {each['to']:.2f}"
-        rows.append((ends, f"{each['count']:,}", f"{each['said']:.3f}", said(each["right"])))
+        rows.append((ends, f"{each['count']:,}", f"{each['said']:.3f}", said(each["right"], ".3f")))
     title = f"Calibration: expected error {found['expected_error']:.3f}"
     table(title, ("σ(margin)", "pairs", "says", "is right"), rows)
 
 
 def bench(found: dict[str, Any]) -> None:
-    rows = [("all sections", said(found["score"]), "")]
+    rows = [("all sections", said(found["score"], ".3f"), "")]
     for name, section in found["sections"].items():
         missing = f"without {', '.join(section['missing'])}" * bool(section["missing"])
-        rows.append((name, said(section["accuracy"]), missing))
+        rows.append((name, said(section["accuracy"], ".3f"), missing))
     table("RewardBench", ("section", "accuracy", ""), rows)
