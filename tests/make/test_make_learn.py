@@ -88,9 +88,9 @@ def test_the_gradient_through_make(on_tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_policies_measured_along_their_runs_through_make(name, on_tiny, tmp_path):
+def test_policies_measured_along_their_runs_through_make(name, launched, on_tiny, tmp_path):
     """A few runs of two or four steps, and again."""
-    found, _ = learned(name, tmp_path, *on_tiny)
+    found, _ = learned(name, tmp_path, *on_tiny, through=launched.made)
     before = reports(tmp_path)
     assert len(before) == RUNS[name]
     assert not [*(tmp_path / "out").rglob("*.safetensors")]  # removed once they are measured

@@ -79,7 +79,7 @@ def as_it_is(folder: Path = OWN) -> str:
     return ", ".join(names)
 
 
-def test_a_recipe_is_held_to_what_its_header_says(recipe):
+def test_a_recipe_is_held_to_what_its_header_says(recipe, launched):
     asked = ("reproduce", f"RECIPE={NAME}")
     recipe()
     result = make(*asked)
@@ -106,7 +106,7 @@ def test_a_recipe_is_held_to_what_its_header_says(recipe):
     other = made(*asked, "ARGS=--max_steps=4")
     assert other.returncode == 1 and 'or give ARGS="--beta=1e38"' in other.stderr
     assert "max_steps (2, now 4)" in other.stderr and other.stderr.count("\n") < 3
-    failed = made(*asked, "ARGS=--beta=1e38")
+    failed = launched.made(*asked, "ARGS=--beta=1e38")
     assert failed.returncode == 1 and "not finite" in failed.stderr and "1e38.log" in failed.stderr
 
     # A run of the same settings in the recipe's own folder is taken; one of others is left alone.
@@ -117,15 +117,16 @@ def test_a_recipe_is_held_to_what_its_header_says(recipe):
     settings = usual / "recipe.yaml"
     settings.write_text(settings.read_text().replace("max_steps: 2", "max_steps: 3"))
     kept = settings.read_text()
-    fresh = made(*asked)
+    fresh = launched.made(*asked)
     assert fresh.returncode == 0 and "not trained again" not in fresh.stdout
     assert "3 of 3 numbers to the digit" in fresh.stdout
     assert settings.read_text() == kept and (OWN / "report.json").is_file()
 
 
-def test_fewer_steps_are_held_to_their_own_numbers_and_claim_no_more(recipe):
+def test_fewer_steps_are_held_to_their_own_numbers_and_claim_no_more(recipe, launched):
     recipe(OFF, "With --max_steps=1 --reward_prompts=1: answer tokens 40 (39 to 41)")
-    result = made("reproduce", f"RECIPE={NAME}", "ARGS=--reward_prompts 1 --max_steps=1")
+    flags = "ARGS=--reward_prompts 1 --max_steps=1"
+    result = launched.made("reproduce", f"RECIPE={NAME}", flags)
     assert result.returncode == 0, result.stderr[-2000:]
     assert f"{NAME} with --max_steps=1 --reward_prompts=1 holds here" in result.stdout
     assert f"what {NAME} itself reaches was not tried" in result.stdout

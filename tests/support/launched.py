@@ -5,6 +5,7 @@ The launcher itself is asked once for each config what it tells its processes: t
 Tests of the launcher, and of what ends it, use commands.launch.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -96,31 +97,72 @@ def be(
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def be_train(environment: dict[str, str], first: str, flags: list[str], *out: Path) -> None:
+def be_train(
+    environment: dict[str, str],
+    first: str,
+    flags: list[str],
+    *out: Path,
+    recipe: str = "smollm2-sentiment",
+) -> None:
     """In a fork: be train.py, told this by its launcher."""
     if environment.get("ACCELERATE_USE_FSDP"):
         first = f"import runpy; runpy.run_path('{FSDP}/sitecustomize.py')\n{first}"
-    recipe = ["--config", "recipes/smollm2-sentiment.yaml"]
-    be("train", [*recipe, *once(flags)], environment, *out, first=first)
+    named = ["--config", f"recipes/{recipe}.yaml"]
+    be("train", [*named, *once(flags)], environment, *out, first=first)
 
 
-def forked(script: str, *arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
-    """Run a script in a fork; `changes` are environment variables, None takes one away."""
+class Forked:
+    """A run in a fork, as much like a Popen as runs of a sweep need."""
+
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str]):
+        at = command.index("--")
+        named, flags = command[command.index("--recipe") + 1], command[at + 1 :]
+        told = (environment, "", flags, log, log)
+        self.process = fork(functools.partial(be_train, recipe=named), *told)
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+
+def fork_runs(told: dict[str, str]) -> None:
+    """In a fork that is a script: the runs that it starts are forks too, which their launcher would
+    have told this."""
+    from dpo.runs import sweeps  # late: it is there
+
+    popen = sweeps.started
+
+    def started(command: list[str], log: Path, environment: dict[str, str]):
+        if "scripts/launch.py" not in command:
+            return popen(command, log, environment)
+        return Forked(command, log, environment | told)
+
+    sweeps.started = started
+
+
+def forked(
+    script: str, *arguments: str, first: str = "", **changes: str | None
+) -> subprocess.CompletedProcess:
+    """Run a script in a fork, this Python before; `changes` are environment variables, None takes
+    one away."""
     environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
     with tempfile.TemporaryDirectory() as folder:
         out = [Path(folder, name) for name in ("output", "errors")]
-        code = end([fork(be, script, [*arguments], environment, *out)])
+        target = functools.partial(be, first=first)
+        code = end([fork(target, script, [*arguments], environment, *out)])
         said = [path.read_text(errors="replace") for path in out]
     return subprocess.CompletedProcess(arguments, code, *said)
 
 
-def made(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+def made(*arguments: str, first: str = "", **changes: str | None) -> subprocess.CompletedProcess:
     """The script that make would run, in a fork, with the arguments that make would give it."""
     ready = ("--old-file", f"{sys.prefix}/ready")
     planned = make("--dry-run", *ready, *arguments, **changes).stdout.replace("\\\n", " ")
     (command,) = re.findall(r"^\S*/python (scripts/.*)$", planned, flags=re.MULTILINE)
     script, *given = shlex.split(command)
-    return forked(Path(script).stem, *given, **changes, CUDA_VISIBLE_DEVICES="")
+    return forked(Path(script).stem, *given, first=first, **changes, CUDA_VISIBLE_DEVICES="")
 
 
 def launch_fsdp(processes: int, *flags: str, PYTHONPATH: str = FSDP, **changes: str):
@@ -163,6 +205,12 @@ class Launched:
                     new = {k: v for k, v in new.items() if k not in GONE}
                     (folder / str(rank)).write_text(json.dumps(new))
         return [json.loads((folder / str(rank)).read_text()) for rank in range(processes)]
+
+    def made(self, *arguments: str, **changes: str | None) -> subprocess.CompletedProcess:
+        """`made`, and the runs that the script starts are forks too, on the CPU."""
+        (told,) = self.told("cpu", 1)
+        first = f"from support.launched import fork_runs; fork_runs({told!r})"
+        return made(*arguments, first=first, **changes)
 
     def __call__(
         self,
