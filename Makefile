@@ -60,6 +60,8 @@ PYTEST   := $(BIN)/python -m pytest --numprocesses 2
 # What the sweep over architectures has passed for, by tests/architectures/passed.sha256.
 SWEPT    := requirements.txt requirements.lock $(wildcard scripts/dpo/prefix_sharing/*.py tests/architectures/*.py)
 EMBEDDED := models/SmolLM2-135M-Instruct/SHA256SUMS
+# A flag for a variable that is 1 or 0.
+on = $(if $(filter-out 0 1 no yes false true,$($1)),$(error $1=$($1): give 1, or leave it out),$(if $(filter 1 yes true,$($1)),$2))
 
 .DEFAULT_GOAL := help
 .PHONY: help list install train reproduce submit evaluate chat serve score plan compare sweep rounds frontier learn dashboard export push sync data new pairs shelf bench check-gpu test test-architectures test-distributed test-faults test-sight test-gemma test-trl lint audit clean-cache embedded-data
@@ -82,11 +84,11 @@ plan: $(READY) $(EMBEDDED) ## what a recipe needs: GPUS= GPU=A100-80GB (or cpu) 
 	  --recipe "$(RECIPE)" --gpus "$(GPUS)" --nodes "$(NODES)" \
 	  --gpu "$(GPU)" --accelerate_config "$(CONFIG)" --memory "$(MEMORY)" --cpu_memory "$(CPU_MEMORY)" \
 	  $(if $(UTILISATION),--utilisation "$(UTILISATION)") $(if $(PRICE),--price "$(PRICE)") \
-	  $(if $(JSON),--json) -- $(ARGS)
+	  $(call on,JSON,--json) -- $(ARGS)
 
 train: $(READY) $(EMBEDDED) ## train: RECIPE= CONFIG=(by the plan) GPUS=(all) ARGS="--beta 0.05"
 	@$(BIN)/python scripts/launch.py --recipe "$(RECIPE)" --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" \
-	  $(if $(FORCE),--force) --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
+	  $(call on,FORCE,--force) --nodes "$(NODES)" --node_rank "$(NODE_RANK)" --main "$(MAIN)" -- $(ARGS)
 
 reproduce: $(READY) $(EMBEDDED) ## does a recipe come to what its header says? RECIPE= CONFIG= GPUS= ARGS=
 	@$(BIN)/python scripts/reproduce.py --recipe "$(RECIPE)" --accelerate_config "$(CONFIG)" --gpus "$(GPUS)" -- $(ARGS)
@@ -130,11 +132,11 @@ pairs: $(READY) $(EMBEDDED) ## preferences on your prompts: PROMPTS= MODEL= JUDG
 ##@ Compare
 compare: $(READY) ## runs side by side, seeds together: RUNS="outputs/a outputs/b", or RECIPE=
 	@$(BIN)/python scripts/compare.py --runs "$(RUNS)" --recipe "$(if $(RUNS),,$(RECIPE))" \
-	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(WANDB),--wandb) $(ARGS)
+	  --against "$(AGAINST)" $(if $(OUTPUT),--output "$(OUTPUT)") $(call on,WANDB,--wandb) $(ARGS)
 
 sweep: $(READY) $(EMBEDDED) ## a recipe at every point of a grid: RECIPE= SWEEP="beta=0.05,0.1 seed=1,2"
 	@$(BIN)/python scripts/sweep.py --recipe "$(RECIPE)" --sweep "$(SWEEP)" --accelerate_config "$(CONFIG)" \
-	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(WANDB),--wandb $(filter-out 1 true yes,$(WANDB))) -- $(ARGS)
+	  --gpus "$(GPUS)" --output "$(OUTPUT)" $(if $(filter-out 0 false no,$(WANDB)),--wandb $(filter-out 1 true yes,$(WANDB))) -- $(ARGS)
 
 rounds: $(READY) $(EMBEDDED) ## sample, make pairs, train; again: RECIPE= PROMPTS= JUDGE= ROUNDS=3
 	@$(BIN)/python scripts/rounds.py --recipe "$(RECIPE)" --prompts "$(PROMPTS)" --judge "$(JUDGE)" --judge_model "$(JUDGE_MODEL)" \
@@ -152,7 +154,7 @@ dashboard: $(READY) ## runs live in a page of this machine, without an account: 
 
 ##@ Publish
 export: $(READY) $(EMBEDDED) $(if $(GGUF),$(CONVERTER)) ## a run's policy for others: RUN= MERGE=1 DTYPE= QUANT=nf4 GGUF= TO= HUB=
-	@$(BIN)/python scripts/export.py --run "$(RUN)" $(if $(MERGE),--merge) --dtype "$(DTYPE)" --quant "$(QUANT)" \
+	@$(BIN)/python scripts/export.py --run "$(RUN)" $(call on,MERGE,--merge) --dtype "$(DTYPE)" --quant "$(QUANT)" \
 	  --gguf "$(GGUF)" --to "$(TO)" --hub "$(HUB)" $(ARGS)
 
 push: $(READY) ## send a policy and its card to the hub, private: RUN= HUB=org/name

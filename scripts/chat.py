@@ -54,7 +54,7 @@ def main() -> None:
     if plain and not args.plain:
         print("Trained on plain text: each line is asked as it stands, alone", file=sys.stderr)
     speakers = [Speaker(name, both[name], device, plain) for name in asked]
-    how = Drawing(args.seed, args.temperature, args.max_new_tokens)
+    how = Drawing(args.seed % 2**32, args.temperature, args.max_new_tokens)
     if sys.stdin.isatty():
         from dpo.use.chat.terminal import talk
 

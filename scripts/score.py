@@ -29,7 +29,11 @@ ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".bz
 
 def share(text: str) -> float:
     """A number above 0 and up to 1."""
-    if not 0 < (number := float(text)) <= 1:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share: a number above 0, up to 1")
     return number
 

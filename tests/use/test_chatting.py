@@ -79,6 +79,16 @@ def test_ctrl_c_stops_an_answer(two, how, capsys, monkeypatch):
     assert two[1].messages[-1]["content"].startswith(two[0].messages[-1]["content"])
 
 
+def test_ctrl_c_over_a_pipe_ends_it_without_half_an_answer(two, how, capsys, monkeypatch):
+    def interrupted(self, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextStreamer, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        piped.answer_lines([SAID, SAID], two, how, "", as_json=False)
+    assert not capsys.readouterr().out
+
+
 def test_commands(two, how, tmp_path):
     talk = terminal.Talk(two, how)
     assert talk.command("/sytem Be brief.").startswith("No command /sytem; there are:\n  /reset ")
@@ -89,13 +99,20 @@ def test_commands(two, how, tmp_path):
     talk.command("/reset")
     assert two[1].messages == [{"role": "system", "content": "Be brief."}]
     assert talk.command("/seed 7") == "Answers are drawn with seed 7" and how.seed == 7
+    two[1].answer(SAID, how)
+    talk.command("/seed 8")
+    two[1].answer(SAID, how)
+    assert two[1].seeds == [7, 8]
+    talk.command("/reset")
+    talk.command("/seed 7")
     assert "give a whole number" in talk.command("/seed x") and how.seed == 7
     file = tmp_path / "said.jsonl"
     assert talk.command(f"/save {file}") == f"Written: {file}"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["model"] for line in lines] == ["policy", "reference"]
-    assert lines[0]["messages"] == two[0].messages and lines[0]["seed"] == 7
+    assert lines[0]["messages"] == two[0].messages and lines[0]["seeds"] == []
     assert "not there yet" in talk.command(f"/save {file}")
+    assert "name another file" in talk.command("/save ~nobody-of-this-name/said.jsonl")
     assert "No such file" in talk.command(f"/save {tmp_path}/none/said.jsonl")
 
 
@@ -115,6 +132,9 @@ def test_a_model_without_a_template_is_asked_in_plain_text(chatty_model, how, ca
     assert "takes no system turn" in talk.command("/system Be brief.")
     with pytest.raises(Unasked):
         speaker.token_ids("")
+    with pytest.raises(Refusal, match="--system: the policy is asked without a chat template"):
+        piped.answer_lines([SAID], [speaker], how, "Be brief.", as_json=False)
+    assert not capsys.readouterr().out
 
 
 def test_over_a_pipe_each_line_is_answered_alone(two, how, capsys):

@@ -71,6 +71,15 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(run):
     said = "holds what no export has written (README.md, notes.txt)"
     assert result.returncode and said in result.stderr
     assert (folder / "notes.txt").is_file() and (folder / "model.safetensors").is_file()
+    with pytest.raises(Refusal, match=r"notes.txt is a file: give another TO="):
+        command.check_free(folder / "notes.txt/inside")
+
+
+def test_an_export_goes_where_a_link_leads(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    folder, _ = command.export(used(str(run)), True, "", str(tmp_path / "link"))
+    assert (tmp_path / "link/model.safetensors").is_file() and folder == tmp_path / "there"
 
 
 def heads_apart(policy):

@@ -75,6 +75,11 @@ def test_rewards_are_those_of_each_completion_alone(run, tiny_model, tmp_path):
     assert np.ptp(expected) > 0.01  # or nothing would be told apart
     assert line["ranks"] == (3 - np.argsort(np.argsort(expected))).tolist()
     assert found["completions"] == 3
+    twice = write(
+        tmp_path / "twice.jsonl", [{"prompt": "How?", "completions": [*answers, *answers]}]
+    )
+    ((line,), _, _) = score(run, twice, tmp_path / "twice")
+    assert sorted(line["ranks"]) == [1, 1, 3, 3, 5, 5] and line["ranks"][:3] == line["ranks"][3:]
     row = {"prompt": "How?", "chosen": answers[0], "rejected": answers[1]}
     ((line,), _, _) = score(run, write(tmp_path / "b.jsonl", [row]), tmp_path / "b")
     assert line["margin"] == pytest.approx(expected[0] - expected[1], abs=2e-4)
@@ -166,6 +171,8 @@ def test_a_folder_of_other_files_is_left_alone(run, tmp_path):
     with pytest.raises(Refusal, match="holds files that are no scores"):
         score(run, file, tmp_path / "s")
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["mine.txt"]
+    with pytest.raises(Refusal, match=r"TO: .*mine.txt is a file: give a folder"):
+        score(run, file, tmp_path / "s/mine.txt")
 
 
 def test_the_selected_pairs_are_a_data_set_with_their_rows_as_they_were(run, tmp_path):

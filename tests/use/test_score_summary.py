@@ -84,6 +84,13 @@ def test_more_values_than_a_column_of_categories_has_are_one(monkeypatch):
     assert counts == {"a": 1, "b": 1, summary.OTHERS: 2}
 
 
+def test_values_that_differ_are_never_one():
+    """Not those that begin alike, nor a word for what is missing and a missing one."""
+    values = ["a" * 80 + "b", "a" * 80 + "c", "none", None]
+    found = summary.summarise(lines([1, -1, 1, 1], of=values), True, ["of"])["by"]["of"]
+    assert [each["count"] for each in found] == [1, 1, 1, 1]
+
+
 def test_rows_that_were_set_aside_are_counted_by_reason():
     aside = [({"row": 9, "reason": "empty", "detail": ""}, {})] * 3
     found = summary.summarise(iter([*lines([1.0]), *aside]), True, [])

@@ -186,7 +186,7 @@ def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
 def _scores(found: dict[str, Any]) -> Iterator[list[str]]:
     form, sides = ".2f" if found["suite"] == "mt_bench" else ".1f", ("against", "policy")
     for name, part in published.scores(found):
-        yield [shown(name), *(published.said(part[side], form) for side in sides)]
+        yield [shown(name), *(said(part[side], form) for side in sides)]
 
 
 def _limits(report: dict[str, Any]) -> str:

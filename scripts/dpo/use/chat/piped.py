@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
-from dpo.use.chat.speakers import Drawing, Speaker, Unasked
+from dpo.use.chat.speakers import Drawing, Speaker, Unasked, untold
 
 
 def one_line(text: str) -> str:
@@ -26,8 +26,11 @@ def answer_lines(
     itself.
 
     Raises:
-        Refusal: when all are through, if some could not be asked.
+        Refusal: one of them takes no `system` turn; or when all are through, if some could not be
+            asked.
     """
+    if system and (silent := [speaker.name for speaker in speakers if not speaker.chats]):
+        raise Refusal(f"--system: {untold(silent[0])}: leave it out")
     asked = left_out = 0
     for line in lines:
         if not (text := line.strip()):
@@ -36,7 +39,7 @@ def answer_lines(
         answers, ended = {}, {}
         try:
             for speaker in speakers:
-                speaker.begin(system if speaker.chats else "")
+                speaker.begin(system)
                 said = speaker.answer(text, how)
                 answers[speaker.name], ended[speaker.name] = said.text, said.finished
         except Unasked as error:

@@ -23,6 +23,10 @@ class Drawing:
     max_new_tokens: int
 
 
+def untold(name: str) -> str:
+    return f"the {name} is asked without a chat template, and takes no system turn"
+
+
 class Unasked(Exception):
     """A model cannot be asked this: in one line why, and what to do."""
 
@@ -52,11 +56,12 @@ class Speaker:
         self.model, self.tokenizer = who.load(device), who.tokenizer()
         self.chats = bool(self.tokenizer.chat_template) and not plain
         self.room = fits.positions(self.model.config) or float("inf")
-        self.messages: Messages = []
+        self.begin()
 
     def begin(self, system: str = "") -> None:
         """Forget what was said; `system` is told first."""
-        self.messages = [{"role": "system", "content": system}] if system else []
+        self.messages: Messages = [{"role": "system", "content": system}] if system else []
+        self.seeds: list[int] = []  # of its answers
 
     def asked(self, text: str) -> Prompt:
         """What the model is asked: all that was said so far, or without a chat template the text
@@ -84,18 +89,18 @@ class Speaker:
         return ids
 
     def answer(
-        self, text: str, how: Drawing, hear: Callable[[str], None] = lambda _: None
+        self, text: str, how: Drawing, hear: Callable[[str], None] | None = None
     ) -> Completion:
-        """What the model says to `text`, which both join what it has heard. Ctrl-C stops it.
+        """What the model says to `text`, which both join what it has heard.
 
         Args:
-            hear: is given the words as they come.
+            hear: is given the words as they come, and Ctrl-C stops them alone.
 
         Raises:
             Unasked: it cannot be asked.
         """
         ids = self.token_ids(text)
-        heard = Heard(self.tokenizer, hear)
+        heard = Heard(self.tokenizer, hear or (lambda _: None))
         most = int(min(how.max_new_tokens, self.room - len(ids)))
         drawn = {"temperature": how.temperature, "seed": how.seed, "max_new_tokens": most}
         drawn |= {"kind": list if self.chats else str, "streamer": heard}
@@ -103,8 +108,11 @@ class Speaker:
             with self.who.autocast(self.device):
                 (said,) = sample(self.model, self.tokenizer, [ids], **drawn)
         except KeyboardInterrupt:
+            if hear is None:
+                raise
             heard.end()
             said = Completion(heard.said.strip(), [], False)
         self.messages = [*self.messages, {"role": "user", "content": text}]
         self.messages += [{"role": "assistant", "content": said.text}]
+        self.seeds.append(how.seed)
         return said

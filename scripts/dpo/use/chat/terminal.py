@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo.core import files
 from dpo.core.terminal import visible
-from dpo.use.chat.speakers import Drawing, Speaker, Unasked
+from dpo.use.chat.speakers import Drawing, Speaker, Unasked, untold
 
 COMMANDS = {
     "/reset": "forget what was said",
@@ -38,7 +38,7 @@ class Talk:
     def tell(self, system: str) -> str:
         silent = [speaker.name for speaker in self.speakers if not speaker.chats]
         if system and silent:
-            return f"The {silent[0]} is asked without a chat template, and takes no system turn"
+            return untold(silent[0])
         return self.begin(system)
 
     def seed(self, given: str) -> str:
@@ -48,15 +48,18 @@ class Talk:
         return f"Answers are drawn with seed {self.how.seed}"
 
     def save(self, given: str) -> str:
-        path = Path(given).expanduser()
-        if not given or path.exists():
-            return f"/save {given}: name a file that is not there yet"
-        how = {"temperature": self.how.temperature, "seed": self.how.seed}
-        lines = [{"model": each.name, **how, "messages": each.messages} for each in self.speakers]
+        lines = [
+            {"model": each.name, "temperature": self.how.temperature}
+            | {"seeds": each.seeds, "messages": each.messages}
+            for each in self.speakers
+        ]
         try:
+            path = Path(given).expanduser()
+            if not given or path.exists():
+                return f"/save {given}: name a file that is not there yet"
             files.write_lines(path, lines)
-        except OSError as error:
-            return f"/save {given}: {error.strerror}: name another file"
+        except (OSError, RuntimeError) as error:  # a home that is nobody's
+            return f"/save {given}: {getattr(error, 'strerror', error)}: name another file"
         return f"Written: {path}"
 
     def command(self, line: str) -> str | None:

@@ -1,5 +1,6 @@
 """An export as `make export` asks for it: written beside, checked there, then put in its place."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,12 @@ def check_reachable(run: Used) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises Refusal if a folder holds anything but an export, whose place another may take."""
+    """Raises Refusal if a folder holds anything but an export, whose place another may take, or
+    lies in what is no folder, or in one that takes nothing."""
+    near = next(path for path in folder.absolute().parents if path.exists())
+    if not near.is_dir() or not os.access(near, os.W_OK):
+        why = "takes nothing new" if near.is_dir() else "is a file"
+        raise Refusal(f"{folder} cannot be made, for {near} {why}: give another TO=")
     if folder.is_dir() and (there := {path.name for path in folder.iterdir()}):
         ours = {*record.read(folder).get("files", []), record.RECORD}
         if card.by_hand(folder):
@@ -142,6 +148,7 @@ def export(
         gguf_file.check_installed()
     check_reachable(run)
     if to:
+        to = os.path.realpath(to) if Path(to).is_symlink() else to
         check_free(Path(to))
     pairs, device = pairs_of(run.recipe), measuring_device()
     who = replace(run.policy, path=str(run.folder)) if adapter else run.policy

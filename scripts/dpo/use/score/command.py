@@ -15,7 +15,7 @@ from dpo.recipe.parse import Recipe
 from dpo.runs.output_folder import day_of, lock
 from dpo.use.run import Used, used
 from dpo.use.score import rows, scoring, selecting, summary
-from dpo.use.score.scoring import SCORES, SUMMARY, Loaded, Scoring
+from dpo.use.score.scoring import GOES_ON, SCORES, SUMMARY, Loaded, Scoring
 
 NORM = "sigmoid_norm"  # compares means per token
 
@@ -119,7 +119,7 @@ def score(args: argparse.Namespace) -> tuple[Path, dict[str, Any], Path | None]:
             "versions": versions(),
             "seconds": time.monotonic() - started,
         }
-        with written_to(folder / SUMMARY):
+        with written_to(folder / SUMMARY, GOES_ON):
             write_json(folder / SUMMARY, found)
         if not found["scored"]:
             first = next(scoring.read_lines(folder), {"reason": "no rows", "detail": ""})

@@ -23,7 +23,7 @@ def parts(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     groups = {"": found["by_length"], **found["by"]}
     named = [("all pairs", found)]
     named += [
-        (f"{column}: {part['name']}" if column else part["name"], part)
+        (f"{column}: {part['name'][:80]}" if column else part["name"], part)
         for column, group in groups.items()
         for part in group
     ]

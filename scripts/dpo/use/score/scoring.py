@@ -30,6 +30,7 @@ BLOCK = 64  # rows that are scored, and written, at a time
 SCORES, SETTINGS, SUMMARY = "scores.jsonl", "settings.json", "summary.json"
 SIDES = ("chosen", "rejected")
 TOO_LONG = "too_long"
+GOES_ON = ", and the same command goes on from there"
 DIGITS = 9
 
 
@@ -117,7 +118,11 @@ class Scoring:
                 line |= {f"{name}_{side}": rounded(value) for side, value in each}
         else:
             line |= {name: [*map(rounded, of)] for name, of in columns.items()}
-            line["ranks"] = (np.argsort(np.argsort(-rewards, kind="stable")) + 1).tolist()
+            # 1 for the highest; those that rounding alone tells apart share one.
+            noise = tokens * weights**2
+            width = self.beta * self.nats * np.sqrt(noise + noise[:, None])
+            beaten = stats.settled(rewards - rewards[:, None], width) > 0
+            line["ranks"] = (1 + beaten.sum(axis=1)).tolist()
         return line | {"prompt": f"{row.prompt % 2**64:016x}"}
 
 
@@ -133,7 +138,9 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         Refusal: it holds scores of something else, or other files.
     """
     path = folder / SETTINGS
-    with written_to(path):
+    if folder.exists() and not folder.is_dir():
+        raise Refusal(f"TO: {folder} is a file: give a folder")
+    with written_to(path, GOES_ON):
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             try:
@@ -177,7 +184,7 @@ def carry_out(
 ) -> None:
     """Score all rows that are not scored yet, into the folder."""
     part = folder / f"{SCORES}.part"
-    with written_to(part):
+    with written_to(part, GOES_ON):
         done = whole_blocks(part)
         if done:
             print(f"{done:,} rows are scored already: going on after them")

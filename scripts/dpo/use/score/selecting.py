@@ -14,7 +14,7 @@ import numpy as np
 
 from dpo.core.files import written_to, written_whole
 from dpo.core.refusal import Refusal
-from dpo.use.score.scoring import read_lines
+from dpo.use.score.scoring import GOES_ON, read_lines
 
 ROWS = 4096  # at a time
 DIGIT = 16  # bits of a number that are told apart in one pass
@@ -74,7 +74,7 @@ def select(
     limit, left = smallest(lambda: keys_of(folder, sign), wanted)
     path = folder / f"{'largest' if largest else 'smallest'}-{share:g}.jsonl"
     keys = (key for block in keys_of(folder, sign) for key in block.tolist())
-    with written_to(path), written_whole(path) as file:
+    with written_to(path, GOES_ON), written_whole(path) as file:
         for line, row in zip(read_lines(folder), rows, strict=True):
             if "margin" not in line:
                 continue

@@ -195,7 +195,7 @@ def by_length(line: dict[str, Any]) -> str:
 
 
 def named(value: Any) -> str:
-    return "none" if value is None else str(value)[:80]
+    return "(none)" if value is None else str(value)
 
 
 def calibration(bins: list[Sums]) -> dict[str, Any]:
