@@ -129,14 +129,15 @@ def test_rounds_are_ended_anywhere_and_go_on(given, tmp_path):
             page.wait_for_url("**/round-2/report.html")
 
 
-def test_adapters_go_in_rounds_from_the_model_that_they_make(given, tmp_path):
+def test_adapters_go_in_rounds_from_the_model_that_they_make(given, launched, tmp_path):
     """LoRA, against the policy of the round before, judged by a rule."""
     rule = tmp_path / "rule.py"
     rule.write_text(RULE)
     ours, _, flags = given[1].partition(" -- ")
     ours += " --reference=previous --offline=false"
     judged = f"JUDGE={rule}"
-    result = made("rounds", *given[0], judged, f"ARGS={ours} -- {flags} --use_peft --lora_r=4")
+    flags += " --use_peft --lora_r=4"
+    result = launched.made("rounds", *given[0], judged, f"ARGS={ours} -- {flags}")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     into = tmp_path / "out"
     report = json.loads((into / "round-2/report.json").read_text())

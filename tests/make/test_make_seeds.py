@@ -10,12 +10,13 @@ from support.commands import make, run_flags
 
 
 def test_seeds_are_trained_apart_measured_alike_and_compared_as_groups(
-    tiny_model, tiny_data, tmp_path
+    launched, tiny_model, tiny_data, tmp_path
 ):
     folder = tmp_path / "sweep"
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "x"), "--test_split_size=0.4"]
     flags = [flag for flag in flags if "output_dir" not in flag]
-    result = make("sweep", "SWEEP=seed=1,2", f"OUTPUT={folder}", f"ARGS={shlex.join(flags)}")
+    given = ("SWEEP=seed=1,2", f"OUTPUT={folder}", f"ARGS={shlex.join(flags)}")
+    result = launched.made("sweep", *given)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     points = ["seed=1", "seed=2"]
     reports = [json.loads((folder / point / "report.json").read_text()) for point in points]
