@@ -75,7 +75,8 @@ def main() -> None:
     args = arguments()
     output_folder.check_there(args.run)
     # Late: what is misspelt is answered at once.
-    from dpo.evaluation.command import PUBLISHED, evaluate
+    from dpo.evaluation.benchmarks import PUBLISHED
+    from dpo.evaluation.command import evaluate
 
     if args.suite in PUBLISHED:
         return published(args)

@@ -233,7 +233,7 @@ def test_what_failed_is_left_out_and_asked_again_alone(tmp_path):
         assert {at for _, at in found} == {0, 1, 3, 4} and len(fake.asked) == 7
         fake.say = lambda text: status(401)
         requests = {("against", 0): requests["policy", 0][1:]}
-        with pytest.raises(Refusal, match="refuses: .*401.*goes on from there"):
+        with pytest.raises(Refusal, match=r"refuses: .*401.*goes on from there"):
             contest.verdicts(requests, reading)
 
 

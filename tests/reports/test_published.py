@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from dpo.evaluation.command import PUBLISHED
+from dpo.evaluation.benchmarks import PUBLISHED
 from dpo.reports import published, results, wandb_evaluations
 from dpo.reports.model_card import card
 from dpo.runs import output_folder

@@ -21,6 +21,7 @@ from dpo.models import adapters, chat_template, loading
 from dpo.recipe.parse import choices
 
 KEPT = Path("cache/suites")
+PUBLISHED = ("mt_bench", "alpaca_eval", "arena_hard", "arena_hard_v0.1")  # no tasks: of published/
 PYTHON = (sys.executable, "-P")  # no scripts/evaluate.py where tasks import `evaluate`
 
 
@@ -33,6 +34,8 @@ def check(tasks: list[str], folder: str | None) -> None:
     Raises:
         Refusal: lm-eval is not installed, or knows no such task.
     """
+    if alone := [task for task in tasks if task in PUBLISHED]:
+        raise Refusal(f"SUITE={','.join(tasks)}: {alone[0]} is asked alone")
     if not importlib.util.find_spec("lm_eval"):
         raise Refusal(
             "SUITE needs lm-eval: `make evaluate SUITE=...` installs it, or "
@@ -44,7 +47,9 @@ def check(tasks: list[str], folder: str | None) -> None:
     known = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     for task in tasks:
         if task not in known:
-            raise Refusal(f"SUITE: lm-eval has no task {task!r}: {choices(task, known)}")
+            raise Refusal(
+                f"SUITE: lm-eval has no task {task!r}: {choices(task, [*PUBLISHED, *known])}"
+            )
 
 
 def run(

@@ -17,7 +17,6 @@ from dpo.runs.output_folder import RUNS, run_folder
 
 MAX_NEW_TOKENS = 256  # of an answer, where nothing else is asked for
 LIMIT = 200  # prompts, likewise
-PUBLISHED = ("mt_bench", "alpaca_eval", "arena_hard", "arena_hard_v0.1")  # suites of published/
 
 
 def prices(given: str) -> tuple[float, float] | None:
@@ -44,7 +43,7 @@ def folder_of(args: argparse.Namespace, policy: Contestant, against: Contestant)
         parts.insert(0, Path(policy.name).name)
     parts += [short(Path(args.prompts).stem)] if args.prompts else []
     parts += [short(part) for part in (args.judge, args.judge_model) if part]
-    parts += [args.suite if args.suite in PUBLISHED else "suite"] * bool(args.suite)
+    parts += [args.suite if args.suite in benchmarks.PUBLISHED else "suite"] * bool(args.suite)
     parts += ["answers"] * args.skip_pairs
     mine = run / "evaluations" if run else RUNS / "evaluations" / short(policy.name)
     return mine / "-".join(parts)
@@ -70,8 +69,6 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
     if args.judge:
         judging.check(args.judge, args.judge_model or None)
     suite = args.suite.split(",") if args.suite else []
-    if alone := [name for name in suite if name in PUBLISHED]:
-        raise Refusal(f"SUITE={args.suite}: {alone[0]} is asked alone")
     if suite:
         benchmarks.check(suite, args.suite_tasks)
     # Before the data, which take longer.
