@@ -42,8 +42,9 @@ class Expected:
 
     `policy`, `rounded` and `reference` are log-probabilities in nats, as `token_logps` gives them:
     of the policy, of the same with its weights rounded in memory as the export's are, and of its
-    reference. `rows` are all chosen answers, then all rejected ones. `ended` counts the prompts
-    whose sampled answer the policy ends by itself.
+    reference; for a quantised export `beside` are those of the reference in the same bits. `rows`
+    are all chosen answers, then all rejected ones. `ended` counts the prompts whose sampled answer
+    the policy ends by itself.
     """
 
     rows: list[Row]
@@ -55,6 +56,7 @@ class Expected:
     rounded: list[np.ndarray]
     reference: list[np.ndarray]
     dtype: torch.dtype  # of the policy's weights
+    beside: list[np.ndarray] | None = None
 
 
 @torch.no_grad()
@@ -80,28 +82,36 @@ def apart(first: list[np.ndarray], second: list[np.ndarray]) -> dict[str, float]
 
 
 def of_pairs(expected: Expected, exported: list[np.ndarray]) -> dict[str, Any]:
-    """What an export keeps of what the policy prefers: how many pairs there are and how many both
-    rank alike; and of the margin between a pair's answers (of the implicit reward over β, in nats,
-    in the mean) how far training has moved it, and how far the export is from that."""
+    """What an export keeps of what the policy prefers, by the margin between a pair's answers: that
+    of the implicit reward over β, in nats, in the mean.
 
-    def margins(logps: list[np.ndarray]) -> np.ndarray:
-        both = zip(logps, expected.reference, strict=True)
-        chosen, rejected = np.array([(mine - other).sum() for mine, other in both]).reshape(2, -1)
+    `policy_from_reference` is how far training has moved it, and `export_from_policy` how far the
+    export is from that. Few bits move policy and reference alike: `learning_lost` is what lies
+    between the policy's margin over its reference and the export's over one in the same bits, and
+    `ranked_alike` how many pairs both put in the same order.
+    """
+
+    def margins(logps: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:
+        gained = [(mine - other).sum() for mine, other in zip(logps, reference, strict=True)]
+        chosen, rejected = np.array(gained).reshape(2, -1)
         return chosen - rejected
 
-    policy, export = margins(expected.policy), margins(exported)
+    policy, export = (margins(each, expected.reference) for each in (expected.policy, exported))
+    learned = margins(exported, expected.beside or expected.reference)
     return {
         "count": len(policy),
-        "ranked_alike": int((np.sign(policy) == np.sign(export)).sum()),
+        "ranked_alike": int((np.sign(policy) == np.sign(learned)).sum()),
         "policy_from_reference": float(np.abs(policy).mean()),
         "export_from_policy": float(np.abs(export - policy).mean()),
+        "learning_lost": float(np.abs(learned - policy).mean()),
     }
 
 
 def check_kept(dtype: str, found: dict[str, Any], lossy: bool) -> None:
     """See that rounding has left what was learned: log-probabilities of answers are nearer to the
-    policy than SHARE of the way that training has moved them. Quantised weights lose more: the
-    margins between the answers of a pair, which DPO trains, are off by less than all of that way.
+    policy than SHARE of the way that training has moved them. Few bits move them more: there the
+    margins between the answers of a pair, which DPO trains, must have kept a part of what was
+    learned, over a reference in the same bits.
 
     Args:
         found: what `check` has.
@@ -112,7 +122,7 @@ def check_kept(dtype: str, found: dict[str, Any], lossy: bool) -> None:
     off, learned = (found["nats"][name]["answer"] for name in KEPT)
     share, what = SHARE, "the log-probability of an answer"
     if lossy:
-        off, learned = (found["pairs"][name] for name in KEPT)
+        off, learned = (found["pairs"][name] for name in ("learning_lost", KEPT[1]))
         share, what = 1.0, "the margin between the answers of a pair"
     if off > share * learned:
         raise Refusal(
@@ -241,7 +251,7 @@ def of_folder(
     model = load(folder, adapter, **how, **code)
     dtype, bound = str(model.dtype).removeprefix("torch."), NATS_PER_TOKEN[model.dtype]
     if quant:
-        dtype, bound = quant, quantised.BOUND
+        dtype, bound = quant, quantised.BOUNDS[quant]
     return check(model, tokenizer, expected, dtype, bound, bool(quant))
 
 

@@ -170,6 +170,10 @@ def export(
         clear_device_cache(garbage_collection=True)
         reference = run.reference.load(device)
         expected.reference = check.token_logps(reference, expected.rows, "the reference")
+        if quant:
+            quantised.round_in_place(reference, quant)
+            under = "the reference, rounded"
+            expected.beside = check.token_logps(reference, expected.rows, under)
         del reference
         clear_device_cache(garbage_collection=True)
         if gguf:

@@ -43,14 +43,15 @@ def say_of_pairs(about: dict[str, Any]) -> None:
     pairs = about["checked"]["pairs"]
     off, moved = pairs["export_from_policy"], pairs["policy_from_reference"]
     print(
-        f"Checked on {pairs['count']} pairs: {pairs['ranked_alike']} are ranked as by the policy; "
-        f"the margin of a pair is off by {off:.2g} nats, where training moved it by {moved:.2g}"
+        f"Checked on {pairs['count']} pairs, over a reference in the same bits: "
+        f"{pairs['ranked_alike']} are ranked as by the policy; the margin of a pair is off by "
+        f"{pairs['learning_lost']:.2g} nats, where training moved it by {moved:.2g}"
     )
     if off > SHARE * moved:
         more = {4: "QUANT=int8 or DTYPE=bfloat16", 8: "DTYPE=bfloat16"}[about["bits"]]
         print(
-            f"WARNING: quantising to {about['dtype']} undoes much of what was learned, by these "
-            f"margins: see how it answers before others do, or take {more}"
+            f"WARNING: {about['dtype']} itself moves the margin of a pair by {off:.2g} nats, "
+            f"training by {moved:.2g}: see how it answers before others do, or take {more}"
         )
 
 
