@@ -12,9 +12,11 @@ import dpo  # noqa: F401  first, that no library speaks
 # isort: split
 import argparse
 import io
+import shlex
 import sys
 from functools import partial
 
+from dpo.core.refusal import Refusal
 from dpo.core.terminal import at_once, guarded, parser_of
 from dpo.recipe.arguments import not_negative, positive
 from dpo.runs import output_folder
@@ -33,6 +35,8 @@ def arguments() -> argparse.Namespace:
     add("--json", action="store_true", help="over a pipe: a line of JSON for each prompt")
     args = parser.parse_args()
     output_folder.check_there(args.run)
+    if sys.stdin is None:
+        raise Refusal("standard input is closed: give prompts, a line each")
     return args
 
 
@@ -59,7 +63,7 @@ def main() -> None:
         from dpo.use.chat.terminal import talk
 
         talk(speakers, how, args.system)
-        print(f"Next: make export RUN={run.folder}")
+        print(f"Next: make export RUN={shlex.quote(str(run.folder))}")
         return
     from dpo.use.chat.piped import answer_lines
 

@@ -91,7 +91,8 @@ def main() -> None:
     print(f"Written: {folder}/scores.jsonl and summary.json" + f", and {selected}" * bool(selected))
     if selected:
         data = shlex.quote(str(selected))
-        print(f"Next: make new RECIPE=selected MODEL=<the model to train> DATASET={data}")
+        given = f' COLUMNS="{args.column_mapping}"' if args.column_mapping else ""
+        print(f"Next: make new RECIPE=selected MODEL=<the model to train> DATASET={data}{given}")
     elif "accuracy" in found:
         print("Next: the same with SELECT=0.1 writes the hardest tenth as a data set")
     else:

@@ -23,8 +23,9 @@ from transformers import (
 from trl.trainer.utils import create_model_from_path
 
 from dpo.core.files import write_whole
+from dpo.core.refusal import Refusal
 from dpo.data import fits
-from dpo.evaluation.contestants import find, policy_of, reference_of
+from dpo.evaluation.contestants import Contestant, find, policy_of, reference_of
 from dpo.models import adapters, loading
 from dpo.recipe.parse import parse
 from dpo.runs.output_folder import settings
@@ -250,3 +251,17 @@ def test_positions_are_those_of_the_configuration_that_is_stated(
     more = '--model_init_kwargs={"max_position_embeddings": 40}'
     message = refusal(monkeypatch, *tiny_flags, more, "--use_cpu")
     assert "has 40 positions: give --max_length 40 or less" in message
+
+
+@pytest.mark.parametrize("name", ["models/gone", "outputs/gone", "./gone"])
+def test_a_model_whose_folder_is_gone_is_not_asked_of_the_hub(name, monkeypatch):
+    """A stranger's of that name would be taken for the reference."""
+
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(adapters, "find_adapter_config_file", asked)
+    who = Contestant(name, name)
+    for use in (who.digest, who.weight_bytes, lambda: who.load("cpu")):
+        with pytest.raises(Refusal, match=f"no run and no model at {name}"):
+            use()

@@ -75,6 +75,17 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(run):
         command.check_free(folder / "notes.txt/inside")
 
 
+def test_two_exports_of_one_place_do_not_mix(tmp_path):
+    with command.beside(tmp_path / "a") as part:
+        (part / "one").touch()
+        with (
+            pytest.raises(Refusal, match="a is being written by another make export"),
+            command.beside(tmp_path / "a"),
+        ):
+            pass
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["one"]
+
+
 def test_an_export_goes_where_a_link_leads(run, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")

@@ -1,5 +1,6 @@
 """A policy on the hub: private, the files of the model and its card alone, and no byte twice."""
 
+import json
 import socket
 
 import pytest
@@ -31,19 +32,28 @@ def line(call, *given, **how) -> str:
 
 
 def test_a_private_model_gets_the_policy_and_its_card_and_nothing_else(hub, run, capsys):
-    (run / "own_code.py").write_text("# a model's own")
+    for mine in ("notes.py", "tokenizer_notes.txt", "vocab_of_customers.csv", "old.safetensors"):
+        (run / mine).write_text("nobody else's")
     assert pushing.push(run, NAME) == f"{hub.url}/{NAME}"
     assert hub.private == {NAME: True}
     sent = hub.files[NAME]
     readme = sent.pop("README.md").decode()
-    names = MODEL | {"own_code.py"}
-    assert sent == {name: (run / name).read_bytes() for name in names}
+    assert sent == {name: (run / name).read_bytes() for name in MODEL}
     assert readme.count(f'from_pretrained("{NAME}"') == 2
     assert ModelCard(readme).data.library_name == "transformers"
     assert not [each for each in sent.values() if str(run).encode() in each]
     said = capsys.readouterr().out
     assert f"To {NAME} (private): " in said and "model.safetensors 0.3 MB" in said
     assert f"Sent: {hub.url}/{NAME}" in said
+
+
+def test_a_models_own_code_goes_with_it(run):
+    config = json.loads((run / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "own_code.OwnForCausalLM"}
+    (run / "config.json").write_text(json.dumps(config))
+    for name in ("own_code.py", "what_it_imports.py"):
+        (run / name).write_text("# a model's own")
+    assert {"own_code.py", "what_it_imports.py"} < {path.name for path in pushing.sent_of(run)}
 
 
 def test_what_is_there_is_not_sent_again(hub, run, capsys):

@@ -226,6 +226,30 @@ def test_what_cannot_be_scored_is_said_in_a_line(run, tmp_path, rows, given, say
         score(run, write(tmp_path / "a.jsonl", rows), tmp_path / "s", **given)
 
 
+def test_the_same_file_by_another_path_is_the_same(run, tmp_path, capsys):
+    file = write(tmp_path / "a.jsonl", pairs(2))
+    score(run, file, tmp_path / "s")
+    score(run, file.rename(tmp_path / "b.jsonl"), tmp_path / "s")
+    assert "All of it is scored already" in capsys.readouterr().out
+
+
+def test_a_conversation_that_the_user_ends_is_no_answer(run, tmp_path):
+    said = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "Well."}]
+    rows = [{"messages": said}, {"messages": said[:1]}]
+    (_, line), _, _ = score(run, write(tmp_path / "a.jsonl", rows), tmp_path / "s")
+    assert (line["reason"], line["detail"]) == (
+        "wrong_role",
+        "messages does not end with the assistant",
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_said(run, tmp_path):
+    (tmp_path / "file").touch()
+    file = write(tmp_path / "a.jsonl", pairs(2))
+    with pytest.raises(Refusal, match=r"file/none/s/settings.json cannot be written: .* free"):
+        score(run, file, tmp_path / "file/none/s")
+
+
 def test_a_file_that_is_no_json_is_said_with_its_line(run, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(f"{json.dumps(pairs(1)[0])}\nnonsense\n")

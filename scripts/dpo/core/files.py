@@ -98,7 +98,8 @@ def written_to(
             raise
         # What torch says is about its file format.
         why = "not all of it fits" if isinstance(error, RuntimeError) else str(error).strip()
-        free = shutil.disk_usage(path.parent).free / 1e9
+        near = next(each for each in path.absolute().parents if each.exists())
+        free = shutil.disk_usage(near).free / 1e9
         raise Refusal(
             f"{path} cannot be written: {why} ({free:.1f} GB are free there). Make room{then}"
         ) from error

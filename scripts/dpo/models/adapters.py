@@ -26,6 +26,7 @@ from dpo.core import files
 from dpo.core.refusal import Refusal, one_line
 from dpo.models import loading, model_files
 from dpo.recipe.parse import Recipe
+from dpo.runs.output_folder import check_there
 
 if TYPE_CHECKING:  # peft takes seconds to import, and few models are adapters
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -35,7 +36,13 @@ MERGED = "merged"
 
 
 def config_of(name: str, revision: str | None = None) -> PeftConfig | None:
-    """The configuration of an adapter, which names its base; None if `name` is no adapter."""
+    """The configuration of an adapter, which names its base; None if `name` is no adapter.
+
+    Raises:
+        Refusal: it is no adapter that peft knows, or the name is a folder's and none is there, for
+            which the hub would be asked.
+    """
+    check_there(name)
     if not find_adapter_config_file(name, revision=revision):
         return None
     if Path(name).is_dir():
@@ -173,7 +180,8 @@ def match_reference(policy: PeftModel) -> None:
 def load(name: str, revision: str | None = None, **init) -> PreTrainedModel:
     """A model; of an adapter the model that it makes of its base, their weights added."""
     init["revision"] = revision
-    if config_of(name, revision):
+    if adapter := config_of(name, revision):
+        check_there(str(adapter.base_model_name_or_path))
         from peft import AutoPeftModelForCausalLM
 
         return AutoPeftModelForCausalLM.from_pretrained(name, **init).merge_and_unload()

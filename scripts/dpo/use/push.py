@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from peft.utils import CONFIG_NAME
 
 from dpo.core.refusal import Refusal
-from dpo.models import adapters
+from dpo.models import adapters, model_files
 from dpo.recipe.hub_names import HUB_TIMEOUT
 from dpo.reports import results
 from dpo.reports.model_card import card
@@ -20,18 +20,23 @@ from dpo.use import run
 from dpo.use.export import record
 
 MESSAGE = "A policy trained by DPO"
-# By name: a run's folder holds much that is nobody else's, and reports are .json too.
+# By name: a run's folder holds much that is nobody else's.
 SENT = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
-    *(CONFIG_NAME, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*"),
-    *("merges.txt", "*.model", "*.jinja", "preprocessor_config.json", "processor_config.json"),
-    "*.py",  # a model's own code
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("adapter_model.safetensors", CONFIG_NAME, "config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "*.tiktoken"),
+    *("sentencepiece.bpe.model", "chat_template.jinja", "preprocessor_config.json"),
+    "processor_config.json",
 )
 
 
 def sent_of(folder: Path) -> list[Path]:
     """The files in a folder that make a model, without its card."""
-    found = {path for pattern in SENT for path in folder.glob(pattern) if path.is_file()}
+    stated = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    own = any(model_files.code_in(model_files.read_json(path)) for path in stated if path.is_file())
+    patterns = [*SENT, *["*.py"] * own]  # a model's own code
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(path for path in found if path.name[0] != ".")
 
 

@@ -30,7 +30,7 @@ def served(run: Used) -> Path:
     if not merged:
         raise Refusal(
             f"{run.folder} holds an adapter, which is served merged with its base: "
-            f"make export RUN={run.folder} MERGE=1, then the same again"
+            f"make export RUN={shlex.quote(str(run.folder))} MERGE=1, then the same again"
         )
     return merged[-1]
 

@@ -93,14 +93,21 @@ def beside(folder: Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `folder` when all has gone well, and leaves
     nothing where it has not."""
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     try:
-        part.mkdir(parents=True)
+        part.mkdir(parents=True, exist_ok=True)
+        held = output_folder.lock(part)
     except OSError as error:
         raise Refusal(f"{folder} cannot be made: {error.strerror}: give another TO=") from error
+    except Refusal:
+        raise Refusal(
+            f"{folder} is being written by another make export: wait for its end, or give another "
+            "TO="
+        ) from None
     try:
-        yield part
-        check_free(folder)  # it may have been filled since
+        with held:
+            yield part
+            check_free(folder)  # it may have been filled since
+            (part / output_folder.LOCK).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     finally:

@@ -46,7 +46,9 @@ def convert(folder: Path, outtype: str, file: Path) -> None:
         [*command, "--outtype", outtype], env=environment, capture_output=True, text=True
     )
     if done.returncode or not file.is_file():
-        raise Refusal(f"{CONVERTER} cannot convert this model: {last_line(done.stderr)}")
+        raise Refusal(
+            f"{CONVERTER} cannot convert this model: {last_line(done.stderr)}: export without GGUF="
+        )
 
 
 def of_file(file: Path, expected: Expected, outtype: str) -> dict[str, Any]:

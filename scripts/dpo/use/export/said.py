@@ -1,5 +1,6 @@
 """What an export ends with in the terminal."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -58,4 +59,4 @@ def say_of_pairs(about: dict[str, Any]) -> None:
 def following(folder: Path, about: dict[str, Any]) -> str:
     """What to do with an export."""
     load = LOAD.get(about["kind"], 'AutoModelForCausalLM.from_pretrained("{}")').format(folder)
-    return f"{load}, or make chat RUN={about['run']}"
+    return f"{load}, or make chat RUN={shlex.quote(about['run'])}"

@@ -54,7 +54,6 @@ def settings_of(
     """All that decides the scores."""
     return {
         "format": 1,
-        "file": args.file,
         "digest": source.digest,
         "read": says,
         "policy": run.policy.digest(),

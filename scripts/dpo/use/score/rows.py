@@ -198,6 +198,8 @@ def answers(row: dict[str, Any], parts: dict[str, str], words: Tokenization) -> 
     given = {name: row[name] for name in GIVEN if row.get(name) is not None}
     if name := parts.get("conversation"):
         turns = as_messages(row.get(name), "", calls)
+        if not turns or turns[-1]["role"] != "assistant":
+            raise Fault("wrong_role", f"{name} does not end with the assistant")
         return [given | {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": turns[-1:]}]
     value = row.get(parts["answer"])
     several = isinstance(value, list) and not all(
