@@ -144,11 +144,6 @@ def test_it_trains_two_steps(recipe, tmp_path):
     )
 
 
-def test_its_machine_is_the_one_that_its_plan_finds(recipe):
-    said = shelf.machine(recipe.stem)
-    assert said is None or header.fields(recipe)["Machine"].startswith(said), "make shelf"
-
-
 def test_its_run_line_takes_no_other_config_than_its_machine_is_for(recipe):
     """On that machine the plan takes its config; another might not fit there."""
     said = header.fields(recipe)

@@ -45,7 +45,7 @@ def test_a_whole_suite_of_the_policy_stands_in_its_card(tiny_model, tmp_path):
     text, read = (run / "README.md").read_text(), ModelCard.load(run / "README.md")
     assert "AlpacaEval 2, judged by `judge-of-mine`" in text
     assert "of-a-part" not in text and "of-a-checkpoint" not in text and "10.0.0.1" not in text
-    row = "length-controlled win rate, % | 30.0 [25.0, 35.0] | 45.0 [40.0, 50.0]"
+    row = "length-controlled win rate, % | 30.0 (25.0 to 35.0) | 45.0 (40.0 to 50.0)"
     assert row in text
     rates = [each for each in read.data.eval_results if each.dataset_type == "alpaca_eval"]
     assert [each.metric_value for each in rates] == [45, 40]
@@ -75,7 +75,7 @@ def test_a_whole_suite_has_numbers_for_wandb(tmp_path):
 def test_what_keeps_scores_from_standing_beside_published_ones_is_said(capsys):
     published.show(suite_of("p", judge={"model": "org/gpt-4", "published": "gpt-4"}))
     said = capsys.readouterr().out
-    assert "45.0 [40.0," in said and "+10.0 [+5.0," in said
+    assert "45.0 (40.0" in said and "+10.0 (+5.0" in said
     assert "Characters of an answer, policy: 1,200" in said
     assert "A part of" not in said and "Published figures" not in said
     published.show(arena(questions=3, style_controlled={"lacks": "verdicts"}, left_out={"why": 2}))

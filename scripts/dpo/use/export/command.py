@@ -1,5 +1,6 @@
 """An export as `make export` asks for it: written beside, checked there, then put in its place."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -95,23 +96,27 @@ def beside(folder: Path) -> Iterator[Path]:
     part = folder.with_name(f".{folder.name}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        held = output_folder.lock(part)
     except OSError as error:
         raise Refusal(f"{folder} cannot be made: {error.strerror}: give another TO=") from error
-    except Refusal:
+    held = os.open(part, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
         raise Refusal(
             f"{folder} is being written by another make export: wait for its end, or give another "
             "TO="
         ) from None
     try:
-        with held:
-            yield part
-            check_free(folder)  # it may have been filled since
-            (part / output_folder.LOCK).unlink()
+        for left in part.iterdir():  # of one that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield part
+        check_free(folder)  # it may have been filled since
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        os.close(held)
 
 
 def write(run: Used, policy: PreTrainedModel, adapter: bool, folder: Path, quant: str) -> None:
