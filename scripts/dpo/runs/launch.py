@@ -200,7 +200,8 @@ def run(
 def tell_if_finished(recipe: str, keys: dict[str, Any], flags: list[str]) -> None:
     """Leave at once if the run of these keys went to its end, and keep of it what is asked for. It
     takes the whole parser to know whether other flags ask for the same run: train.py does."""
-    what = parser().parse_known_args(flags)[0].keep or keys.get("keep", RunArguments.keep)
+    given = parser().parse_known_args(flags)[0].keep if flags else None
+    what = given or keys.get("keep", RunArguments.keep)
     folder = Path(keys.get("output_dir", "trainer_output"))  # TRL's default
     settings, other = folder / SETTINGS, overridden(flags, ["--keep="])[:-1]
     if other or what not in KEEP or not (folder / REPORT).is_file() or not settings.is_file():
