@@ -125,8 +125,8 @@ def main() -> None:
     card.write(folder, results)
     add_report(folder, recipe.name)
     tracking.finish(headline(results))
-    run_report.show(results, written, policies)
-    print(keeping.keep(folder, recipe.run.keep, ours=True))
+    kept = keeping.keep(folder, recipe.run.keep, ours=True)
+    run_report.show(results, written, policies, kept)
     if recipe.training.push_to_hub:
         push.at_the_end(folder)
 

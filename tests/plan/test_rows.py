@@ -81,7 +81,9 @@ def test_a_mixture_is_cut_to_its_shares():
 
 @pytest.mark.parametrize("name", ["/no/such.jsonl", "./pairs", "pairs.csv.gz", "models/none"])
 def test_a_path_that_does_not_exist_is_refused(name):
-    with pytest.raises(Refusal, match=f"no data at {name}: name others with --dataset_name"):
+    with pytest.raises(
+        Refusal, match=f"no data at {name}: put them there, or name others with --dataset_name"
+    ):
         found("--dataset_name", name)
 
 

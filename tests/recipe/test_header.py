@@ -33,10 +33,10 @@ def test_numbers_are_read_with_their_intervals(tmp_path):
         "With --max_steps=2 --seed=1: answer tokens 29 (28 to 30).",
         "Run: make train",
     )
-    reward = Number("true reward", "0.735", 0.698, 0.771)
-    kl = Number("KL nats per sequence", "5.90", 5.4, 6.3)
-    fallen = Number("true reward difference", "-0.1", -0.2, 0)
-    tokens = Number("answer tokens", "29", 28, 30)
+    reward = Number("true reward", "0.735", 0.698, 0.771, 3)
+    kl = Number("KL nats per sequence", "5.90", 5.4, 6.3, 2)
+    fallen = Number("true reward difference", "-0.1", -0.2, 0, 1)
+    tokens = Number("answer tokens", "29", 28, 30, 0)
     assert header.expected(path) == [
         Expected((), (reward, kl, fallen)),
         Expected(("--max_steps=2", "--seed=1"), (tokens,)),
@@ -66,6 +66,22 @@ def test_a_number_that_cannot_be_compared_is_named(said, tmp_path):
     for line in (f"Reached: {said}.", f"Reached: not run.\n# With --beta=1: {said}."):
         with pytest.raises(Refusal, match=r"one\.yaml: `# .*:` says .*(write|interval)"):
             header.expected(written(tmp_path, line))
+
+
+@pytest.mark.parametrize(
+    "lines, why",
+    [
+        (
+            ["Reached: answer tokens 29 (28 to 30),", "true reward 0.7 (0.6 to 0.8)."],
+            "three blanks",
+        ),
+        (["Reached: none.", "Reached: answer tokens 29 (28 to 30)."], "twice"),
+        (["Reached: answer tokens 29 (28 to 30), answer tokens 31 (28 to 32)."], "twice"),
+    ],
+)
+def test_no_number_of_a_header_is_lost(lines, why, tmp_path):
+    with pytest.raises(Refusal, match=why):
+        header.expected(written(tmp_path, *lines))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

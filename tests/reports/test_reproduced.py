@@ -18,8 +18,8 @@ def report(reward: float | None, accuracy: float) -> dict:
 
 
 EXPECTED = (
-    Number("true reward", "0.735", 0.698, 0.771),
-    Number("Preference accuracy", "0.7", 0.65, 0.81),
+    Number("true reward", "0.735", 0.698, 0.771, 3),
+    Number("Preference accuracy", "0.7", 0.65, 0.81, 2),
 )
 
 
@@ -30,9 +30,19 @@ def verdicts(found: dict) -> list[str]:
 def test_a_number_holds_within_its_interval_and_to_the_digit_where_it_is_the_same():
     assert verdicts(report(0.73549, 0.749)) == [DIGIT, DIGIT]
     assert verdicts(report(0.7356, 0.76)) == [WITHIN, WITHIN]
-    assert verdicts(report(0.771, 0.811)) == [WITHIN, OUTSIDE]
-    assert verdicts(report(0.6979, float("nan"))) == [OUTSIDE, OUTSIDE]
+    assert verdicts(report(0.771, 0.816)) == [WITHIN, OUTSIDE]
+    assert verdicts(report(0.6974, float("nan"))) == [OUTSIDE, OUTSIDE]
     assert verdicts(report(None, 0.7)) == [MISSING, DIGIT]
+
+
+def test_a_number_is_held_to_its_interval_first_and_as_exactly_as_that_is_written():
+    def verdict(got: float, *number) -> str:
+        return reproduced.beside((Number("true reward", *number),), report(got, 0))[0]["verdict"]
+
+    assert verdict(0.735, "1", 0.95, 1.05, 2) == OUTSIDE
+    assert verdict(0.735, "0.7", 0.699, 0.701, 3) == OUTSIDE
+    assert verdict(0.69449, "0.694", 0.693, 0.694, 3) == DIGIT
+    assert verdict(0.6949, "0.69", 0.69, 0.7, 2) == DIGIT
 
 
 def test_the_sentence_names_what_does_not_hold_and_claims_no_more_than_was_run():

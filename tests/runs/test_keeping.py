@@ -33,9 +33,9 @@ def test_a_finished_run_has_its_weights_once(finished):
     assert not policy.samefile(folder / "checkpoint-2/model.safetensors")
     for step in (2, 4):
         checkpoints.checked(folder / f"checkpoint-{step}")
-    last = result.stdout.splitlines()[-1]
-    assert last.startswith(f"Kept: {keeping.size_of(folder)} in {folder}, 2 checkpoints included; ")
-    assert last.endswith("without: the same command with --keep use")
+    kept, then = result.stdout.splitlines()[-2:]
+    assert kept.startswith(f"Kept: {keeping.size_of(folder)} in {folder}, 2 checkpoints included; ")
+    assert kept.endswith("without: the same command with --keep use") and then.startswith("Next: ")
 
 
 def test_the_best_checkpoint_of_an_adapter_is_the_one_that_the_policy_is(

@@ -20,6 +20,7 @@ class Number:
     value: str  # as it is written, which says how many digits are known
     low: float
     high: float
+    digits: int  # after the point, of the finest of the three
 
     @property
     def name(self) -> str:
@@ -39,12 +40,21 @@ def fields(path: Path) -> dict[str, str]:
     """The fields of a recipe's header, and its first line as `title`.
 
     Raises:
-        Refusal: one is missing that the table of the shelf shows.
+        Refusal: one is missing that the table of the shelf shows, or stands twice; or a number is
+            of no field.
     """
     text = path.read_text(encoding="utf-8").split("\n\n")[0]
     text = re.sub(r"\n#   ", " ", text)
     title, *lines = (line.removeprefix("# ") for line in text.splitlines() or [""])
-    found = {"title": title} | {key: said for key, _, said in (f.partition(": ") for f in lines)}
+    found = {"title": title}
+    for line in lines:
+        key, _, said = line.partition(": ")
+        if not said and NUMBER.search(line):
+            after = "more of a line stands below it after `#` and three blanks"
+            raise Refusal(f"{path}: {line!r} in its header is of no `# Name: ...`; {after}")
+        if key in found:
+            raise Refusal(f"{path}: its header has the line `# {key}:` twice")
+        found[key] = said
     for key in SHOWN:
         if key not in found:
             raise Refusal(f"{path}: its header has no line `# {key}: ...`, which the table shows")
@@ -71,12 +81,16 @@ def expected(path: Path) -> list[Expected]:
         for each in BETWEEN.split(text):
             if not (match := NUMBER.fullmatch(each)):
                 raise Refusal(f"{path}: `# {key}:` says {each!r}: write {FORM}")
+            digits = max(len(part.partition(".")[2]) for part in match.groups()[1:])
             try:
-                numbers.append(Number(match[1], match[2], float(match[3]), float(match[4])))
-                inside = numbers[-1].low <= float(match[2]) <= numbers[-1].high
+                low, high = float(match[3]), float(match[4])
+                numbers.append(Number(match[1], match[2], low, high, digits))
+                inside = low <= float(match[2]) <= high
             except ValueError:
                 inside = False
             if not inside:
                 raise Refusal(f"{path}: `# {key}:` says {each!r}: no number within an interval")
+            if numbers[-1].name in {number.name for number in numbers[:-1]}:
+                raise Refusal(f"{path}: `# {key}:` says {match[1]!r} twice")
         found.append(Expected(tuple(key.split()[1:]), tuple(numbers)))
     return found

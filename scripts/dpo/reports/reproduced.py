@@ -15,14 +15,16 @@ ENDS = ("low", "high")
 
 def beside(numbers: Sequence[Number], report: dict[str, Any]) -> list[dict[str, Any]]:
     """Each number as it is expected, as the report has it, and whether it holds: where it lies
-    within the interval that is expected; `to the digit` where it is also the same as written."""
+    within the interval that is expected, as exactly as that is written; `to the digit` where it is
+    also the same as written."""
     found, rows = headline(report), []
     for number in numbers:
         got, verdict = found.get(number.name), MISSING
         if got is not None:
             digits = len(number.value.partition(".")[2])
             same = float(f"{got:.{digits}f}") == float(number.value)
-            verdict = DIGIT if same else WITHIN if number.low <= got <= number.high else OUTSIDE
+            within = number.low <= round(got, number.digits) <= number.high
+            verdict = OUTSIDE if not within else DIGIT if same else WITHIN
         row = {"name": number.name, "words": number.words, "expected": number.value}
         row |= {"low": number.low, "high": number.high, "got": got, "verdict": verdict}
         rows.append(row | {f"got_{end}": found.get(f"{number.name}_{end}") for end in ENDS})

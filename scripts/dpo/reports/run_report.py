@@ -241,8 +241,8 @@ def spent(folder: Path, **seconds: float) -> dict[str, Any]:
     return {"seconds": seconds, "peak_memory_gb": peak_memory_gb(), "completions": completions}
 
 
-def show(results: dict, written: list[Path], policies: list[Path]) -> None:
-    """The results in the terminal, and where they and the policies lie."""
+def show(results: dict, written: list[Path], policies: list[Path], kept: str) -> None:
+    """The results in the terminal, where they and the policies lie, what is kept and comes next."""
     table = Table(title=results["recipe"], title_justify="left", show_header=False)
     for row in tiles(results):
         table.add_row(*row)
@@ -253,4 +253,5 @@ def show(results: dict, written: list[Path], policies: list[Path]) -> None:
     for note in results["data"]["notes"]:
         print(f"Data: {visible(note)}")
     print(f"Policy: {', '.join(map(str, policies))}\nReport: {', '.join(map(str, written))}")
+    print(kept)
     print(f"Next: make evaluate RUN={shlex.quote(str(policies[0]))}{_prompts(results)}")

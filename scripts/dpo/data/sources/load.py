@@ -46,7 +46,9 @@ def load(
         how["data_files"], dataset = {"train": dataset}, kind
     elif not path.is_dir() and not given:
         if looks_local(dataset, (*FILES, *COMPRESSED, *files.OTHER_DATA, ".txt")):
-            raise Refusal(f"{key}: no data at {dataset}: name others with --dataset_name")
+            raise Refusal(
+                f"{key}: no data at {dataset}: put them there, or name others with --dataset_name"
+            )
         check_reachable(dataset, "dataset")
     try:
         Path(datasets.config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)

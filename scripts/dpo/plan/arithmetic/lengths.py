@@ -82,7 +82,9 @@ def not_read(recipe: Recipe) -> str | None:
         if not path.exists():
             made = name.startswith("outputs/")  # by make pairs, before it trains
             if looks_local(name, (*FILES, *COMPRESSED)) and not made:
-                raise Refusal(f"no data at {name}: name others with --dataset_name")
+                raise Refusal(
+                    f"no data at {name}: put them there, or name others with --dataset_name"
+                )
             return "its data are not on this machine"
         files += [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     if sum(file.stat().st_size for file in files) > SMALL:
