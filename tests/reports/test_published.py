@@ -84,3 +84,20 @@ def test_what_keeps_scores_from_standing_beside_published_ones_is_said(capsys):
     assert "Style is not controlled: it takes verdicts" in said and "left out: 2 (why)" in said
     assert "A part of the suite: 3 of its 805 questions" in said
     assert "Published figures are by gpt-4" in said
+
+
+def test_what_arena_hard_lacks_of_its_leaderboards_is_said_in_the_card_too(tiny_model, tmp_path):
+    run = ended_run(tmp_path / "run", tiny_model)
+    judge = {"model": "google/gemini-2.5", "published": "gpt-4.1 or gemini-2.5"}
+    found = arena(judge=judge, style_controlled={"hard_prompt": STYLED})
+    found["score"]["creative_writing"] = found["score"]["hard_prompt"]
+    style, together = published.caveats(found)
+    assert style.startswith("Style of hard prompt is controlled by the verdicts on 3 other models")
+    assert together == "Creative writing is published by gpt-4.1 and gemini-2.5 together"
+    left(run, "arena", found | {"policy": str(run)})
+    card.write(run, results.read(run / "report.json"))
+    card.renew(run)
+    assert style in (run / "README.md").read_text()
+    assert [*published.caveats(suite_of("p"))] == [
+        "Published figures are by gpt-4: these are none beside them"
+    ]

@@ -54,6 +54,25 @@ def whole(found: dict[str, Any]) -> bool:
     return found["questions"] == found["whole"]
 
 
+def caveats(found: dict[str, Any]) -> Iterator[str]:
+    """What keeps the scores from standing beside published ones, a sentence each."""
+    styled, by = found.get("style_controlled") or {}, found["judge"]["published"]
+    if lacks := styled.get("lacks"):
+        yield f"Style is not controlled: it takes {lacks}"
+    for category, part in styled.items():
+        if category != "lacks" and (others := part.get("others")):
+            models = "one other model" if others == 1 else f"{others} other models"
+            yield (
+                f"Style of {category.replace('_', ' ')} is controlled by the verdicts on {models}: "
+                "published scores, by those on all that the suite's data set has"
+            )
+    together = " or " in by and "creative_writing" in found.get("score", ())
+    if together:
+        yield f"Creative writing is published by {by.replace(' or ', ' and ')} together"
+    if found["judge"]["model"].rpartition("/")[2] not in by.split(" or "):
+        yield f"Published figures are by {by}: these are none beside them"
+
+
 def headline(found: dict[str, Any]) -> dict[str, float]:
     """The policy's scores by name, each with the ends of its 95% interval, as W&B's summary has
     them."""
@@ -82,11 +101,9 @@ def show(found: dict[str, Any]) -> None:
         print(f"Characters of an answer, {name}: {mean:,.0f}")
     for category, baseline in found.get("baselines", {}).items():
         print(f"Baseline, which has 50%, {visible(category)}: {visible(baseline)}")
-    if lacks := found.get("style_controlled", {}).get("lacks"):
-        print(f"Style is not controlled: it takes {visible(lacks)}")
     for reason, number in found["left_out"].items():
         print(f"Without a verdict, and left out: {number} ({visible(str(reason))})")
     if not whole(found):
         print(f"A part of the suite: {found['questions']} of its {found['whole']} questions")
-    if judge["model"].rpartition("/")[2] != judge["published"]:
-        print(f"Published figures are by {visible(judge['published'])}: these are none beside them")
+    for line in caveats(found):
+        print(visible(line))

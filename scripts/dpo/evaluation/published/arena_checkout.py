@@ -13,6 +13,8 @@ from dpo.recipe.strict import load_yaml
 CLONE = "https://github.com/lmarena/arena-hard-auto"
 SETTINGS = Path("utils/judge_utils.py")
 BENCHMARKS = {"arena_hard": "arena-hard-v2.0", "arena_hard_v0.1": "arena-hard-v0.1"}
+# Beside the one that its settings name: of v2.0 the leaderboards have both.
+JUDGES = {"arena_hard": ("gemini-2.5",)}
 # What a label says of answer A: 1 it is better, 0 it is worse, as many times as it counts.
 SCORES = {"A>>B": [1, 1, 1], "A>B": [1], "A=B": [0.5], "A<B": [0], "A<<B": [0, 0, 0]}
 SCORES |= {"B>>A": [0, 0, 0], "B>A": [0], "B=A": [0.5], "B<A": [1], "B<<A": [1, 1, 1]}
@@ -65,7 +67,8 @@ def read(given: str, name: str, limit: int | None = None) -> Suite:
         template = stated["prompt_template"]
         template.format(QUESTION="", ANSWER_A="", ANSWER_B="")
         how = {key: stated[key] for key in ("temperature", "max_tokens")}
-        patterns, judge = stated["regex_patterns"], stated["judge_model"]
+        patterns = stated["regex_patterns"]
+        judges = " or ".join(dict.fromkeys((str(stated["judge_model"]), *JUDGES.get(name, ()))))
     except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         said = f"{folder} is not as it was at commit 196f6b8 ({why}): clone anew"
@@ -78,7 +81,7 @@ def read(given: str, name: str, limit: int | None = None) -> Suite:
             path = folder / place / "model_answer" / f"{model}.jsonl"
             raise Refusal(f"{path} has no answer to {uid}: clone anew")
         baseline[uid] = answers[model][uid]
-    parts = (baselines, baseline, system, template, patterns, how, judge)
+    parts = (baselines, baseline, system, template, patterns, how, judges)
     return Suite(folder / place, questions, *parts)
 
 

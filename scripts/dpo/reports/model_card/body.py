@@ -157,6 +157,7 @@ def _measured(report: dict[str, Any], found: list[dict], asked: list[dict]) -> s
         parts.append(f"{title}, judged by {judge}, with 95% intervals:")
         sides = [code(public(each["against"])), "policy"]
         parts.append(table([["", *sides], *_scores(each)]).strip())
+        parts += [shown(f"{line}.") for line in published.caveats(each)]
     return "\n\n".join(parts)
 
 
