@@ -3,6 +3,7 @@
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -397,3 +398,19 @@ def test_without_lm_eval_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(benchmarks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"SUITE needs lm-eval: .*requirements-suite.txt"):
         benchmarks.check(["ifeval"], None)
+
+
+def test_pairs_that_have_changed_since_a_run_ended_are_told(finished, tiny_data, tmp_path, capsys):
+    run, data = tmp_path / "run", Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    shutil.copytree(finished[0], run)
+    settings = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(settings.replace(str(tiny_data), str(data)))
+    recipe = find(str(run)).recipe
+    assert not prompts.changed(prompts.held_out_pairs(recipe), run) and not capsys.readouterr().out
+    rows = (data / "test.jsonl").read_text().replace("It was bad", "It was worse", 1)
+    (data / "test.jsonl").write_text(rows)
+    assert prompts.changed(prompts.held_out_pairs(recipe), run)
+    said = capsys.readouterr().out
+    assert (
+        said.startswith(f"The data of {run} have changed since it ended") and said.count("\n") == 1
+    )

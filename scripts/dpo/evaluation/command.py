@@ -78,6 +78,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
         if held_out is None:
             raise Refusal("there are no held-out prompts: name a file of some with PROMPTS=")
         given = prompts.of_pairs(held_out)
+    folder = folder_of(args, policy, against)
+    others = prompts.changed(held_out, folder.parents[1])
     asked = prompts.each_once(given, args.limit or LIMIT)
     for who in (policy, against):
         prompts.check(asked, who)
@@ -90,7 +92,6 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
     reached = benchmarks.beside(policy, against, suite, device, args.suite_tasks, args.suite_limit)
     how = (asked, held_out, settings, device)
     found = measure.measure(policy, reference or against, against, *how, skip_pairs=args.skip_pairs)
-    folder = folder_of(args, policy, against)
     folder.mkdir(parents=True, exist_ok=True)
     verdicts = None
     if args.judge:
@@ -105,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], dict
             device=device,
         )
     lines = measure.lines_of(asked, found, verdicts)
-    source = args.prompts or f"{recipe.name}, held out"
+    source = args.prompts or f"{recipe.name}, held out" + ", changed since it ended" * others
     results = {
         "policy": policy.name,
         "against": against.name,

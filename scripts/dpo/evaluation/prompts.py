@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpo.core.refusal import Refusal
 from dpo.core.terminal import visible
-from dpo.data import dataset, lint
+from dpo.data import dataset, lint, schema
 from dpo.data.formats import parsing
 from dpo.data.formats.layouts import asked, begun
 from dpo.data.formats.parts import Row, again, beside, example_of, first_of
@@ -26,6 +27,7 @@ from dpo.models.chat_template import load_tokenizer
 from dpo.models.sampling import Prompt, parts, prompt_token_ids
 from dpo.recipe.arguments import QUESTIONS
 from dpo.recipe.parse import Recipe
+from dpo.runs.output_folder import REPORT
 
 RENDERED = "context_messages"  # of RLHFlow's prompts, beside a text `context`
 CONVERSATIONS = ("messages", "conversations", RENDERED)
@@ -42,6 +44,21 @@ def held_out_pairs(recipe: Recipe) -> Dataset | None:
     linted = dataset.prepare(recipe, (held_out or train, held_out), load_tokenizer(recipe))
     pairs: Any = linted["held-out"].pairs if "held-out" in linted else None
     return pairs
+
+
+def changed(held_out: Dataset | None, run: Path) -> bool:
+    """Whether held-out pairs are others than those that a run has measured at its end: its data
+    have changed since. A line says so."""
+    measured = None
+    with suppress(OSError, ValueError):  # no run of ours
+        measured = json.loads((run / REPORT).read_text(encoding="utf-8")).get("pairs")
+    if not measured or held_out is None or measured.get("digest") == schema.digest_of(held_out):
+        return False
+    print(
+        f"The data of {run} have changed since it ended: these held-out pairs are others than "
+        "those of its report, and it may have trained on some"
+    )
+    return True
 
 
 def of_pairs(held_out: Dataset) -> list[Prompt]:

@@ -34,10 +34,11 @@ from dpo.use.export import check, gguf_file, quantised, record
 from dpo.use.run import Used
 
 
-def pairs_of(recipe: Recipe) -> Dataset:
+def pairs_of(recipe: Recipe, run: Path) -> Dataset:
     """Pairs to check with, checked and tokenised as the run had them: held-out ones, or where a
     recipe holds out none the first that it trains on."""
     found = prompts.held_out_pairs(recipe)
+    prompts.changed(found, run)
     if found is None:
         rows = load_rows(recipe)
         found = dataset.prepare(recipe, rows, chat_template.load_tokenizer(recipe))["train"].pairs
@@ -162,7 +163,7 @@ def export(
     if to:
         to = os.path.realpath(to) if Path(to).is_symlink() else to
         check_free(Path(to))
-    pairs, device = pairs_of(run.recipe), measuring_device()
+    pairs, device = pairs_of(run.recipe, run.folder), measuring_device()
     who = replace(run.policy, path=str(run.folder)) if adapter else run.policy
     policy = who.load(device)
     if quant:
