@@ -6,8 +6,9 @@
 
 Expected are the numbers of the header's line `# Reached:`, or with flags those of `# With`. A
 number holds where it lies within the 95% interval that stands with it. A finished run with the
-same settings in the recipe's own folder is looked at and not trained again; else one is trained
-in outputs/reproduce/, where the same command goes on. ARGS="--restart" trains anew.
+same settings in the recipe's own folder is looked at and not trained again; else, or with CONFIG=
+or GPUS=, one is trained in outputs/reproduce/, where the same command goes on. ARGS="--restart"
+trains anew.
 
 Ends with 0 if every number holds, 3 if one does not, 1 if nothing could be compared, and 75 if
 it was asked to stop. (make itself says "Error 3", and ends with 2.)
@@ -19,6 +20,8 @@ import dpo  # noqa: F401  first, that no library speaks
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,10 @@ def asked() -> Asked:
     found = Asked(args.recipe, args.config, args.gpus, args.arguments, [])
     look(["--config", str(found.path), *args.arguments])
     found.expected += header.expected(found.path)
+    for each in found.expected:
+        with said_of(found.path, each):
+            flags.refuse([*each.flags], "make reproduce", ["output_dir"])
+            look(["--config", str(found.path), *each.flags])
     if not found.expected:
         raise Refusal(nothing_known(found))
     for number in (number for each in found.expected for number in each.numbers):
@@ -88,6 +95,16 @@ def asked() -> Asked:
             near = choices(number.name, [*results.PLACES]).replace("_", " ")
             raise Refusal(f"{found.path}: its header expects {number.words!r}: {near}")
     return found
+
+
+@contextmanager
+def said_of(path: Path, expected: header.Expected) -> Iterator[None]:
+    """Say of what is wrong within that it stands in a recipe's header."""
+    try:
+        yield
+    except Refusal as wrong:
+        why = str(wrong).removeprefix("ARGS: ")
+        raise Refusal(f"{path}: `# With {shlex.join(expected.flags)}:` {why}") from None
 
 
 def nothing_known(of: Asked) -> str:
@@ -106,7 +123,9 @@ if __name__ == "__main__":  # --help and what is misspelt, before what takes sec
 from dpo.core import files, machine
 from dpo.core.environment import launched
 from dpo.core.signals import EXIT_CODE
+from dpo.evaluation import prompts
 from dpo.reports import reproduced
+from dpo.runs import keeping
 
 
 def settings(recipe: Recipe, stated: dict[str, Any]) -> dict[str, Any]:
@@ -119,9 +138,9 @@ def own(recipe: Recipe) -> dict[str, Any]:
     return settings(recipe, {"recipe": recipe.name, **output_folder.settings(recipe)})
 
 
-def expectation(of: Asked) -> tuple[header.Expected, Recipe, Path]:
+def expectation(of: Asked) -> tuple[header.Expected, Recipe, list[Path]]:
     """The numbers that are known of the recipe with these flags; the recipe with them, which is to
-    run in a folder of its own; and the folder that it runs in otherwise.
+    run in a folder of its own; and the folders where a finished run of it may lie.
 
     Raises:
         Refusal: none are.
@@ -135,11 +154,15 @@ def expectation(of: Asked) -> tuple[header.Expected, Recipe, Path]:
     recipe, whole = read(*of.arguments), read()
     share_batch(recipe.global_batch, 1, processes)
     for each in of.expected:
-        if own(read(*each.flags)) == own(recipe):
+        with said_of(of.path, each):
+            known = own(read(*each.flags))
+        if known == own(recipe):
             short = re.sub(r"[^\w.=+,-]+", "_", ",".join(each.flags).replace("--", ""))
-            folder = INTO / "-".join(filter(None, (of.name, short)))
+            processes = f"{of.gpus}-processes" if of.gpus else ""
+            folder = INTO / "-".join(filter(None, (of.name, of.config, processes, short)))
             apart = read(*flags.overridden(of.arguments, [f"--output_dir={folder}"]))
-            return each, apart, Path(whole.training.output_dir)
+            usual = [] if of.config or of.gpus else [Path(whole.training.output_dir)]
+            return each, apart, [*usual, folder]
     changed = output_folder.differences(own(whole), own(recipe))
     known = [f'ARGS="{shlex.join(each.flags)}"' for each in of.expected if each.flags]
     raise Refusal(
@@ -148,20 +171,36 @@ def expectation(of: Asked) -> tuple[header.Expected, Recipe, Path]:
     )
 
 
-def run_of(of: Asked, recipe: Recipe, usual: Path) -> tuple[Path, bool]:
-    """The folder of a finished run of the recipe, and whether it was there already: in the `usual`
-    folder or in its own.
+def there(recipe: Recipe, folders: list[Path]) -> Path | None:
+    """The folder with a finished run of the recipe, if one of these is.
+
+    Raises:
+        Refusal: the last of them, where it would be trained, holds one of other settings or data.
+    """
+    again = 'ARGS="--restart" moves it aside and trains anew'
+    for folder in folders if not recipe.run.restart else ():
+        if not (folder / output_folder.SETTINGS).is_file():
+            continue
+        stated, last = output_folder.settings_of(folder), folder == folders[-1]
+        if changed := output_folder.differences(settings(recipe, stated), own(recipe)):
+            if last:
+                raise Refusal(f"{folder} holds a run with other settings: {changed}. {again}")
+        elif output_folder.finished(folder):
+            if not prompts.changed(prompts.held_out_pairs(recipe), folder):
+                return folder
+            if last:
+                raise Refusal(f"{folder}: what it has reached is of other data. {again}")
+    return None
+
+
+def train(of: Asked, recipe: Recipe) -> None:
+    """Train the recipe in its own folder.
 
     Raises:
         SystemExit: it was asked to stop; it goes on from there.
         Refusal: it failed.
     """
     folder = Path(recipe.training.output_dir)
-    for found in (usual, folder):
-        if recipe.run.restart or not output_folder.finished(found):
-            continue
-        if settings(recipe, output_folder.settings_of(found)) == own(recipe):
-            return found, True
     how = ["--accelerate_config", of.config] if of.config else []
     how += ["--gpus", of.gpus] if of.gpus else []
     run = sweeps.Run({}, {}, recipe, folder)
@@ -170,24 +209,31 @@ def run_of(of: Asked, recipe: Recipe, usual: Path) -> tuple[Path, bool]:
         sys.exit(EXIT_CODE)
     if run.state == sweeps.FAILED:
         raise Refusal(f"{folder}: {run.last_line()} ({run.log})")
-    return folder, False
 
 
 @guarded
 def main() -> None:
     of = asked()
-    expected, recipe, usual = expectation(of)
-    folder, there = run_of(of, recipe, usual)
+    expected, recipe, folders = expectation(of)
+    if not (found := there(recipe, folders)):
+        train(of, recipe)
+    folder = found or folders[-1]
     report, here = results.read(folder / output_folder.REPORT), machine.commit()
     rows = reproduced.beside(expected.numbers, report)
     reproduced.show(" ".join((of.name, *expected.flags)), rows, report)
-    print(f"Run: {folder}" + ", found finished: not trained again" * there)
+    print(f"Run: {folder}" + ", found finished: not trained again" * bool(found))
+    if found:
+        print(keeping.keep(folder, recipe.run.keep))
     print(f"Commit: {report['commit']}" + f", and this is {here}" * (report["commit"] != here))
     holds, said = reproduced.holds(rows), reproduced.verdict(of.name, expected.flags, rows)
     about = {key: report[key] for key in ("versions", "machine", "commit", "finished")}
-    found = {"recipe": of.name, "flags": expected.flags, "holds": holds, "verdict": said}
-    files.write_json(folder / WRITTEN, {**found, "numbers": rows, "run": str(folder), **about})
-    print(f"\n{visible(said)}\nWritten: {folder / WRITTEN}")
+    about |= {"recipe": of.name, "flags": expected.flags, "holds": holds, "verdict": said}
+    print(f"\n{visible(said)}")
+    try:
+        files.write_json(folder / WRITTEN, {**about, "numbers": rows, "run": str(folder)})
+        print(f"Written: {folder / WRITTEN}")
+    except OSError as error:  # the verdict holds all the same
+        print(f"{folder / WRITTEN} cannot be written: {error.strerror}")
     print(f"Next: open {folder}/report.html" + "; docs/recipes.md says what varies" * (not holds))
     sys.exit(0 if holds else DOES_NOT_HOLD)
 

@@ -194,6 +194,9 @@ def test_a_finished_run_goes_on_and_is_made_smaller(launched, tiny_model, tiny_d
     result = launched(*more)
     assert f"Continuing from {tmp_path}/longer/checkpoint-6" in result.stdout, result.stderr
     assert ended(tmp_path / "longer") == ended(tmp_path / "whole")
+    for gone, then in ((last.parent, last), (last.parent / "checkpoint-3", last)):
+        refused = launched(*flags("other", 6, f"--resume_from_checkpoint={gone}"))
+        assert f"give {then} or " in refused.stderr and "leave it out" not in refused.stderr
     # As many steps or fewer are no continuing.
     refused = launched(*flags("less", 3, f"--resume_from_checkpoint={last}"))
     assert "other settings: max_steps (4, now 3): give those again" in refused.stderr
@@ -208,7 +211,39 @@ def test_a_finished_run_goes_on_and_is_made_smaller(launched, tiny_model, tiny_d
     policy = load_file(tmp_path / "short/model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in policy.values())
     assert json.loads((tmp_path / "short/report.json").read_text())["steps"] == 4
+    # What has gone on from there needs it no more.
+    assert "Trained and evaluated already" in launched(*more).stdout
     for steps, name, *given in ((6, "short"), (6, "x", f"--resume_from_checkpoint={last}")):
         refused = launched(*flags(name, steps, *given))
         line = refused.stderr.rstrip().splitlines()[-1]
         assert refused.returncode and "kept no checkpoint" in line
+
+
+def test_a_run_that_was_moved_goes_on_and_ends_with_its_best(
+    launched, tiny_model, tiny_data, tmp_path
+):
+    """What transformers writes down of the best checkpoint is its path."""
+    best = ("--load_best_model_at_end", "--metric_for_best_model=entropy", "--eval_strategy=steps")
+    best += ("--greater_is_better=true", "--report_to=none", "--lr_scheduler_type=constant")
+
+    def train(name: str, steps: int, *more: str):
+        flags = run_flags(tiny_model, tiny_data, tmp_path / name)
+        return launched(*flags, *best, f"--max_steps={steps}", *more)
+
+    assert train("short", 4).returncode == 0
+    state = json.loads((tmp_path / "short/trainer_state.json").read_text())
+    name = Path(state["best_model_checkpoint"]).name
+    shutil.move(tmp_path / "short", tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "short")
+    (tmp_path / "short" / name / "trainer_state.json").write_text(json.dumps(state))  # another run
+    given = f"--resume_from_checkpoint={tmp_path}/moved/checkpoint-4"
+    result = train("longer", 6, given)
+    assert result.returncode == 0, result.stderr[-3000:]
+    after = json.loads((tmp_path / "longer/trainer_state.json").read_text())
+    best_of = Path(after["best_model_checkpoint"])
+    assert best_of in {tmp_path / "moved" / name, tmp_path / "longer/checkpoint-6"}
+    weights = (best_of / "model.safetensors").read_bytes()
+    assert (tmp_path / "longer/model.safetensors").read_bytes() == weights
+    shutil.rmtree(tmp_path / "moved" / name)
+    refused = train("none", 6, given)
+    assert refused.returncode and f"{name}, the best checkpoint so far, is not" in refused.stderr

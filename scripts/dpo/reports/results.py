@@ -24,6 +24,8 @@ def read(path: Path) -> dict[str, Any]:
             raise Refusal(
                 f"{path} is of a later version of this repository: update, or name others"
             )
+        if not found:
+            raise ValueError("it is empty")
         return upgraded(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{path} is damaged ({one_line(error)}): move it, or name others") from error

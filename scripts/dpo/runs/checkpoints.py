@@ -137,15 +137,23 @@ def finish(beside: Path, checkpoint: Path, about: dict[str, Any]) -> None:
 def delete(checkpoint: Path) -> None:
     """Take the name away first: what is half deleted is no checkpoint."""
     nameless = checkpoint.with_name(f"{DELETED}{checkpoint.name}")
-    shutil.rmtree(nameless, ignore_errors=True)
+    _remove(nameless)
     os.replace(checkpoint, nameless)
-    shutil.rmtree(nameless)
+    _remove(nameless)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, or a link to one, whose files somebody keeps elsewhere."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def sweep(folder: Path) -> None:
     """Remove what a kill left of a checkpoint that was being written or deleted."""
     for left in (*folder.glob(BESIDE), *folder.glob(f"{DELETED}*")):
-        shutil.rmtree(left)
+        _remove(left)
 
 
 def rotate(folder: Path, limit: int | None, best: str | None) -> None:
@@ -271,20 +279,22 @@ def check_given(recipe: Recipe) -> None:
     Raises:
         Refusal: it is no checkpoint of a run here.
     """
-    given = recipe.training.resume_from_checkpoint
+    given, folder = recipe.training.resume_from_checkpoint, Path(recipe.training.output_dir)
     if given is None or (Path(given) / MANIFEST).is_file():
         return
-    wrong, run = "there is no such folder", Path(given).parent
-    if finished(run) and not named(run):
-        raise Refusal(
-            f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: the run "
-            f"in {run} kept no checkpoint (--keep use, or none was saved): start from its "
-            f"policy, with --model_name_or_path {run}"
-        )
-    if Path(given).is_dir():
-        there = ", ".join(path.name for path in named(Path(given)))
-        wrong = "it is no checkpoint of a run here" + (f", but {there} in it" if there else "")
-    raise Refusal(
-        f"{recipe.place('resume_from_checkpoint')}: resume_from_checkpoint is {given}: {wrong}: "
-        "leave it out, and the run goes on from the newest checkpoint of its output folder"
-    )
+    run = Path(given).parent
+    other = run.resolve() != folder.resolve()
+    if other and not recipe.run.restart and (finished(folder) or last_whole(folder)):
+        return  # it is gone on from here
+    there = [str(path) for path in (*named(Path(given)), *named(run))]
+    wrong = "it is no checkpoint of a run here" if Path(given).is_dir() else "no folder is there"
+    if there:
+        what = f"give {' or '.join(there)}"
+        what += ", or leave it out to go on from the newest there" * (not other)
+    elif finished(run):
+        wrong = f"the run in {run} kept no checkpoint (--keep use, or none was saved)"
+        what = f"start from its policy, with --model_name_or_path {run}"
+    else:
+        what = "leave it out, and the run begins anew"
+    where = recipe.place("resume_from_checkpoint")
+    raise Refusal(f"{where}: resume_from_checkpoint is {given}: {wrong}: {what}")

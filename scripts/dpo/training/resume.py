@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer import TRAINER_STATE_NAME
 
 from dpo.core import files, machine
 from dpo.core.refusal import Refusal
@@ -62,6 +63,8 @@ def to_go_on_from(
                         f"{answer[0]} was written without {REFERENCE}, the reference as it had "
                         "moved by then (sync_ref_model): train anew with --restart"
                     )
+                if trainer.args.load_best_model_at_end:
+                    best_before(answer[0])
         except ValueError as wrong:
             answer[1] = (
                 f"--resume_from_checkpoint {given} cannot be gone on from: {wrong}. Leave the flag "
@@ -73,6 +76,43 @@ def to_go_on_from(
     if answer[1]:
         raise Refusal(answer[1])
     return answer[0]
+
+
+def best_before(checkpoint: Path) -> str | None:
+    """The best checkpoint of a run until this one was written, which `load_best_model_at_end` ends
+    with: beside it, for a run may have been moved since, or of the run that this one went on from.
+
+    Raises:
+        Refusal: it is not there any more.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if not state.best_model_checkpoint:
+        return None
+    stated = Path(state.best_model_checkpoint)
+    for path in (checkpoint.parent / stated.name, stated):
+        if (path / TRAINER_STATE_NAME).is_file():
+            then = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME)).log_history
+            # Else another run lies there by now.
+            if json.dumps(then) == json.dumps(state.log_history[: len(then)]):
+                return str(path)
+    raise Refusal(
+        f"{checkpoint} cannot be gone on from: {stated}, the best checkpoint so far, is not there, "
+        f"nor in {checkpoint.parent}: put it back, or leave load_best_model_at_end out"
+    )
+
+
+def check_best(state: TrainerState) -> None:
+    """See that the best checkpoint, which transformers has ended with, was there.
+
+    Raises:
+        Refusal: it was not, and the last weights are in its place.
+    """
+    best = state.best_model_checkpoint
+    if best and not Path(best).is_dir():
+        raise Refusal(
+            f"load_best_model_at_end: {best}, the best checkpoint, is gone: put it back, and the "
+            "same command ends the run"
+        )
 
 
 def bring_along(run: Path, folder: Path) -> None:
@@ -164,6 +204,8 @@ class TakeUp(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, left = self.trainer, self.manifest["unlogged"]
+        if args.load_best_model_at_end:
+            state.best_model_checkpoint = best_before(self.checkpoint)
         if trainer.args.sync_ref_model:
             load_reference(trainer, self.checkpoint)
         losses, rank = left["losses"], trainer.accelerator.process_index
@@ -208,6 +250,8 @@ def to_the_end(
                 f"{folder}/checkpoint-{step}; the same command goes on from there"
             )
         else:
+            if trainer.args.load_best_model_at_end:
+                check_best(trainer.state)
             with files.written_to(folder / "model.safetensors"):
                 trainer.save_model()
             if recipe.training.save_strategy == "no" and trainer.is_world_process_zero():

@@ -47,31 +47,32 @@ def push(
     private: bool = True,
     merged: bool = False,
     revision: str | None = None,
-    exported: Path | None = None,
 ) -> str:
-    """Send the policy of the run in `folder` to the model `name` of the hub, which is made if it is
-    not there, and return its address. What is there already, by its hash, is not sent again.
+    """Send the policy of the run in `folder`, or the export there, to the model `name` of the hub,
+    which is made if it is not there, and return its address. What is there already, by its hash, is
+    not sent again.
 
     Args:
         private: make it private, and send nothing to one that is public.
         merged: of an adapter, the model that it makes of its base.
         revision: a branch, made if it is not there; None for the main one.
-        exported: the folder of an export of it, which is sent in its place, as it is.
 
     Raises:
         Refusal: it cannot be sent as it is, or the hub does not take it; the line has the command
             that goes on.
     """
     check_can_send(name, "model")
-    about, home = record.read(exported) if exported else {}, exported or folder
-    if exported:
-        check_base(exported, "make export MERGE=1")
-        files = [exported / each for each in about["files"] if each != card.CARD]
+    if about := record.read(folder):
+        check_base(folder, "make export MERGE=1")
+        of, files = record.run_of(folder), [folder / each for each in about["files"]]
+        files.remove(folder / card.CARD)
     else:
-        files = sent_of(policy_in(folder, merged))
-    report = results.read(folder / output_folder.REPORT)
-    text = (home / card.CARD).read_bytes() if card.by_hand(home) else b""
-    text = text or card.text(folder, report, name, merged, about).encode()
+        of, files = folder, sent_of(policy_in(folder, merged))
+    if of is None or card.by_hand(folder):
+        text = (folder / card.CARD).read_bytes()
+    else:
+        report = results.read(of / output_folder.REPORT)
+        text = card.text(of, report, name, merged, about).encode()
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
@@ -89,7 +90,7 @@ def push(
         parts.append(CommitOperationAdd(card.CARD, text))
         done = api.create_commit(name, parts, commit_message=MESSAGE, revision=revision)
     except Exception as error:  # whatever an outage looks like, the policy is saved
-        again = f"make push RUN={shlex.quote(str(home))} HUB={name}"
+        again = f"make push RUN={shlex.quote(str(folder))} HUB={name}"
         flags = ["--merged"] * merged + ["--public"] * (not private)
         again += f' ARGS="{" ".join(flags)}"' if flags else ""
         raise Refusal(f"push: not sent ({why_not_sent(error)}). This goes on: {again}") from error
@@ -161,13 +162,19 @@ def send(given: str, hub: str, *, merged: bool = False, public: bool = False) ->
     about = record.read(Path(given))
     if about and merged:
         raise Refusal(f"push: {given} is an export, and sent as it is: --merged goes with a run")
-    folder = run.there(about.get("run", given))
-    run.check_ended(folder)
-    settings = output_folder.settings_of(folder)
+    folder = Path(given) if about else run.there(given)
+    if of := record.run_of(folder) if about else folder:
+        run.check_ended(of)
+    else:
+        gone = f"the run of this export is not in {about['run']} any more"
+        if not (folder / card.CARD).is_file():
+            raise Refusal(f"push: {gone}, and no {card.CARD} is in it: write one, or export again")
+        print(f"{gone[0].upper()}{gone[1:]}: its card goes as it is")
+    settings = output_folder.settings_of(of) if of else {}
     # The name that a run states is that of its own weights.
     name, how = named({} if about else settings, hub), stated(settings)
     how["private"] = how["private"] and not public
-    push(folder, name, merged=merged, exported=Path(given) if about else None, **how)
+    push(folder, name, merged=merged, **how)
     return name
 
 

@@ -95,7 +95,7 @@ def ask_all(
         openai.AsyncOpenAI(**endpoint.settings(judge.url, judge.timeout)),
         judge.model,
         kept,
-        [key for key in keys.values() if key in kept.entries],
+        [key for key in {*keys.values()} if key in kept.entries],
         judge.price,
     )
     asking.carry_out(judge.url, missing, judge.parallel)

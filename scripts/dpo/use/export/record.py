@@ -5,6 +5,8 @@ from typing import Any
 
 from dpo.core.machine import now, versions
 from dpo.models import adapters, model_files
+from dpo.reports import results
+from dpo.runs.output_folder import REPORT
 from dpo.use.run import Used
 
 EXPORTS, RECORD = "exports", "export.json"  # of a run; in each of them
@@ -16,6 +18,7 @@ def of(run: Used, kind: str, dtype: str) -> dict[str, Any]:
     lora, model = adapters.config_of(str(run.folder)), run.recipe.model
     return {
         "run": str(run.folder),
+        "run_ended": results.read(run.folder / REPORT)["finished"],
         "recipe": run.recipe.name,
         "kind": kind,
         "dtype": dtype,
@@ -31,3 +34,14 @@ def read(folder: Path) -> dict[str, Any]:
     """What the export in a folder says of itself; empty where there is none."""
     path = folder / RECORD
     return model_files.read_json(path) if path.is_file() else {}
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that the export in a folder is of: the one that it lies in, or else the one that it
+    names; None where neither is still the one that was exported."""
+    about, home = read(folder), folder.absolute().parent
+    for run in [home.parent] * (home.name == EXPORTS) + [Path(about["run"])]:
+        ended = results.read(run / REPORT).get("finished")
+        if ended and ended == about.get("run_ended"):
+            return run
+    return None
