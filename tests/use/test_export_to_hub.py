@@ -1,15 +1,18 @@
 """make export HUB=: what passes its checks is sent, exactly that, and once."""
 
 import json
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
 import export
 from dpo.core.refusal import Refusal
 from dpo.reports import results
 from dpo.reports.model_card import card
+from dpo.runs import publish
 from dpo.use import push as pushing
 from dpo.use.export import check
 
@@ -125,3 +128,35 @@ def test_the_card_says_what_an_export_is(run, kind, settings, base, relation, li
     data = ModelCard(card.text(run, report, "me/other", exported=about)).data
     assert (data.base_model, data.base_model_relation) == (base, relation)
     assert data.library_name == (library if library != "" else "transformers")
+
+
+def test_an_export_goes_with_the_card_of_the_run_that_it_is_of(
+    hub, run, exporting, tmp_path, capsys
+):
+    to = tmp_path / "released"
+    exporting("--merge", f"--to={to}")
+    exporting("--merge")
+    own, moved = (to / "README.md").read_text(), tmp_path / "moved"
+    shutil.copytree(run, moved)
+    pushing.send(str(to), NAME)
+    assert f'from_pretrained("{NAME}"' in hub.files[NAME]["README.md"].decode()
+    # Trained anew in its place, it is another's.
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps(report | {"finished": "2026-01-01 00:00:00"}))
+    pushing.send(str(to), NAME)
+    assert hub.files[NAME]["README.md"].decode() == own
+    assert f"not in {run} any more: its card goes as it is" in capsys.readouterr().out
+    pushing.send(f"{moved}/exports/merged-float32", "me/other")
+    assert 'from_pretrained("me/other"' in hub.files["me/other"]["README.md"].decode()
+    (to / "README.md").unlink()
+    assert "no README.md is in it: write one" in refused(pushing.send, str(to), NAME)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, run, exporting, monkeypatch, capsys):
+    monkeypatch.setattr(publish, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        said = refused(exporting, "--merge", f"--hub={NAME}")
+    assert f"Asking {url} for {NAME}" in capsys.readouterr().out
+    assert said.startswith("push: not sent (") and "This goes on: make push" in said

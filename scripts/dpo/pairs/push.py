@@ -11,7 +11,7 @@ from dpo.core.refusal import Refusal, first_line
 from dpo.pairs.folder import ABOUT, OURS
 from dpo.recipe.hub_names import HUB_TIMEOUT
 from dpo.reports.parts.escape import public
-from dpo.runs.publish import check_can_send
+from dpo.runs.publish import api_for, check_can_send
 
 
 def check_push(name: str) -> None:
@@ -37,7 +37,7 @@ def push(folder: Path, name: str) -> str:
         Refusal: the data set is public, or the hub does not take them: they are written, and the
             line has the command that sends them.
     """
-    api = HfApi()
+    api = api_for(name)
     try:
         address = api.create_repo(name, private=True, exist_ok=True, repo_type="dataset")
         private = api.dataset_info(name, timeout=HUB_TIMEOUT).private

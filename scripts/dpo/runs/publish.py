@@ -1,12 +1,15 @@
 """Whether something can be sent to the hub, seen before hours are spent; why it was not taken."""
 
-from huggingface_hub import constants, get_token
+import json
+
+from huggingface_hub import HfApi, constants, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from dpo.core.refusal import Refusal, one_line
 from dpo.recipe.hub_names import why_not
 
+PATIENCE = 120  # seconds for an answer, or for a part to be taken: the client has no end of its own
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 REFUSED = {
     401: f"the hub does not know the token: {LOG_IN}",
@@ -37,8 +40,18 @@ def check_can_send(name: str, what: str) -> None:
         raise Refusal(f"push: there is no token of the hub: {LOG_IN}")
 
 
+def api_for(name: str) -> HfApi:
+    """A client of the hub that waits no longer than PATIENCE; a line says what it is asked for."""
+    get_session().timeout = PATIENCE
+    api = HfApi()
+    print(f"Asking {api.endpoint} for {name}")
+    return api
+
+
 def why_not_sent(error: Exception) -> str:
     """Why the hub took something not, on one line. The token is no part of it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"what {constants.ENDPOINT} answers is no JSON: is HF_ENDPOINT right?"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = one_line(error) if isinstance(error, ValueError) else why_not(error)
     return REFUSED.get(status) or said

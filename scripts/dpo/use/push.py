@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd
 from peft.utils import CONFIG_NAME
 
 from dpo.core.refusal import Refusal
@@ -15,7 +15,7 @@ from dpo.reports import results
 from dpo.reports.model_card import card
 from dpo.reports.model_card.metadata import on_hub
 from dpo.runs import output_folder
-from dpo.runs.publish import check_can_send, why_not_sent
+from dpo.runs.publish import api_for, check_can_send, why_not_sent
 from dpo.use import run
 from dpo.use.export import record
 
@@ -73,7 +73,7 @@ def push(
     else:
         report = results.read(of / output_folder.REPORT)
         text = card.text(of, report, name, merged, about).encode()
-    api = HfApi()
+    api = api_for(name)
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         if revision:
