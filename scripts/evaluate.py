@@ -57,16 +57,18 @@ def arguments() -> argparse.Namespace:
 
 
 def published(args: argparse.Namespace) -> None:
-    from dpo.evaluation.published import alpaca_eval, arena_hard, mt_bench  # late, likewise
+    from dpo.evaluation.published import alpaca_eval, arena_hard, asking, mt_bench  # late, likewise
     from dpo.reports import published, wandb_evaluations
     from dpo.reports.model_card import card
 
+    asking.check_flags(args)
     suites = {"mt_bench": mt_bench, "alpaca_eval": alpaca_eval}
-    folder, found = suites.get(args.suite, arena_hard).evaluate(args)
+    path, found = suites.get(args.suite, arena_hard).evaluate(args)
     published.show(found)
-    card.renew(folder.parents[1])
-    print(f"Written: {folder}/{args.suite}.json, answers.jsonl and judgements.jsonl")
-    wandb_evaluations.say(folder.parents[1])
+    run = path.parents[2]
+    card.renew(run)
+    print(f"Written: {path}, and beside it the answers and judgements.jsonl")
+    wandb_evaluations.say(run)
     print("Next: docs/benchmarks.md says what of it may stand beside published scores")
 
 

@@ -97,7 +97,7 @@ def main() -> None:
         if run.state == FAILED:
             continue
         measured = {point["step"] for point in found["points"] if point["run"] == run.name}
-        for checkpoint in tqdm(sorted(run.folder.glob("checkpoint-*"), key=step_of), desc=run.name):
+        for checkpoint in tqdm(checkpoints.named(run.folder)[::-1], desc=run.name):
             step = step_of(checkpoint)
             if step not in measured:
                 there = policy_of(checkpoint, run.folder)

@@ -160,7 +160,8 @@ def expectation(of: Asked) -> tuple[header.Expected, Recipe, list[Path]]:
             short = re.sub(r"[^\w.=+,-]+", "_", ",".join(each.flags).replace("--", ""))
             processes = f"{of.gpus}-processes" if of.gpus else ""
             folder = INTO / "-".join(filter(None, (of.name, of.config, processes, short)))
-            apart = read(*flags.overridden(of.arguments, [f"--output_dir={folder}"]))
+            mine = [f"--output_dir={folder}", *sweeps.not_sent(recipe)]
+            apart = read(*flags.overridden(of.arguments, mine))
             usual = [] if of.config or of.gpus else [Path(whole.training.output_dir)]
             return each, apart, [*usual, folder]
     changed = output_folder.differences(own(whole), own(recipe))

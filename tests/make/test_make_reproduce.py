@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import reproduce
 from dpo.runs import checkpoints
 from support.commands import make
 from support.launched import made
@@ -114,6 +115,7 @@ def test_a_recipe_is_held_to_what_its_header_says(recipe, launched):
     shutil.move(OWN, usual)
     taken = made(*asked)
     assert taken.returncode == 0 and f"Run: outputs/{NAME}, found" in taken.stdout
+    assert f"in outputs/{NAME}, 2 checkpoints" in taken.stdout
     settings = usual / "recipe.yaml"
     settings.write_text(settings.read_text().replace("max_steps: 2", "max_steps: 3"))
     kept = settings.read_text()
@@ -121,6 +123,44 @@ def test_a_recipe_is_held_to_what_its_header_says(recipe, launched):
     assert fresh.returncode == 0 and "not trained again" not in fresh.stdout
     assert "3 of 3 numbers to the digit" in fresh.stdout
     assert settings.read_text() == kept and (OWN / "report.json").is_file()
+
+    # What was reached on other data, or with other settings, is not what would be reached now.
+    report = json.loads((OWN / "report.json").read_text())
+    report["pairs"]["digest"] = "0" * 16
+    (OWN / "report.json").write_text(json.dumps(report))
+    for line in (
+        "what it has reached is of other data",
+        "with other settings: seed (7, now its default)",
+    ):
+        refused = made(*asked)
+        assert refused.returncode == 1 and line in refused.stderr
+        assert refused.stderr.rstrip().endswith('ARGS="--restart" moves it aside and trains anew')
+        (OWN / "recipe.yaml").write_text((OWN / "recipe.yaml").read_text() + "seed: 7\n")
+
+
+@pytest.mark.parametrize(
+    "given, why",
+    [
+        ("max_steps=2", "'max_steps=2' belongs to no flag"),
+        ("--max_stps=2", "max_steps"),
+        ("--output_dir=x", "make reproduce sets this itself"),
+        ("--max_steps=two", "invalid int value"),
+    ],
+)
+def test_a_flag_of_a_header_that_cannot_be_given_is_named_there(given, why, recipe):
+    recipe(OFF, f"With {given}: answer tokens 1 (0 to 2)")
+    refused = made("reproduce", f"RECIPE={NAME}", "ARGS=--max_steps=3")
+    line = refused.stderr.rstrip().splitlines()[-1]
+    assert refused.returncode == 1 and f"recipes/{NAME}.yaml: `# With {given}:`" in line
+    assert why in line
+
+
+def test_with_other_processes_it_is_run_in_a_folder_of_its_own(recipe, monkeypatch):
+    recipe()
+    monkeypatch.setattr("sys.argv", ["reproduce.py", f"--recipe={NAME}", "--gpus=2"])
+    assert reproduce.expectation(reproduce.asked())[2] == [Path(f"{OWN}-2-processes")]
+    monkeypatch.setattr("sys.argv", ["reproduce.py", f"--recipe={NAME}"])
+    assert reproduce.expectation(reproduce.asked())[2] == [Path(f"outputs/{NAME}"), OWN]
 
 
 def test_fewer_steps_are_held_to_their_own_numbers_and_claim_no_more(recipe, launched):

@@ -28,6 +28,28 @@ def positions(config: PreTrainedConfig) -> float | None:
     return longest
 
 
+def check_room(config: PreTrainedConfig, prompt: int, new: int, name: str) -> None:
+    """See that a model has a position for each token of a prompt and its answer. What has RoPE goes
+    on beyond those that it was made for, which is said.
+
+    Args:
+        prompt, new: tokens of the longest prompt, and of an answer at most.
+
+    Raises:
+        Refusal: it has too few.
+    """
+    longest = positions(config)
+    if not longest or prompt + new <= longest:
+        return
+    said = f"{name} has {longest:.0f} positions, and a prompt of {prompt} tokens is answered by up "
+    said += f"to {new}"
+    if getattr(config.get_text_config(), "rope_parameters", None):
+        print(f"{said}: it was not made for what lies beyond")
+        return
+    less = f"give --max_new_tokens {longest - prompt:.0f}"
+    raise Refusal(f"{said}: {less if longest > prompt else 'leave such prompts out'}")
+
+
 def check_rows(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str, highest: int = 0
 ) -> None:

@@ -1,6 +1,7 @@
 """An evaluation as `make evaluate` asks for it: one model held against another, and who wins."""
 
 import argparse
+import math
 import re
 import time
 from pathlib import Path
@@ -25,8 +26,10 @@ def prices(given: str) -> tuple[float, float] | None:
     try:
         into, out = map(float, given.split(","))
     except ValueError:
+        into = out = math.nan
+    if not (0 <= into < math.inf and 0 <= out < math.inf):
         why = "give two numbers, dollars for a million tokens in and out"
-        raise Refusal(f"judge_price {given!r}: {why}") from None
+        raise Refusal(f"judge_price {given!r}: {why}")
     return into, out
 
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from dpo.core import files, secrets
 from dpo.core.hashing import name_of
 from dpo.core.stats import bootstrap, share
+from dpo.data import fits
 from dpo.evaluation.contestants import Contestant
 from dpo.models import adapters, chat_template, loading
 from dpo.models.sampling import Completion, Prompt, kind_of, prompt_token_ids, sample
@@ -69,6 +70,9 @@ def draw(
     if found:
         print(f"Answers of {who.name}: {len(found)} of {len(ids)} found, not generated again")
     missing = {at: row for at, row in ids.items() if at not in found}
+    if missing:
+        longest = max(map(len, missing.values()))
+        fits.check_room(model.config, longest, settings.max_new_tokens, who.name)
     for part in generated(who, model, tokenizer, missing, settings, kind, at_once):
         keep(path, part)
         found |= part

@@ -79,7 +79,9 @@ def without_effect(recipe: Recipe) -> Iterator[tuple[str, str, bool, str]]:
     for key in ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"):
         yield key, "report_to", "trackio" in (args.report_to or ()), "trackio"
     for key in ("model_id", "private_repo", "revision", "always_push", "strategy"):
-        yield f"hub_{key}", "push_to_hub", args.push_to_hub, "true"
+        # A flag that says false is meant to leave them without one.
+        sent = args.push_to_hub or "push_to_hub" in recipe.flags
+        yield f"hub_{key}", "push_to_hub", sent, "true"
     own = recipe.run.ref_model_name_or_path is not None
     yield "ref_model_revision", "ref_model_name_or_path", own, "stated"
     # Beside each other steps win, as is well known; not so where the recipe states the steps.

@@ -50,8 +50,10 @@ def percent(interval: dict[str, float] | None) -> dict[str, float] | None:
 
 
 def whole(found: dict[str, Any]) -> bool:
-    """Whether all of a suite was asked: of a part nothing is published."""
-    return found["questions"] == found["whole"]
+    """Whether all of a suite was asked, and answers not cut before it cuts them: of a part nothing
+    is published."""
+    cut = found.get("prescribed", {}).get("max_new_tokens", 0)
+    return found["questions"] == found["whole"] and found.get("max_new_tokens", cut) >= cut
 
 
 def caveats(found: dict[str, Any]) -> Iterator[str]:
@@ -66,6 +68,10 @@ def caveats(found: dict[str, Any]) -> Iterator[str]:
                 f"Style of {category.replace('_', ' ')} is controlled by the verdicts on {models}: "
                 "published scores, by those on all that the suite's data set has"
             )
+    others = {k: v for k, v in found.get("prescribed", {}).items() if found[k] != v}
+    if others:
+        drawn, has = (", ".join(f"{k} {of[k]:,g}" for k in others) for of in (found, others))
+        yield f"Answers are drawn with {drawn}, where the suite has {has}"
     together = " or " in by and "creative_writing" in found.get("score", ())
     if together:
         yield f"Creative writing is published by {by.replace(' or ', ' and ')} together"
@@ -103,7 +109,7 @@ def show(found: dict[str, Any]) -> None:
         print(f"Baseline, which has 50%, {visible(category)}: {visible(baseline)}")
     for reason, number in found["left_out"].items():
         print(f"Without a verdict, and left out: {number} ({visible(str(reason))})")
-    if not whole(found):
+    if found["questions"] != found["whole"]:
         print(f"A part of the suite: {found['questions']} of its {found['whole']} questions")
     for line in caveats(found):
         print(visible(line))

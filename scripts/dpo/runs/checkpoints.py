@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from dpo.runs.output_folder import MANIFEST, differences, finished
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+NAME = re.compile(r"checkpoint-\d+")
 BESIDE, DELETED, BROKEN = ".writing", ".deleted-", "broken-"
 
 
@@ -45,8 +47,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def named(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest first, whether whole or not."""
-    return sorted(folder.glob("checkpoint-*[0-9]"), key=step_of, reverse=True)
+    """The checkpoints in `folder`, the newest first, whether whole or not. What a user has put
+    beside them, such as checkpoint-4-good, is none."""
+    found = (path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name))
+    return sorted(filter(Path.is_dir, found), key=step_of, reverse=True)
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -288,13 +292,9 @@ def check_given(recipe: Recipe) -> None:
         return  # it is gone on from here
     there = [str(path) for path in (*named(Path(given)), *named(run))]
     wrong = "it is no checkpoint of a run here" if Path(given).is_dir() else "no folder is there"
-    if there:
-        what = f"give {' or '.join(there)}"
-        what += ", or leave it out to go on from the newest there" * (not other)
-    elif finished(run):
+    what = f"give {' or '.join(there)}" if there else "leave it out, and the run begins anew"
+    if not there and finished(run):
         wrong = f"the run in {run} kept no checkpoint (--keep use, or none was saved)"
         what = f"start from its policy, with --model_name_or_path {run}"
-    else:
-        what = "leave it out, and the run begins anew"
     where = recipe.place("resume_from_checkpoint")
     raise Refusal(f"{where}: resume_from_checkpoint is {given}: {wrong}: {what}")

@@ -91,6 +91,12 @@ def points(sweep: str) -> list[dict[str, str]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
+def not_sent(recipe: Recipe) -> list[str]:
+    """The flag of runs that are one of several, or made again: each would go to the hub in the
+    place of the model that its recipe publishes."""
+    return ["--push_to_hub=false"] * recipe.training.push_to_hub
+
+
 def plain(value: Any) -> str:
     """A value in one spelling, so that 1e-6 and 0.000001 are one point, in one folder."""
     if isinstance(value, list):
@@ -118,7 +124,8 @@ def resolved(
             values = {key: stated[key] for key in point}
             name = ",".join(f"{key}={plain(value)}" for key, value in values.items())
             folder = into / re.sub(r"[^\w.=,+-]", "_", name)
-            parsed = parse([*config, *overridden(flags, [f"--output_dir={folder}"])], launch)
+            own = [f"--output_dir={folder}", *not_sent(parsed)]
+            parsed = parse([*config, *overridden(flags, own)], launch)
             check_values(parsed)
         except Refusal as stop:
             said = str(stop.code).removeprefix("ARGS: ")
@@ -148,6 +155,8 @@ def start(run: Run, how: list[str], gpus: str | None, arguments: list[str]) -> N
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "scripts/launch.py", "--recipe", run.recipe.name, *how, "--"]
     own = [f"--{key}={value}" for key, value in run.point.items()]
+    if "push_to_hub" in run.recipe.flags and not run.recipe.training.push_to_hub:
+        own += ["--push_to_hub=false"]
     command += overridden(arguments, [*own, f"--output_dir={run.folder}"])
     environment = dict(os.environ)
     environment.setdefault("WANDB_RUN_GROUP", run.folder.parent.name)

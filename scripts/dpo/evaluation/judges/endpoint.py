@@ -73,16 +73,18 @@ def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
     Raises:
         Refusal: the URL holds more than a place, no model is named, or there is no answer.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise Refusal(f"JUDGE={url} is no URL: {one_line(error)}") from None
     if parts.username or parts.query:
         raise Refusal("JUDGE: no key or query in the URL: set OPENAI_API_KEY")
     with openai.OpenAI(**settings(url, timeout=30) | {"max_retries": 1}) as client:
         if not model:
             raise Refusal(f"which model of {url} judges? Name it with JUDGE_MODEL={serves(client)}")
-        ask = [{"role": "user", "content": "Say yes."}]
-        create: Any = client.chat.completions.create
+        create, ask = client.chat.completions.create, [{"role": "user", "content": "Say yes."}]
         try:
-            read(answer := create(model=model, messages=ask, **how))
+            read(answer := create(model=model, messages=ask, **how))  # pyright: ignore
             return answer
         except openai.NotFoundError as error:
             said = f"{one_line(error, cause=True)}{serves(client)}"
@@ -277,7 +279,7 @@ def judge(
     reasons = left_out([*keys.values()], kept.entries, asking.failed, "verdict")
     if some and keys and not both.any():
         why = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
-        raise Refusal(f"the judge at {url} gave no verdict: {why}")
+        raise Refusal(f"the judge at {url} gave no verdict: {why}{kept.again(texts)}")
     preferred[[*keys]] = np.where(both, np.where(first == second, first, 0.5), np.nan)
     share = float((first != second)[both].mean()) if both.any() else 0.0
     return Verdicts(preferred, None, reasons, about, asking.cost() | {"orders_disagree": share})

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -70,6 +71,12 @@ class Kept:
             except ValueError as error:
                 raise Refusal(f"{path}, line {number}: {error}: take the line out") from error
         self.entries = {line["key"]: line for line in self.lines if "key" in line}
+
+    def again(self, keys: Iterable[str]) -> str:
+        """How to have a judge asked again that has answered, and not as it should."""
+        if not any(key in self.entries for key in keys):
+            return ""
+        return f". What it said is kept: move {self.file.name} away, and it is asked again"
 
     def __enter__(self) -> Self:
         return self

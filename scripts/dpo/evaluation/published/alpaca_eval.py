@@ -136,8 +136,9 @@ def preference_by(first: str, second: str) -> Reading:
 
     def reading(answer: Any) -> dict[str, Any]:
         judgement, top = endpoint.read(answer, lambda said: None), top_of(answer)
-        named = np.exp([top.get(token, -np.inf) for token in (first, second)])
-        if not named.sum():
+        with np.errstate(over="ignore"):
+            named = np.exp([top.get(token, -np.inf) for token in (first, second)])
+        if not 0 < named.sum() < np.inf:  # NaN, too
             return judgement | {"reason": NEITHER if top else NONE_GIVEN}
         del judgement["reason"]
         return judgement | {"verdict": float(named[0] / named.sum())}
@@ -148,7 +149,7 @@ def preference_by(first: str, second: str) -> Reading:
 def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """AlpacaEval 2 of a run's policy and of what it is held against.
 
-    Returns the folder of the results, and the results.
+    Returns the file of the results, and the results.
 
     Raises:
         Refusal: the suite, a model or the judge is not as it must be.
@@ -181,7 +182,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     ]
     found = scores(rows, said, preferred, suite.calibration)
     settings = {"temperature": temperature, "max_new_tokens": cut}
-    return contest.written(lines, WHOLE, **settings, **found, **asking)
+    prescribed = {"temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS}
+    return contest.written(lines, WHOLE, prescribed, **settings, **found, **asking)
 
 
 def in_order(row: dict[str, Any], answer: str) -> list[str]:

@@ -56,7 +56,7 @@ def request(suite: Suite, question: dict[str, Any], a: str, b: str) -> Messages:
 def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Arena-Hard of a run's policy and of what it is held against.
 
-    Returns the folder of the results, and the results.
+    Returns the file of the results, and the results.
 
     Raises:
         Refusal: the suite, a model or the judge is not as it must be.
@@ -98,7 +98,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         "score": scores(suite.questions, battles),
         "style_controlled": style_control.controlled(suite, others, said, battles),
     }
-    return contest.written(lines, WHOLE[args.suite], **found, **asking)
+    prescribed = {"temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS[args.suite]}
+    return contest.written(lines, WHOLE[args.suite], prescribed, **found, **asking)
 
 
 def scores(questions: list[dict], battles: dict[str, dict[str, list]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dpo.evaluation.judges.endpoint import Asking, Price
 from dpo.evaluation.judges.verdicts import Kept
 
 CHARACTERS = 4  # of a token of English, about: for a cost that is said before anything is asked
+NOT_ASKED = {"samples": 1, "skip_pairs": False, "suite_tasks": None, "suite_limit": None}
 Messages = list[dict[str, str]]
 Reading = Callable[[Any], dict[str, Any]]  # of a completion as endpoint.read gives it
 
@@ -45,6 +46,15 @@ class Judge:
 
     def about(self) -> dict[str, Any]:
         return {"url": self.url, "model": self.model, "published": self.published, **self.how}
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises Refusal where the arguments of evaluate.py set what a suite sets."""
+    sets = NOT_ASKED | ({"temperature": None} if args.suite == "mt_bench" else {})
+    if given := [key for key, default in sets.items() if getattr(args, key) != default]:
+        why = "the suite sets this itself: leave it out"
+        why += "; --limit is for its first questions" * ("suite_limit" in given)
+        raise Refusal(f"SUITE={args.suite}: {', '.join(given)}: {why}")
 
 
 def check_url(args: argparse.Namespace) -> None:
@@ -108,7 +118,8 @@ def ask_all(
             found[name] = entry["verdict"]
     if requests and not found:
         why = ", ".join(f"{reason} ({count})" for reason, count in left_out.items())
-        raise Refusal(f"the judge at {judge.url} gave no verdict: {why}")
+        again = kept.again(keys.values())
+        raise Refusal(f"the judge at {judge.url} gave no verdict: {why}{again}")
     return found, left_out, asking.cost()
 
 

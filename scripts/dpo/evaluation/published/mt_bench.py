@@ -121,7 +121,7 @@ def rating_of(said: str) -> float | None:
 def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """MT-Bench of a run's policy and of what it is held against.
 
-    Returns the folder of the results, and the results.
+    Returns the file of the results, and the results.
 
     Raises:
         Refusal: the suite, a model or the judge is not as it must be.
@@ -154,7 +154,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         for q in questions
     ]
     found = scores(questions, grades)
-    return contest.written(lines, WHOLE, max_new_tokens=cut, **found, **asking)
+    prescribed = {"max_new_tokens": MAX_NEW_TOKENS}
+    return contest.written(lines, WHOLE, prescribed, max_new_tokens=cut, **found, **asking)
 
 
 def scores(questions: list[dict], grades: dict[tuple[str, int, int], float]) -> dict[str, Any]:

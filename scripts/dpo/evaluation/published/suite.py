@@ -36,6 +36,12 @@ class Contest:
     device: str
     seed: int
     folder: Path
+    first: int | None = None  # questions alone, for a trial
+
+    @property
+    def stem(self) -> str:
+        """What files of the results are called: a trial takes the place of nothing else."""
+        return f"{self.suite}-first-{self.first}" if self.first else self.suite
 
     @classmethod
     def of(cls, args: argparse.Namespace, judge: Judge) -> Self:
@@ -51,7 +57,7 @@ class Contest:
         seed = SEED if args.seed is None else args.seed
         folder, sides = folder_of(args, policy, against), (policy, against)
         both = dict(zip(SIDES, sides, strict=True))
-        return cls(args.suite, both, judge, measuring_device(), seed, folder)
+        return cls(args.suite, both, judge, measuring_device(), seed, folder, args.limit)
 
     def drawn(
         self, drawing: Callable[[Contestant, PreTrainedModel, PreTrainedTokenizerBase], Any]
@@ -105,12 +111,14 @@ class Contest:
         return found, {"left_out": left_out, "cost": cost}
 
     def written(
-        self, lines: list[dict[str, Any]], whole: int, **found: Any
+        self, lines: list[dict[str, Any]], whole: int, prescribed: dict[str, float], **found: Any
     ) -> tuple[Path, dict[str, Any]]:
-        """The folder and the results, once they and `lines`, one for each question, are written.
+        """The file of the results and these, once they and `lines`, one for each question, are
+        written.
 
         Args:
             whole: how many questions the suite has.
+            prescribed: how it has answers drawn, by the keys that say in `found` how they were.
         """
         found = {
             "suite": self.suite,
@@ -118,15 +126,16 @@ class Contest:
             "judge": self.judge.about(),
             "questions": len(lines),
             "whole": whole,
+            "prescribed": prescribed,
             "seed": self.seed,
             **found,
             "finished": now(),
             "machine": device_name(),
             "versions": versions(),
         }
-        write_lines(self.folder / "answers.jsonl", lines)
-        write_json(self.folder / f"{self.suite}.json", found)
-        return self.folder, found
+        write_lines(self.folder / f"answers{self.stem.removeprefix(self.suite)}.jsonl", lines)
+        write_json(self.folder / f"{self.stem}.json", found)
+        return self.folder / f"{self.stem}.json", found
 
 
 def checked(judge: Judge) -> Any:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from dpo.core.refusal import Refusal
 from dpo.data import schema
 from dpo.recipe.parse import Recipe
+from dpo.runs import checkpoints
 from dpo.training.monitoring.probes import local
 from dpo.training.preflight.longest_batch import batch_of, longest_fails, parameters, untouched
 from dpo.training.preflight.same_start import reference_disagrees, starts_elsewhere
@@ -83,7 +84,7 @@ def disk_too_small(trainer: FastDPOTrainer, save_merged: bool) -> str | None:
     every = every or state.max_steps / state.num_train_epochs  # `epoch` and `best`
     saves = math.ceil(state.max_steps / every) if math.isfinite(every) else 0
     kept = min(saves, (args.save_total_limit or saves) + 1)
-    there = len([*Path(args.output_dir).glob("checkpoint-*[0-9]")])
+    there = len(checkpoints.named(Path(args.output_dir)))
     needed = max(kept - there, 0) * checkpoint + policy
     if is_peft_model(trainer.model) and save_merged:
         needed += sum(size(p) * p.element_size() for _, p in all_of_it)
