@@ -105,7 +105,10 @@ def marks_of(text: str) -> list[float]:
 
 
 def has_style(line: dict[str, Any]) -> bool:
-    return {*FEATURES} <= {*line.get("metadata", ())}
+    try:
+        return bool(np.isfinite(known(line)).all())
+    except (KeyError, TypeError):
+        return False
 
 
 def known(line: dict[str, Any]) -> list[float]:
