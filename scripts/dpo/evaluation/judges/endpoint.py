@@ -43,6 +43,7 @@ TEMPERATURE, MAX_TOKENS = 0, 1024  # the latter bounds what one answer of the ju
 ONE_TOKEN = {"temperature": TEMPERATURE, "max_tokens": 1}
 CONNECT = 5  # seconds
 RETRIES = 3  # of a request
+ASKED_TO_WAIT = 60  # seconds at most for which a server may have a retry wait
 BACK_OFF = 0.5  # seconds, doubled at each retry
 OUTAGE = 10  # requests that fail one after the other, each with its retries
 UNCLEAR, CUT_OFF = "the verdict is not understood", "the verdict is cut off"
@@ -87,18 +88,21 @@ def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
             read(answer := create(model=model, messages=ask, **how))  # pyright: ignore
             return answer
         except openai.NotFoundError as error:
-            said = f"{one_line(error, cause=True)}{serves(client)}"
-            raise Refusal(f"JUDGE_MODEL={model}: {said}") from error
+            said = f"{one_line(error, cause=True)}{serves(client, model)}"
+            raise Refusal(f"JUDGE={url} JUDGE_MODEL={model}: {said}") from error
         except (openai.APIError, ValueError) as error:
             raise Refusal(f"no judge answers at {url}: {one_line(error, cause=True)}") from error
 
 
-def serves(client: openai.OpenAI) -> str:
-    """The models that the endpoint lists, for a message; nothing if it lists none."""
+def serves(client: openai.OpenAI, missed: str = "") -> str:
+    """The models that the endpoint lists, for a message; nothing if it lists none. If it lists no
+    other than the one that it `missed`, the URL may be wrong."""
     try:
         names = [model.id for model in client.models.list()]
     except (openai.APIError, ValueError, AttributeError, TypeError):
-        return ""
+        names = []
+    if missed and (missed in names or not names):
+        return "; does the URL end in /v1, as most do?"
     return f": it has {', '.join(names[:20])}" if names else ""
 
 
@@ -194,7 +198,7 @@ class Asking:
                     self.kept.append({"key": key, "a": side, **said})
                 except REFUSED:
                     raise
-                except (openai.APIError, ValueError) as error:
+                except (TimeoutError, openai.APIError, ValueError) as error:
                     self.failed[key] = reason_of(error)
                     self.in_a_row += not isinstance(error, openai.BadRequestError)
                 else:
@@ -209,11 +213,14 @@ class Asking:
                 await asyncio.gather(*(work() for _ in range(parallel)))
 
     async def ask(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        """One judgement. The package itself retries all failures but an answer that is none."""
+        """One judgement. The package itself retries all failures but an answer that is none; its
+        time limit is of each read, and an answer may come byte by byte."""
         create: Any = self.client.chat.completions.create
+        limit = (1 + RETRIES) * (self.client.timeout.read + ASKED_TO_WAIT)
         for tried in range(1 + RETRIES):
+            asked = create(model=self.model, messages=messages, **self.how)
             try:
-                return self.read(await create(model=self.model, messages=messages, **self.how))
+                return self.read(await asyncio.wait_for(asked, limit))
             except ValueError as error:
                 broken = error
                 await asyncio.sleep(BACK_OFF * 2**tried)
@@ -224,7 +231,7 @@ def reason_of(error: Exception) -> str:
     """A failure as a reason to count, without what the server says."""
     if isinstance(error, openai.APIStatusError):
         return f"the endpoint answered HTTP {error.status_code}"
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError | TimeoutError):
         return "the endpoint took too long"
     if isinstance(error, openai.APIConnectionError):
         return "the connection failed"
@@ -254,6 +261,7 @@ def judge(
     Raises:
         Refusal: the endpoint refuses the key or the model, or gives not `some` verdict.
     """
+    url = url.rstrip("/")  # or all is asked again by the same one
     about = {"kind": "endpoint", "name": url, "model": model, "template": TEMPLATE}
     about |= {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
     kept.introduce(about)
