@@ -221,9 +221,13 @@ def test_a_judge_without_log_probabilities_is_refused_before_it_costs(
         (
             alpaca_eval.CALIBRATION,
             lambda text: text.replace(",0.6,", ",1.6,"),
-            "row 7: no number, or no preference from 0 to 1: download it anew",
+            "in row 7 no number, or no preference from 0 to 1: download it anew",
         ),
-        (alpaca_eval.CALIBRATION, lambda text: text.replace(",-1.5,", ",inf,"), "row 3: no number"),
+        (
+            alpaca_eval.CALIBRATION,
+            lambda text: text.replace(",-1.5,", ",inf,"),
+            "in row 3 no number",
+        ),
         (
             alpaca_eval.CALIBRATION,
             lambda text: re.sub(",0.[46],", ",,", text),

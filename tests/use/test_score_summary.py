@@ -63,7 +63,7 @@ def test_rewardbench_weighs_subsets_as_its_code_does():
 
 def test_how_much_of_rewardbench_was_scored_is_said(capsys, monkeypatch):
     """As a terminal shows it; nothing is said of a section of which all rows are there."""
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "300")
     chat = [name for name, count in SECTIONS["Chat"].items() for _ in range(count)]
     margins = [1.0] * (len(chat) + 2)
     subsets = {"subset": [*chat, "hep-go", "donotanswer"]}
