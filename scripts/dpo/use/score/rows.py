@@ -97,12 +97,13 @@ def check_columns(source: Source, wanted: list[str], key: str) -> None:
 
 def columns_of(rows: Rows, names: list[str]) -> Iterator[dict[str, Any]]:
     """Of each row what it has in these columns: of class labels their names."""
-    kinds = rows.data.features or {}
+    table: Any = rows.data
+    kinds = table.features or {}
     labels = {name: kind for name in names if isinstance(kind := kinds.get(name), ClassLabel)}
-    for row in rows.data:
+    for row in table:
         found = {name: row.get(name) for name in names}
         for name, kind in labels.items():
-            if isinstance(found[name], int):
+            if found[name] is not None:
                 found[name] = kind.int2str(found[name]) if found[name] >= 0 else None
         yield found
 
