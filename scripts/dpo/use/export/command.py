@@ -57,10 +57,10 @@ def check_reachable(run: Used) -> None:
     if adapter:
         named += [(adapter.base_model_name_or_path, adapter.revision)]
     for name, revision in dict.fromkeys(named):
-        output_folder.check_there(name)
+        check_there(run, name)
         if own := adapters.config_of(name, revision):
             name, revision = own.base_model_name_or_path, own.revision
-            output_folder.check_there(name)
+            check_there(run, name)
         config = model_files.config_of(name, revision, trust_remote_code=run.policy.trusted)
         # What peft would merge with such a base, it would round to the base's few bits.
         if adapter and getattr(config, "quantization_config", None):
@@ -68,6 +68,17 @@ def check_reachable(run: Used) -> None:
                 f"{name}, the base of this run's adapter, is quantised: such a policy is not "
                 f"exported. The adapter lies in {run.folder} as it was trained, for make push"
             )
+
+
+def check_there(run: Used, name: str) -> None:
+    """Raises Refusal if a model that a run has begun with is gone."""
+    try:
+        output_folder.check_there(name)
+    except Refusal:
+        raise Refusal(
+            f"{name}, from which {run.folder} was trained and with which an export is checked, is "
+            "not there: put it back"
+        ) from None
 
 
 def check_free(folder: Path) -> None:
