@@ -246,3 +246,19 @@ def test_what_is_misspelt_is_answered_at_once():
     assert code == 1 and "DTYPE=int3" in said and "float32, bfloat16, float16, fp32" in said
     said, code = at_once("export.py", "--run=outputs/none")
     assert code == 1 and "no run and no model at outputs/none; the runs here:" in said
+
+
+def test_a_mount_point_is_not_taken_and_an_export_in_its_way_is_not_lost(tmp_path, monkeypatch):
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    (folder / "export.json").write_text('{"files": {}}')
+    with pytest.raises(OSError, match="busy"), command.beside(folder):
+
+        def busy(path, target):
+            raise OSError(16, "Device or resource busy")
+
+        monkeypatch.setattr(Path, "rename", busy)
+    assert (folder / "export.json").is_file() and [*tmp_path.iterdir()] == [folder]
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    with pytest.raises(Refusal, match=f"mount point, .*TO={folder}/name"):
+        command.check_free(folder)

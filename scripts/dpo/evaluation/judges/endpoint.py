@@ -88,6 +88,7 @@ def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
             return answer
         except openai.NotFoundError as error:
             said = f"{one_line(error, cause=True)}{serves(client)}"
+            said += "" if url.rstrip("/").endswith("/v1") else "; or should its URL end in /v1?"
             raise Refusal(f"JUDGE_MODEL={model}: {said}") from error
         except (openai.APIError, ValueError) as error:
             raise Refusal(f"no judge answers at {url}: {one_line(error, cause=True)}") from error
@@ -114,8 +115,7 @@ def request(prompt: Messages, a: str, b: str) -> str:
 
 def verdict_of(said: str) -> str | None:
     """The verdict on the last line of what a judge said, None if there is none."""
-    found = VERDICT.fullmatch(said.rpartition("\n")[2])
-    return found[1].lower() if found else None
+    return found[1].lower() if (found := VERDICT.fullmatch(said.rpartition("\n")[2])) else None
 
 
 def read(answer: Any, verdict_of: Callable[[str], Any] = verdict_of) -> dict[str, Any]:

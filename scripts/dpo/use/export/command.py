@@ -19,6 +19,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER_CONFIG
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME as ADAPTER_WEIGHTS
 
 from dpo.core import files
+from dpo.core.hashing import digest_of
 from dpo.core.machine import measuring_device
 from dpo.core.refusal import Refusal
 from dpo.data import dataset, schema
@@ -88,6 +89,10 @@ def check_free(folder: Path) -> None:
     if not near.is_dir() or not os.access(near, os.W_OK):
         why = "takes nothing new" if near.is_dir() else "is a file"
         raise Refusal(f"{folder} cannot be made, for {near} {why}: give another TO=")
+    if folder.is_mount():
+        raise Refusal(
+            f"{folder} is a mount point, whose place nothing takes: give TO={folder}/name"
+        )
     if folder.is_dir() and (there := {path.name for path in folder.iterdir()}):
         ours = {*record.read(folder).get("files", []), record.RECORD}
         if card.by_hand(folder):
@@ -124,8 +129,11 @@ def beside(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield part
         check_free(folder)  # it may have been filled since
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old := part.with_suffix(".old"), ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
         part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         os.close(held)
@@ -195,9 +203,12 @@ def export(
         reference = run.reference.load(device)
         expected.reference = check.token_logps(reference, expected.rows, "the reference")
         if quant:
-            quantised.round_in_place(reference, quant)
-            under = "the reference, rounded"
-            expected.beside = check.token_logps(reference, expected.rows, under)
+            spare = part / "reference"  # of the same bits, through the same kernels
+            quantised.write(reference, quant, spare, run.reference.trusted)
+            on = loading.device_map(device, run.reference.weight_bytes)
+            reference = check.load(spare, False, device_map=on, trust_remote_code=who.trusted)
+            expected.beside = check.token_logps(reference, expected.rows, "the reference, rounded")
+            shutil.rmtree(spare)
         del reference
         clear_device_cache(garbage_collection=True)
         if gguf:
@@ -208,7 +219,7 @@ def export(
             about["checked"] = check.of_folder(part, adapter, who.trusted, expected, quant, **how)
         report = results.read(run.folder / output_folder.REPORT)
         files.write_whole(part / card.CARD, card.text(run.folder, report, exported=about))
-        about["files"] = sorted(path.name for path in part.iterdir())
+        about["files"] = {path.name: digest_of(path) for path in sorted(part.iterdir())}
         files.write_json(part / record.RECORD, about)
     return folder, about
 
