@@ -12,8 +12,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from dpo.core import secrets
 from dpo.core.files import read_lines, write_json, write_lines, write_whole
 from dpo.core.terminal import guarded
-from support.commands import launch, run, run_flags
+from support.commands import launch, run_flags
 from support.hub import Hub
+from support.launched import forked
 from support.refusing import edited, refusal
 from support.tiny import pair
 
@@ -107,14 +108,15 @@ def test_no_secret_in_a_run_that_the_hub_refuses(tiny_model, tiny_data, tmp_path
 def test_wandb_keeps_only_what_was_masked(tmp_path):
     """It records what is printed. train.py has imported it when the masking is put on."""
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); import train\n"
+        "import train\n"
         "from wandb.sdk.lib import console_capture\n"
         "seen = []; console_capture.capture_stdout(lambda text, n: seen.append(text))\n"
         "from dpo.core import terminal; terminal.guarded(lambda: print('it is', __import__('os')"
         ".environ['MY_SECRET']))()\n"
-        "assert '***' in ''.join(seen) and 'planted' not in ''.join(seen), seen"
+        "assert '***' in ''.join(seen) and 'planted' not in ''.join(seen), seen\n"
+        "raise SystemExit"
     )
-    result = run("python", "-c", code, **PLANTED)
+    result = forked("train", first=code, **PLANTED)
     assert result.returncode == 0, result.stderr
     assert "it is ***" in result.stdout
 

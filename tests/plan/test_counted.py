@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoConfig
 
+from dpo.plan.arithmetic import counted
 from dpo.plan.arithmetic.counted import How, kept, run
 from support.autograd import saved
 
@@ -71,6 +72,23 @@ def test_an_adapter_keeps_less(checkpointing):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     how = How(torch.bfloat16, False, checkpointing, True, False, adapter=lora)
     assert kept(config, SHORT, how).saved == pytest.approx(saved(config, SHORT, how), rel=0.1)
+
+
+def test_what_two_plans_share_is_counted_once(monkeypatch):
+    """And what differs in the model or in the adapter is not shared."""
+    runs = []
+    monkeypatch.setattr(counted, "run", lambda *given: runs.append(given) or run(*given))
+
+    def found(hidden_size: int, r: int):
+        lora = LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM")
+        how = How(torch.float32, False, False, True, False, adapter=lora)
+        config = config_of("llama", hidden_size=hidden_size, head_dim=8, **FEW)
+        return kept(config, SHORT, how), len(runs)
+
+    (first, once), (again, still) = found(48, 4), found(48, 4)
+    assert first == again and once == still == 2
+    for each, (other, now) in enumerate((found(48, 8), found(64, 4)), 2):
+        assert other.saved > first.saved and now == 2 * each
 
 
 def test_the_way_of_a_gpu_keeps_less_than_that_of_a_cpu():
