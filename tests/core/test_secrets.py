@@ -89,13 +89,14 @@ def test_a_run_leaves_no_pickle_to_use(planted):
     assert not kinds & {".bin", ".pt", ".pth", ".pkl"}
 
 
-def test_no_secret_in_a_run_that_the_hub_refuses(tiny_model, tiny_data, tmp_path):
+def test_no_secret_in_a_run_that_the_hub_refuses(launched, tiny_model, tiny_data, tmp_path):
     """And it is asked when the run has ended, not before."""
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), f"--hub-token={FLAG}"]
     flags += ["--push_to_hub", "--hub_model_id=me/policy"]
     with Hub() as hub:
         address = hub.url.replace("://", f"://me:{PASSWORD}@")
-        result = launch("--accelerate_config", "cpu", "--", *flags, **PLANTED, HF_ENDPOINT=address)
+        first = f"from huggingface_hub import constants; constants.ENDPOINT = {address!r}"
+        result = launched(*flags, first=first, **PLANTED)
     assert result.returncode == 0, result.stderr[-2000:]
     last = result.stdout.splitlines()[-1]
     assert last.startswith("push: not sent (the hub does not know the token"), last

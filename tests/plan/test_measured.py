@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -23,7 +22,8 @@ from dpo.plan.measured.measure import Measure, with_earlier
 from dpo.recipe.parse import parse
 from dpo.reports.results import headline
 from dpo.runs import output_folder
-from support.commands import at_once, run
+from support.commands import at_once
+from support.launched import forked
 from support.place import ROOT
 from support.planned import told
 from support.tiny import trainer_of
@@ -273,12 +273,12 @@ def launched(tiny_flags: list[str], folder: Path, fails: str, plan: dict | None)
         "import json, sys, launch\n"
         "plan = json.loads(open(sys.argv.pop(1)).read())\n"
         "launch.by_the_plan = lambda *_: plan and (plan, plan['as_it_goes']['single_gpu'])\n"
-        "launch.main()"
+        "launch.main()"  # which ends the process
     )
     (folder / "plan.json").write_text(json.dumps(plan))
     given = ["--accelerate_config", "cpu", "--", *tiny_flags]
     path = {"PYTHONPATH": f"{FAILS}{os.pathsep}{ROOT / 'scripts'}", "FAILS": fails}
-    done = run(sys.executable, "-c", program, str(folder / "plan.json"), *given, **path)
+    done = forked("launch", str(folder / "plan.json"), *given, first=program, **path)
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr, done.stderr
     return " ".join((done.stdout + done.stderr).split())
