@@ -294,6 +294,15 @@ def test_files_of_a_folder_that_are_not_read_are_named(tmp_path, names, left):
     assert not left or "endings in small letters: append the others" in said
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_no_server_is_told_what_is_loaded(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("datasets.load.get_session", lambda: pytest.fail("a server is asked"))
+    table = Dataset.from_list(ROWS)
+    write = table.to_json if suffix == "jsonl" else table.to_parquet
+    write(tmp_path / f"a.{suffix}")
+    assert rows_of(tmp_path) == rows_of(tmp_path / f"a.{suffix}") == ROWS
+
+
 # Names that `datasets` would take for patterns, and others that these would match.
 PATTERNS = {
     "brackets": ("a[1]", "a1"),
