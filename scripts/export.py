@@ -56,6 +56,8 @@ def arguments() -> argparse.Namespace:
         )
     if len(given := [n for n in ("quant", "gguf", "dtype") if getattr(args, n)]) > 1:
         raise Refusal(f"{' and '.join(f'{n.upper()}=' for n in given)}: give one of them")
+    if args.public and not args.hub:
+        raise Refusal("--public goes with HUB=: without it nothing is sent")
     output_folder.check_there(args.run)
     return args
 

@@ -39,6 +39,7 @@ from dpo.runs.launch import check_there, choose
 INTO = output_folder.RUNS / "reproduce"
 WRITTEN = "reproduced.json"
 DOES_NOT_HOLD = 3
+SETS = ("output_dir", "resume_from_checkpoint")
 # They decide nothing that is learned, but what is measured of it.
 MEASURES = ("reward_prompts", "reward_samples", "eval_strategy")
 # What published numbers are measured by here.
@@ -80,13 +81,13 @@ def asked() -> Asked:
     args = parser.parse_args()
     args.config = "" if args.config == AUTO else args.config
     check_there(args.recipe, args.config)
-    flags.refuse(args.arguments, "make reproduce", ["output_dir"])
+    flags.refuse(args.arguments, "make reproduce", SETS)
     found = Asked(args.recipe, args.config, args.gpus, args.arguments, [])
     look(["--config", str(found.path), *args.arguments])
     found.expected += header.expected(found.path)
     for each in found.expected:
         with said_of(found.path, each):
-            flags.refuse([*each.flags], "make reproduce", ["output_dir"])
+            flags.refuse([*each.flags], "make reproduce", SETS)
             look(["--config", str(found.path), *each.flags])
     if not found.expected:
         raise Refusal(nothing_known(found))
@@ -183,6 +184,9 @@ def there(recipe: Recipe, folders: list[Path]) -> Path | None:
         if not (folder / output_folder.SETTINGS).is_file():
             continue
         stated, last = output_folder.settings_of(folder), folder == folders[-1]
+        begun = Path(stated.get("resume_from_checkpoint") or folder / "none").parent
+        if begun.resolve() != folder.resolve():
+            continue  # it went on from another run, whose schedule was another
         if changed := output_folder.differences(settings(recipe, stated), own(recipe)):
             if last:
                 raise Refusal(f"{folder} holds a run with other settings: {changed}. {again}")
@@ -226,6 +230,10 @@ def main() -> None:
     if found:
         print(keeping.keep(folder, recipe.run.keep))
     print(f"Commit: {report['commit']}" + f", and this is {here}" * (report["commit"] != here))
+    if all(row["verdict"] == reproduced.MISSING for row in rows):
+        raise Refusal(
+            f"{of.name}: nothing could be compared: none of its numbers was measured here"
+        )
     holds, said = reproduced.holds(rows), reproduced.verdict(of.name, expected.flags, rows)
     about = {key: report[key] for key in ("versions", "machine", "commit", "finished")}
     about |= {"recipe": of.name, "flags": expected.flags, "holds": holds, "verdict": said}

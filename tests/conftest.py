@@ -26,6 +26,7 @@ from transformers import (
     set_seed,
 )
 
+from dpo.core import stats
 from support.commands import launch, make, run_flags
 from support.launched import Launched
 from support.stock import stock_head
@@ -62,6 +63,13 @@ def stock_again():
     """Stock TRL is stock again after a test that switched something on for the whole process."""
     yield
     stock_head()
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Bootstrap intervals by a thousand resamples, of which a test makes hundreds."""
+    resampled = stats.resampled
+    monkeypatch.setattr(stats, "resampled", lambda values, n: resampled(values, min(n, 1000)))
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from dpo.core import secrets
 from dpo.core.files import read_lines, write_json, write_lines, write_whole
 from dpo.core.terminal import guarded
-from support.commands import launch, run, run_flags
+from support.commands import launch, run_flags
 from support.hub import Hub
+from support.launched import forked
 from support.refusing import edited, refusal
 from support.tiny import pair
 
@@ -88,13 +89,14 @@ def test_a_run_leaves_no_pickle_to_use(planted):
     assert not kinds & {".bin", ".pt", ".pth", ".pkl"}
 
 
-def test_no_secret_in_a_run_that_the_hub_refuses(tiny_model, tiny_data, tmp_path):
+def test_no_secret_in_a_run_that_the_hub_refuses(launched, tiny_model, tiny_data, tmp_path):
     """And it is asked when the run has ended, not before."""
     flags = [*run_flags(tiny_model, tiny_data, tmp_path / "run"), f"--hub-token={FLAG}"]
     flags += ["--push_to_hub", "--hub_model_id=me/policy"]
     with Hub() as hub:
         address = hub.url.replace("://", f"://me:{PASSWORD}@")
-        result = launch("--accelerate_config", "cpu", "--", *flags, **PLANTED, HF_ENDPOINT=address)
+        first = f"from huggingface_hub import constants; constants.ENDPOINT = {address!r}"
+        result = launched(*flags, first=first, **PLANTED)
     assert result.returncode == 0, result.stderr[-2000:]
     last = result.stdout.splitlines()[-1]
     assert last.startswith("push: not sent (the hub does not know the token"), last
@@ -107,14 +109,15 @@ def test_no_secret_in_a_run_that_the_hub_refuses(tiny_model, tiny_data, tmp_path
 def test_wandb_keeps_only_what_was_masked(tmp_path):
     """It records what is printed. train.py has imported it when the masking is put on."""
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); import train\n"
+        "import train\n"
         "from wandb.sdk.lib import console_capture\n"
         "seen = []; console_capture.capture_stdout(lambda text, n: seen.append(text))\n"
         "from dpo.core import terminal; terminal.guarded(lambda: print('it is', __import__('os')"
         ".environ['MY_SECRET']))()\n"
-        "assert '***' in ''.join(seen) and 'planted' not in ''.join(seen), seen"
+        "assert '***' in ''.join(seen) and 'planted' not in ''.join(seen), seen\n"
+        "raise SystemExit"
     )
-    result = run("python", "-c", code, **PLANTED)
+    result = forked("train", first=code, **PLANTED)
     assert result.returncode == 0, result.stderr
     assert "it is ***" in result.stdout
 

@@ -71,7 +71,7 @@ def test_ties_alone_say_no_more_than_there_are_of_them():
     assert few.low < every.low and few.high > every.high
 
 
-def test_a_win_rate_holds_the_truth_as_often_as_it_says():
+def test_a_win_rate_holds_the_truth_as_often_as_it_says(few_resamples):
     rng = np.random.default_rng(5)
     held = 0
     for _ in range(150):

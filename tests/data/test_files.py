@@ -185,12 +185,16 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+FEW = ("dates in messages", "mixed", "keys of their own")  # of lines and of a list, all
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_json_is_what_it_says(tmp_path, form):
-    for name, rows in VALUES.items():
+    for name in VALUES if form in ("lines", "a list") else FEW:
+        rows = VALUES[name]
         rows = rows if isinstance(rows, list) else [rows]
         path = tmp_path / f"{name}.json"
-        path.write_text(form(rows), encoding="utf-8")
+        path.write_text(FORMS[form](rows), encoding="utf-8")
         assert rows_of(path) == rows, name
         # And as it streams by.
         assert [*load(str(path), streaming=True)["train"].data] == rows, name
@@ -288,6 +292,15 @@ def test_files_of_a_folder_that_are_not_read_are_named(tmp_path, names, left):
     assert len(train.pairs) == 3 * len(made)
     assert said.partition(" (")[0] == (f"files that are not read: {', '.join(left)}" * bool(left))
     assert not left or "endings in small letters: append the others" in said
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_no_server_is_told_what_is_loaded(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("datasets.load.get_session", lambda: pytest.fail("a server is asked"))
+    table = Dataset.from_list(ROWS)
+    write = table.to_json if suffix == "jsonl" else table.to_parquet
+    write(tmp_path / f"a.{suffix}")
+    assert rows_of(tmp_path) == rows_of(tmp_path / f"a.{suffix}") == ROWS
 
 
 # Names that `datasets` would take for patterns, and others that these would match.

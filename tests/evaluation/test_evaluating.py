@@ -11,9 +11,12 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from datasets import ClassLabel, Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from dpo.core.refusal import Refusal
+from dpo.data.fits import check_room
 from dpo.evaluation import benchmarks, contestants, generations, measure, pairs, prompts
+from dpo.evaluation.command import prices
 from dpo.evaluation.contestants import Contestant, find, reference_of
 from dpo.models import scoring
 from dpo.models.sampling import Completion, prompt_token_ids
@@ -414,3 +417,22 @@ def test_pairs_that_have_changed_since_a_run_ended_are_told(finished, tiny_data,
     assert (
         said.startswith(f"The data of {run} have changed since it ended") and said.count("\n") == 1
     )
+
+
+def test_an_answer_that_no_position_is_left_for_is_refused_before_it_is_drawn(capsys):
+    gpt2 = AutoConfig.for_model("gpt2", n_positions=256)
+    check_room(gpt2, 56, 200, "a")
+    with pytest.raises(Refusal, match=r"a has 256 positions, .* 57 tokens .*--max_new_tokens 199"):
+        check_room(gpt2, 57, 200, "a")
+    with pytest.raises(Refusal, match="leave such prompts out"):
+        check_room(gpt2, 256, 1, "a")
+    assert not capsys.readouterr().out
+    check_room(AutoConfig.for_model("llama", max_position_embeddings=256), 57, 200, "b")
+    assert "b has 256 positions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["nan,nan", "inf,1", "-1,2", "1", "a,b"])
+def test_a_price_is_two_numbers_of_dollars(given):
+    assert prices("0.15,0") == (0.15, 0)
+    with pytest.raises(Refusal, match=r"judge_price .*: give two numbers"):
+        prices(given)

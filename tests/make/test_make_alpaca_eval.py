@@ -281,6 +281,39 @@ def test_what_failed_is_left_out_and_asked_again_alone(tmp_path):
             contest.verdicts(requests, reading)
 
 
+def test_what_a_judge_has_said_and_not_as_it_should_is_asked_again_without_its_file(tmp_path):
+    judge = Judge("", MODEL, HOW, "gpt-4-1106-preview", None, 1, 5)
+    contest = Contest("alpaca_eval", {}, judge, "cpu", 0, tmp_path)
+    reading = alpaca_eval.preference_by("m", "M")
+    requests = {
+        (side, 0): [{"role": "user", "content": "Which?"}] for side in ("policy", "against")
+    }
+    with serving(lambda text: weighed("m", {"m": 1000.0}), HOW) as fake:
+        judge.url = fake.url
+        with pytest.raises(Refusal, match=r"no verdict: .*judgements.jsonl away, and it is asked"):
+            contest.verdicts(requests, reading)
+        (tmp_path / "judgements.jsonl").unlink()
+        fake.say = lambda text: weighed("m", {"m": -0.1})
+        for _ in range(2):  # what both answers share is paid once, however often it is counted
+            found, asking = contest.verdicts(requests, reading)
+            assert len(found) == 2 and asking["cost"]["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    "suite, flag",
+    [
+        ("mt_bench", "--temperature=0"),
+        ("mt_bench", "--samples=3"),
+        ("alpaca_eval", "--suite_limit=2"),
+        ("arena_hard", "--skip_pairs"),
+    ],
+)
+def test_what_a_suite_sets_itself_is_refused(suite, flag):
+    result = made("evaluate", "RUN=x/y", f"SUITE={suite}", f"ARGS={flag}")
+    name = flag[2:].partition("=")[0]
+    assert result.returncode and f"SUITE={suite}: {name}: the suite sets this" in result.stderr
+
+
 def test_suites_are_asked_alone(chatty_model, tiny_model):
     with serving(lambda text: "Yes.") as fake:
         given = [f"RUN={chatty_model}", f"AGAINST={tiny_model}", f"JUDGE={fake.url}"]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import reproduce
-from dpo.runs import checkpoints
+from dpo.runs import checkpoints, output_folder
 from support.commands import make
 from support.launched import made
 from support.place import ROOT
@@ -144,6 +144,7 @@ def test_a_recipe_is_held_to_what_its_header_says(recipe, launched):
         ("max_steps=2", "'max_steps=2' belongs to no flag"),
         ("--max_stps=2", "max_steps"),
         ("--output_dir=x", "make reproduce sets this itself"),
+        ("--resume_from_checkpoint=x", "make reproduce sets this itself"),
         ("--max_steps=two", "invalid int value"),
     ],
 )
@@ -155,12 +156,30 @@ def test_a_flag_of_a_header_that_cannot_be_given_is_named_there(given, why, reci
     assert why in line
 
 
+def test_a_run_that_has_gone_on_from_another_is_not_the_recipes(recipe, monkeypatch):
+    recipe()
+    monkeypatch.setattr("sys.argv", ["reproduce.py", f"--recipe={NAME}"])
+    _, asked, folders = reproduce.expectation(reproduce.asked())
+    stated = {"recipe": NAME, **output_folder.settings(asked)}
+    OWN.mkdir(parents=True)
+    (OWN / "report.json").write_text("{}")
+    (OWN / "recipe.yaml").write_text(json.dumps(stated))
+    monkeypatch.setattr(reproduce.prompts, "changed", lambda *_: False)
+    assert reproduce.there(asked, folders) == folders[-1]
+    stated["resume_from_checkpoint"] = "outputs/shorter/checkpoint-1"
+    (OWN / "recipe.yaml").write_text(json.dumps(stated))
+    assert reproduce.there(asked, folders) is None
+
+
 def test_with_other_processes_it_is_run_in_a_folder_of_its_own(recipe, monkeypatch):
     recipe()
-    monkeypatch.setattr("sys.argv", ["reproduce.py", f"--recipe={NAME}", "--gpus=2"])
-    assert reproduce.expectation(reproduce.asked())[2] == [Path(f"{OWN}-2-processes")]
+    own = f"outputs/reproduce/{NAME}"
+    monkeypatch.setattr(
+        "sys.argv", ["reproduce.py", f"--recipe={NAME}", "--accelerate_config=zero2", "--gpus=2"]
+    )
+    assert reproduce.expectation(reproduce.asked())[2] == [Path(f"{own}-zero2-2-processes")]
     monkeypatch.setattr("sys.argv", ["reproduce.py", f"--recipe={NAME}"])
-    assert reproduce.expectation(reproduce.asked())[2] == [Path(f"outputs/{NAME}"), OWN]
+    assert reproduce.expectation(reproduce.asked())[2] == [Path(f"outputs/{NAME}"), Path(own)]
 
 
 def test_fewer_steps_are_held_to_their_own_numbers_and_claim_no_more(recipe, launched):

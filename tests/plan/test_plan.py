@@ -3,8 +3,6 @@
 import io
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,18 +17,14 @@ from dpo.plan.cards import card
 from dpo.plan.choice import SURE, best
 from dpo.plan.options import micro_batches
 from dpo.plan.table import row
-from support.place import ROOT
+from support.commands import at_once
+from support.planned import told
 
 SEVEN = "zephyr-7b-ultrafeedback"
 
 
 def asked(*flags: str, gpus: int = 8, memory: str = "80") -> Asked:
     return Asked(SEVEN, flags, gpus, 1, card("H100-80GB", memory), cpu_memory=2e12)
-
-
-def told(*words: str) -> subprocess.CompletedProcess:
-    program = [sys.executable, "scripts/plan.py", *words]
-    return subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_the_default_is_planned_from_its_own_files():
@@ -53,7 +47,6 @@ def test_the_default_is_planned_from_its_own_files():
         (("--memory", "much"), "MEMORY=much is no number of GB"),
         (("--gpus", "some"), "GPUS=some is not a number"),
         (("--", "--bta", "1"), "bta"),
-        (("--", "--model_name_or_path", "outputs/none"), "outputs/none"),
         (("--gpus", "0"), "GPUS=0 is not a number of GPUs: give 1 or more"),
         (("--price", "-1"), "PRICE=-1 is no price of a GPU for an hour: give a number above 0"),
         (("--price", "nan"), "PRICE=nan is no price"),
@@ -66,6 +59,17 @@ def test_the_default_is_planned_from_its_own_files():
         (("--utilisation", "0"), "UTILISATION=0 is no share"),
         (("--memory", "inf"), "MEMORY=inf is no number of GB"),
         (("--memory", "-80", "--gpu", "H200"), "MEMORY=-80 is no number of GB"),
+    ],
+)
+def test_what_is_misspelt_is_one_line_at_once(words, said):
+    told, code = at_once("plan.py", *words)
+    assert code and said in told and "Traceback" not in told and len(told.splitlines()) == 1, told
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--", "--model_name_or_path", "outputs/none"), "outputs/none"),
         # Before anything of the model is looked at.
         (("--gpus", "3", "--", "--model_name_or_path", "outputs/none"), "3 processes cannot share"),
         (("--gpus", "5"), "5 processes cannot share a global batch of 8 pairs"),
@@ -130,9 +134,9 @@ def test_the_first_single_change_that_makes_it_fit_is_named():
     ]
 
 
-def plan_of(memory: str) -> dict:
+def plan_of(memory: str, *flags: str) -> dict:
     words = ["--json", "--recipe", SEVEN, "--gpus", "8", "--memory", memory]
-    result = told(*words, "--gpu", "H100-80GB")
+    result = told(*words, "--gpu", "H100-80GB", "--", *flags)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -153,7 +157,8 @@ def test_the_plan_chooses_where_it_trains():
 
 
 def test_where_nothing_fits_no_run_starts():
-    plan = plan_of("2")
+    alike = ("--gradient_checkpointing", "true", "--precompute_ref_log_probs", "true")  # fewer ways
+    plan = plan_of("2", *alike)
     assert not any(option["taken"] for option in plan["options"])
     with pytest.raises(Refusal, match=r"no way fits .* the nearest needs"):
         auto.settle(plan, "", force=False)

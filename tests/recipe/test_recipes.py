@@ -1,11 +1,13 @@
 """Every recipe on the shelf: strictly read, complete, true to its name, and it trains."""
 
 import dataclasses
+import functools
 import math
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ import shelf
 from dpo.recipe import header
 from dpo.recipe.parse import parse, read_yaml
 from support.commands import make, run
+from support.launched import forked
 from support.place import ROOT
 from support.shelf_rows import hub_folder, tiny_start
 from support.tiny import recipe_steps
@@ -183,14 +186,30 @@ def test_the_table_of_the_shelf_is_up_to_date():
     assert (ROOT / "recipes/README.md").read_text() == shelf.table(), "make shelf"
 
 
-def trl_dpo(recipe: Path, output: Path, *flags: str):
+# `trl`, in a fork: what accelerate would start goes on here.
+TRL = """
+import os, runpy, sys
+from accelerate.commands import launch
+from trl.cli import main
+
+def go_on(args):
+    command, environment = launch.prepare_simple_launcher_cmd_env(args)
+    os.environ.update(environment)
+    sys.argv = command[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+launch.simple_launcher = go_on
+main()
+raise SystemExit
+"""
+
+
+def trl_dpo(trl: Callable, recipe: Path, output: Path, *flags: str):
     """Run a recipe file as it is under TRL's own command."""
     accelerate = ROOT / "accelerate_configs/cpu.yaml"
-    result = run(
-        *("trl", "dpo", "--config", recipe, "--accelerate_config", accelerate),
-        *("--output_dir", output, "--max_steps", "2", "--logging_steps", "1", *flags),
-        *("--gradient_accumulation_steps", "1", "--save_only_model"),
-    )
+    words = ("dpo", "--config", recipe, "--accelerate_config", accelerate, "--output_dir", output)
+    words += ("--max_steps", "2", "--logging_steps", "1", "--gradient_accumulation_steps", "1")
+    result = trl(*map(str, (*words, "--save_only_model", *flags)))
     assert result.returncode == 0, result.stderr[-3000:]
     assert (output / "model.safetensors").is_file()
     log = (output / "checkpoint-2/trainer_state.json").read_text()
@@ -202,6 +221,7 @@ def trl_dpo(recipe: Path, output: Path, *flags: str):
 
 def test_the_default_runs_unchanged_under_trl_dpo(tmp_path):
     trl_dpo(
+        functools.partial(forked, "trl", first=TRL),
         ROOT / "recipes/smollm2-sentiment.yaml",
         tmp_path / "run",
         *("--eval_strategy", "no", "--per_device_train_batch_size", "1"),
@@ -210,6 +230,7 @@ def test_the_default_runs_unchanged_under_trl_dpo(tmp_path):
 
 def test_qwen_ultrafeedback_runs_unchanged_under_trl_dpo(tmp_path, tiny_model, tiny_data):
     trl_dpo(
+        functools.partial(run, "trl"),
         ROOT / "recipes/qwen-ultrafeedback.yaml",
         tmp_path / "run",
         *("--model_name_or_path", tiny_model, "--dataset_name", tiny_data, "--use_cpu"),

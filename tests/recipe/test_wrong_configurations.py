@@ -166,7 +166,7 @@ FLAGS = {
     "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=0": "0 and 1 stand for is f_di",
     "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=1": "is 1.0: give a number bet",
     "--f_divergence_type=alpha_divergence --f_alpha_divergence_coef=1.5": "is 1.5: give a number b",
-    "--resume_from_checkpoint=outputs/nowhere": "nowhere: there is no such folder: leave it out",
+    "--resume_from_checkpoint=outputs/nowhere": "nowhere: no folder is there: leave it out",
     "--resume_from_checkpoint=true": "resume_from_checkpoint is true: no folder is there",
     "--column_mapping=nope=a": "ARGS: column_mapping: nothing reads a column 'nope': one of pro",
     "--resume_from_checkpoint=recipes": "is recipes: it is no checkpoint of a run here",

@@ -200,7 +200,7 @@ def test_a_set_that_is_too_small_says_so(tmp_path, capsys):
     ]["too_few"]
 
 
-def test_what_can_be_seen_is_seen_four_times_in_five():
+def test_what_can_be_seen_is_seen_four_times_in_five(few_resamples):
     """Two runs that differ by just that: how often the interval leaves zero out."""
     rng = np.random.default_rng(6)
     base = rng.normal(0, 1, (2, 200))

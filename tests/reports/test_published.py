@@ -98,6 +98,15 @@ def test_what_arena_hard_lacks_of_its_leaderboards_is_said_in_the_card_too(tiny_
     card.write(run, results.read(run / "report.json"))
     card.renew(run)
     assert style in (run / "README.md").read_text()
+    drawn = {"max_new_tokens": 2, "prescribed": {"max_new_tokens": 1024}}
+    cut = suite_of(run, judge={"model": "of-cut-answers", "published": "of-cut-answers"}) | drawn
+    (said,) = published.caveats(cut)
+    assert (
+        said == "Answers are drawn with max_new_tokens 2, where the suite has max_new_tokens 1,024"
+    )
+    left(run, "cut", cut)
+    card.renew(run)
+    assert "of-cut-answers" not in (run / "README.md").read_text()
     assert [*published.caveats(suite_of("p"))] == [
         "Published figures are by gpt-4: these are none beside them"
     ]

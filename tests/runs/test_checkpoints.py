@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpo.recipe.parse import parse
-from dpo.runs import checkpoints
+from dpo.runs import checkpoints, keeping
 from dpo.training.resume import REFERENCE, TakeUp, to_go_on_from
 from support.commands import TIMES
 from support.tiny import trainer_of
@@ -114,6 +114,24 @@ def test_what_was_being_written_or_deleted_is_no_checkpoint(run, tmp_path):
         assert checkpoints.newest(folder) == folder / "checkpoint-2"
         checkpoints.sweep(folder)
         assert os.listdir(folder) == ["checkpoint-2"]
+
+
+def test_what_a_user_has_put_beside_checkpoints_is_left_alone(run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    mine = ("checkpoint-4-good", "checkpoint-best1", "checkpoint-backup-4")
+    for name in mine:
+        shutil.copytree(folder / "checkpoint-4", folder / name)
+    (folder / "checkpoint-9").write_text("a note")
+    shutil.copy(folder / "checkpoint-4/model.safetensors", folder)
+    elsewhere = shutil.move(folder / "checkpoint-6", tmp_path / "another-disk")
+    (folder / "checkpoint-6").symlink_to(elsewhere)
+    assert [path.name for path in checkpoints.named(folder)] == [
+        f"checkpoint-{n}" for n in (6, 4, 2)
+    ]
+    assert checkpoints.newest(folder) == folder / "checkpoint-6"
+    assert keeping.keep(folder, "use").endswith(", no checkpoint")
+    assert {path.name for path in folder.glob("*checkpoint*")} == {*mine, "checkpoint-9"}
+    assert (Path(elsewhere) / checkpoints.MANIFEST).is_file()
 
 
 def test_without_a_whole_one_a_run_begins_anew(run, tmp_path):
@@ -300,5 +318,5 @@ def test_a_checkpoint_that_is_named_must_be_one(run, tmp_path):
     trainer = trainer_in(tmp_path)
     for given in (tmp_path / "True", shutil.copytree(run / "checkpoint-2", tmp_path / "damaged")):
         (tmp_path / "damaged/scheduler.pt").write_bytes(b"")
-        with pytest.raises(SystemExit, match=r"cannot be gone on from: .* Leave the flag out"):
+        with pytest.raises(SystemExit, match=r"cannot be gone on from: .* Give another"):
             to_go_on_from(trainer, tmp_path / "run", str(given), other_processes=False)

@@ -247,3 +247,19 @@ def test_a_run_that_was_moved_goes_on_and_ends_with_its_best(
     shutil.rmtree(tmp_path / "moved" / name)
     refused = train("none", 6, given)
     assert refused.returncode and f"{name}, the best checkpoint so far, is not" in refused.stderr
+
+
+@pytest.mark.parametrize("harm", ["cut off", "a shard"])
+def test_no_checkpoint_goes_where_the_policy_beside_it_is_damaged(harm, finished, tmp_path):
+    folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    weights = folder / "model.safetensors"
+    if harm == "cut off":
+        weights.unlink()
+        weights.write_bytes((finished[0] / weights.name).read_bytes()[:-9])
+    else:
+        index = {"weight_map": {"a": weights.name, "b": "model-2.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    there, said = names(folder), keeping.keep(folder, "use")
+    assert names(folder) == there and there and "2 checkpoints included" in said
+    which = weights.name if harm == "cut off" else "model-2.safetensors"
+    assert said.endswith(f"It could not be made smaller: its policy is damaged ({which})")

@@ -1,5 +1,6 @@
 """What a sweep is made of: points, values in one spelling, GPUs dealt out, runs asked to stop."""
 
+import fcntl
 import re
 import sys
 
@@ -8,8 +9,10 @@ import torch
 import yaml
 
 import sweep
+from dpo.core.refusal import Refusal
 from dpo.core.signals import EXIT_CODE
 from dpo.runs import sweeps
+from dpo.runs.output_folder import LOCK
 from dpo.runs.sweeps import DONE, LEFT, points, resolved
 from sweep import places, sweep_file
 
@@ -174,3 +177,13 @@ def test_a_point_that_is_none_is_refused_before_any_starts(sweep, says_so, tmp_p
     with pytest.raises(SystemExit, match=re.escape(says_so)):
         resolved(RECIPE, sweep, tmp_path / "sweep", [])
     assert not (tmp_path / "sweep").exists()
+
+
+def test_what_another_process_trains_is_not_begun(on_cpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "started", None)  # nothing may be
+    (run,) = resolved(RECIPE, "beta=0.3", tmp_path, [])
+    run.folder.mkdir()
+    with (run.folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Refusal, match=f"{run.folder}: another process trains it"):
+            sweeps.carry_out([run], [], [None], [])

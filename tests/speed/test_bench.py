@@ -1,8 +1,10 @@
 """The benchmark measures what it says: real trainers, the same pairs, sums that add up."""
 
 import json
+import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,15 @@ from transformers import AutoConfig
 import bench
 from dpo.models.flops import useful_flops
 from dpo.speed import table, variants, workload
+from support.launched import forked
 from support.place import ROOT
+
+
+def elsewhere(command: list[str], env: dict[str, str], **_) -> subprocess.CompletedProcess:
+    """`python -m`, in a fork."""
+    _, _, module, *given = command
+    first = f"import runpy; runpy.run_module('{module}', run_name='__main__'); raise SystemExit"
+    return forked("bench", *given, first=first, **env)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +33,7 @@ def results(tiny_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(variants, "VARIANTS", [variants.VARIANTS[1], variants.VARIANTS[5]])
+        patch.setattr(variants, "subprocess", SimpleNamespace(run=elsewhere))
         words = ["--device=cpu", "--model", str(tiny_model), "--pairs=2", "--rounds=1"]
         patch.setattr(sys, "argv", ["bench.py", *words, "--lengths=9,5,6", f"--output={folder}"])
         bench.main()

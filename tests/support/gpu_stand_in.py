@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import accelerate.state
@@ -19,7 +19,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -139,10 +138,23 @@ def note_wait(kind: str) -> None:
     waits[f"{kind}: {where.filename.rpartition('/')[2]}:{where.lineno}" if where else kind] += 1
 
 
+def changed(change: Callable[[Tensor], Tensor], given):
+    """The same with another tensor in the place of each, in tuples, lists and dictionaries: several
+    times as fast as PyTorch's own, which knows others."""
+    if isinstance(given, Tensor):
+        return change(given)
+    if isinstance(given, dict):
+        return {name: changed(change, part) for name, part in given.items()}
+    if isinstance(given, (tuple, list)):
+        return type(given)(changed(change, part) for part in given)
+    return given
+
+
 def compute(function, args: tuple, kwargs: dict):
     """What a GPU would give for an operation, on the CPU."""
     name, asked = function.__name__.split(".")[0], kwargs.get("device")
-    given = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    given: list[Tensor] = []
+    changed(lambda tensor: given.append(tensor) or tensor, (args, kwargs))
     here = any(isinstance(tensor, OnGPU) for tensor in given)
     to_here = asked is not None and torch.device(asked).type == "cuda"
     # Autograd makes zeros beside the gradients that there are, and takes these for the CPU's.
@@ -168,7 +180,7 @@ def compute(function, args: tuple, kwargs: dict):
         note_wait(name)
     if asked is not None:
         kwargs = kwargs | {"device": CPU}
-    held = tree.tree_map_only(OnGPU, lambda tensor: tensor.held, (args, kwargs))
+    held = changed(lambda each: each.held if isinstance(each, OnGPU) else each, (args, kwargs))
     if name == "histc" and not held[0][0].is_floating_point():  # a kernel that only a GPU has
         out = function(held[0][0].float(), *held[0][1:], **held[1]).to(held[0][0].dtype)
     else:
@@ -177,7 +189,7 @@ def compute(function, args: tuple, kwargs: dict):
         return out
     if name.startswith("_foreach_") and out is not None:
         return [OnGPU(o) if isinstance(i, OnGPU) else o for i, o in zip(args[0], out, strict=True)]
-    out = tree.tree_map_only(Tensor, OnGPU, out)
+    out = changed(OnGPU, out)
     return return_and_correct_aliasing(function, args, kwargs, out) if here else out
 
 

@@ -145,8 +145,8 @@ def fork_runs(told: dict[str, str]) -> None:
 def forked(
     script: str, *arguments: str, first: str = "", **changes: str | None
 ) -> subprocess.CompletedProcess:
-    """Run a script in a fork, this Python before; `changes` are environment variables, None takes
-    one away."""
+    """Run a script in a fork, this Python before, or instead if it ends the process; `changes` are
+    environment variables, None takes one away."""
     environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
     with tempfile.TemporaryDirectory() as folder:
         out = [Path(folder, name) for name in ("output", "errors")]

@@ -1,7 +1,9 @@
 """Models of a few thousand weights, pairs with everything that goes wrong easily, and trainers on
 them."""
 
+import functools
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,16 +71,26 @@ def few_tokens(folder: Path) -> PreTrainedTokenizerBase:
     """The embedded model's tokenizer with its first tokens alone, saved in a folder: the special
     ones, all bytes, and the pairs that were merged first. It tells all texts apart as the whole one
     does, in half as many tokens again."""
-    AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
-    file = folder / "tokenizer.json"
-    whole = json.loads(file.read_text())
-    vocab = {token: n for token, n in whole["model"]["vocab"].items() if n < TOKENS}
-    merges = [(a, b) for a, b in whole["model"]["merges"] if {a, b, a + b} <= vocab.keys()]
-    whole["model"] |= {"vocab": vocab, "merges": merges}
-    file.write_text(json.dumps(whole))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.save_pretrained(folder)  # as any copy of it will be written
-    return tokenizer
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in its_files().items():
+        (folder / name).write_bytes(content)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@functools.cache
+def its_files() -> dict[str, bytes]:
+    """Those of that tokenizer: the whole one takes a while to read."""
+    with tempfile.TemporaryDirectory() as folder:
+        AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
+        file = Path(folder, "tokenizer.json")
+        whole = json.loads(file.read_text())
+        vocab = {token: n for token, n in whole["model"]["vocab"].items() if n < TOKENS}
+        merges = [(a, b) for a, b in whole["model"]["merges"] if {a, b, a + b} <= vocab.keys()]
+        whole["model"] |= {"vocab": vocab, "merges": merges}
+        file.write_text(json.dumps(whole))
+        # As any copy of it will be written.
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def make_chatty(model: Any, tokenizer: Any) -> None:

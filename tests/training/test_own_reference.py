@@ -75,7 +75,9 @@ def test_losses_and_gradients_are_those_of_stock_trl(name, lora, tmp_path):
     stock = trainer_of(tmp_path, name, fast=False, lora=lora, objects={"ref_model": load(of)})
     expected, weights = learned(stock)
     assert expected[0][0] != pytest.approx(np.log(2), abs=0.01)  # it starts elsewhere
-    for way, given in WAYS.items():
+    # Without shared prefixes the model's own code is stock.
+    ways = {way: given for way, given in WAYS.items() if name == "llama" or "padded" not in way}
+    for way, given in ways.items():
         trainer = with_reference(tmp_path / way, of, name, lora=lora, **given)
         found, mine = learned(trainer)
         assert (trainer.ref_model is None) == ("live" not in way), way

@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +27,7 @@ from dpo.speed.workload import any_tokenizer
 from dpo.training import reference
 from dpo.training.reference import CHECKED_ROWS
 from support.commands import run
+from support.launched import forked
 from support.place import ROOT
 from support.tiny import losses_of, random_model, trainer_of
 
@@ -345,9 +345,9 @@ def test_an_entry_says_what_it_is_of(tmp_path):
 SCORE = """
 import sys
 from pathlib import Path
-sys.path[:0] = ["scripts", "tests"]
 from support.tiny import trainer_of
 print(trainer_of(Path(sys.argv[1]), "llama", fast=True, cache=Path(sys.argv[2])).train_dataset[:])
+raise SystemExit
 """
 
 
@@ -355,18 +355,13 @@ def test_two_runs_at_once_share_one_entry(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCORE, folder, tmp_path / "cache"],
-            **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
-        )
-        for folder in folders
-    ]
+    given = [(str(folder), str(tmp_path / "cache")) for folder in folders]
+    with ThreadPoolExecutor() as threads:
+        runs = [threads.submit(forked, "train", *each, first=SCORE) for each in given]
     rows = []
-    for process in processes:
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
-        rows.append(output.splitlines()[-1])
+    for done in (each.result() for each in runs):
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows.append(done.stdout.splitlines()[-1])
     assert rows[0] == rows[1] and "ref_chosen_logps" in rows[0]
     (path,) = entries(tmp_path / "cache")
     assert reference.read(path, 8) is not None

@@ -30,7 +30,7 @@ class Slow(TrainerCallback):
 
 
 def test_rates_are_of_the_steps_since_the_last_log(tiny_model, tmp_path):
-    flags = ("--max_steps=4", "--eval_steps=1", "--logging_steps=2")
+    flags = ("--max_steps=4", "--eval_steps=2", "--logging_steps=2")
     trainer = trainer_on(tmp_path, tiny_model, easy(32, 0), easy(8, 1), *flags)
     trainer.add_callback(Slow())
     trainer.train()

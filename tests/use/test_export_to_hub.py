@@ -148,6 +148,10 @@ def test_an_export_goes_with_the_card_of_the_run_that_it_is_of(
     assert f"not in {run} any more: its card goes as it is" in capsys.readouterr().out
     pushing.send(f"{moved}/exports/merged-float32", "me/other")
     assert 'from_pretrained("me/other"' in hub.files["me/other"]["README.md"].decode()
+    config = (to / "config.json").read_text()
+    (to / "config.json").write_text(config + " ")
+    assert "config.json is not what was checked" in refused(pushing.send, str(to), NAME)
+    (to / "config.json").write_text(config)
     (to / "README.md").unlink()
     assert "no README.md is in it: write one" in refused(pushing.send, str(to), NAME)
 

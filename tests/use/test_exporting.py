@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,11 +139,13 @@ def test_a_dtype_that_rounds_away_what_was_learned_is_refused(run, monkeypatch):
     assert left(run) == []
 
 
-@pytest.fixture
-def all_tokens(run, tmp_path) -> Path:
-    """The run as one of a model with the embedded model's tokenizer, whole: the converter knows
+@pytest.fixture(scope="module")
+def with_all_tokens(lora, tmp_path_factory) -> Path:
+    """A run as one of a model with the embedded model's tokenizer, whole: the converter knows
     tokenizers by what they make of a text. Its policy differs from its reference by noise."""
-    base, tokenizer = tmp_path / "base", AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    home = tmp_path_factory.mktemp("all-tokens")
+    run = Path(shutil.copytree(lora, home / "run"))
+    base, tokenizer = home / "base", AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
     config = AutoConfig.from_pretrained(EMBEDDED_MODEL)
     config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2})
     config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8})
@@ -163,32 +166,41 @@ def all_tokens(run, tmp_path) -> Path:
     return run
 
 
+@pytest.fixture
+def all_tokens(with_all_tokens, tmp_path) -> Path:
+    """Such a run whose exports are a test's own."""
+    return Path(shutil.copytree(with_all_tokens, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def as_f32(with_all_tokens) -> tuple[Path, dict]:
+    """Its export as GGUF in float32, and what is told of that."""
+    to = str(with_all_tokens.parent / "f32")
+    return command.export(used(str(with_all_tokens)), False, "", to, "f32")
+
+
 needs_converter = pytest.mark.skipif(
     not gguf_file.PLACE.is_dir(), reason="make export GGUF= installs the converter"
 )
 
 
 @needs_converter
-@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
-def test_a_gguf_file_is_the_policy(all_tokens, outtype):
-    folder, about = command.export(used(str(all_tokens)), False, "", "", outtype)
-    assert folder == all_tokens / f"exports/gguf-{outtype}"
-    assert about["files"] == ["README.md", f"run-{outtype}.gguf"]
-    off = about["checked"]["nats"]["export_from_policy"]["token"]
-    assert (off < 1e-5) == (outtype == "f32") and off < 0.02
+def test_a_gguf_file_is_the_policy(all_tokens, as_f32):
+    folder, about = command.export(used(str(all_tokens)), False, "", "", "q8_0")
+    assert folder == all_tokens / "exports/gguf-q8_0"
+    for outtype, written in (("f32", as_f32[1]), ("q8_0", about)):
+        assert written["files"] == ["README.md", f"run-{outtype}.gguf"]
+        off = written["checked"]["nats"]["export_from_policy"]["token"]
+        assert (off < 1e-5) == (outtype == "f32") and off < 0.02
 
 
 @needs_converter
-def test_a_gguf_file_of_another_model_is_refused(all_tokens, monkeypatch):
-    convert = gguf_file.convert
-
-    def harmed(folder, *rest):
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        model.model.layers[0].self_attn.q_proj.weight.data *= 1.5
-        model.save_pretrained(folder)
-        convert(folder, *rest)
-
-    monkeypatch.setattr(gguf_file, "convert", harmed)
+def test_a_gguf_file_of_another_model_is_refused(all_tokens, as_f32, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(all_tokens)
+    model.model.layers[0].self_attn.q_proj.weight.data *= 1.5
+    model.save_pretrained(all_tokens)
+    (other,) = as_f32[0].glob("*.gguf")
+    monkeypatch.setattr(gguf_file, "convert", lambda _, __, file: shutil.copy(other, file))
     with pytest.raises(Refusal, match="log-probabilities of tokens differ"):
         command.export(used(str(all_tokens)), False, "", "", "f32")
     assert left(all_tokens) == []
@@ -236,7 +248,8 @@ def test_what_is_gone_or_not_ended_is_said(run, tmp_path):
     config = json.loads((run / "adapter_config.json").read_text())
     gone = config | {"base_model_name_or_path": str(tmp_path / "gone")}
     (run / "adapter_config.json").write_text(json.dumps(gone))
-    assert f"no run and no model at {tmp_path / 'gone'}" in made("export", f"RUN={run}").stderr
+    said = made("export", f"RUN={run}").stderr
+    assert said.startswith(f"{tmp_path / 'gone'}, from which {run} was trained") and "back" in said
     assert left(run) == []
 
 
@@ -245,3 +258,19 @@ def test_what_is_misspelt_is_answered_at_once():
     assert code == 1 and "DTYPE=int3" in said and "float32, bfloat16, float16, fp32" in said
     said, code = at_once("export.py", "--run=outputs/none")
     assert code == 1 and "no run and no model at outputs/none; the runs here:" in said
+
+
+def test_a_mount_point_is_not_taken_and_an_export_in_its_way_is_not_lost(tmp_path, monkeypatch):
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    (folder / "export.json").write_text('{"files": {}}')
+    with pytest.raises(OSError, match="busy"), command.beside(folder):
+
+        def busy(path, target):
+            raise OSError(16, "Device or resource busy")
+
+        monkeypatch.setattr(Path, "rename", busy)
+    assert (folder / "export.json").is_file() and [*tmp_path.iterdir()] == [folder]
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    with pytest.raises(Refusal, match=f"mount point, .*TO={folder}/name"):
+        command.check_free(folder)

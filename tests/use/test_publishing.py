@@ -9,8 +9,14 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
+import reproduce
+from dpo.core.refusal import Refusal
+from dpo.recipe import header
+from dpo.recipe.parse import FOLDER, parse
+from dpo.recipe.validate import check_values
 from dpo.reports import results
 from dpo.reports.model_card import card
+from dpo.runs import sweeps
 from dpo.use import push as pushing
 from support.ended import ended_run
 
@@ -157,3 +163,19 @@ def test_the_card_that_is_sent_states_what_the_report_says(hub, run):
     pushing.push(run, NAME)
     report = results.read(run / "report.json")
     assert hub.files[NAME]["README.md"].decode() == card.text(run, report, NAME)
+
+
+def test_runs_that_are_one_of_several_or_made_again_are_not_sent(tmp_path, monkeypatch):
+    flags, started = ["--push_to_hub=true", f"--hub_model_id={NAME}"], []
+    (run,) = sweeps.resolved("smollm2-sentiment", "beta=0.2", tmp_path, flags)
+    assert not run.recipe.training.push_to_hub and run.recipe.training.hub_model_id == NAME
+    monkeypatch.setattr(sweeps, "started", lambda command, *_: started.extend(command))
+    sweeps.start(run, [], None, flags)
+    assert [each for each in started if "push_to_hub" in each] == ["--push_to_hub=false"]
+    path = FOLDER / "smollm2-sentiment.yaml"
+    asked = reproduce.Asked(path.stem, "", "", flags, header.expected(path))
+    again = reproduce.expectation(asked)[1]
+    assert not again.training.push_to_hub and again.training.output_dir.startswith("outputs/repro")
+    # Without the flag, a name that nothing is sent to is a mistake still.
+    with pytest.raises(Refusal, match=r"hub_model_id is .*: it does nothing"):
+        check_values(parse(["--config", str(path), flags[1]]))

@@ -15,6 +15,7 @@ from dpo.use.export import command, quantised, said
 from dpo.use.run import used
 from support.commands import at_once
 from support.exports import exported, left
+from support.tiny import random_model
 
 LAYERS = {"nf4": Linear4bit, "int8": Linear8bitLt}
 
@@ -44,6 +45,13 @@ def test_plain_transformers_reads_what_is_quantised(run, quant):
     card = ModelCard.load(folder / "README.md")
     assert {"bitsandbytes", f"{about['bits']}-bit"} <= {*card.data.tags}
     assert "transformers and bitsandbytes:" in card.text
+
+
+@pytest.mark.parametrize("quant", LAYERS)
+def test_a_model_whose_experts_would_stay_whole_is_refused(quant):
+    with pytest.raises(Refusal, match=r"^\d+% of this model's weights are in linear layers"):
+        quantised.check_shapes(random_model("mixtral"), quant)
+    quantised.check_shapes(random_model("llama"), "int8")
 
 
 @pytest.mark.parametrize("quant", LAYERS)

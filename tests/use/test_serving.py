@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import sys
 
@@ -16,15 +17,28 @@ from dpo.use.run import Used
 from support.commands import at_once
 
 
-def test_an_adapter_is_served_from_its_newest_merged_export(tiny_model, tiny_adapter, tmp_path):
+def test_an_adapter_is_served_from_its_newest_merged_export(
+    tiny_model, tiny_adapter, tmp_path, capsys
+):
     policy = Contestant("run", str(tiny_adapter))
     run = Used(tmp_path, None, policy, policy)
     with pytest.raises(Refusal, match=r"served merged with its base: make export RUN=\S+ MERGE=1"):
         serving.served(run)
-    for at, name in enumerate(("merged-float32", "merged-bfloat16")):
-        (tmp_path / "exports" / name).mkdir(parents=True)
-        os.utime(tmp_path / "exports" / name, (at, at))
+    (tmp_path / "report.json").write_text('{"finished": "now"}')
+    exports = {"merged-nf4": (4, "now"), "merged-float32": (None, "now")}
+    exports |= {"merged-bfloat16": (None, "now"), "merged-int8": (8, "now")}
+    exports["merged-float16"] = (None, "of the run that was here before")
+    for at, (name, (bits, ended)) in enumerate(exports.items()):
+        (folder := tmp_path / "exports" / name).mkdir(parents=True)
+        about = {"run": str(tmp_path), "run_ended": ended, "bits": bits}
+        (folder / "export.json").write_text(json.dumps(about))
+        os.utime(folder, (at, at))
     assert serving.served(run) == tmp_path / "exports/merged-bfloat16"
+    assert not capsys.readouterr().out
+    for name in ("merged-float32", "merged-bfloat16"):
+        shutil.rmtree(tmp_path / "exports" / name)
+    assert serving.served(run) == tmp_path / "exports/merged-int8"
+    assert "merged-int8 has 8 bits a weight" in capsys.readouterr().out
     full = Used(tmp_path, None, Contestant("run", str(tiny_model)), policy)
     assert serving.served(full) == tiny_model
 

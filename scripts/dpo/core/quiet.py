@@ -1,10 +1,11 @@
 """Libraries as they are imported: what they say of themselves, and nobody who runs a command can
 change, is not shown; and what they import of others, for a use that few commands have, waits for
-that use."""
+that use. What they would tell others of it is not told."""
 
 import builtins
 import importlib.util
 import logging
+import os
 import sys
 import types
 import warnings
@@ -40,6 +41,9 @@ def printed(*values: Any, to: Callable[..., None] = builtins.print, **how: Any) 
 
 def hush() -> None:
     """Leave out what is named above, unless Python is asked for warnings (-W, PYTHONWARNINGS)."""
+    # `datasets` would ask a server for the name of all that it loads, a local folder's too, to have
+    # it counted, and wait for the answer.
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     if sys.warnoptions:
         return
     for category in OF_VERSIONS:

@@ -257,7 +257,10 @@ def _at_equal_length(preferred: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         p = 1 / (1 + np.exp(-np.einsum("rnk,rk->rn", design, found)))
         gradient = np.einsum("rnk,rn->rk", design, labels - p) - found @ ridge
         curve = np.einsum("rnk,rn,rnl->rkl", design, p * (1 - p), design) + ridge
-        found += np.linalg.solve(curve, gradient[..., None])[..., 0]
+        step = np.linalg.solve(curve, gradient[..., None])[..., 0]
+        found += step
+        if np.abs(step).max() < 1e-9:
+            break
     return 1 / (1 + np.exp(-found[:, 0]))
 
 

@@ -7,6 +7,7 @@ once the model is loaded, or would train with and say nothing, is.
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
@@ -181,6 +182,9 @@ def at_odds(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "push_to_hub", "say where to: hub_model_id: org/name"
     if args.push_to_hub and HubStrategy(args.hub_strategy).value != "end":
         yield "hub_strategy", "choose end: the policy is sent; optimizer states are pickles"
+    given, folder = args.resume_from_checkpoint, Path(args.output_dir)
+    if recipe.run.restart and given and Path(given).resolve().parent == folder.resolve():
+        yield "restart", "it moves that checkpoint aside with its run: leave one of them out"
     if args.auto_find_batch_size:
         yield "auto_find_batch_size", "it would change the global batch: leave it out"
 

@@ -9,6 +9,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from dpo.runs import checkpoints, output_folder
 
 LINKING = ".linking-"  # a name that weights have in a checkpoint until they take the other's place
@@ -25,14 +27,28 @@ def keep(folder: Path, what: str, ours: bool = False) -> str:
     if not ours and output_folder.going_on(folder):
         return f"{folder} is being tidied by another process"
     weights = sorted(folder.glob("*.safetensors"))
-    problem = "" if weights else "no policy is in it"
+    problem = damage(folder, weights) if weights else "no policy is in it"
     try:
-        if weights:
+        if not problem:
             checkpoints.sweep(folder)
             tidy(folder, weights, what)
     except OSError as error:  # of another's, or one that takes no links: nothing was lost
         problem = error.strerror or type(error).__name__
     return said(folder, problem)
+
+
+def damage(folder: Path, weights: list[Path]) -> str:
+    """What a policy lacks, as far as names and headers tell; nothing where it is whole."""
+    index = folder / "model.safetensors.index.json"
+    shards = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
+    missing = {*shards} - {path.name for path in weights}
+    for path in weights:
+        try:
+            with safe_open(path, "np"):
+                pass
+        except (OSError, SafetensorError):
+            missing.add(path.name)
+    return f"its policy is damaged ({', '.join(sorted(missing))})" if missing else ""
 
 
 def tidy(folder: Path, weights: list[Path], what: str) -> None:
@@ -44,12 +60,11 @@ def tidy(folder: Path, weights: list[Path], what: str) -> None:
         for checkpoint in spare:
             checkpoints.delete(checkpoint)
         return
-    state = {}
-    with suppress(OSError, ValueError):
+    step, best = None, "none"
+    with suppress(OSError, ValueError, AttributeError, TypeError):  # it is none of ours
         state = json.loads((folder / output_folder.TRAINED).read_text(encoding="utf-8"))
-    # All others have other weights.
-    best = Path(state.get("best_model_checkpoint") or "none").name
-    for name in {f"checkpoint-{state.get('global_step')}", best}:
+        step, best = state.get("global_step"), Path(state.get("best_model_checkpoint") or best).name
+    for name in {f"checkpoint-{step}", best}:  # all others have other weights
         with suppress(ValueError):  # it is not there, or is not whole
             link(folder / name, weights)
 

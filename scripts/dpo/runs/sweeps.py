@@ -201,7 +201,13 @@ def carry_out(
         how: flags for launch.py.
         places: the GPUs of each run that goes on at a time; `[None]` for one at a time.
         arguments: flags for train.py, the same for all.
+
+    Raises:
+        Refusal: another process is at one of them, as of a sweep that was killed.
     """
+    for run in runs:
+        if output_folder.going_on(run.folder):
+            raise Refusal(f"{run.folder}: another process trains it: wait for its end, or stop it")
     waiting = deque(run for run in runs if not finished(run))
     free, going, asked = deque(places), {}, False
     bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="Sweep", unit="run")

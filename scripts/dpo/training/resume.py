@@ -67,8 +67,9 @@ def to_go_on_from(
                     best_before(answer[0])
         except ValueError as wrong:
             answer[1] = (
-                f"--resume_from_checkpoint {given} cannot be gone on from: {wrong}. Leave the flag "
-                "out to go on from the newest whole checkpoint of the output folder"
+                f"--resume_from_checkpoint {given} cannot be gone on from: {wrong}. Give another "
+                "checkpoint; without the flag the newest whole one of the output folder is taken, "
+                "or the run begins anew"
             )
         except Refusal as refusal:
             answer[1] = refusal.code

@@ -64,8 +64,7 @@ def push(
     check_can_send(name, "model")
     if about := record.read(folder):
         check_base(folder, "make export MERGE=1")
-        of, files = record.run_of(folder), [folder / each for each in about["files"]]
-        files.remove(folder / card.CARD)
+        of, files = record.run_of(folder), record.checked(folder)
     else:
         of, files = folder, sent_of(policy_in(folder, merged))
     if of is None or card.by_hand(folder):
@@ -81,8 +80,9 @@ def push(
         there = api.model_info(name, revision=revision, timeout=HUB_TIMEOUT)
         if private and not there.private:
             raise Refusal(
-                f"push: {name} is a public model of the hub: give another name, or "
-                "ARGS=--public if everybody may have this one"
+                f"push: {name} is a public model of the hub: give another HUB=, or if everybody "
+                f"may have this one: make push RUN={shlex.quote(str(folder))} HUB={name} "
+                "ARGS=--public"
             )
         kind = "private" if there.private else "public"
         print(f"To {name} ({kind}): {', '.join(map(_sized, files))}, {card.CARD}")

@@ -11,6 +11,7 @@ import torch
 
 from dpo.core.refusal import Refusal
 from dpo.models import adapters
+from dpo.use.export import record
 from dpo.use.export.record import EXPORTS
 from dpo.use.run import Used
 
@@ -18,7 +19,8 @@ HOST = "127.0.0.1"  # nobody else's: neither server asks who comes
 
 
 def served(run: Used) -> Path:
-    """The folder to serve: the policy's, or of an adapter its newest merged export.
+    """The folder to serve: the policy's, or of an adapter its newest merged export, quantised only
+    where there is no other, which is said.
 
     Raises:
         Refusal: it is an adapter, and not merged.
@@ -26,11 +28,18 @@ def served(run: Used) -> Path:
     folder = Path(run.policy.path)
     if not adapters.config_of(str(folder)):
         return folder
-    merged = sorted(run.folder.glob(f"{EXPORTS}/merged-*"), key=lambda path: path.stat().st_mtime)
+    # Not what a run that was trained here before has left.
+    merged = [path for path in run.folder.glob(f"{EXPORTS}/merged-*") if record.run_of(path)]
+    bits = {path: record.read(path)["bits"] for path in merged}
+    merged.sort(key=lambda path: (not bits[path], path.stat().st_mtime))
     if not merged:
         raise Refusal(
             f"{run.folder} holds an adapter, which is served merged with its base: "
             f"make export RUN={shlex.quote(str(run.folder))} MERGE=1, then the same again"
+        )
+    if few := bits[merged[-1]]:
+        print(
+            f"{merged[-1]} has {few} bits a weight: MERGE=1 alone exports the policy's own weights"
         )
     return merged[-1]
 

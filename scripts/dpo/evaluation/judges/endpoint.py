@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 
 from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal, one_line
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, left_out
+from dpo.evaluation.judges.verdicts import (
+    Comparison,
+    Kept,
+    Price,
+    Verdicts,
+    cost,
+    left_out,
+    money,
+)
 from dpo.models.sampling import Messages, told, turns
 
 TEMPLATE = """\
@@ -52,7 +60,6 @@ GIVEN_UP = f"not asked, after {OUTAGE} failures in a row: the same command goes 
 REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 SIDES = ("policy", "against")
 Asked = tuple[Messages, str, str]  # a prompt, answer A and answer B
-Price = tuple[float, float] | None  # dollars per million tokens in and out
 
 
 def is_url(name: str) -> bool:
@@ -88,21 +95,19 @@ def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
             read(answer := create(model=model, messages=ask, **how))  # pyright: ignore
             return answer
         except openai.NotFoundError as error:
-            said = f"{one_line(error, cause=True)}{serves(client, model)}"
-            raise Refusal(f"JUDGE={url} JUDGE_MODEL={model}: {said}") from error
+            said = f"{one_line(error, cause=True)}{serves(client)}"
+            said += "" if url.rstrip("/").endswith("/v1") else "; or should its URL end in /v1?"
+            raise Refusal(f"JUDGE_MODEL={model}: {said}") from error
         except (openai.APIError, ValueError) as error:
             raise Refusal(f"no judge answers at {url}: {one_line(error, cause=True)}") from error
 
 
-def serves(client: openai.OpenAI, missed: str = "") -> str:
-    """The models that the endpoint lists, for a message; nothing if it lists none. If it lists no
-    other than the one that it `missed`, the URL may be wrong."""
+def serves(client: openai.OpenAI) -> str:
+    """The models that the endpoint lists, for a message; nothing if it lists none."""
     try:
         names = [model.id for model in client.models.list()]
     except (openai.APIError, ValueError, AttributeError, TypeError):
-        names = []
-    if missed and (missed in names or not names):
-        return "; does the URL end in /v1, as most do?"
+        return ""
     return f": it has {', '.join(names[:20])}" if names else ""
 
 
@@ -118,8 +123,7 @@ def request(prompt: Messages, a: str, b: str) -> str:
 
 def verdict_of(said: str) -> str | None:
     """The verdict on the last line of what a judge said, None if there is none."""
-    found = VERDICT.fullmatch(said.rpartition("\n")[2])
-    return found[1].lower() if found else None
+    return found[1].lower() if (found := VERDICT.fullmatch(said.rpartition("\n")[2])) else None
 
 
 def read(answer: Any, verdict_of: Callable[[str], Any] = verdict_of) -> dict[str, Any]:
@@ -291,18 +295,3 @@ def judge(
     preferred[[*keys]] = np.where(both, np.where(first == second, first, 0.5), np.nan)
     share = float((first != second)[both].mean()) if both.any() else 0.0
     return Verdicts(preferred, None, reasons, about, asking.cost() | {"orders_disagree": share})
-
-
-def cost(judgements: list[dict[str, Any]], price: Price) -> dict[str, Any]:
-    """Tokens as the endpoint counts them, and dollars where the price of a million is known."""
-    counted = [judgement["tokens"] for judgement in judgements if judgement["tokens"]]
-    into, out = np.array(counted, dtype=int).reshape(-1, 2).sum(axis=0).tolist()
-    uncounted = len(judgements) - len(counted)
-    found = {"requests": len(judgements), "tokens_in": into, "tokens_out": out}
-    found |= {"requests_without_count": uncounted} if uncounted else {}
-    return found | ({"dollars": (into * price[0] + out * price[1]) / 1e6} if price else {})
-
-
-def money(cost: dict[str, Any]) -> str:
-    dollars = f", ${cost['dollars']:.4f}" if "dollars" in cost else ""
-    return f"{cost['tokens_in'] + cost['tokens_out']:,} tokens{dollars}"

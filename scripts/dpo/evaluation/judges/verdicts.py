@@ -15,6 +15,8 @@ from dpo.core.refusal import Refusal
 from dpo.core.secrets import masked
 from dpo.models.sampling import Prompt
 
+Price = tuple[float, float] | None  # dollars per million tokens in and out
+
 
 @dataclass
 class Comparison:
@@ -113,3 +115,18 @@ def left_out(
         made = [entries.get(key, {"reason": failed.get(key)}) for key in pair]
         reasons.update([e["reason"] for e in made if e.get(field) is None][:1])
     return dict(reasons.most_common())
+
+
+def cost(judgements: list[dict[str, Any]], price: Price) -> dict[str, Any]:
+    """Tokens as the endpoint counts them, and dollars where the price of a million is known."""
+    counted = [judgement["tokens"] for judgement in judgements if judgement["tokens"]]
+    into, out = np.array(counted, dtype=int).reshape(-1, 2).sum(axis=0).tolist()
+    uncounted = len(judgements) - len(counted)
+    found = {"requests": len(judgements), "tokens_in": into, "tokens_out": out}
+    found |= {"requests_without_count": uncounted} if uncounted else {}
+    return found | ({"dollars": (into * price[0] + out * price[1]) / 1e6} if price else {})
+
+
+def money(cost: dict[str, Any]) -> str:
+    dollars = f", ${cost['dollars']:.4f}" if "dollars" in cost else ""
+    return f"{cost['tokens_in'] + cost['tokens_out']:,} tokens{dollars}"

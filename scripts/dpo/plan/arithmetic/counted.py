@@ -3,6 +3,7 @@ it forward and backward on tensors without data, by the code that trains, and ev
 needs what the third does."""
 
 import copy
+import functools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -262,10 +263,26 @@ def on(fake: FakeTensorMode, value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class Model:
+    """A configuration and an adapter, the same as others that say the same."""
+
+    said: str
+    config: PreTrainedConfig = field(compare=False)
+
+
 def kept(config: PreTrainedConfig, pairs: Pairs, how: How) -> Kept:
-    """Bytes that a micro-batch needs in the whole model beside weights and gradients. Of more than
-    MANY pairs with their prompts once the first are counted, and the others by their tokens: a CPU
-    attends pair by pair, in more operations than MOST."""
+    """Bytes that a micro-batch needs in the whole model beside weights and gradients; counted once,
+    for however many plans."""
+    said = f"{config.to_json_string(use_diff=False)} {how.adapter}"
+    return once(Model(said, config), pairs, how)
+
+
+@functools.cache
+def once(model: Model, pairs: Pairs, how: How) -> Kept:
+    """`kept`. Of more than MANY pairs with their prompts once the first are counted, and the others
+    by their tokens: a CPU attends pair by pair, in more operations than MOST."""
+    config = model.config
     if how.shared and len(pairs) > MANY:
         tokens, some = (sum(map(sum, each)) for each in (pairs, pairs[:MANY]))
         found = kept(config, pairs[:MANY], how)

@@ -19,6 +19,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER_CONFIG
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME as ADAPTER_WEIGHTS
 
 from dpo.core import files
+from dpo.core.hashing import digest_of
 from dpo.core.machine import measuring_device
 from dpo.core.refusal import Refusal
 from dpo.data import dataset, schema
@@ -57,10 +58,10 @@ def check_reachable(run: Used) -> None:
     if adapter:
         named += [(adapter.base_model_name_or_path, adapter.revision)]
     for name, revision in dict.fromkeys(named):
-        output_folder.check_there(name)
+        check_there(run, name)
         if own := adapters.config_of(name, revision):
             name, revision = own.base_model_name_or_path, own.revision
-            output_folder.check_there(name)
+            check_there(run, name)
         config = model_files.config_of(name, revision, trust_remote_code=run.policy.trusted)
         # What peft would merge with such a base, it would round to the base's few bits.
         if adapter and getattr(config, "quantization_config", None):
@@ -70,6 +71,17 @@ def check_reachable(run: Used) -> None:
             )
 
 
+def check_there(run: Used, name: str) -> None:
+    """Raises Refusal if a model that a run has begun with is gone."""
+    try:
+        output_folder.check_there(name)
+    except Refusal:
+        raise Refusal(
+            f"{name}, from which {run.folder} was trained and with which an export is checked, is "
+            "not there: put it back"
+        ) from None
+
+
 def check_free(folder: Path) -> None:
     """Raises Refusal if a folder holds anything but an export, whose place another may take, or
     lies in what is no folder, or in one that takes nothing."""
@@ -77,6 +89,10 @@ def check_free(folder: Path) -> None:
     if not near.is_dir() or not os.access(near, os.W_OK):
         why = "takes nothing new" if near.is_dir() else "is a file"
         raise Refusal(f"{folder} cannot be made, for {near} {why}: give another TO=")
+    if folder.is_mount():
+        raise Refusal(
+            f"{folder} is a mount point, whose place nothing takes: give TO={folder}/name"
+        )
     if folder.is_dir() and (there := {path.name for path in folder.iterdir()}):
         ours = {*record.read(folder).get("files", []), record.RECORD}
         if card.by_hand(folder):
@@ -113,8 +129,11 @@ def beside(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield part
         check_free(folder)  # it may have been filled since
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old := part.with_suffix(".old"), ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
         part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         os.close(held)
@@ -184,9 +203,12 @@ def export(
         reference = run.reference.load(device)
         expected.reference = check.token_logps(reference, expected.rows, "the reference")
         if quant:
-            quantised.round_in_place(reference, quant)
-            under = "the reference, rounded"
-            expected.beside = check.token_logps(reference, expected.rows, under)
+            spare = part / "reference"  # of the same bits, through the same kernels
+            quantised.write(reference, quant, spare, run.reference.trusted)
+            on = loading.device_map(device, run.reference.weight_bytes)
+            reference = check.load(spare, False, device_map=on, trust_remote_code=who.trusted)
+            expected.beside = check.token_logps(reference, expected.rows, "the reference, rounded")
+            shutil.rmtree(spare)
         del reference
         clear_device_cache(garbage_collection=True)
         if gguf:
@@ -197,7 +219,7 @@ def export(
             about["checked"] = check.of_folder(part, adapter, who.trusted, expected, quant, **how)
         report = results.read(run.folder / output_folder.REPORT)
         files.write_whole(part / card.CARD, card.text(run.folder, report, exported=about))
-        about["files"] = sorted(path.name for path in part.iterdir())
+        about["files"] = {path.name: digest_of(path) for path in sorted(part.iterdir())}
         files.write_json(part / record.RECORD, about)
     return folder, about
 

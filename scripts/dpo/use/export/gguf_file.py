@@ -1,11 +1,13 @@
 """An export as a GGUF file, which llama.cpp and what is built on it read: made by llama.cpp's own
 converter, read back by transformers."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -57,9 +59,14 @@ def of_file(file: Path, expected: Expected, outtype: str) -> dict[str, Any]:
     llama.cpp ends an answer at the file's end token and at those that it knows by name to end a
     turn; here the first must be one of the policy's ends, and answers are drawn with all of them.
     """
+    import gguf  # late: only what reads a file needs it
+
     how = {"gguf_file": file.name}
-    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **how)
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **how)
+    # Tokenizer, configuration and weights are each taken from a reading of the whole file, which
+    # takes seconds where the vocabulary is large.
+    with patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **how)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **how)
     if tokenizer.eos_token_id not in expected.ends:
         check.wrong(f"its end token is {tokenizer.eos_token_id}, the policy ends {expected.ends}")
     model.generation_config.eos_token_id = expected.ends

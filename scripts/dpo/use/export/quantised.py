@@ -19,6 +19,7 @@ DTYPE = torch.bfloat16  # of all other weights, and of what is computed
 # nats a token in the mean: kernels sum in another order, and that of int8 rounds activations too
 # (0.15 on the embedded model).
 BOUNDS = {"int8": 0.5, "nf4": 0.1}
+LEAST = 0.5  # of the weights but for embeddings, that must be quantised to be called so
 TILE = 32, 64  # of bitsandbytes' kernel for 4 bits on CPUs with bfloat16 (AVX-512): out, in
 
 
@@ -65,8 +66,18 @@ def layers(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def check_shapes(model: PreTrainedModel, quant: str) -> None:
-    """Raises Refusal where a layer in 4 bits would run on some machines alone."""
-    for name, module in layers(model).items():
+    """Raises Refusal where a layer in 4 bits would run on some machines alone, or most weights of a
+    model are in none: experts are held in one tensor, which transformers leaves as it is."""
+    found, ends = layers(model), (model.get_input_embeddings(), model.get_output_embeddings())
+    aside = {module.weight for module in ends if module is not None}
+    inside = sum(each.numel() for each in {*model.parameters()} - aside)
+    share = sum(module.weight.numel() for module in found.values()) / inside
+    if share < LEAST:
+        raise Refusal(
+            f"{share:.0%} of this model's weights are in linear layers, which are quantised: its "
+            "experts are not. Export it whole, with DTYPE=bf16"
+        )
+    for name, module in found.items():
         rows, columns = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
         if quant == "nf4" and (rows % TILE[0] or columns % TILE[1]):
             raise Refusal(

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from dpo.core.hashing import digest_of
 from dpo.core.machine import now, versions
+from dpo.core.refusal import Refusal
 from dpo.models import adapters, model_files
 from dpo.reports import results
+from dpo.reports.model_card import card
 from dpo.runs.output_folder import REPORT
 from dpo.use.run import Used
 
@@ -45,3 +48,17 @@ def run_of(folder: Path) -> Path | None:
         if ended and ended == about.get("run_ended"):
             return run
     return None
+
+
+def checked(folder: Path) -> list[Path]:
+    """The files of an export but for its card, as they were checked.
+
+    Raises:
+        Refusal: one of them is gone, or is another by now.
+    """
+    files = {folder / name: digest for name, digest in read(folder)["files"].items()}
+    files.pop(folder / card.CARD)
+    for path, digest in files.items():
+        if not path.is_file() or digest_of(path) != digest:
+            raise Refusal(f"{path} is not what was checked when it was exported: export it again")
+    return [*files]
