@@ -87,6 +87,8 @@ def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
         raise Refusal(f"JUDGE={url} is no URL: {one_line(error)}") from None
     if parts.username or parts.query:
         raise Refusal("JUDGE: no key or query in the URL: set OPENAI_API_KEY")
+    if not (key := os.environ.get("OPENAI_API_KEY", "")).isascii() or not key.isprintable():
+        raise Refusal("OPENAI_API_KEY holds a line break, or more than ASCII")
     with openai.OpenAI(**settings(url, timeout=30) | {"max_retries": 1}) as client:
         if not model:
             raise Refusal(f"which model of {url} judges? Name it with JUDGE_MODEL={serves(client)}")

@@ -54,7 +54,7 @@ class Kept:
     all that it was shown. Lines without one say who judged.
 
     Raises:
-        Refusal: another process is judging into the file, or a line of it is no JSON.
+        Refusal: another process is judging into the file, or a line of it is no object.
     """
 
     def __init__(self, path: Path):
@@ -69,8 +69,8 @@ class Kept:
         self.lines: list[dict] = []
         for number, line in enumerate(filter(None, whole.split(b"\n")), start=1):
             try:
-                self.lines.append(json.loads(line))
-            except ValueError as error:
+                self.lines.append({**json.loads(line)})
+            except (TypeError, ValueError) as error:  # a TypeError of what is no object
                 raise Refusal(f"{path}, line {number}: {error}: take the line out") from error
         self.entries = {line["key"]: line for line in self.lines if "key" in line}
 

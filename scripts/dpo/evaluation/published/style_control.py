@@ -82,7 +82,7 @@ def controlled(
     for category in suite.baselines:
         uids = [each["uid"] for each in suite.questions if each["category"] == category]
         baseline = {uid: known(suite.baseline[uid]) for uid in uids}
-        styles, taken = mine | others.styles, battles | others.battles
+        styles, taken = others.styles | mine, others.battles | battles
         found[category] = of_category(uids, baseline, styles, taken)
     return found
 
