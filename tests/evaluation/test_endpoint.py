@@ -270,6 +270,13 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_without_end(kept, m
     assert verdicts.left_out == {REASONS["no answer in time"]: 1}
 
 
+@pytest.mark.parametrize("line", ["5", "null", '["key"]', "{"])
+def test_a_line_that_is_no_judgement_is_named(kept, line):
+    kept.write_text(f'{{"about": 1}}\n{line}\n')
+    said = line_of(lambda: judge("http://127.0.0.1:1/v1", comparisons(1), kept, model=MODEL))
+    assert "judgements.jsonl, line 2: " in said and said.endswith("take the line out")
+
+
 def test_a_slash_at_the_end_of_the_url_asks_nothing_again(kept):
     with serving(longer) as fake:
         judge(fake.url, comparisons(2), kept, model=MODEL)

@@ -350,6 +350,10 @@ def test_scores_with_and_without_style_are_the_suites_own(many):
         assert 100 * found[side]["mean"] == pytest.approx(styled[side], abs=0.4)
         assert found[side]["low"] < found[side]["mean"] < found[side]["high"]
     assert found["others"] == 3
+    alike = {"policy": others.styles["mid"]}, {"policy": others.battles["mid"]}
+    named = style_control.Others(others.styles | alike[0], others.battles | alike[1])
+    again = style_control.controlled(suite, named, said, battles)["hard_prompt"]
+    assert again["policy"]["mean"] == pytest.approx(found["policy"]["mean"], abs=1e-3)
     assert found["difference"]["mean"] == pytest.approx(
         found["policy"]["mean"] - found["against"]["mean"]
     )
