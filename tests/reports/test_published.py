@@ -110,3 +110,11 @@ def test_what_arena_hard_lacks_of_its_leaderboards_is_said_in_the_card_too(tiny_
     assert [*published.caveats(suite_of("p"))] == [
         "Published figures are by gpt-4: these are none beside them"
     ]
+
+
+def test_a_damaged_file_of_results_takes_no_other_with_it(tmp_path, capsys):
+    left(tmp_path, "one", suite_of(tmp_path))
+    folder = tmp_path / "evaluations/one"
+    (folder / "mt_bench.json").write_text('{"suite": "mt')
+    assert [each["suite"] for each in published.read(folder)] == ["alpaca_eval"]
+    assert "mt_bench.json is damaged, and left out" in capsys.readouterr().out

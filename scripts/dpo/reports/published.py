@@ -23,7 +23,10 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     for suite in TITLES:
         path = folder / f"{suite}.json"
         if path.is_file():
-            yield json.loads(path.read_text(encoding="utf-8"))
+            try:
+                yield json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                print(f"{path} is damaged, and left out: {error}")
 
 
 def scores(found: dict[str, Any]) -> list[Row]:

@@ -61,7 +61,7 @@ def is_url(name: str) -> bool:
 def settings(url: str, timeout: float) -> dict[str, Any]:
     return {
         "base_url": url,
-        "api_key": os.environ.get("OPENAI_API_KEY") or "none",  # most local servers want none
+        "api_key": os.environ.get("OPENAI_API_KEY", "").strip() or "none",  # as local servers want
         "timeout": openai.Timeout(timeout, connect=CONNECT),
         "max_retries": RETRIES,
     }

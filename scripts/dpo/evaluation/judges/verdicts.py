@@ -67,8 +67,8 @@ class Kept:
         self.lines: list[dict] = []
         for number, line in enumerate(filter(None, whole.split(b"\n")), start=1):
             try:
-                self.lines.append(json.loads(line))
-            except ValueError as error:
+                self.lines.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
                 raise Refusal(f"{path}, line {number}: {error}: take the line out") from error
         self.entries = {line["key"]: line for line in self.lines if "key" in line}
 

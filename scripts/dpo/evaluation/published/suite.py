@@ -11,7 +11,7 @@ import numpy as np
 from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo.core.files import write_json, write_lines
+from dpo.core import files
 from dpo.core.machine import device_name, measuring_device, now, versions
 from dpo.core.refusal import Refusal
 from dpo.core.stats import Interval, paired, share
@@ -24,6 +24,7 @@ from dpo.evaluation.measure import SEED
 from dpo.evaluation.published.asking import Judge, Messages, Reading, ask_all
 
 SIDES = ("policy", "against")
+JUDGED, HOW = "judgements.jsonl", ", and the same command goes on: what was said is kept"
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Contest:
         against = find(args.against, policy) if args.against else reference_of(policy.recipe)
         seed = SEED if args.seed is None else args.seed
         folder, sides = folder_of(args, policy, against), (policy, against)
+        with files.written_to(folder / JUDGED, HOW), Kept(folder / JUDGED):
+            pass  # before hours of answers
         both = dict(zip(SIDES, sides, strict=True))
         return cls(args.suite, both, judge, measuring_device(), seed, folder, args.limit)
 
@@ -103,8 +106,8 @@ class Contest:
         Raises:
             Refusal: the endpoint refuses the key or the model, or gives no verdict.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with Kept(self.folder / "judgements.jsonl") as kept:
+        file = self.folder / JUDGED
+        with files.written_to(file, HOW), Kept(file) as kept:
             about = {"kind": self.suite, "name": self.judge.url, "model": self.judge.model}
             kept.introduce(about | self.judge.how)
             found, left_out, cost = ask_all(self.judge, requests, kept, reading)
@@ -133,9 +136,11 @@ class Contest:
             "machine": device_name(),
             "versions": versions(),
         }
-        write_lines(self.folder / f"answers{self.stem.removeprefix(self.suite)}.jsonl", lines)
-        write_json(self.folder / f"{self.stem}.json", found)
-        return self.folder / f"{self.stem}.json", found
+        path, part = self.folder / f"{self.stem}.json", self.stem.removeprefix(self.suite)
+        with files.written_to(path, HOW):
+            files.write_lines(self.folder / f"answers{part}.jsonl", lines)
+            files.write_json(path, found)
+        return path, found
 
 
 def checked(judge: Judge) -> Any:
