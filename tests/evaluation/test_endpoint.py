@@ -6,6 +6,7 @@ import math
 import re
 import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from dpo.evaluation.judges import endpoint
 from dpo.evaluation.judges.judging import Comparison, check, judge
+from dpo.evaluation.published.asking import Judge
 from support.endpoint import (
     KEY,
     MODEL,
@@ -245,6 +247,39 @@ def test_what_fails_every_time_is_left_out_and_asked_by_the_next_run(kept, failu
         assert len(fake.asked) == 2
 
 
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_without_end(kept, monkeypatch):
+    """Each of its reads is in time."""
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
+    monkeypatch.setattr(endpoint, "ASKED_TO_WAIT", 0)
+
+    def say(text: str):
+        def drips(handler):
+            handler.send_response(200)
+            handler.send_header("content-length", "1000")
+            handler.end_headers()
+            for _ in range(100):
+                handler.wfile.write(b" ")
+                time.sleep(0.1)
+
+        return drips if "Question 1" in text else longer(text)
+
+    with serving(say) as fake:
+        started = time.monotonic()
+        verdicts = judge(fake.url, comparisons(2), kept, model=MODEL, timeout=0.5)
+        assert time.monotonic() - started < 5
+    assert verdicts.left_out == {REASONS["no answer in time"]: 1}
+
+
+def test_a_slash_at_the_end_of_the_url_asks_nothing_again(kept):
+    with serving(longer) as fake:
+        judge(fake.url, comparisons(2), kept, model=MODEL)
+        judge(f"{fake.url}/", comparisons(2), kept, model=MODEL)
+        assert len(fake.asked) == 4
+        given = {"judge": f"{fake.url}/", "judge_model": MODEL, "judge_price": ""}
+        given |= {"judge_parallel": 1, "judge_timeout": 5}
+        assert Judge.of(Namespace(**given), {}, "").url == fake.url
+
+
 def test_an_outage_leaves_out_the_rest_soon_and_the_next_run_goes_on(kept, monkeypatch):
     monkeypatch.setattr(endpoint, "RETRIES", 1)
     count = 40
@@ -311,5 +346,9 @@ def test_an_endpoint_that_cannot_judge_is_refused_at_once(monkeypatch):
     started = time.monotonic()
     assert "Connection refused" in line_of(lambda: check(fake.url, MODEL))  # nobody listens now
     assert time.monotonic() - started < 5
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    said = line_of(lambda: check(fake.url, MODEL))
+    assert "OPENAI_API_KEY holds a line break" in said and KEY not in said
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert "no key or query" in line_of(lambda: check("http://localhost:1/v1?key=secret", MODEL))
     assert "http://" in line_of(lambda: check("http://", MODEL))

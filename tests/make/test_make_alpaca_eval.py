@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dpo.core.refusal import Refusal
 from dpo.evaluation.published import alpaca_eval, length_control
 from dpo.evaluation.published.asking import Judge, Messages
 from dpo.evaluation.published.suite import Contest
+from support.checkouts import change_file
 from support.endpoint import MODEL, completion, serving, status, weighed
 from support.launched import made
 
@@ -183,13 +185,54 @@ def test_a_judge_without_log_probabilities_is_refused_before_it_costs(
     ("name", "change", "says"),
     [
         (alpaca_eval.ANNOTATED, None, "configs.yaml is not there.*git clone https://github"),
-        (alpaca_eval.ANNOTATED, lambda text: text.replace("model_name", "name"), "'model_name'"),
+        (alpaca_eval.ANNOTATED, lambda text: text.replace("model_name", "name"), "model_name is"),
         (alpaca_eval.ANNOTATED, lambda text: "other: {}", "is not as it was at commit"),
         (alpaca_eval.CONFIGS / "clf/clf.txt", None, "No such file.*clone anew"),
         (alpaca_eval.CONFIGS / "clf/clf.txt", lambda text: text[:40], "no prompt with instruction"),
         (alpaca_eval.BASELINE, lambda text: text[:-5], "is no JSON .*clone anew"),
-        (alpaca_eval.BASELINE, lambda text: "[]", "row 0 has no answer"),
-        (alpaca_eval.BASELINE, lambda text: text.replace('"output"', '"out"', 1), "row 0 has no"),
+        (alpaca_eval.ANNOTATED, lambda text: "[]", "is not as it was at commit"),
+        (
+            alpaca_eval.ANNOTATED,
+            lambda text: text.replace("max_tokens: 1", "max_tokens: many"),
+            'configs.yaml: completions_kwargs.max_tokens is "many", no whole number: clone anew',
+        ),
+        # The turn with all places is not closed.
+        (alpaca_eval.CONFIGS / "clf/clf.txt", lambda text: text[:-5], "no prompt with instruction"),
+        (alpaca_eval.BASELINE, lambda text: "[]", r"json: rows\[0\] is not there: clone anew"),
+        (alpaca_eval.BASELINE, lambda text: "null", "rows is null, no list"),
+        (alpaca_eval.BASELINE, lambda text: '["a"]', r'rows\[0\] is "a", no object'),
+        (
+            alpaca_eval.BASELINE,
+            lambda text: text.replace('"output"', '"out"', 1),
+            r"rows\[0\].output is not there: clone anew",
+        ),
+        (
+            alpaca_eval.BASELINE,
+            lambda text: text.replace(json.dumps(ROWS[1]["output"]), "null"),
+            r"rows\[1\].output is null, no text: clone anew",
+        ),
+        (
+            alpaca_eval.BASELINE,
+            lambda text: text.replace(json.dumps(ROWS[5]["instruction"]), "7"),
+            r"rows\[5\].instruction is 7, no text",
+        ),
+        (alpaca_eval.BASELINE, lambda text: text.encode("utf-16"), "is no text in UTF-8"),
+        (alpaca_eval.CALIBRATION, lambda text: text.encode("utf-16"), "no table with index.*anew"),
+        (
+            alpaca_eval.CALIBRATION,
+            lambda text: text.replace(",0.6,", ",1.6,"),
+            "in row 7 no number, or no preference from 0 to 1: download it anew",
+        ),
+        (
+            alpaca_eval.CALIBRATION,
+            lambda text: text.replace(",-1.5,", ",inf,"),
+            "in row 3 no number",
+        ),
+        (
+            alpaca_eval.CALIBRATION,
+            lambda text: re.sub(",0.[46],", ",,", text),
+            "has no preference from 0 to 1",
+        ),
         (alpaca_eval.CALIBRATION, None, "lacks df_gamed.csv.*hf download tatsu-lab/alpaca_eval"),
         (alpaca_eval.CALIBRATION, lambda text: "", "no table with index"),
         (alpaca_eval.CALIBRATION, lambda text: text[:-20], "no table with index"),
@@ -199,9 +242,10 @@ def test_a_judge_without_log_probabilities_is_refused_before_it_costs(
 )
 def test_a_checkout_that_lacks_a_part_is_refused(checkout, name, change, says):
     path = checkout / name
-    path.write_text(change(path.read_text())) if change else path.unlink()
-    with pytest.raises(Refusal, match=says):
+    change_file(path, change)
+    with pytest.raises(Refusal, match=says) as refused:
         alpaca_eval.read(str(checkout))
+    assert "\n" not in str(refused.value)
 
 
 def test_what_failed_is_left_out_and_asked_again_alone(tmp_path):

@@ -16,6 +16,7 @@ from dpo.evaluation.judges.endpoint import UNCLEAR
 from dpo.evaluation.published import arena_checkout, arena_hard, style_control
 from dpo.evaluation.published.arena_checkout import points
 from dpo.evaluation.published.suite import Contest
+from support.checkouts import change_file
 from support.endpoint import MODEL, serving
 from support.launched import made
 
@@ -210,12 +211,76 @@ def test_differences_are_of_what_is_judged_of_both():
         ("utils/judge_utils.py", lambda text: "x = 1", "'JUDGE_SETTINGS'"),
         ("utils/judge_utils.py", lambda text: text.replace("PROMPT}", "get()}"), "malformed"),
         ("utils/judge_utils.py", lambda text: text[:-30] + "(", "SyntaxError"),
-        ("utils/judge_utils.py", lambda text: text.replace("hard_prompt", "x"), "'hard_prompt'"),
+        (
+            "utils/judge_utils.py",
+            lambda text: text.replace("hard_prompt", "x"),
+            "py: hard_prompt is",
+        ),
+        (
+            "utils/judge_utils.py",
+            lambda text: text.replace('"Judge arts."', "None"),
+            "judge_utils.py: creative_writing.system_prompt is null, no text: clone anew",
+        ),
         ("config/arena-hard-v2.0.yaml", lambda text: text.replace("max_tokens", "x"), "max_tokens"),
+        (
+            "config/arena-hard-v2.0.yaml",
+            lambda text: text.replace("16000", "many"),
+            'v2.0.yaml: max_tokens is "many", no whole number: clone anew',
+        ),
+        (
+            "config/arena-hard-v2.0.yaml",
+            lambda text: text.replace("([AB<>=]+)", "([AB<>=]+"),
+            r"regex_patterns: .* reads no label \(.*: clone anew",
+        ),
+        (
+            "config/arena-hard-v2.0.yaml",
+            lambda text: text.replace("([AB<>=]+)", "(A)|(B)"),
+            r"regex_patterns: .* reads no label \(it has several groups\)",
+        ),
+        (
+            "config/arena-hard-v2.0.yaml",
+            lambda text: re.sub(r"regex_patterns:\n.*\n.*\n", "regex_patterns: A\n", text),
+            'regex_patterns is "A", no list',
+        ),
+        (
+            "config/arena-hard-v2.0.yaml",
+            lambda text: text.replace("{ANSWER_B}", "{ANSWER_A}"),
+            "prompt_template: it cannot be filled .no place for ANSWER_B.: clone anew",
+        ),
+        (
+            "config/arena-hard-v2.0.yaml",
+            lambda text: text.replace(" END", " {"),
+            "cannot be filled",
+        ),
+        ("config/arena-hard-v2.0.yaml", lambda text: text.encode("utf-16"), "UnicodeDecodeError"),
         ("config/arena-hard-v2.0.yaml", lambda text: text.replace("{QUESTION}", "{Q}"), "'Q'"),
         ("question.jsonl", None, "question.jsonl is not there"),
         ("question.jsonl", lambda text: text[:-9], "line 6 is no JSON"),
-        ("question.jsonl", lambda text: text.replace('"uid"', '"id"'), "'uid'"),
+        ("question.jsonl", lambda text: text.replace('"uid"', '"id"'), "line 1: uid is not there"),
+        (
+            "question.jsonl",
+            lambda text: text.replace('"u3"', '"u1"'),
+            "question.jsonl, line 4: uid u1 is that of line 2: clone anew",
+        ),
+        (
+            "question.jsonl",
+            lambda text: text.replace('"u1"', "[1]"),
+            r"line 2: uid is \[1\], no text",
+        ),
+        ("question.jsonl", lambda text: "[]\n" + text, r"line 1: it is \[\], no object"),
+        (
+            "question.jsonl",
+            lambda text: re.sub('"Prompt 4.*?"', "null", text),
+            "line 5: prompt is null, no text: clone anew",
+        ),
+        ("question.jsonl", lambda text: text.encode("utf-16"), "is no text in UTF-8"),
+        (
+            "model_answer/o3.jsonl",
+            lambda text: text.replace('"Base u2 *"', "null"),
+            "o3.jsonl has no answer to u2: clone anew",
+        ),
+        ("model_answer/o3.jsonl", lambda text: text.replace('"Base u2 *"', "7"), "no answer to u2"),
+        ("model_answer/o3.jsonl", lambda text: text.replace('"u2"', "[2]"), "no answer to u2"),
         ("model_answer/o3.jsonl", None, "o3.jsonl is not there, the answers of a baseline"),
         ("model_answer/o3.jsonl", lambda text: text[:-9], "line 4 is no JSON"),
         ("model_answer/o3.jsonl", lambda text: text.split("\n")[0], "has no answer to u1"),
@@ -228,7 +293,7 @@ def test_a_checkout_that_lacks_a_part_is_refused(checkout, name, change, says):
     path = (
         path if "/" in name and path.parent.is_dir() else checkout / "data/arena-hard-v2.0" / name
     )
-    path.write_text(change(path.read_text())) if change else path.unlink()
+    change_file(path, change)
     with pytest.raises(Refusal, match=says) as refused:
         arena_checkout.read(str(checkout), "arena_hard")
     assert "\n" not in str(refused.value)
@@ -306,12 +371,18 @@ def test_what_style_control_lacks_is_said(many, checkout, monkeypatch):
     assert "No module named 'tiktoken'" in found["lacks"]
     assert "requirements-arena.txt" in found["lacks"]
     path = suite.folder / "model_judgment/judge/mid.jsonl"
-    path.write_text('{"model": "mid", "uid": "u0"}\n')
-    with pytest.raises(Refusal, match=r"mid.jsonl, line 1 is no verdict"):
-        style_control.others_of(suite, "judge")
-    del suite.baseline["u0"]["metadata"]
+    twice = {"model": "mid", "uid": "u0", "games": [{"score": ["A>B"]}, {"score": "A>B"}]}
+    for line in ({"model": "mid", "uid": "u0"}, twice):
+        path.write_text(json.dumps(line))
+        with pytest.raises(Refusal, match=r"mid.jsonl, line 1 is no verdict"):
+            style_control.others_of(suite, "judge")
     path.unlink()
-    assert "the style of the baseline's answers" in style_control.others_of(suite, "judge").lacks
+    whole = suite.baseline["u0"].pop("metadata")
+    bare = suite.baseline["u0"]
+    for metadata in ({}, {"metadata": None}, {"metadata": whole | {"token_len": "many"}}):
+        suite.baseline["u0"] = bare | metadata
+        lacks = style_control.others_of(suite, "judge").lacks
+        assert "the style of the baseline's answers" in lacks
 
 
 def test_a_model_that_loses_every_prompt_has_an_interval():

@@ -13,6 +13,7 @@ from dpo.evaluation.judges.endpoint import UNCLEAR
 from dpo.evaluation.published import mt_bench
 from dpo.evaluation.published.asking import Judge, before
 from dpo.evaluation.published.suite import Contest
+from support.checkouts import change_file
 from support.endpoint import MODEL, serving
 from support.launched import made
 
@@ -110,7 +111,7 @@ def test_a_rating_is_read_as_fastchat_reads_it():
 def test_the_cost_is_said_before():
     asked = {"k": ("n", [{"role": "user", "content": "x" * 4000}])}
     assert before(asked, 2000, (10, 30)).endswith(
-        "1,000 tokens in and 2,000 out at most, $0.07 at most"
+        "1,000 tokens in and 2,000 out at most, $0.07 by these"
     )
 
 
@@ -128,15 +129,87 @@ def test_what_the_suite_lacks_is_said(given, says):
         mt_bench.evaluate(Namespace(**args))
 
 
-def test_files_that_lack_a_part_are_refused(checkout):
-    path = checkout / mt_bench.DATA / mt_bench.FILES[2]
-    whole = path.read_text()
-    for text, says in (
-        ("", "is empty"),
-        ("{}\n", "lacks questions"),
-        (whole[:-9], "line 1 is no JSON"),
-        ("version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
-    ):
-        path.write_text(text)
-        with pytest.raises(Refusal, match=says):
-            mt_bench.files_of(str(checkout))
+QUESTION, FORM, REFERENCE = mt_bench.FILES
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        (REFERENCE, lambda text: "", "is empty: clone anew"),
+        (REFERENCE, lambda text: "{}\n", "line 1: question_id is not there: clone anew"),
+        (REFERENCE, lambda text: text[:-9], "line 1 is no JSON"),
+        (REFERENCE, lambda text: "version https://git-lfs", "a pointer of git-lfs"),
+        (REFERENCE, lambda text: text.replace("111", "112"), "gpt-4.jsonl lacks 111: clone anew"),
+        (REFERENCE, lambda text: 2 * text, "line 2: question_id 111 is that of line 1"),
+        (REFERENCE, lambda text: text.replace(', "Four."', ""), r"choices\[0\].turns\[1\] is not"),
+        (
+            REFERENCE,
+            lambda text: '{"question_id": 111, "choices": []}',
+            r"choices\[0\] is not there",
+        ),
+        (QUESTION, lambda text: 2 * text, "line 3: question_id 81 is that of line 1: clone anew"),
+        (
+            QUESTION,
+            lambda text: text.replace("category", "kind", 1),
+            "line 1: category is not there",
+        ),
+        (QUESTION, lambda text: text.replace("question_id", "id"), "question_id is not there"),
+        (QUESTION, lambda text: text.replace("81", "[81]"), r"question_id is \[81\], no number or"),
+        (
+            QUESTION,
+            lambda text: text.replace("81", "true"),
+            "question_id is true, no number or text",
+        ),
+        (QUESTION, lambda text: text.replace("turns", "turn"), "turns is not there"),
+        (
+            QUESTION,
+            lambda text: text.replace(', "Shorter."', ""),
+            r"line 1: turns\[1\] is not there",
+        ),
+        (QUESTION, lambda text: text.replace('"Shorter."', "null"), r"turns\[1\] is null, no text"),
+        (
+            QUESTION,
+            lambda text: text.replace('"Shorter."', "2"),
+            r"turns\[1\] is 2, no text: clone",
+        ),
+        (QUESTION, lambda text: text.replace("[", '"ab", "x": ['), 'turns is "ab", no list: clone'),
+        (QUESTION, lambda text: text + "[1]\n", r"line 3: it is \[1\], no object: clone anew"),
+        (
+            QUESTION,
+            lambda text: text.replace('"math"', '"Math "'),
+            "'Math ', not 'math': clone anew",
+        ),
+        (QUESTION, lambda text: text.encode("utf-16"), "question.jsonl is no text in UTF-8"),
+        (
+            FORM,
+            lambda text: text.replace("single-math", "x"),
+            "lacks single-math-v1, single-math-v1-",
+        ),
+        (FORM, lambda text: text.replace("system_prompt", "x"), "system_prompt is not there"),
+        (
+            FORM,
+            lambda text: text.replace("{question}", "{query}"),
+            "single-v1: .*'query'.*clone anew",
+        ),
+        (
+            FORM,
+            lambda text: text.replace("| {answer}", "{"),
+            "single-v1: it cannot be filled .Value",
+        ),
+        (
+            FORM,
+            lambda text: text.replace("{ref_answer_1}", ""),
+            "no place for ref_answer_1.: clone",
+        ),
+        (
+            FORM,
+            lambda text: text.replace("{answer_2}", "{answer_2[a]}"),
+            "it cannot be filled .Type",
+        ),
+    ],
+)
+def test_a_checkout_that_lacks_a_part_is_refused(checkout, name, change, says):
+    change_file(checkout / mt_bench.DATA / name, change)
+    with pytest.raises(Refusal, match=says) as refused:
+        mt_bench.files_of(str(checkout))
+    assert "\n" not in str(refused.value)

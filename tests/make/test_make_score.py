@@ -24,7 +24,14 @@ def test_pairs_are_scored_and_a_part_of_them_is_written(swept, tmp_path):
     assert {*found["reward_bench"]["sections"]} == {"Safety", "Reasoning"}
     assert len((folder / "scores.jsonl").read_text().splitlines()) == 20
     assert len((folder / "smallest-0.1.jsonl").read_text().splitlines()) == 2
-    for said in ("all pairs", "Calibration", "RewardBench", f"Written: {folder}", "Next: make new"):
+    for said in (
+        "all pairs",
+        "Calibration",
+        "RewardBench",
+        "20 of 2,985 rows",
+        f"Written: {folder}",
+        "Next: make new",
+    ):
         assert said in result.stdout
     again = made("score", f"RUN={run}", f"FILE={file}", "ARGS=--per_token")
     assert again.returncode == 0 and (run / "scores/pairs-per-token/summary.json").is_file()
@@ -52,4 +59,4 @@ def test_a_run_that_has_not_ended_is_not_scored(swept, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(f"{json.dumps(pair('it', 'Good.', 'Bad.'))}\n")
     result = made("score", f"RUN={tmp_path / 'run'}", f"FILE={file}")
-    assert result.returncode and "holds no policy yet" in result.stderr
+    assert result.returncode and "has not ended" in result.stderr

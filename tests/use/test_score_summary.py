@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from dpo.core import stats
-from dpo.use.score import summary
+from dpo.use.score import printed, summary
+from dpo.use.score.rows import columns_of, source_of
 from dpo.use.score.sections import SECTIONS
 from dpo.use.score.selecting import smallest
 
@@ -53,8 +55,44 @@ def test_rewardbench_weighs_subsets_as_its_code_does():
     assert sections == pytest.approx({"Chat": 0.75, "Reasoning": reasoning})
     assert found["score"]["mean"] == pytest.approx((0.75 + reasoning) / 2)
     assert "hep-go" in found["sections"]["Reasoning"]["missing"]
+    parts = {name: (each["rows"], each["of"]) for name, each in found["sections"].items()}
+    assert parts == {"Chat": (4, 358), "Reasoning": (8, 6 * 164 + 447)}
     weights = {name: sum(subsets.values()) for name, subsets in SECTIONS.items()}
     assert weights == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 2 * 984}
+
+
+def test_how_much_of_rewardbench_was_scored_is_said(capsys, monkeypatch):
+    """As a terminal shows it; nothing is said of a section of which all rows are there."""
+    monkeypatch.setenv("COLUMNS", "300")
+    chat = [name for name, count in SECTIONS["Chat"].items() for _ in range(count)]
+    margins = [1.0] * (len(chat) + 2)
+    subsets = {"subset": [*chat, "hep-go", "donotanswer"]}
+    found = summary.summarise(lines(margins, **subsets), True, ["subset"])["reward_bench"]
+    printed.bench(found)
+    shown = capsys.readouterr().out.split("\n")
+    whole, chat, safety, reasoning = (line.split("│")[3].strip() for line in shown if "│ " in line)
+    assert whole == "360 of 2,985 rows; without Chat Hard" and chat == ""
+    assert safety.startswith("1 of 740 rows; without refusals-dangerous")
+    assert reasoning.startswith("1 of 1,431 rows; without math-prm")
+
+
+def test_subsets_are_known_however_they_are_written_and_however_many_come_before(monkeypatch):
+    monkeypatch.setattr(summary, "MOST", 2)
+    subsets = ["a", "b", "c", "HEP-GO", "hep-go ", "llmbar-adver-gptinst"]
+    found = summary.summarise(lines([1] * 6, subset=subsets), True, ["subset"])
+    counts = {each["name"]: each["count"] for each in found["by"]["subset"]}
+    assert counts == {**{"a": 1, "b": 1, summary.OTHERS: 1, "hep-go": 2, "llmbar-adver-GPTInst": 1}}
+    assert {*found["reward_bench"]["sections"]} == {"Chat Hard", "Reasoning"}
+
+
+def test_class_labels_are_called_by_their_names(tmp_path):
+    labels = ClassLabel(names=["donotanswer", "hep-go"])
+    features = Features({"prompt": Value("string"), "subset": labels})
+    rows = {"prompt": ["a", "b", "c", "d"], "subset": [1, 0, None, -1]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "pairs.parquet")
+    source = source_of(str(tmp_path / "pairs.parquet"), "")
+    found = [row["subset"] for row in columns_of(source.rows, ["subset"])]
+    assert found == ["hep-go", "donotanswer", None, None]
 
 
 def test_calibration_is_how_far_what_is_said_is_from_what_is_right():

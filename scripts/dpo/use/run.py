@@ -53,6 +53,6 @@ def used(name: str) -> Used:
         Refusal: there is none of that name, or it has not ended.
     """
     folder = there(name)
+    check_ended(folder)  # first: a checkpoint, which policy_of would name, is no run
     policy = policy_of(folder)
-    check_ended(folder)
     return Used(folder, policy.recipe, policy, reference_of(policy.recipe))

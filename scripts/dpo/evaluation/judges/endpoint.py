@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 
 from dpo.core.hashing import name_of
 from dpo.core.refusal import Refusal, one_line
-from dpo.evaluation.judges.verdicts import Comparison, Kept, Verdicts, left_out
+from dpo.evaluation.judges.verdicts import (
+    Comparison,
+    Kept,
+    Price,
+    Verdicts,
+    cost,
+    left_out,
+    money,
+)
 from dpo.models.sampling import Messages, told, turns
 
 TEMPLATE = """\
@@ -43,6 +51,7 @@ TEMPERATURE, MAX_TOKENS = 0, 1024  # the latter bounds what one answer of the ju
 ONE_TOKEN = {"temperature": TEMPERATURE, "max_tokens": 1}
 CONNECT = 5  # seconds
 RETRIES = 3  # of a request
+ASKED_TO_WAIT = 60  # seconds at most for which a server may have a retry wait
 BACK_OFF = 0.5  # seconds, doubled at each retry
 OUTAGE = 10  # requests that fail one after the other, each with its retries
 UNCLEAR, CUT_OFF = "the verdict is not understood", "the verdict is cut off"
@@ -51,7 +60,6 @@ GIVEN_UP = f"not asked, after {OUTAGE} failures in a row: the same command goes 
 REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 SIDES = ("policy", "against")
 Asked = tuple[Messages, str, str]  # a prompt, answer A and answer B
-Price = tuple[float, float] | None  # dollars per million tokens in and out
 
 
 def is_url(name: str) -> bool:
@@ -79,6 +87,8 @@ def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
         raise Refusal(f"JUDGE={url} is no URL: {one_line(error)}") from None
     if parts.username or parts.query:
         raise Refusal("JUDGE: no key or query in the URL: set OPENAI_API_KEY")
+    if not (key := os.environ.get("OPENAI_API_KEY", "")).isascii() or not key.isprintable():
+        raise Refusal("OPENAI_API_KEY holds a line break, or more than ASCII")
     with openai.OpenAI(**settings(url, timeout=30) | {"max_retries": 1}) as client:
         if not model:
             raise Refusal(f"which model of {url} judges? Name it with JUDGE_MODEL={serves(client)}")
@@ -194,7 +204,7 @@ class Asking:
                     self.kept.append({"key": key, "a": side, **said})
                 except REFUSED:
                     raise
-                except (openai.APIError, ValueError) as error:
+                except (TimeoutError, openai.APIError, ValueError) as error:
                     self.failed[key] = reason_of(error)
                     self.in_a_row += not isinstance(error, openai.BadRequestError)
                 else:
@@ -209,11 +219,14 @@ class Asking:
                 await asyncio.gather(*(work() for _ in range(parallel)))
 
     async def ask(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        """One judgement. The package itself retries all failures but an answer that is none."""
+        """One judgement. The package itself retries all failures but an answer that is none; its
+        time limit is of each read, and an answer may come byte by byte."""
         create: Any = self.client.chat.completions.create
+        limit = (1 + RETRIES) * (self.client.timeout.read + ASKED_TO_WAIT)
         for tried in range(1 + RETRIES):
+            asked = create(model=self.model, messages=messages, **self.how)
             try:
-                return self.read(await create(model=self.model, messages=messages, **self.how))
+                return self.read(await asyncio.wait_for(asked, limit))
             except ValueError as error:
                 broken = error
                 await asyncio.sleep(BACK_OFF * 2**tried)
@@ -224,7 +237,7 @@ def reason_of(error: Exception) -> str:
     """A failure as a reason to count, without what the server says."""
     if isinstance(error, openai.APIStatusError):
         return f"the endpoint answered HTTP {error.status_code}"
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError | TimeoutError):
         return "the endpoint took too long"
     if isinstance(error, openai.APIConnectionError):
         return "the connection failed"
@@ -254,6 +267,7 @@ def judge(
     Raises:
         Refusal: the endpoint refuses the key or the model, or gives not `some` verdict.
     """
+    url = url.rstrip("/")  # or all is asked again by the same one
     about = {"kind": "endpoint", "name": url, "model": model, "template": TEMPLATE}
     about |= {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
     kept.introduce(about)
@@ -283,18 +297,3 @@ def judge(
     preferred[[*keys]] = np.where(both, np.where(first == second, first, 0.5), np.nan)
     share = float((first != second)[both].mean()) if both.any() else 0.0
     return Verdicts(preferred, None, reasons, about, asking.cost() | {"orders_disagree": share})
-
-
-def cost(judgements: list[dict[str, Any]], price: Price) -> dict[str, Any]:
-    """Tokens as the endpoint counts them, and dollars where the price of a million is known."""
-    counted = [judgement["tokens"] for judgement in judgements if judgement["tokens"]]
-    into, out = np.array(counted, dtype=int).reshape(-1, 2).sum(axis=0).tolist()
-    uncounted = len(judgements) - len(counted)
-    found = {"requests": len(judgements), "tokens_in": into, "tokens_out": out}
-    found |= {"requests_without_count": uncounted} if uncounted else {}
-    return found | ({"dollars": (into * price[0] + out * price[1]) / 1e6} if price else {})
-
-
-def money(cost: dict[str, Any]) -> str:
-    dollars = f", ${cost['dollars']:.4f}" if "dollars" in cost else ""
-    return f"{cost['tokens_in'] + cost['tokens_out']:,} tokens{dollars}"

@@ -15,6 +15,8 @@ from dpo.core.refusal import Refusal
 from dpo.core.secrets import masked
 from dpo.models.sampling import Prompt
 
+Price = tuple[float, float] | None  # dollars per million tokens in and out
+
 
 @dataclass
 class Comparison:
@@ -52,7 +54,7 @@ class Kept:
     all that it was shown. Lines without one say who judged.
 
     Raises:
-        Refusal: another process is judging into the file, or a line of it is no JSON.
+        Refusal: another process is judging into the file, or a line of it is no object.
     """
 
     def __init__(self, path: Path):
@@ -67,8 +69,8 @@ class Kept:
         self.lines: list[dict] = []
         for number, line in enumerate(filter(None, whole.split(b"\n")), start=1):
             try:
-                self.lines.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
+                self.lines.append({**json.loads(line)})
+            except (TypeError, ValueError) as error:  # a TypeError of what is no object
                 raise Refusal(f"{path}, line {number}: {error}: take the line out") from error
         self.entries = {line["key"]: line for line in self.lines if "key" in line}
 
@@ -113,3 +115,18 @@ def left_out(
         made = [entries.get(key, {"reason": failed.get(key)}) for key in pair]
         reasons.update([e["reason"] for e in made if e.get(field) is None][:1])
     return dict(reasons.most_common())
+
+
+def cost(judgements: list[dict[str, Any]], price: Price) -> dict[str, Any]:
+    """Tokens as the endpoint counts them, and dollars where the price of a million is known."""
+    counted = [judgement["tokens"] for judgement in judgements if judgement["tokens"]]
+    into, out = np.array(counted, dtype=int).reshape(-1, 2).sum(axis=0).tolist()
+    uncounted = len(judgements) - len(counted)
+    found = {"requests": len(judgements), "tokens_in": into, "tokens_out": out}
+    found |= {"requests_without_count": uncounted} if uncounted else {}
+    return found | ({"dollars": (into * price[0] + out * price[1]) / 1e6} if price else {})
+
+
+def money(cost: dict[str, Any]) -> str:
+    dollars = f", ${cost['dollars']:.4f}" if "dollars" in cost else ""
+    return f"{cost['tokens_in'] + cost['tokens_out']:,} tokens{dollars}"

@@ -24,7 +24,16 @@ from dpo.evaluation.judges import endpoint
 from dpo.evaluation.published import length_control
 from dpo.evaluation.published.asking import Judge, Messages, Reading, check_url
 from dpo.evaluation.published.length_control import Calibration
-from dpo.evaluation.published.suite import SIDES, Contest, checked, found_in, parsed, shares
+from dpo.evaluation.published.suite import (
+    SIDES,
+    Contest,
+    check_shape,
+    checked,
+    found_in,
+    parsed,
+    shares,
+    text_in,
+)
 from dpo.recipe.strict import load_yaml
 
 CLONE = "https://github.com/tatsu-lab/alpaca_eval"
@@ -33,6 +42,11 @@ ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 ANNOTATED = CONFIGS / ANNOTATOR / "configs.yaml"
 BASELINE = Path("results/gpt4_1106_preview/model_outputs.json")
 CALIBRATION = Path("df_gamed.csv")  # of the data set tatsu-lab/alpaca_eval
+CONFIG = {
+    "prompt_template": str,
+    "completions_kwargs": {"model_name": str, "max_tokens": int},
+    "completion_parser_kwargs": {"numerator_token": str, "denominator_tokens": [str, str]},
+}
 WHOLE = 805
 # Every model of the leaderboard has settings of its own; most have these (models_configs).
 TEMPERATURE, MAX_NEW_TOKENS = 0.7, 2048
@@ -71,6 +85,7 @@ def read(given: str) -> Suite:
     path = folder / ANNOTATED
     try:
         config = load_yaml(path, path.read_text(encoding="utf-8"))[ANNOTATOR]
+        check_shape(config, CONFIG, path)
         template = folder / CONFIGS / config["prompt_template"]
         how, reading = dict(config["completions_kwargs"]), config["completion_parser_kwargs"]
         judge, first = how.pop("model_name"), reading["numerator_token"]
@@ -79,10 +94,9 @@ def read(given: str) -> Suite:
     except (KeyError, TypeError, ValueError, OSError) as error:
         why = f"{type(error).__name__}: {error}"
         raise Refusal(f"{path} is not as it was at commit cd543a1 ({why}): clone anew") from error
-    rows = parsed((folder / BASELINE).read_text(encoding="utf-8"), str(folder / BASELINE))
-    lacking = [at for at, row in enumerate(rows) if not {"instruction", "output"} <= row.keys()]
-    if not rows or lacking:
-        raise Refusal(f"{folder / BASELINE}: row {lacking[0] if rows else 0} has no answer")
+    path = folder / BASELINE
+    rows = parsed(text_in(path), str(path))
+    check_shape({"rows": rows}, {"rows": [{"instruction": str, "output": str}]}, path)
     if not (folder / CALIBRATION).is_file():
         raise Refusal(
             f"{folder} lacks {CALIBRATION}, by which lengths are controlled: hf download "
@@ -99,7 +113,8 @@ def turns_of(template: str) -> Messages:
         ValueError: it is none, or lacks a place.
     """
     found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", template, re.DOTALL)
-    lacks = {"instruction", "output_1", "output_2"} - {*re.findall(r"\{(\w+)\}", template)}
+    places = {name for _, content in found for name in re.findall(r"\{(\w+)\}", content)}
+    lacks = {"instruction", "output_1", "output_2"} - places
     if not found or lacks:
         raise ValueError(f"no prompt with {', '.join(sorted(lacks)) or 'turns'}")
     return [{"role": role, "content": content.strip()} for role, content in found]

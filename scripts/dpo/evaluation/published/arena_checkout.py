@@ -2,12 +2,13 @@
 the judge is asked, and what its labels count. Nothing of it is kept here, and no code of it run."""
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo.core.refusal import Refusal
-from dpo.evaluation.published.suite import found_in, lines_of
+from dpo.evaluation.published.suite import check_form, check_shape, found_in, lines_of
 from dpo.recipe.strict import load_yaml
 
 CLONE = "https://github.com/lmarena/arena-hard-auto"
@@ -15,6 +16,11 @@ SETTINGS = Path("utils/judge_utils.py")
 BENCHMARKS = {"arena_hard": "arena-hard-v2.0", "arena_hard_v0.1": "arena-hard-v0.1"}
 # Beside the one that its settings name: of v2.0 the leaderboards have both.
 JUDGES = {"arena_hard": ("gemini-2.5",)}
+QUESTION = {"uid": str, "category": str, "prompt": str}
+SETTING = {"baseline": str, "system_prompt": str}  # of a category
+STATED = {"judge_model": str, "temperature": int | float, "max_tokens": int}
+STATED |= {"prompt_template": str, "regex_patterns": [str]}
+PLACES = {"QUESTION", "ANSWER_A", "ANSWER_B"}
 # What a label says of answer A: 1 it is better, 0 it is worse, as many times as it counts.
 SCORES = {"A>>B": [1, 1, 1], "A>B": [1], "A=B": [0.5], "A<B": [0], "A<<B": [0, 0, 0]}
 SCORES |= {"B>>A": [0, 0, 0], "B>A": [0], "B=A": [0.5], "B<A": [1], "B<<A": [1, 1, 1]}
@@ -56,33 +62,46 @@ def read(given: str, name: str, limit: int | None = None) -> Suite:
     benchmark = BENCHMARKS[name]
     config, place = Path(f"config/{benchmark}.yaml"), Path("data", benchmark)
     folder = found_in(given, Path(), [SETTINGS, config, place / "question.jsonl"], CLONE)
-    questions = lines_of(folder / place / "question.jsonl")[:limit]
+    questions = lines_of(folder / place / "question.jsonl", QUESTION, "uid")[:limit]
+    asked = [(each["uid"], each["category"]) for each in questions]
     try:
         settings = constant((folder / SETTINGS).read_text(encoding="utf-8"), "JUDGE_SETTINGS")
         stated = load_yaml(folder / config, (folder / config).read_text(encoding="utf-8"))
-        asked = [(each["uid"], each["category"], each["prompt"]) for each in questions]
-        categories = dict.fromkeys(category for _, category, _ in asked)
-        system = {each: settings[each]["system_prompt"] for each in categories}
-        baselines = {each: settings[each]["baseline"] for each in categories}
-        template = stated["prompt_template"]
-        template.format(QUESTION="", ANSWER_A="", ANSWER_B="")
-        how = {key: stated[key] for key in ("temperature", "max_tokens")}
-        patterns = stated["regex_patterns"]
-        judges = " or ".join(dict.fromkeys((str(stated["judge_model"]), *JUDGES.get(name, ()))))
     except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         said = f"{folder} is not as it was at commit 196f6b8 ({why}): clone anew"
         raise Refusal(said) from error
+    categories = dict.fromkeys(category for _, category in asked)
+    check_shape(settings, dict.fromkeys(categories, SETTING), folder / SETTINGS)
+    check_shape(stated, STATED, folder / config)
+    template, patterns = stated["prompt_template"], stated["regex_patterns"]
+    check_form(template, PLACES, f"{folder / config}, prompt_template")
+    check_patterns(patterns, f"{folder / config}, regex_patterns")
+    system = {each: settings[each]["system_prompt"] for each in categories}
+    baselines = {each: settings[each]["baseline"] for each in categories}
+    how = {key: stated[key] for key in ("temperature", "max_tokens")}
+    judges = " or ".join(dict.fromkeys((stated["judge_model"], *JUDGES.get(name, ()))))
     answers = {model: answers_of(folder / place, model) for model in {*baselines.values()}}
     baseline = {}
-    for uid, category, _ in asked:
+    for uid, category in asked:
         model = baselines[category]
-        if uid not in answers[model]:
+        if uid not in answers[model] or not isinstance(text_of(answers[model][uid]), str):
             path = folder / place / "model_answer" / f"{model}.jsonl"
             raise Refusal(f"{path} has no answer to {uid}: clone anew")
         baseline[uid] = answers[model][uid]
     parts = (baselines, baseline, system, template, patterns, how, judges)
     return Suite(folder / place, questions, *parts)
+
+
+def check_patterns(patterns: list[str], where: str) -> None:
+    """Raises Refusal where one is no regular expression of one label."""
+    for pattern in patterns:
+        try:
+            why = "it has several groups" if re.compile(pattern).groups > 1 else ""
+        except re.error as error:
+            why = str(error)
+        if why:
+            raise Refusal(f"{where}: {pattern} reads no label ({why}): clone anew")
 
 
 def constant(code: str, name: str) -> Any:
@@ -113,7 +132,7 @@ def answers_of(folder: Path, model: str) -> dict[str, dict[str, Any]]:
     path = folder / "model_answer" / f"{model}.jsonl"
     if not path.is_file():
         raise Refusal(f"{path} is not there, the answers of a baseline: clone {CLONE} anew")
-    found = {each["uid"]: each for each in lines_of(path) if "uid" in each}
+    found = {e["uid"]: e for e in lines_of(path, {}) if isinstance(e.get("uid"), str)}
     for uid, line in found.items():
         try:
             text_of(line)
@@ -135,9 +154,10 @@ def labels_of(folder: Path, judge: str) -> dict[str, dict[str, list[str | None]]
     """
     found: dict[str, dict[str, list[str | None]]] = {}
     for path in sorted((folder / "model_judgment" / judge).glob("*.jsonl")):
-        for number, line in enumerate(lines_of(path), start=1):
+        for number, line in enumerate(lines_of(path, {}), start=1):
             try:
                 first, second = (game and game["score"] for game in line["games"])
+                hash((first, second))  # a TypeError where a label is a list
                 found.setdefault(line["model"], {})[line["uid"]] = [first, second]
             except (KeyError, TypeError, ValueError) as error:
                 raise Refusal(f"{path}, line {number} is no verdict: copy it anew") from error

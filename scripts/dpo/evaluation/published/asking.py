@@ -42,7 +42,7 @@ class Judge:
         """
         price = prices(args.judge_price)
         rest = (args.judge_parallel, args.judge_timeout)
-        return cls(args.judge, args.judge_model, how, published, price, *rest)
+        return cls(args.judge.rstrip("/"), args.judge_model, how, published, price, *rest)
 
     def about(self) -> dict[str, Any]:
         return {"url": self.url, "model": self.model, "published": self.published, **self.how}
@@ -130,4 +130,4 @@ def before(missing: dict[str, tuple[str, Messages]], max_tokens: int, price: Pri
     said = (
         f"To ask: {len(missing):,} requests, about {into:,.0f} tokens in and {most:,} out at most"
     )
-    return said + (f", ${(into * price[0] + most * price[1]) / 1e6:,.2f} at most" if price else "")
+    return said + (f", ${(into * price[0] + most * price[1]) / 1e6:,.2f} by these" if price else "")

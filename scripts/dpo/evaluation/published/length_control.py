@@ -18,6 +18,7 @@ from dpo.core.refusal import Refusal
 from dpo.evaluation.published.suite import SIDES, interval
 
 COLUMNS = ("index", "instruction_difficulty", "std_delta_len", "preference")
+ROUNDING = 1e-6  # of preferences
 WEIGHT = 0.1  # 0.2, over two models
 STRENGTHS = np.logspace(-4, 4, 10)  # of the data against the penalty
 FOLDS = 5
@@ -43,22 +44,27 @@ def read(path: Path, count: int) -> Calibration:
     """The calibration of so many instructions, of df_gamed.csv of the suite's data set.
 
     Raises:
-        Refusal: a column or an instruction is not there.
+        Refusal: a column or an instruction is not there, or a value is none of its column.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [*csv.DictReader(file)]
     try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [*csv.DictReader(file)]
         values = np.array([[float(row[name].strip() or "nan") for name in COLUMNS] for row in rows])
         index, difficulty, shorter, preferred = values.T
-    except (AttributeError, KeyError, ValueError) as error:
+    except (AttributeError, KeyError, ValueError, csv.Error) as error:
         why = f"no table with {', '.join(COLUMNS)} ({type(error).__name__}: {error})"
         raise Refusal(f"{path} is {why}: download it anew") from error
     of = dict(zip(index[::-1], difficulty[::-1], strict=True))  # of several rows, the first
     lacking = [at for at in range(count) if not np.isfinite(of.get(at, np.nan))]
     if lacking:
         raise Refusal(f"{path} lacks {len(lacking)} of {count} instructions: download it anew")
-    inputs = np.stack([np.tanh(shorter), difficulty, np.zeros(len(rows))], axis=1)
     known = ~np.isnan(preferred)
+    likely = (preferred > -ROUNDING) & (preferred < 1 + ROUNDING)
+    odd = np.flatnonzero(known & ~(likely & np.isfinite(shorter + difficulty)))
+    if len(odd) or not known.any():
+        of = f"in row {odd[0] + 1} no number, or no preference" if len(odd) else "no preference"
+        raise Refusal(f"{path} has {of} from 0 to 1: download it anew")
+    inputs = np.stack([np.tanh(shorter), difficulty, np.zeros(len(rows))], axis=1)
     return Calibration(np.array([of[at] for at in range(count)]), inputs[known], preferred[known])
 
 

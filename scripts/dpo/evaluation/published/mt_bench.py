@@ -11,7 +11,7 @@ show_result.py takes the mean of all grades.
 import argparse
 import re
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,17 @@ from dpo.evaluation import generations
 from dpo.evaluation.contestants import Contestant
 from dpo.evaluation.judges import endpoint
 from dpo.evaluation.published.asking import Judge, check_url
-from dpo.evaluation.published.suite import SIDES, Contest, checked, found_in, lines_of
+from dpo.evaluation.published.suite import SIDES, Contest, check_form, checked, found_in, lines_of
 
 CLONE = "https://github.com/lm-sys/FastChat"
 DATA = Path("fastchat/llm_judge/data")
 FILES = ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
+# What each of them must have, and by what its lines are told apart.
+SHAPES = (
+    ({"question_id": int | str, "category": str, "turns": [str, str]}, "question_id"),
+    ({"name": str, "system_prompt": str, "prompt_template": str}, "name"),
+    ({"question_id": int | str, "choices": [{"turns": [str, str]}]}, "question_id"),
+)
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 TEMPERATURES |= dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0)
 OTHER = 0.7  # of a category that is none of these
@@ -42,17 +48,34 @@ def files_of(given: str) -> list[list[dict[str, Any]]]:
     """The questions, the judge's prompts and the reference answers of a checkout.
 
     Raises:
-        Refusal: they are not there, or are none.
+        Refusal: they are not there, or not as they must be.
     """
     folder = found_in(given, DATA, [*map(Path, FILES)], CLONE)
-    found = [lines_of(folder / name) for name in FILES]
+    paths = [folder / name for name in FILES]
+    found = [lines_of(path, *shape) for path, shape in zip(paths, SHAPES, strict=True)]
     questions, prompts, references = found
-    names = {f"single{kind}-v1{turn}" for kind in ("", "-math") for turn in ("", "-multi-turn")}
-    graded = {each.get("question_id") for each in references}
-    needed = {q["question_id"] for q in questions if q["category"] in WITH_REFERENCE}
-    if not questions or names - {each.get("name") for each in prompts} or needed - graded:
-        raise Refusal(f"{folder} lacks questions, judge's prompts or reference answers: clone anew")
+    for each in questions:
+        category = each["category"]
+        if category not in TEMPERATURES and (meant := category.strip().lower()) in TEMPERATURES:
+            where = f"{paths[0]}, question {each['question_id']}"
+            raise Refusal(f"{where}: its category is {category!r}, not {meant!r}: clone anew")
+    forms = {each["name"]: each["prompt_template"] for each in prompts}
+    graded = {each["question_id"] for each in references}
+    needed = [q["question_id"] for q in questions if q["category"] in WITH_REFERENCE]
+    kinds = {form_of(*kind): kind for kind in product((False, True), (0, 1))}
+    for path, names, there in ((paths[1], kinds, forms), (paths[2], needed, graded)):
+        if lacks := [str(name) for name in names if name not in there]:
+            raise Refusal(f"{path} lacks {', '.join(lacks)}: clone anew")
+    for name, (with_reference, turn) in kinds.items():
+        both = ["", ""]
+        words = words_of(both, both, turn, both if with_reference else None)
+        check_form(forms[name], {*words}, f"{paths[1]}, {name}")
     return found
+
+
+def form_of(with_reference: bool, turn: int) -> str:
+    """The name of the judge's prompt on a turn, 0 or 1."""
+    return f"single{'-math' * with_reference}-v1{'-multi-turn' * turn}"
 
 
 def answers(contest: Contest, questions: list[dict], cut: int) -> dict[str, dict[int, list[str]]]:
@@ -87,22 +110,32 @@ def conversation(question: dict, said: list[str], turn: int) -> list[dict[str, s
     return [m for pair in zip(asked, [*before, None], strict=True) for m in pair if m]
 
 
+def words_of(
+    turns: list[str], said: list[str], turn: int, known: list[str] | None
+) -> dict[str, str]:
+    """What fills the judge's prompt on a turn.
+
+    Args:
+        known: reference answers, of a category that has any.
+    """
+    words = {"question": turns[0], "answer": said[0]}
+    if turn:
+        words = {}
+        for at in range(2):
+            words |= {f"question_{at + 1}": turns[at], f"answer_{at + 1}": said[at]}
+    return words | {f"ref_answer_{at + 1}": known[at] for at in range(turn + 1) if known}
+
+
 def request(
     question: dict, said: list[str], turn: int, prompts: dict[str, dict], references: dict
 ) -> list[dict[str, str]]:
     """What the judge is asked about an answer, in the suite's own words."""
     with_reference = question["category"] in WITH_REFERENCE
-    name = f"single{'-math' * with_reference}-v1{'-multi-turn' * turn}"
-    words: dict[str, str] = {}
-    if turn:
-        for at in range(2):
-            words |= {f"question_{at + 1}": question["turns"][at], f"answer_{at + 1}": said[at]}
-    else:
-        words = {"question": question["turns"][0], "answer": said[0]}
+    known = None
     if with_reference:
         known = references[question["question_id"]]["choices"][0]["turns"]
-        words |= {f"ref_answer_{at + 1}": known[at] for at in range(turn + 1)}
-    form = prompts[name]
+    words = words_of(question["turns"], said, turn, known)
+    form = prompts[form_of(with_reference, turn)]
     return [
         {"role": "system", "content": form["system_prompt"]},
         {"role": "user", "content": form["prompt_template"].format(**words)},

@@ -82,7 +82,7 @@ def controlled(
     for category in suite.baselines:
         uids = [each["uid"] for each in suite.questions if each["category"] == category]
         baseline = {uid: known(suite.baseline[uid]) for uid in uids}
-        styles, taken = mine | others.styles, battles | others.battles
+        styles, taken = others.styles | mine, others.battles | battles
         found[category] = of_category(uids, baseline, styles, taken)
     return found
 
@@ -105,7 +105,10 @@ def marks_of(text: str) -> list[float]:
 
 
 def has_style(line: dict[str, Any]) -> bool:
-    return {*FEATURES} <= {*line.get("metadata", ())}
+    try:
+        return bool(np.isfinite(known(line)).all())
+    except (KeyError, TypeError):
+        return False
 
 
 def known(line: dict[str, Any]) -> list[float]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Self
 
 import numpy as np
@@ -25,6 +26,8 @@ from dpo.evaluation.published.asking import Judge, Messages, Reading, ask_all
 
 SIDES = ("policy", "against")
 JUDGED, HOW = "judgements.jsonl", ", and the same command goes on: what was said is kept"
+WORDS = {str: "text", int: "whole number", int | float: "number", int | str: "number or text"}
+WORDS |= {dict: "object", list: "list"}
 
 
 @dataclass
@@ -174,19 +177,39 @@ def found_in(given: str, within: Path, names: list[Path], clone: str) -> Path:
     )
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path, shape: dict[str, Any], key: str = "") -> list[dict[str, Any]]:
     """The objects of a suite's file with one a line.
 
+    Args:
+        shape: of each, as `check_shape` has it.
+        key: a field in which no two are alike.
+
     Raises:
-        Refusal: a line is none: the file was cut, or is a pointer of git-lfs.
+        Refusal: a line is none, or not as it must be.
     """
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    found, known = [], dict[Any, int]()
+    for number, line in enumerate(text_in(path).split("\n"), start=1):
         if line.strip():
-            found.append(parsed(line, f"{path}, line {number}"))
+            where = f"{path}, line {number}"
+            check_shape(row := parsed(line, where), shape, where)
+            found.append(row)
+            if key and (first := known.setdefault(row[key], number)) != number:
+                raise Refusal(f"{where}: {key} {row[key]} is that of line {first}: clone anew")
     if not found:
         raise Refusal(f"{path} is empty: clone anew")
     return found
+
+
+def text_in(path: Path) -> str:
+    """The text of a suite's file.
+
+    Raises:
+        Refusal: it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{path} is no text in UTF-8 ({error}): clone anew") from error
 
 
 def parsed(text: str, where: str) -> Any:
@@ -200,6 +223,39 @@ def parsed(text: str, where: str) -> Any:
     except ValueError as error:
         why = "a pointer of git-lfs: git lfs pull" if "git-lfs" in text else f"no JSON ({error})"
         raise Refusal(f"{where} is {why}{'' if 'git-lfs' in text else ': clone anew'}") from error
+
+
+def check_shape(value: Any, shape: Any, where: object, at: str = "") -> None:
+    """Raises Refusal where a value in a suite's file, or a part of it, is of another shape.
+
+    Args:
+        shape: a type; an object with the shapes of fields that must be there; or a list, of as many
+            or more, all shaped as its first.
+        at: what the value is called, if it is a part.
+    """
+    kind = type(shape) if isinstance(shape, dict | list) else shape
+    if not isinstance(value, kind) or isinstance(value, bool):
+        shown = json.dumps(value, default=str)[:40]
+        raise Refusal(f"{where}: {at or 'it'} is {shown}, no {WORDS[kind]}: clone anew")
+    keys = shape if kind is dict else range(max(len(shape), len(value))) if kind is list else ()
+    for key in keys:
+        part = f"{at}[{key}]" if kind is list else f"{at}.{key}".lstrip(".")
+        try:
+            check_shape(value[key], shape[0 if kind is list else key], where, part)
+        except LookupError:
+            raise Refusal(f"{where}: {part} is not there: clone anew") from None
+
+
+def check_form(form: str, words: set[str], where: str) -> None:
+    """Raises Refusal where a judge's prompt has no place for each of these words, or has others."""
+    try:
+        form.format(**dict.fromkeys(words, ""))
+        lacks = words - {name for _, name, _, _ in Formatter().parse(form)}
+        why = f"no place for {', '.join(sorted(lacks))}" if lacks else ""
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    if why:
+        raise Refusal(f"{where}: it cannot be filled ({why}): clone anew")
 
 
 def interval(values: np.ndarray) -> dict[str, float]:

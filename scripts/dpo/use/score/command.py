@@ -103,9 +103,8 @@ def score(args: argparse.Namespace) -> tuple[Path, dict[str, Any], Path | None]:
             by_both = Scoring(policy, reference, pad, beta, args.per_token)
             scoring.carry_out(folder, reading.given, source.count, by_both, reading.pairs)
         # Of long rows only what tells them apart: many are in memory together.
-        table: Any = source.rows.data
-        named = ({name: row.get(name) for name in args.by} for row in table)
-        lines = zip(scoring.read_lines(folder), named if args.by else repeat({}), strict=False)
+        named = rows.columns_of(source.rows, args.by) if args.by else repeat({})
+        lines = zip(scoring.read_lines(folder), named, strict=False)
         found = {
             "format": 1,
             "run": str(run.folder),

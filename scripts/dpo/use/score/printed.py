@@ -9,6 +9,7 @@ from rich.table import Table
 from dpo.core.stats import said
 from dpo.core.terminal import visible
 from dpo.data.lint import REASONS
+from dpo.use.score.sections import SECTIONS, TOTALS
 
 
 def table(title: str, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -66,8 +67,12 @@ def calibrated(found: dict[str, Any]) -> None:
 
 
 def bench(found: dict[str, Any]) -> None:
-    rows = [("all sections", said(found["score"], ".3f"), "")]
-    for name, section in found["sections"].items():
-        missing = f"without {', '.join(section['missing'])}" * bool(section["missing"])
-        rows.append((name, said(section["accuracy"], ".3f"), missing))
+    sections = found["sections"]
+    whole = {"accuracy": found["score"], "missing": [n for n in SECTIONS if n not in sections]}
+    whole |= {"rows": sum(each["rows"] for each in sections.values()), "of": sum(TOTALS.values())}
+    rows = []
+    for name, part in ({"all sections": whole} | sections).items():
+        lacks = [f"{part['rows']:,} of {part['of']:,} rows"] * (part["rows"] != part["of"])
+        lacks += [f"without {', '.join(part['missing'])}"] * bool(part["missing"])
+        rows.append((name, said(part["accuracy"], ".3f"), "; ".join(lacks)))
     table("RewardBench", ("section", "accuracy", ""), rows)

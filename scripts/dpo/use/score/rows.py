@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import IterableDataset
+from datasets import ClassLabel, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from dpo.core.hashing import digests_of
@@ -93,6 +93,19 @@ def check_columns(source: Source, wanted: list[str], key: str) -> None:
     known = [*dict.fromkeys(name for row in source.rows.first(SEEN) for name in row)]
     if left := [name for name in wanted if name not in known]:
         raise Refusal(f"{key}: no column {left[0]!r} in {source.rows.name}, only {listed(known)}")
+
+
+def columns_of(rows: Rows, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Of each row what it has in these columns: of class labels their names."""
+    table: Any = rows.data
+    kinds = table.features or {}
+    labels = {name: kind for name in names if isinstance(kind := kinds.get(name), ClassLabel)}
+    for row in table:
+        found = {name: row.get(name) for name in names}
+        for name, kind in labels.items():
+            if found[name] is not None:
+                found[name] = kind.int2str(found[name]) if found[name] >= 0 else None
+        yield found
 
 
 def as_asked(

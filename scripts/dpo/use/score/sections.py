@@ -19,3 +19,6 @@ SECTIONS = {
     "Safety": SAFETY,
     "Reasoning": {"math-prm": 984, **CODE},
 }
+TOTALS = {name: sum(subsets.values()) for name, subsets in SECTIONS.items()}
+TOTALS["Reasoning"] -= 984 - 447  # rows of math-prm
+NAMES = {name.lower(): name for subsets in SECTIONS.values() for name in subsets}

@@ -16,7 +16,7 @@ import numpy as np
 from dpo.core import stats
 from dpo.core.stats import Interval
 from dpo.evaluation.pairs import ALIKE
-from dpo.use.score.sections import SECTIONS
+from dpo.use.score.sections import NAMES, SECTIONS, TOTALS
 
 RESAMPLES = 1000
 ROWS = 256  # at a time
@@ -104,7 +104,7 @@ class Groups:
     def add(self, names: list[str], values: np.ndarray, weights: np.ndarray) -> None:
         for name in dict.fromkeys(names):
             here = np.array([each == name for each in names])
-            known = name in self.sums or len(self.sums) < MOST
+            known = name in self.sums or len(self.sums) < MOST or name.lower() in NAMES
             self.sums.setdefault(name if known else OTHERS, Sums()).add(values[here], weights[here])
 
 
@@ -195,7 +195,8 @@ def by_length(line: dict[str, Any]) -> str:
 
 
 def named(value: Any) -> str:
-    return "(none)" if value is None else str(value)
+    """A value in words; one of RewardBench's subsets as that writes it."""
+    return "(none)" if value is None else NAMES.get(str(value).strip().lower(), str(value))
 
 
 def calibration(bins: list[Sums]) -> dict[str, Any]:
@@ -220,7 +221,8 @@ def calibration(bins: list[Sums]) -> dict[str, Any]:
 
 
 def sections(groups: dict[str, Sums]) -> dict[str, Any] | None:
-    """RewardBench's score and its sections, of those subsets that are there; None without any."""
+    """RewardBench's score and its sections, of those subsets that are there, with how many of its
+    rows they are; None without any."""
     found, means = {}, []
     for name, subsets in SECTIONS.items():
         there = {subset: weight for subset, weight in subsets.items() if subset in groups}
@@ -230,7 +232,8 @@ def sections(groups: dict[str, Sums]) -> dict[str, Any] | None:
             means.append(share @ np.array([groups[subset].means(RIGHT) for subset in there]))
             missing = [subset for subset in subsets if subset not in there]
             whole = interval(float(mean), means[-1])
-            found[name] = {"accuracy": of(whole), "missing": missing}
+            rows = {"rows": sum(groups[subset].count for subset in there), "of": TOTALS[name]}
+            found[name] = {"accuracy": of(whole), "missing": missing, **rows}
     if not found:
         return None
     mean = float(np.mean([section["accuracy"]["mean"] for section in found.values()]))
