@@ -159,8 +159,8 @@ def expectation(of: Asked) -> tuple[header.Expected, Recipe, list[Path]]:
             known = own(read(*each.flags))
         if known == own(recipe):
             short = re.sub(r"[^\w.=+,-]+", "_", ",".join(each.flags).replace("--", ""))
-            processes = f"{of.gpus}-processes" if of.gpus else ""
-            folder = INTO / "-".join(filter(None, (of.name, of.config, processes, short)))
+            gpus = f"{of.gpus}-processes" if of.gpus else ""
+            folder = INTO / "-".join(filter(None, (of.name, of.config, gpus, short)))
             mine = [f"--output_dir={folder}", *sweeps.not_sent(recipe)]
             apart = read(*flags.overridden(of.arguments, mine))
             usual = [] if of.config or of.gpus else [Path(whole.training.output_dir)]

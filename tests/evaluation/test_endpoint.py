@@ -353,7 +353,7 @@ def test_an_endpoint_that_cannot_judge_is_refused_at_once(monkeypatch):
     started = time.monotonic()
     assert "Connection refused" in line_of(lambda: check(fake.url, MODEL))  # nobody listens now
     assert time.monotonic() - started < 5
-    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n{KEY}")
     said = line_of(lambda: check(fake.url, MODEL))
     assert "OPENAI_API_KEY holds a line break" in said and KEY not in said
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 
 from dpo.core.refusal import Refusal
+from dpo.evaluation.command import folder_of
+from dpo.evaluation.contestants import find
 from dpo.evaluation.judges.endpoint import UNCLEAR
 from dpo.evaluation.published import arena_checkout, arena_hard, style_control
 from dpo.evaluation.published.arena_checkout import points
+from dpo.evaluation.published.suite import Contest
 from support.checkouts import change_file
 from support.endpoint import MODEL, serving
 from support.launched import made
@@ -383,3 +387,21 @@ def test_what_style_control_lacks_is_said(many, checkout, monkeypatch):
         suite.baseline["u0"] = bare | metadata
         lacks = style_control.others_of(suite, "judge").lacks
         assert "the style of the baseline's answers" in lacks
+
+
+def test_a_model_that_loses_every_prompt_has_an_interval():
+    questions = [{"uid": str(at), "category": "hard_prompt"} for at in range(10)]
+    battles = {side: {each["uid"]: [0, 0] for each in questions} for side in ("policy", "against")}
+    found = arena_hard.scores(questions, battles)["hard_prompt"]["policy"]
+    assert found["mean"] == found["low"] == 0 and 0.2 < found["high"] < 0.4
+
+
+def test_a_folder_that_takes_nothing_is_said_before_an_answer_is_drawn(tiny_model, tmp_path):
+    flags = {"run": str(tiny_model), "against": str(tiny_model), "suite": "arena_hard", "seed": 1}
+    flags |= {"limit": 2, "judge": "http://127.0.0.1:1/v1", "judge_model": "", "prompts": ""}
+    args = Namespace(**flags, skip_pairs=False)
+    (folder := folder_of(args, *map(find, (args.run, args.against)))).mkdir(parents=True)
+    (folder / "judgements.jsonl").mkdir()
+    with pytest.raises(Refusal, match=r"judgements.jsonl cannot be written: .*Is a directory"):
+        Contest.of(args, None)
+    shutil.rmtree(folder)

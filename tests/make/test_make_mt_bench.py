@@ -92,17 +92,6 @@ def test_answers_are_drawn_as_it_prescribes(chatty_model, tmp_path, monkeypatch)
     assert second[1]["content"] == said[111][0] and second[2]["content"] == "And twice that?"
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
-    chatty_model, tmp_path
-):
-    (tmp_path / "file").write_text("")
-    judge = Judge("http://127.0.0.1:1/v1", MODEL, mt_bench.JUDGED, "gpt-4", None, 1, 1)
-    sides = {"policy": find(str(chatty_model))}
-    contest = Contest("mt_bench", sides, judge, "cpu", 0, tmp_path / "file/evaluation")
-    with pytest.raises(Refusal, match=r"evaluation cannot be written: .*Not a directory"):
-        contest.drawn(lambda *_: pytest.fail("drawn"))
-
-
 def test_the_judge_is_asked_in_the_suites_words():
     forms = {n: {"system_prompt": "Grade.", "prompt_template": f} for n, f in FORMS.items()}
     references = {111: {"choices": [{"turns": ["Two.", "Four."]}]}}

@@ -10,7 +10,6 @@ from dpo.reports import published, results, wandb_evaluations
 from dpo.reports.model_card import card
 from dpo.runs import output_folder
 from support.ended import ended_run, interval, suite_of
-from support.refusing import line_of
 
 STYLED = {"policy": interval(0.11, 0.1, 0.12), "against": None, "difference": None, "others": 3}
 
@@ -53,11 +52,6 @@ def test_a_whole_suite_of_the_policy_stands_in_its_card(tiny_model, tmp_path):
     assert rates[0].metric_name == (
         "length-controlled win rate, %, by judge-of-mine, 95% interval 40.00 to 50.00"
     )
-
-
-def test_damaged_results_of_a_suite_are_named(tmp_path):
-    (tmp_path / "mt_bench.json").write_text('{"suite": "mt')
-    assert "mt_bench.json is damaged" in line_of(lambda: [*published.read(tmp_path)])
 
 
 def test_a_whole_suite_has_numbers_for_wandb(tmp_path):
@@ -116,3 +110,11 @@ def test_what_arena_hard_lacks_of_its_leaderboards_is_said_in_the_card_too(tiny_
     assert [*published.caveats(suite_of("p"))] == [
         "Published figures are by gpt-4: these are none beside them"
     ]
+
+
+def test_a_damaged_file_of_results_takes_no_other_with_it(tmp_path, capsys):
+    left(tmp_path, "one", suite_of(tmp_path))
+    folder = tmp_path / "evaluations/one"
+    (folder / "mt_bench.json").write_text('{"suite": "mt')
+    assert [each["suite"] for each in published.read(folder)] == ["alpaca_eval"]
+    assert "mt_bench.json is damaged, and left out" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A published suite's scores: in the terminal, and as the model card and W&B have them."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ from rich.table import Table
 
 from dpo.core.stats import said
 from dpo.core.terminal import visible
-from dpo.reports import results
 
 TITLES = {"mt_bench": "MT-Bench", "alpaca_eval": "AlpacaEval 2"}
 TITLES |= {"arena_hard": "Arena-Hard v2.0", "arena_hard_v0.1": "Arena-Hard v0.1"}
@@ -19,15 +19,14 @@ Row = tuple[str, dict[str, Any]]  # a score's name, and its intervals by side
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
-    """The results of published suites in the folder of an evaluation.
-
-    Raises:
-        Refusal: a file of them is damaged.
-    """
+    """The results of published suites in the folder of an evaluation."""
     for suite in TITLES:
         path = folder / f"{suite}.json"
         if path.is_file():
-            yield results.read(path)
+            try:
+                yield json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                print(f"{path} is damaged, and left out: {error}")
 
 
 def scores(found: dict[str, Any]) -> list[Row]:

@@ -69,7 +69,7 @@ def is_url(name: str) -> bool:
 def settings(url: str, timeout: float) -> dict[str, Any]:
     return {
         "base_url": url,
-        "api_key": os.environ.get("OPENAI_API_KEY") or "none",  # most local servers want none
+        "api_key": os.environ.get("OPENAI_API_KEY", "").strip() or "none",  # as local servers want
         "timeout": openai.Timeout(timeout, connect=CONNECT),
         "max_retries": RETRIES,
     }
@@ -87,7 +87,8 @@ def check(url: str, model: str | None, how: dict[str, Any] = ONE_TOKEN) -> Any:
         raise Refusal(f"JUDGE={url} is no URL: {one_line(error)}") from None
     if parts.username or parts.query:
         raise Refusal("JUDGE: no key or query in the URL: set OPENAI_API_KEY")
-    if not (key := os.environ.get("OPENAI_API_KEY", "")).isascii() or not key.isprintable():
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key.isascii() or not key.isprintable():
         raise Refusal("OPENAI_API_KEY holds a line break, or more than ASCII")
     with openai.OpenAI(**settings(url, timeout=30) | {"max_retries": 1}) as client:
         if not model:

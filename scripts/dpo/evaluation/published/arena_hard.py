@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo.core.stats import Interval, bootstrap, resampled
+from dpo.core.stats import Interval, bootstrap, resampled, share
 from dpo.evaluation.judges import endpoint
 from dpo.evaluation.published import style_control
 from dpo.evaluation.published.arena_checkout import SCORES, Suite, points, read, text_of
@@ -117,8 +117,9 @@ def scores(questions: list[dict], battles: dict[str, dict[str, list]]) -> dict[s
         for side in SIDES:
             if judged[side]:
                 points, counts = sums(side, judged[side]).astype(float)
-                of = asdict(bootstrap(points, weights=counts))
-                found[category][side] = of | {"judged": len(judged[side])}
+                alike = np.ptp(points / counts) < 1e-12  # then no resample would differ
+                of = share(points / counts) if alike else bootstrap(points, weights=counts)
+                found[category][side] = asdict(of) | {"judged": len(judged[side])}
         if both := [uid for uid in uids if all(battles[side][uid] for side in SIDES)]:
             each = np.concatenate([sums(side, both) for side in SIDES]).astype(float)
             mean = np.array([1, 0, -1, 0]) @ (each.sum(1) / each.sum(1)[[1, 1, 3, 3]])

@@ -2,8 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
@@ -13,7 +12,7 @@ import numpy as np
 from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo.core.files import write_json, write_lines, written_to
+from dpo.core import files
 from dpo.core.machine import device_name, measuring_device, now, versions
 from dpo.core.refusal import Refusal
 from dpo.core.stats import Interval, paired, share
@@ -26,7 +25,7 @@ from dpo.evaluation.measure import SEED
 from dpo.evaluation.published.asking import Judge, Messages, Reading, ask_all
 
 SIDES = ("policy", "against")
-GOES_ON = ", and the same command goes on from what is kept"
+JUDGED, HOW = "judgements.jsonl", ", and the same command goes on: what was said is kept"
 WORDS = {str: "text", int: "whole number", int | float: "number", int | str: "number or text"}
 WORDS |= {dict: "object", list: "list"}
 
@@ -61,6 +60,8 @@ class Contest:
         against = find(args.against, policy) if args.against else reference_of(policy.recipe)
         seed = SEED if args.seed is None else args.seed
         folder, sides = folder_of(args, policy, against), (policy, against)
+        with files.written_to(folder / JUDGED, HOW), Kept(folder / JUDGED):
+            pass  # before hours of answers
         both = dict(zip(SIDES, sides, strict=True))
         return cls(args.suite, both, judge, measuring_device(), seed, folder, args.limit)
 
@@ -77,8 +78,6 @@ class Contest:
         for side, who in self.sides.items():
             if not tokenizers[side].chat_template:
                 raise Refusal(f"{who.name} has no chat template: {self.suite} asks chat models")
-        with self.kept():
-            pass  # before hours of drawing: it may be that nothing can be written
         for side, who in self.sides.items():
             with who.autocast(self.device):
                 model = who.load(self.device)
@@ -102,16 +101,6 @@ class Contest:
 
         return self.drawn(drawing)
 
-    @contextmanager
-    def kept(self) -> Iterator[Kept]:
-        """What the judge has said, to add to.
-
-        Raises:
-            Refusal: it cannot be written, or another process writes it.
-        """
-        with written_to(self.folder, GOES_ON), Kept(self.folder / "judgements.jsonl") as kept:
-            yield kept
-
     def verdicts(
         self, requests: dict[Any, Messages], reading: Reading
     ) -> tuple[dict[Any, Any], dict[str, Any]]:
@@ -120,7 +109,8 @@ class Contest:
         Raises:
             Refusal: the endpoint refuses the key or the model, or gives no verdict.
         """
-        with self.kept() as kept:
+        file = self.folder / JUDGED
+        with files.written_to(file, HOW), Kept(file) as kept:
             about = {"kind": self.suite, "name": self.judge.url, "model": self.judge.model}
             kept.introduce(about | self.judge.how)
             found, left_out, cost = ask_all(self.judge, requests, kept, reading)
@@ -149,10 +139,11 @@ class Contest:
             "machine": device_name(),
             "versions": versions(),
         }
-        with written_to(self.folder, GOES_ON):
-            write_lines(self.folder / f"answers{self.stem.removeprefix(self.suite)}.jsonl", lines)
-            write_json(self.folder / f"{self.stem}.json", found)
-        return self.folder / f"{self.stem}.json", found
+        path, part = self.folder / f"{self.stem}.json", self.stem.removeprefix(self.suite)
+        with files.written_to(path, HOW):
+            files.write_lines(self.folder / f"answers{part}.jsonl", lines)
+            files.write_json(path, found)
+        return path, found
 
 
 def checked(judge: Judge) -> Any:
