@@ -189,7 +189,7 @@ def test_a_gguf_file_is_the_policy(all_tokens, as_f32):
     folder, about = command.export(used(str(all_tokens)), False, "", "", "q8_0")
     assert folder == all_tokens / "exports/gguf-q8_0"
     for outtype, written in (("f32", as_f32[1]), ("q8_0", about)):
-        assert written["files"] == ["README.md", f"run-{outtype}.gguf"]
+        assert [*written["files"]] == ["README.md", f"run-{outtype}.gguf"]
         off = written["checked"]["nats"]["export_from_policy"]["token"]
         assert (off < 1e-5) == (outtype == "f32") and off < 0.02
 
