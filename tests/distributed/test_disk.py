@@ -51,7 +51,7 @@ def test_a_sharded_run_has_its_weights_once_and_goes_on(
         flags = [*run_flags(tiny_model, bare_data, tmp_path / name), *constant, *more]
         result = launched(*flags, f"--max_steps={steps}", config=config, processes=2)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        assert f"in {tmp_path / name}, " in result.stdout.splitlines()[-1]
+        assert f"in {tmp_path / name}, " in result.stdout.splitlines()[-2]
         return (tmp_path / name / "model.safetensors").read_bytes()
 
     trained("short", 4)
