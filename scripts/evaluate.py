@@ -53,10 +53,7 @@ def arguments() -> argparse.Namespace:
     add("--suite", default="", help=suites)
     add("--suite_tasks", default=None, help="a folder of benchmarks of your own, as lm-eval's")
     add("--suite_limit", type=positive, default=None, help="questions of each benchmark (all)")
-    args = parser.parse_args()
-    if "://" in args.judge:
-        args.judge = args.judge.rstrip("/")  # one name of one judge, whose verdicts are kept by it
-    return args
+    return parser.parse_args()
 
 
 def published(args: argparse.Namespace) -> None:

@@ -71,12 +71,12 @@ def caveats(found: dict[str, Any]) -> Iterator[str]:
                 f"Style of {category.replace('_', ' ')} is controlled by the verdicts on {models}: "
                 "published scores, by those on all that the suite's data set has"
             )
-    others = {k: v for k, v in found.get("prescribed", {}).items() if found[k] != v}
-    if others:
-        drawn, has = (", ".join(f"{k} {of[k]:,g}" for k in others) for of in (found, others))
+    if prescribed := {k: v for k, v in found.get("prescribed", {}).items() if found[k] != v}:
+        drawn, has = (
+            ", ".join(f"{k} {of[k]:,g}" for k in prescribed) for of in (found, prescribed)
+        )
         yield f"Answers are drawn with {drawn}, where the suite has {has}"
-    together = " or " in by and "creative_writing" in found.get("score", ())
-    if together:
+    if " or " in by and "creative_writing" in found.get("score", ()):
         yield f"Creative writing is published by {by.replace(' or ', ' and ')} together"
     if found["judge"]["model"].rpartition("/")[2] not in by.split(" or "):
         yield f"Published figures are by {by}: these are none beside them"

@@ -62,8 +62,8 @@ def read(path: Path, count: int) -> Calibration:
     likely = (preferred > -ROUNDING) & (preferred < 1 + ROUNDING)
     odd = np.flatnonzero(known & ~(likely & np.isfinite(shorter + difficulty)))
     if len(odd) or not known.any():
-        of = f"in row {odd[0] + 1} no number, or no preference" if len(odd) else "no preference"
-        raise Refusal(f"{path} has {of} from 0 to 1: download it anew")
+        why = f"in row {odd[0] + 1} no number, or no preference" if len(odd) else "no preference"
+        raise Refusal(f"{path} has {why} from 0 to 1: download it anew")
     inputs = np.stack([np.tanh(shorter), difficulty, np.zeros(len(rows))], axis=1)
     return Calibration(np.array([of[at] for at in range(count)]), inputs[known], preferred[known])
 
