@@ -249,7 +249,7 @@ def test_a_run_that_was_moved_goes_on_and_ends_with_its_best(
     assert refused.returncode and f"{name}, the best checkpoint so far, is not" in refused.stderr
 
 
-@pytest.mark.parametrize("harm", ["cut off", "a shard"])
+@pytest.mark.parametrize("harm", ["cut off", "a shard", "the index"])
 def test_no_checkpoint_goes_where_the_policy_beside_it_is_damaged(harm, finished, tmp_path):
     folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
     weights = folder / "model.safetensors"
@@ -257,9 +257,11 @@ def test_no_checkpoint_goes_where_the_policy_beside_it_is_damaged(harm, finished
         weights.unlink()
         weights.write_bytes((finished[0] / weights.name).read_bytes()[:-9])
     else:
-        index = {"weight_map": {"a": weights.name, "b": "model-2.safetensors"}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        index = json.dumps({"weight_map": {"a": weights.name, "b": "model-2.safetensors"}})
+        index = index if harm == "a shard" else index[:9]
+        (folder / "model.safetensors.index.json").write_text(index)
     there, said = names(folder), keeping.keep(folder, "use")
     assert names(folder) == there and there and "2 checkpoints included" in said
-    which = weights.name if harm == "cut off" else "model-2.safetensors"
+    which = {"cut off": weights.name, "a shard": "model-2.safetensors"}
+    which = which.get(harm, "model.safetensors.index.json")
     assert said.endswith(f"It could not be made smaller: its policy is damaged ({which})")

@@ -39,9 +39,13 @@ def keep(folder: Path, what: str, ours: bool = False) -> str:
 
 def damage(folder: Path, weights: list[Path]) -> str:
     """What a policy lacks, as far as names and headers tell; nothing where it is whole."""
-    index = folder / "model.safetensors.index.json"
-    shards = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
-    missing = {*shards} - {path.name for path in weights}
+    index, missing = folder / "model.safetensors.index.json", set[str]()
+    if index.is_file():
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            missing = {*shards} - {path.name for path in weights}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            missing = {index.name}
     for path in weights:
         try:
             with safe_open(path, "np"):
