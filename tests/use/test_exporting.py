@@ -4,7 +4,9 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
+import gguf
 import pytest
 import torch
 import yaml
@@ -185,8 +187,13 @@ needs_converter = pytest.mark.skipif(
 
 
 @needs_converter
-def test_a_gguf_file_is_the_policy(all_tokens, as_f32):
+def test_a_gguf_file_is_the_policy(all_tokens, as_f32, monkeypatch):
+    """It is read once, by a class that transformers asks gguf for: were it not, the pinned version
+    would have changed beneath us."""
+    reading = Mock(wraps=gguf.GGUFReader)
+    monkeypatch.setattr(gguf, "GGUFReader", reading)
     folder, about = command.export(used(str(all_tokens)), False, "", "", "q8_0")
+    assert reading.call_count == 1
     assert folder == all_tokens / "exports/gguf-q8_0"
     for outtype, written in (("f32", as_f32[1]), ("q8_0", about)):
         assert [*written["files"]] == ["README.md", f"run-{outtype}.gguf"]
